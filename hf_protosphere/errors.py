@@ -1,0 +1,17 @@
+"""What a user can mend: every message names the argument, the value received and the way out."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work. The command line prints it without a traceback."""
+
+
+class ArgumentError(UserError):
+    """An argument, or a combination of arguments, that cannot work."""
+
+
+class DataError(UserError):
+    """A data set that cannot be read, or that does not hold what training needs."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the last good checkpoint is kept."""
