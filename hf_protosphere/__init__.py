@@ -1,0 +1,57 @@
+"""Image classifiers with the best possible geometry: class prototypes on the hypersphere.
+
+Importing the package teaches transformers' Auto classes the model type "protosphere".
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig
+
+from .configuration_protosphere import ProtoSphereConfig
+
+if TYPE_CHECKING:
+    from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
+
+__version__ = "0.1.0"
+__all__ = ["ProtoSphereConfig", "ProtoSphereForImageClassification", "ProtoSphereModel"]
+
+
+def _register_models() -> None:
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
+
+    AutoModel.register(ProtoSphereConfig, ProtoSphereModel, exist_ok=True)
+    AutoModelForImageClassification.register(
+        ProtoSphereConfig, ProtoSphereForImageClassification, exist_ok=True
+    )
+
+
+def _register() -> None:
+    AutoConfig.register(ProtoSphereConfig.model_type, ProtoSphereConfig, exist_ok=True)
+
+    # transformers' modelling code would add a fifth to the import time of torch, transformers and
+    # timm together. No model is ever looked up before its config exists, so the first config pays.
+    post_init = ProtoSphereConfig.__post_init__
+
+    def register_then_post_init(self: ProtoSphereConfig, **kwargs: Any) -> None:
+        ProtoSphereConfig.__post_init__ = post_init
+        _register_models()
+        post_init(self, **kwargs)
+
+    ProtoSphereConfig.__post_init__ = register_then_post_init
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ProtoSphereModel", "ProtoSphereForImageClassification"):
+        from . import modeling_protosphere
+
+        return getattr(modeling_protosphere, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+_register()

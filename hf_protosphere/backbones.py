@@ -1,0 +1,163 @@
+"""Backbones from timm and from transformers: built without weights, or loaded with pretrained ones.
+
+Travels to the Hub with every checkpoint.
+"""
+
+from __future__ import annotations
+
+import inspect
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_protosphere import ProtoSphereConfig
+
+
+def build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
+    name, kwargs = config.backbone, dict(config.backbone_kwargs)
+    if not timm.is_model(timm_name(name)):
+        raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.fixed_input_size:  # transformers with position embeddings
+        kwargs.setdefault("img_size", config.image_size)
+    backbone = timm.create_model(name, num_classes=0, in_chans=config.num_channels, **kwargs)
+    return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
+
+
+def build_transformers(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
+    if config.backbone not in CONFIG_MAPPING:
+        known = list(CONFIG_MAPPING.keys())
+        hint = "a model type such as 'vit' or 'resnet'; for a checkpoint, use from_backbone(...)"
+        raise ValueError(_unknown(config.backbone, known, "transformers", hint))
+    kwargs = dict(config.backbone_kwargs)
+    backbone_config = AutoConfig.for_model(config.backbone, **kwargs)
+    for name, value in (("image_size", config.image_size), ("num_channels", config.num_channels)):
+        if name not in kwargs and hasattr(backbone_config, name):
+            setattr(backbone_config, name, value)
+    model_class, options = _model_class(backbone_config)
+    backbone = model_class(backbone_config, **options)
+    for parameter_name, parameter in backbone.named_parameters():
+        # Only masked pretraining uses it; DistributedDataParallel would wait for its gradient.
+        if parameter_name.endswith("mask_token"):
+            parameter.requires_grad_(False)
+    sizes = getattr(backbone_config, "hidden_sizes", None)
+    return backbone, sizes[-1] if sizes else backbone_config.hidden_size
+
+
+def pooled_features(output: Tensor | ModelOutput) -> Tensor:
+    """(M, F) from a timm backbone's tensor or a transformers backbone's output."""
+    if isinstance(output, Tensor):
+        return output
+    if getattr(output, "pooler_output", None) is not None:
+        return output.pooler_output.flatten(1)
+    hidden = output.last_hidden_state
+    return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+
+
+def use_small_image_stem(backbone: nn.Module, name: str) -> None:
+    """A ResNet's stem without its four-fold reduction: 3×3, stride 1, no max-pooling."""
+    # transformers calls them embedder.convolution and pooler, timm conv1 and maxpool.
+    embedder = getattr(backbone, "embedder", None)
+    owner, conv, pool = (
+        (embedder, "embedder", "pooler") if embedder is not None else (backbone, "conv1", "maxpool")
+    )
+    if not isinstance(getattr(owner, pool, None), nn.MaxPool2d):
+        raise ValueError(
+            f"small_images=True replaces the stem of a ResNet, which backbone {name!r} is not: use "
+            "its own options instead, such as backbone_kwargs={'patch_size': 4} for a ViT."
+        )
+    stem = getattr(owner, conv)
+    convs = [(m, n) for m in stem.modules() for n, c in m.named_children() if type(c) is nn.Conv2d]
+    parent, child = convs[0] if convs else (owner, conv)
+    old = getattr(parent, child)
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=old.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    setattr(parent, child, new)
+    setattr(owner, pool, nn.Identity())
+
+
+def timm_name(name: str) -> str:
+    return name.removeprefix("hf-hub:").removeprefix("timm/")
+
+
+def _unknown(name: str, known: list[str], library: str, hint: str) -> str:
+    near = get_close_matches(name.split("/")[-1].split(".")[0], known, n=3, cutoff=0.5)
+    suggestion = f"Did you mean {', '.join(map(repr, near))}? " if near else ""
+    return f"{library} has no backbone {name!r}. {suggestion}See {hint}."
+
+
+def load_timm(
+    name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
+) -> tuple[nn.Module | None, dict[str, Any]]:
+    name = timm_name(name)
+    if not timm.is_model(name):
+        raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
+    cfg = timm.get_pretrained_cfg(name)
+    channels = config.get("num_channels", 3)
+    defaults = {
+        "backbone": name,
+        "backbone_kwargs": kwargs,
+        "image_size": cfg.input_size[-1],
+        "interpolation": cfg.interpolation,
+        "crop_pct": cfg.crop_pct,
+        "image_mean": list(cfg.mean) if channels == 3 else [sum(cfg.mean) / 3],
+        "image_std": list(cfg.std) if channels == 3 else [sum(cfg.std) / 3],
+    }
+    if pretrained is False:
+        return None, defaults
+    if cfg.fixed_input_size:
+        kwargs = {"img_size": config.get("image_size", defaults["image_size"]), **kwargs}
+    overlay = {} if pretrained is True else {"pretrained_cfg_overlay": {"file": str(pretrained)}}
+    source = timm.create_model(
+        name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs
+    )
+    return source, defaults
+
+
+def load_transformers(
+    name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
+) -> tuple[nn.Module | None, dict[str, Any]]:
+    try:
+        backbone_config = AutoConfig.from_pretrained(name, **kwargs)
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} is neither a timm model ({_unknown(name, timm.list_models(), 'timm', '')}) "
+            f"nor a transformers checkpoint that can be reached ({error})"
+        ) from error
+    defaults = {
+        "backbone": backbone_config.model_type,
+        "backbone_kwargs": _architecture(backbone_config),
+        "image_size": getattr(backbone_config, "image_size", 224),
+    }
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except OSError:  # a checkpoint without a processor: the defaults of the config remain
+        pass
+    else:
+        defaults |= {
+            "image_mean": list(processor.image_mean),
+            "image_std": list(processor.image_std),
+        }
+    if pretrained is False:
+        return None, defaults
+    model_class, options = _model_class(backbone_config)
+    return model_class.from_pretrained(name, config=backbone_config, **options), defaults
+
+
+def _model_class(config: Any) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The transformers class and its options. Pooling layers on top of a class token are not part
+    of image checkpoints, so the token itself serves."""
+    model_class = AutoModel._model_mapping[type(config)]
+    takes_pooling = "add_pooling_layer" in inspect.signature(model_class).parameters
+    return model_class, {"add_pooling_layer": False} if takes_pooling else {}
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    """What differs from the model type's defaults and describes the network, not its labels."""
+    skip = {"architectures", "id2label", "label2id", "transformers_version", "model_type", "dtype"}
+    return {k: v for k, v in config.to_diff_dict().items() if k not in skip and k[0] != "_"}

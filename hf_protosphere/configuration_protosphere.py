@@ -1,0 +1,135 @@
+"""Configuration of a ProtoSphere model. Travels to the Hub with every checkpoint."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import PretrainedConfig
+
+BACKBONE_SOURCES = ("timm", "transformers")
+PROJECTIONS = ("none", "linear", "mlp")
+PROTOTYPES = ("learned", "simplex_etf", "class_means")
+OBJECTIVES = ("nonl", "ntce", "scl", "normface", "cross_entropy")
+# Pillow's names, as numbered by `PIL.Image.Resampling`.
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class ProtoSphereConfig(PretrainedConfig):
+    """A backbone, a projection to the unit sphere, and one prototype per class.
+
+    Args:
+        backbone: a timm architecture ("resnet18", "convnext_tiny.fb_in1k"), or the model type of a
+            transformers vision model ("vit", "resnet", "dinov2").
+        backbone_source: "timm" or "transformers".
+        backbone_kwargs: passed on to `timm.create_model`, or to the transformers configuration.
+        small_images: ResNets start with a 3×3 stride-1 convolution and no max-pooling, for images
+            of 32 pixels or so. Other families take their own options in `backbone_kwargs`
+            (`patch_size=4` for a ViT, for instance).
+        projection: "none", "linear", or "mlp" (linear, ReLU, linear), onto the embeddings' space.
+        projection_dim: dimension D of the embeddings; ignored with `projection="none"`.
+        projection_hidden_dim: width of the MLP; by default the backbone's.
+        prototypes: "learned"; "simplex_etf" (fixed at the optimum, K ≤ D + 1); or "class_means"
+            (the mean embeddings of the classes, set after training: the fixed prototypes of
+            arXiv 2605.20302). By default "class_means" for `objective="scl"`, else "learned".
+        objective: what `labels` train: "nonl", "ntce", "scl", "normface", or "cross_entropy", the
+            classical linear head with bias on unnormalised features, for comparison.
+        softmax_temperature: t > 0; logits are cosines divided by it. (The attribute cannot be
+            called `temperature`: transformers takes that for a generation parameter.)
+        image_size: side of the square input, in pixels.
+        num_channels: 1 (grayscale) or 3 (RGB). A grayscale model also takes RGB, as the
+            image-classification pipeline sends it, and uses the luminance.
+        image_mean, image_std: of pixel values in [0, 1], one number per channel; by default
+            ImageNet's for RGB, 0.5 for grayscale.
+        interpolation: Pillow's name for resizing: "bicubic", "bilinear", ...
+        crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and
+            crops the centre.
+
+    `num_labels` or `id2label` give the classes, as everywhere in transformers.
+
+    Raises:
+        ValueError: naming the argument, the value and what it may be.
+    """
+
+    model_type = "protosphere"
+    keys_to_ignore_at_inference = ("embeddings",)  # Trainer collects the logits only
+
+    backbone: str = "resnet18"
+    backbone_source: str = "timm"
+    backbone_kwargs: dict[str, Any] | None = None
+    small_images: bool = False
+    projection: str = "none"
+    projection_dim: int = 128
+    projection_hidden_dim: int | None = None
+    prototypes: str | None = None
+    objective: str = "nonl"
+    softmax_temperature: float = 0.1
+    image_size: int = 224
+    num_channels: int = 3
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.backbone_kwargs = dict(self.backbone_kwargs or {})
+        if self.prototypes is None:
+            self.prototypes = "class_means" if self.objective == "scl" else "learned"
+        color = self.num_channels == 3
+        self.image_mean = list(self.image_mean or (IMAGENET_MEAN if color else [0.5]))
+        self.image_std = list(self.image_std or (IMAGENET_STD if color else [0.5]))
+        self._check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Both maps or neither: a checkpoint loaded with another id2label must not keep label2id.
+        if name == "id2label" and value:
+            self.label2id = {label: int(index) for index, label in value.items()}
+
+    def _check(self) -> None:
+        def one_of(name: str, allowed: tuple[str, ...]) -> None:
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, allowed))}, "
+                    f"but got {getattr(self, name)!r}."
+                )
+
+        def positive(name: str) -> None:
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive and finite, but got {value!r}.")
+
+        one_of("backbone_source", BACKBONE_SOURCES)
+        one_of("projection", PROJECTIONS)
+        one_of("prototypes", PROTOTYPES)
+        one_of("objective", OBJECTIVES)
+        one_of("interpolation", INTERPOLATIONS)
+        for name in ("softmax_temperature", "projection_dim", "image_size", "crop_pct"):
+            positive(name)
+        if self.num_channels not in (1, 3):
+            raise ValueError(
+                f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}."
+            )
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != self.num_channels:
+                raise ValueError(
+                    f"{name} must hold one number per channel ({self.num_channels}), "
+                    f"but got {getattr(self, name)}."
+                )
+        if self.objective == "scl" and self.prototypes == "learned":
+            raise ValueError(
+                "objective 'scl' contrasts views with each other and trains no prototypes: use "
+                "prototypes='class_means' (the default for it) or 'simplex_etf'."
+            )
+        if self.objective == "cross_entropy" and self.prototypes != "learned":
+            raise ValueError(
+                "objective 'cross_entropy' is the classical linear head, which is learned: leave "
+                f"prototypes at 'learned', or use another objective with {self.prototypes!r}."
+            )
+        if self.id2label and len(set(self.id2label.values())) != len(self.id2label):
+            names = list(self.id2label.values())
+            twice = sorted({str(name) for name in names if names.count(name) > 1})
+            raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")

@@ -1,0 +1,344 @@
+"""ProtoSphere models: backbone → projection → unit sphere → cosines to one prototype per class.
+
+Travels to the Hub with every checkpoint, beside the files it imports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+
+from .backbones import (
+    build_timm,
+    build_transformers,
+    load_timm,
+    load_transformers,
+    pooled_features,
+    timm_name,
+    use_small_image_stem,
+)
+from .configuration_protosphere import ProtoSphereConfig
+from .contrast import full_precision
+from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from .prototypes import simplex_etf
+
+PROTOTYPE_LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's convert("L")
+
+
+@dataclass
+class ProtoSphereModelOutput(ModelOutput):
+    """
+    Args:
+        embeddings: (M, D) or (M, V, D), unit norm, float32 or wider.
+        pooler_output: (M, F) or (M, V, F), the backbone's pooled features.
+        projected: (M, D) or (M, V, D), the projection before normalisation.
+    """
+
+    embeddings: Tensor | None = None
+    pooler_output: Tensor | None = None
+    projected: Tensor | None = None
+
+
+@dataclass
+class ProtoSphereImageClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, the configured objective, when labels were given.
+        logits: (M, K), cosines / softmax_temperature; the mean over views where there are several.
+        embeddings: (M, D) or (M, V, D), unit norm.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+class PrototypeHead(nn.Module):
+    """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed."""
+
+    def __init__(self, num_classes: int, dim: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        weight = torch.empty(num_classes, dim)
+        if kind == "learned":
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """(K, D), unit rows, float32 or wider."""
+        weight = self.weight
+        return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
+
+    @torch.no_grad()
+    def initial_weight(self) -> Tensor:
+        num_classes, dim = self.weight.shape
+        if self.kind == "simplex_etf":
+            return simplex_etf(num_classes, dim)
+        return F.normalize(torch.randn(num_classes, dim), dim=-1)
+
+
+class ProtoSpherePreTrainedModel(PreTrainedModel):
+    config_class = ProtoSphereConfig
+    base_model_prefix = "protosphere"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False  # the objectives average over the batch by themselves
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, PrototypeHead):
+            init.copy_(module.weight, module.initial_weight())
+        elif isinstance(module, nn.Linear) and getattr(module, "is_projection_or_head", False):
+            init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own default
+            init.zeros_(module.bias)
+        elif hasattr(module, "init_non_persistent_buffers"):
+            # timm's position indices and the like are not saved: built on the meta device while
+            # loading, they would stay uninitialised memory. timm initialised everything else.
+            module.init_non_persistent_buffers()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but a backbone that was not loaded is an error."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        heads = ("head.", "classifier.")
+        lost = {key for key in info["missing_keys"] if not key.startswith(heads)}
+        lost |= {key for key, *_ in info["mismatched_keys"] if not key.startswith(heads)}
+        if lost:
+            raise ValueError(
+                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')} does not fit "
+                f"its configuration: {len(lost)} tensors are missing or of another shape, "
+                f"{sorted(lost)[0]!r} for one. Load it with the config it was saved with."
+            )
+        return (model, info) if output_loading_info else model
+
+
+class ProtoSphereModel(ProtoSpherePreTrainedModel):
+    """Backbone and projection: images to embeddings on the unit sphere.
+
+    `__init__` builds the architecture and never downloads anything; for pretrained backbones see
+    `ProtoSphereForImageClassification.from_backbone`.
+    """
+
+    def __init__(self, config: ProtoSphereConfig) -> None:
+        super().__init__(config)
+        build = build_timm if config.backbone_source == "timm" else build_transformers
+        self.backbone, feature_dim = build(config)
+        if config.small_images:
+            use_small_image_stem(self.backbone, config.backbone)
+        self.projection, self.embedding_dim = _build_projection(config, feature_dim)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, return_dict: bool | None = None, **kwargs: Any
+    ) -> ProtoSphereModelOutput | tuple[Tensor, ...]:
+        """Embed images.
+
+        Args:
+            pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
+        """
+        views = pixel_values.shape[1] if pixel_values.dim() == 5 else None
+        images = pixel_values.flatten(0, 1) if views else pixel_values
+        if images.dim() != 4:
+            raise ValueError(
+                "expected pixel_values (M, C, H, W), or (M, V, C, H, W) for views, but got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        if images.shape[1] == 3 and self.config.num_channels == 1:
+            weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
+            images = (images * weights).sum(1, keepdim=True)
+        # All views in one forward: two would break DistributedDataParallel with batch norm.
+        features = pooled_features(self.backbone(images.to(self.dtype)))  # (M·V, F)
+        projected = self.projection(features)  # (M·V, D)
+        with full_precision(projected):
+            embeddings = F.normalize(
+                projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1
+            )
+        if views:
+            features, projected, embeddings = (
+                x.unflatten(0, (-1, views)) for x in (features, projected, embeddings)
+            )
+        output = ProtoSphereModelOutput(embeddings, features, projected)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+
+class ProtoSphereForImageClassification(ProtoSpherePreTrainedModel):
+    """Classifies by the cosine to one prototype per class.
+
+    With `labels` the forward computes the configured objective, so that `transformers.Trainer` or
+    any loop trains it. While training, the contrast spans all processes of the default group; in
+    evaluation mode it is this process's batch.
+
+    Example:
+        >>> config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=4)
+        >>> model = ProtoSphereForImageClassification(config)
+        >>> output = model(torch.randn(8, 3, 32, 32), labels=torch.arange(8) % 4)
+        >>> output.logits.shape, output.embeddings.shape
+        (torch.Size([8, 4]), torch.Size([8, 96]))
+    """
+
+    def __init__(self, config: ProtoSphereConfig) -> None:
+        super().__init__(config)
+        if not config.num_labels or config.num_labels < 2:
+            raise ValueError(f"num_labels must be at least 2, but got {config.num_labels}.")
+        self.protosphere = ProtoSphereModel(config)
+        dim = self.protosphere.embedding_dim
+        if config.objective == "cross_entropy":
+            self.classifier = nn.Linear(dim, config.num_labels)
+            self.classifier.is_projection_or_head = True
+        else:
+            if config.prototypes == "simplex_etf" and config.num_labels > dim + 1:
+                simplex_etf(config.num_labels, dim)  # raises, also on the meta device
+            self.head = PrototypeHead(config.num_labels, dim, config.prototypes)
+        self.post_init()
+
+    @property
+    def prototypes(self) -> Tensor:
+        """(K, D), unit norm; of a cross-entropy model, the directions of its linear head."""
+        if self.config.objective == "cross_entropy":
+            return F.normalize(self.classifier.weight.float(), dim=-1)
+        return self.head.prototypes
+
+    @torch.no_grad()
+    def set_prototypes(self, prototypes: Tensor) -> None:
+        """Replace the prototypes, for instance by `class_means`.
+
+        Args:
+            prototypes: (K, D), any norm but zero; stored with unit norm.
+
+        Raises:
+            ValueError: another shape, zero or non-finite rows, or a cross-entropy model.
+        """
+        if self.config.objective == "cross_entropy":
+            raise ValueError(
+                "a cross_entropy model has a linear head, no prototypes: build the model with "
+                "another objective, or classify by `embeddings @ prototypes.T` yourself."
+            )
+        if prototypes.shape != self.head.weight.shape:
+            raise ValueError(
+                f"expected prototypes (K, D) = {tuple(self.head.weight.shape)}, one row per class, "
+                f"but got {tuple(prototypes.shape)}."
+            )
+        norms = prototypes.double().norm(dim=-1)
+        if not (norms.isfinite() & (norms > 0)).all():
+            wrong = (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist()
+            raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
+        self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> ProtoSphereImageClassifierOutput | tuple[Tensor, ...]:
+        """Classify images, and with labels compute the objective.
+
+        Args:
+            pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
+            labels: (M,) int64 in [0, K).
+        """
+        output = self.protosphere(pixel_values, return_dict=True)
+        embeddings = output.embeddings  # (M[, V], D)
+        with full_precision(embeddings):
+            if self.config.objective == "cross_entropy":
+                logits = F.linear(
+                    output.projected.to(embeddings.dtype),
+                    self.classifier.weight.to(embeddings.dtype),
+                    self.classifier.bias.to(embeddings.dtype),
+                )
+            else:
+                cosines = embeddings @ self.prototypes.to(embeddings.dtype).T
+                logits = cosines / self.config.softmax_temperature  # (M[, V], K)
+            loss = None if labels is None else self._objective(embeddings, logits, labels)
+        if logits.dim() == 3:
+            logits = logits.mean(1)
+        result = ProtoSphereImageClassifierOutput(loss, logits, embeddings)
+        return result if self.protosphere._wants_dict(return_dict) else result.to_tuple()
+
+    def _objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        objective, temperature = self.config.objective, self.config.softmax_temperature
+        group = None if self.training else "local"
+        if objective == "scl":
+            # What the model returns has unit norm already: normalising again would cost a pass.
+            return supcon_loss(embeddings, labels, temperature, group=group, normalize=False)
+        if embeddings.dim() == 3:  # views: each one is an instance of its class
+            labels = labels.repeat_interleave(embeddings.shape[1])
+            embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
+        if objective == "cross_entropy":
+            return F.cross_entropy(logits, labels)
+        loss = PROTOTYPE_LOSSES[objective]
+        return loss(embeddings, self.head.weight, labels, temperature, group=group)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str,
+        *,
+        pretrained: bool | str | Path = True,
+        backbone_source: str | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        **config_kwargs: Any,
+    ) -> ProtoSphereForImageClassification:
+        """A new classifier that starts from pretrained backbone weights.
+
+        Args:
+            name: a timm model ("resnet18", "timm/vit_tiny_patch16_224.augreg_in21k"), or a
+                transformers checkpoint on the Hub or in a folder.
+            pretrained: download or read the weights; `False` for random ones; or the path of a
+                file with weights of a timm model.
+            backbone_source: "timm" or "transformers"; by default timm where it knows the name.
+            backbone_kwargs: as in `ProtoSphereConfig`.
+            **config_kwargs: anything else of `ProtoSphereConfig`. Image size, mean, std,
+                interpolation and crop default to what the backbone was trained with.
+        """
+        if backbone_source is None:
+            backbone_source = "timm" if timm.is_model(timm_name(name)) else "transformers"
+        load = load_timm if backbone_source == "timm" else load_transformers
+        backbone_kwargs = dict(backbone_kwargs or {})
+        source, defaults = load(name, pretrained, backbone_kwargs, config_kwargs)
+        config = ProtoSphereConfig(backbone_source=backbone_source, **{**defaults, **config_kwargs})
+        model = cls(config)
+        if source is not None:
+            # With a small-image stem the first convolution has another shape and stays new.
+            ours = model.protosphere.backbone.state_dict()
+            weights = source.state_dict()
+            fitting = {k: v for k, v in weights.items() if ours[k].shape == v.shape}
+            model.protosphere.backbone.load_state_dict(fitting, strict=not config.small_images)
+        return model
+
+
+def _build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.Module, int]:
+    if config.projection == "none":
+        return nn.Identity(), feature_dim
+    if config.projection == "linear":
+        layers = [nn.Linear(feature_dim, config.projection_dim)]
+    else:
+        hidden = config.projection_hidden_dim or feature_dim
+        layers = [
+            nn.Linear(feature_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, config.projection_dim),
+        ]
+    for layer in layers:
+        layer.is_projection_or_head = True
+    return nn.Sequential(*layers), config.projection_dim
+
+
+ProtoSphereConfig.register_for_auto_class()
+ProtoSphereModel.register_for_auto_class("AutoModel")
+ProtoSphereForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,133 @@
+"""Prototypes on the unit sphere: the simplex ETF, and exact class means.
+
+Travels to the Hub with every checkpoint and imports nothing but torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .contrast import Group, resolve_group
+
+
+def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
+    """Unit vectors with all cosines −1/(K − 1): the simplex equiangular tight frame.
+
+    The optimum of every objective here (Papyan et al. 2020; arXiv 2605.20302), in a random
+    orientation.
+
+    Args:
+        num_classes: K ≥ 2.
+        dim: D ≥ K − 1.
+        generator: of the orientation; torch's default when None.
+
+    Returns:
+        (K, D) in torch's default dtype, constructed in float64.
+
+    Raises:
+        ValueError: when K > D + 1 (no such frame exists), or K < 2.
+
+    Example:
+        >>> etf = simplex_etf(3, 2)
+        >>> round((etf[0] @ etf[1]).item(), 4)
+        -0.5
+    """
+    if num_classes < 2:
+        raise ValueError(
+            f"a simplex ETF has at least 2 classes, but got num_classes={num_classes}."
+        )
+    if num_classes > dim + 1:
+        raise ValueError(
+            f"a simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, "
+            f"but the embeddings have {dim}: use projection='linear' or 'mlp' with "
+            f"projection_dim={num_classes - 1} or more, or prototypes='learned'."
+        )
+    # Helmert's rows are an orthonormal basis of the vectors whose entries sum to 0. Column c of
+    # them is the c-th unit vector less its mean, in K − 1 coordinates: the frame up to its length.
+    rows = torch.arange(1, num_classes, dtype=torch.float64)[:, None]  # (K − 1, 1)
+    columns = torch.arange(num_classes)[None]  # (1, K)
+    helmert = torch.where(columns < rows, 1.0, torch.where(columns == rows, -rows, 0.0))
+    helmert = helmert / torch.sqrt(rows * (rows + 1))
+    gaussian = torch.randn(dim, num_classes - 1, dtype=torch.float64, generator=generator)
+    basis, _ = torch.linalg.qr(gaussian)  # (D, K − 1), orthonormal columns
+    frame = math.sqrt(num_classes / (num_classes - 1)) * (basis @ helmert).T  # (K, D)
+    return frame.to(torch.get_default_dtype())
+
+
+@torch.no_grad()
+def class_means(
+    embeddings_or_batches: Tensor | Iterable[tuple[Tensor, Tensor]],
+    labels: Tensor | None = None,
+    num_classes: int | None = None,
+    *,
+    group: Group = None,
+) -> Tensor:
+    """The mean embedding of each class, scaled to unit norm: SCL's fixed prototypes (2605.20302).
+
+    Exact means over everything given, not a moving average: sums in float64, over all batches and
+    all processes. Every process of the group must make the call.
+
+    Args:
+        embeddings_or_batches: (N, D) embeddings with `labels` (N,), or an iterable of
+            (embeddings, labels) batches, which is read once.
+        labels: (N,) int64 in [0, K); None with batches.
+        num_classes: K; by default, for tensors, the largest label plus one.
+        group: as in `hf_protosphere.losses.ntce_loss`.
+
+    Returns:
+        (K, D), unit rows, in the dtype of the embeddings (float32 for half precisions).
+
+    Raises:
+        ValueError: a class without samples, or whose mean is zero (named), labels out of range, or
+            nothing at all.
+
+    Example:
+        >>> embeddings = torch.tensor([[2.0, 1.0], [2.0, -1.0], [0.0, 5.0]])
+        >>> class_means(embeddings, torch.tensor([0, 0, 1]))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    if isinstance(embeddings_or_batches, Tensor):
+        if labels is None:
+            raise ValueError("class_means needs the labels (N,) of the embeddings (N, D).")
+        batches = [(embeddings_or_batches, labels)]
+        num_classes = num_classes or int(labels.max()) + 1
+    else:
+        batches = embeddings_or_batches
+    if num_classes is None:
+        raise ValueError("class_means needs num_classes when it is given batches.")
+
+    sums: Tensor | None = None
+    for embeddings, batch_labels in batches:
+        if embeddings.dim() != 2 or batch_labels.shape != embeddings.shape[:1]:
+            raise ValueError(
+                "expected embeddings (N, D) and labels (N,), but got "
+                f"{tuple(embeddings.shape)} and {tuple(batch_labels.shape)}."
+            )
+        outside = batch_labels[(batch_labels < 0) | (batch_labels >= num_classes)]
+        if len(outside):
+            raise ValueError(f"labels must be in [0, {num_classes}), but got {int(outside[0])}.")
+        if sums is None:
+            dtype = embeddings.dtype if embeddings.dtype == torch.float64 else torch.float32
+            sums = embeddings.new_zeros(num_classes, embeddings.shape[1], dtype=torch.float64)
+            counts = batch_labels.new_zeros(num_classes)
+        sums.index_add_(0, batch_labels, embeddings.double())
+        counts += torch.bincount(batch_labels, minlength=num_classes)
+    if sums is None:
+        raise ValueError("class_means got no batches.")
+    if (processes := resolve_group(group)) is not None:
+        dist.all_reduce(sums, group=processes)
+        dist.all_reduce(counts, group=processes)
+
+    if (empty := (counts == 0).nonzero().flatten().tolist()) != []:
+        raise ValueError(f"no samples of class {', '.join(map(str, empty))}: it has no mean.")
+    means = sums / counts[:, None]
+    if (zero := (means.norm(dim=1) == 0).nonzero().flatten().tolist()) != []:
+        raise ValueError(f"the mean of class {', '.join(map(str, zero))} is zero: no direction.")
+    return F.normalize(means, dim=1).to(dtype)
