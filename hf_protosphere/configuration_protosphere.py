@@ -54,7 +54,7 @@ class ProtoSphereConfig(PretrainedConfig):
     """
 
     model_type = "protosphere"
-    keys_to_ignore_at_inference = ("embeddings",)  # Trainer collects the logits only
+    keys_to_ignore_at_inference = ["embeddings"]  # Trainer collects the logits only
 
     backbone: str = "resnet18"
     backbone_source: str = "timm"

@@ -15,3 +15,11 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on; the last good checkpoint is kept."""
+
+
+class TrainingInterrupted(UserError):
+    """Training was asked to stop by a signal, and has written a checkpoint to resume from."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -121,7 +121,20 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
                 f"its configuration: {len(lost)} tensors are missing or of another shape, "
                 f"{sorted(lost)[0]!r} for one. Load it with the config it was saved with."
             )
+        for tensor in [*model.parameters(), *model.buffers()]:
+            # safetensors maps tensors where they lie in the file. At an odd address matrix kernels
+            # round differently, and the reloaded model would differ in the last bit.
+            if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; a classifier's folder serves AutoModel too."""
+        self.config.auto_map = {
+            "AutoConfig": "configuration_protosphere.ProtoSphereConfig",
+            "AutoModel": "modeling_protosphere.ProtoSphereModel",
+        }
+        super().save_pretrained(*args, **kwargs)
 
 
 class ProtoSphereModel(ProtoSpherePreTrainedModel):

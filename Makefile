@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python 3.10 or newer, git and make, and do all set-up themselves.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := hf_protosphere scripts tests
+
+.PHONY: help demo test test-slow quality style clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# Made again when setup.cfg changes; an interrupted set-up leaves no stamp and starts over.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	PATH="$$PATH:$(abspath $(BIN))" uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## Train, measure, save and load a classifier of digits (about a minute)
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.installed  ## The default test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.installed  ## What takes minutes each
+	$(BIN)/python -m pytest -m slow
+
+quality: $(VENV)/.installed  ## Lint and check the format
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+style: $(VENV)/.installed  ## Mend what can be mended by itself
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## Remove the environment and everything built or trained here
+	rm -rf $(VENV) build dist *.egg-info outputs .pytest_cache .ruff_cache .hypothesis

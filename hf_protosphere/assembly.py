@@ -1,0 +1,119 @@
+"""From arguments to the parts of a run: accelerator, data, model, optimiser."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import timm.optim
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from transformers import get_scheduler
+
+from .arguments import TrainArguments
+from .configuration_protosphere import ProtoSphereConfig
+from .data import ImageDataset, load_image_dataset
+from .errors import ArgumentError
+from .modeling_protosphere import ProtoSphereForImageClassification
+
+
+def build_model(
+    arguments: TrainArguments, images: ImageDataset
+) -> ProtoSphereForImageClassification:
+    """The model that the arguments and the data describe."""
+    channels = arguments.num_channels or images.num_channels
+    config: dict[str, Any] = {
+        "small_images": arguments.small_images,
+        "projection": arguments.projection,
+        "projection_dim": arguments.projection_dim,
+        "objective": arguments.objective,
+        "prototypes": arguments.prototypes,
+        "softmax_temperature": arguments.temperature,
+        "num_channels": channels,
+        "id2label": images.id2label,
+    }
+    if arguments.image_size is not None or not arguments.pretrained:
+        config["image_size"] = arguments.image_size or images.suggested_image_size()
+    try:
+        if arguments.pretrained:
+            return ProtoSphereForImageClassification.from_backbone(
+                arguments.backbone,
+                backbone_source=arguments.backbone_source,
+                backbone_kwargs=arguments.backbone_options,
+                **config,
+            )
+        return ProtoSphereForImageClassification(
+            ProtoSphereConfig(
+                backbone=arguments.backbone,
+                backbone_source=arguments.backbone_source,
+                backbone_kwargs=arguments.backbone_options,
+                **config,
+            )
+        )
+    except (ValueError, TypeError) as error:
+        # TypeError: an option that the backbone does not know.
+        raise ArgumentError(f"the model cannot be built: {error}") from error
+
+
+def load_data(arguments: TrainArguments) -> ImageDataset:
+    return load_image_dataset(
+        arguments.dataset_name,
+        dataset_config=arguments.dataset_config,
+        revision=arguments.dataset_revision,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        train_split=arguments.train_split,
+        validation_split=arguments.validation_split,
+        test_split=arguments.test_split,
+        validation_fraction=arguments.validation_fraction,
+        seed=arguments.seed,
+        max_train_samples=arguments.max_train_samples,
+        max_eval_samples=arguments.max_eval_samples,
+        on_bad_image=arguments.on_bad_image,
+        check_images=arguments.check_images,
+    )
+
+
+def build_accelerator(arguments: TrainArguments) -> Accelerator:
+    tensorboard = arguments.tensorboard
+    if tensorboard is None:
+        tensorboard = importlib.util.find_spec("tensorboard") is not None
+    return Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=arguments.output_dir,
+        # The losses reduce over all processes, and buffers (batch norm's) stay each process's own.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def build_optimizer(
+    arguments: TrainArguments,
+    model: torch.nn.Module,
+    *,
+    images_per_step: int,
+    steps_per_epoch: int,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimiser and learning-rate schedule, stepped once per optimiser step."""
+    sgd = arguments.optimizer == "sgd"
+    weight_decay = arguments.weight_decay
+    if weight_decay is None:
+        weight_decay = 1e-4 if sgd else 0.05
+    learning_rate = arguments.learning_rate or (0.1 * images_per_step / 256 if sgd else 1e-3)
+    # Decay would only shrink the prototypes' norm, which is not used.
+    groups = timm.optim.param_groups_weight_decay(
+        model, weight_decay, no_weight_decay_list=("head.weight",)
+    )
+    if sgd:
+        optimizer = torch.optim.SGD(
+            groups, learning_rate, momentum=arguments.momentum, nesterov=arguments.momentum > 0
+        )
+    else:
+        optimizer = torch.optim.AdamW(groups, learning_rate)
+    scheduler = get_scheduler(
+        "cosine" if arguments.schedule == "cosine" else "constant_with_warmup",
+        optimizer,
+        num_warmup_steps=round(arguments.warmup_epochs * steps_per_epoch),
+        num_training_steps=arguments.epochs * steps_per_epoch,
+    )
+    return optimizer, scheduler

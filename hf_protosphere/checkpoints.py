@@ -1,0 +1,144 @@
+"""What a run leaves on disk: checkpoints to resume from, the model, the log of metrics.
+
+Everything is written under a temporary name and renamed, so that what has its final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .errors import ArgumentError
+
+RUN_FOLDERS = ("checkpoints", "best", "tensorboard")
+RUN_FILES = (
+    "arguments.yaml", "metrics.jsonl", "results.json", "curves.png", "config.json",
+    "model.safetensors", "preprocessor_config.json", "*_protosphere.py", "losses.py",
+    "contrast.py", "prototypes.py", "backbones.py",
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    epoch_totals: tuple[float, float] = (0.0, 0.0)  # sums over the epoch's steps: loss, accuracy
+    training_seconds: float = 0.0
+
+
+def prepare_output_dir(folder: Path, *, resume: bool, overwrite: bool, bytes_needed: int) -> None:
+    """Make the folder, or say why it cannot be used, before any long work.
+
+    Raises:
+        ArgumentError: not empty (without resume or overwrite), not writable, or the disk too full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ArgumentError(f"--output_dir {folder} cannot be written: {error}") from error
+    if any(folder.iterdir()) and not resume:
+        if not overwrite:
+            raise ArgumentError(
+                f"--output_dir {folder} is not empty: go on with that run by --resume, replace it "
+                "by --overwrite, or give another folder."
+            )
+        for name in RUN_FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for pattern in RUN_FILES:
+            for path in folder.glob(pattern):
+                path.unlink()
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise ArgumentError(
+            f"--output_dir {folder}: the run needs {_megabytes(bytes_needed)} on disk, but "
+            f"{_megabytes(free)} are free."
+        )
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> Path:
+    """Everything to resume from; the previous checkpoint is removed once this one is whole."""
+    final = folder / f"step-{progress.step:08d}"
+    unfinished = final.with_suffix(".unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
+        if final.exists():
+            shutil.rmtree(final)
+        unfinished.rename(final)
+        for other in folder.iterdir():
+            if other != final:
+                shutil.rmtree(other)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last complete checkpoint in the folder, if any."""
+    complete = [p.parent for p in folder.glob("step-*/progress.json") if not p.parent.suffix]
+    return max(complete, key=lambda path: path.name, default=None)
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress:
+    accelerator.load_state(str(checkpoint))
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
+
+
+def save_model(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:
+    """Weights, configuration, image processor and modelling code: a folder anyone can load."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(unfinished.iterdir()):
+        os.replace(path, folder / path.name)
+    unfinished.rmdir()
+
+
+class MetricsLog:
+    """One JSON object a line; on resuming, what came after the checkpoint is dropped."""
+
+    def __init__(self, path: Path, *, last_step: float = math.inf) -> None:
+        self.path = path
+        records = [record for record in read_metrics(path) if record["step"] <= last_step]
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text("".join(json.dumps(record) + "\n" for record in records))
+        os.replace(unfinished, path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

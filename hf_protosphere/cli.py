@@ -1,0 +1,71 @@
+"""The command `protosphere`: one sub-command for each job. The scripts call it too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import TrainingInterrupted, UserError
+
+USAGE = """usage: protosphere COMMAND [--help] [arguments]
+
+Image classifiers with class prototypes on the hypersphere.
+
+commands:
+  train      train a classifier on a data set of the Hub or a local folder
+  evaluate   accuracy and neural collapse of a checkpoint on a data set
+
+`protosphere COMMAND --help` explains every argument. For several processes or machines:
+`accelerate launch scripts/COMMAND.py [arguments]`, with the same arguments.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; exit with 2 for what the user can mend, 128 + signal for an interruption."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        raise SystemExit(0 if argv else 2)
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        raise SystemExit(f"{USAGE}\nprotosphere: error: there is no command {command!r}.")
+    try:
+        COMMANDS[command](rest)
+    except TrainingInterrupted as interruption:
+        print(f"protosphere {command}: {interruption}", file=sys.stderr)
+        raise SystemExit(128 + interruption.signal) from None
+    except UserError as error:
+        print(f"protosphere {command}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+# The jobs are imported by the command that runs them: `--help` answers without loading torch's
+# distributed parts, data sets and so on.
+
+
+def _train(argv: Sequence[str]) -> Any:
+    from .arguments import TrainArguments, parse_arguments
+
+    description = "Train an image classifier whose classes are prototypes on the unit sphere."
+    arguments = parse_arguments(TrainArguments, argv, "protosphere train", description)
+    from .training import train
+
+    return train(arguments)
+
+
+def _evaluate(argv: Sequence[str]) -> Any:
+    from .arguments import EvaluateArguments, parse_arguments
+
+    description = "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint."
+    arguments = parse_arguments(EvaluateArguments, argv, "protosphere evaluate", description)
+    from .evaluation import evaluate
+
+    return evaluate(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {"train": _train, "evaluate": _evaluate}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Measure a classifier: accuracy by its prototypes and by class means, and neural collapse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from .arguments import EvaluateArguments
+from .configuration_protosphere import ProtoSphereConfig
+from .data import ImageDataset, load_image_dataset
+from .errors import ArgumentError
+from .metrics import METRICS, NeuralCollapse
+from .modeling_protosphere import ProtoSphereForImageClassification
+from .prototypes import class_means
+from .transforms import EvaluationImages, collate
+
+
+def evaluation_loader(
+    images: ImageDataset,
+    split: str,
+    processor: BaseImageProcessor,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Batches of one split under the evaluation transform, spread over the processes."""
+    dataset = EvaluationImages(images.splits[split], processor)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    return accelerator.prepare_data_loader(loader)
+
+
+@torch.no_grad()
+def predictions(
+    model: ProtoSphereForImageClassification,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    description: str,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Embeddings (M, D), logits (M, K) and labels (M,) of every image, once, on every process.
+
+    Raises:
+        RuntimeError: when the number of images that came back is not the data set's.
+    """
+    was_training = model.training
+    model.eval()
+    seen = 0
+    for batch in tqdm(
+        loader, desc=description, leave=False, disable=not accelerator.is_main_process
+    ):
+        with accelerator.autocast():
+            output = model(batch["pixel_values"])
+        gathered = accelerator.gather_for_metrics(
+            (output.embeddings, output.logits, batch["labels"])
+        )
+        seen += len(gathered[2])
+        yield gathered
+    model.train(was_training)
+    if seen != len(loader.dataset):
+        raise RuntimeError(
+            f"{description}: {seen} images were counted, but the data has {len(loader.dataset)}."
+        )
+
+
+def training_class_means(
+    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator
+) -> Tensor:
+    """(K, D) exact class means of the embeddings of the training images, in one forward pass."""
+    batches = predictions(model, loader, accelerator, "class means")
+    # Gathered batches are whole on every process: nothing is left to reduce.
+    return class_means(
+        ((embeddings, labels) for embeddings, _, labels in batches),
+        num_classes=model.config.num_labels,
+        group="local",
+    )
+
+
+def evaluate_model(
+    model: ProtoSphereForImageClassification,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    *,
+    means: Tensor | None = None,
+    neural_collapse: bool = True,
+    description: str = "evaluation",
+) -> dict[str, Any]:
+    """Accuracies in [0, 1] and neural-collapse metrics over one split.
+
+    Args:
+        means: (K, D) class means, to classify by them as well.
+
+    Returns:
+        {"num_images", "accuracy", "top5_accuracy", "class_means_accuracy" (with `means`),
+        "neural_collapse" (as `NeuralCollapse.compute` returns it)}.
+    """
+    correct = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
+    total = 0
+    collapse = NeuralCollapse(
+        model.config.num_labels, model.protosphere.embedding_dim, sync_on_compute=False
+    ).to(accelerator.device)
+    top = min(5, model.config.num_labels)
+    for embeddings, logits, labels in predictions(model, loader, accelerator, description):
+        hits = logits.topk(top).indices == labels[:, None]  # (M, top)
+        correct[0] += hits[:, 0].sum()
+        correct[1] += hits.sum()
+        if means is not None:
+            nearest = (embeddings @ means.to(embeddings).T).argmax(-1)
+            correct[2] += (nearest == labels).sum()
+        total += len(labels)
+        if neural_collapse:
+            collapse.update(embeddings, labels)
+    by_prototype, in_top5, by_mean = (correct / total).tolist()
+    report: dict[str, Any] = {
+        "num_images": total,
+        "accuracy": by_prototype,
+        "top5_accuracy": in_top5,
+    }
+    if means is not None:
+        report["class_means_accuracy"] = by_mean
+    if neural_collapse:
+        report["neural_collapse"] = collapse.compute(model.prototypes)
+    return report
+
+
+def format_report(report: dict[str, Any], title: str, num_classes: int, dim: int) -> str:
+    """The report as a table for people: values beside their optima."""
+    rows = [("accuracy by prototypes", f"{report['accuracy']:.2%}", "", "")]
+    if num_classes > 5:
+        rows.append(("top-5 accuracy by prototypes", f"{report['top5_accuracy']:.2%}", "", ""))
+    if "class_means_accuracy" in report:
+        rows.append(("accuracy by class means", f"{report['class_means_accuracy']:.2%}", "", ""))
+    collapse = report.get("neural_collapse", {})
+    for metric in METRICS:
+        if metric.name in collapse:
+            rows.append(
+                (
+                    metric.title,
+                    f"{collapse[metric.name]:.4g}",
+                    f"{metric.optimum(num_classes, dim):.4g}",
+                    f"{collapse['attained'][metric.name]:.1f} %",
+                )
+            )
+    if collapse:
+        rows.append(("least attained", "", "", f"{collapse['attained']['overall']:.1f} %"))
+    header = (f"{title} ({report['num_images']} images)", "value", "optimum", "attained")
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
+        for row in [header, *rows]
+    ]
+    rule = "─" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def load_classifier(name: str) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
+    """Model and image processor from a folder or the Hub."""
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ArgumentError(f"--model {name}: there is no such folder.")
+    try:
+        config = ProtoSphereConfig.from_pretrained(name)
+        if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
+            raise ArgumentError(f"--model {name} holds {config.architectures}, not a ProtoSphere.")
+        model = ProtoSphereForImageClassification.from_pretrained(name)
+        return model, AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ArgumentError(f"--model {name} is not a ProtoSphere checkpoint: {error}") from error
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does."""
+    accelerator = Accelerator()
+    model, processor = load_classifier(arguments.model)
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    on_train = arguments.split == arguments.train_split
+    with accelerator.main_process_first():
+        images = load_image_dataset(
+            arguments.dataset_name,
+            dataset_config=arguments.dataset_config,
+            revision=arguments.dataset_revision,
+            image_column=arguments.image_column,
+            label_column=arguments.label_column,
+            train_split=arguments.train_split,
+            test_split=None if on_train else arguments.split,
+            validation_fraction=0.0,
+            max_train_samples=arguments.max_train_samples,
+            max_eval_samples=arguments.max_eval_samples,
+            on_bad_image=arguments.on_bad_image,
+            check_images=arguments.check_images,
+            need_train=on_train,
+            label_names=names,
+        )
+    model = model.to(accelerator.device)
+
+    def loader(split: str) -> DataLoader:
+        return evaluation_loader(
+            images, split, processor, arguments.batch_size, arguments.num_workers, accelerator
+        )
+
+    means = None
+    if arguments.class_means and "train" in images.splits:
+        means = training_class_means(model, loader("train"), accelerator)
+    report = evaluate_model(
+        model, loader("train" if on_train else "test"), accelerator, means=means
+    )
+    report = {
+        "model": arguments.model,
+        "dataset": arguments.dataset_name,
+        "split": arguments.split,
+        **report,
+    }
+    if accelerator.is_main_process:
+        if arguments.json:
+            print(json.dumps(report, indent=2))
+        else:
+            title = f"{arguments.dataset_name}, {arguments.split}"
+            dim = model.protosphere.embedding_dim
+            print(format_report(report, title, model.config.num_labels, dim))
+            if arguments.class_means and means is None:
+                print(f"(no split {arguments.train_split!r} to take class means from)")
+        if arguments.output:
+            Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+            Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    return report

@@ -1,0 +1,52 @@
+"""Stop on SIGINT (Ctrl-C) or SIGTERM (preemption) with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+
+@dataclass
+class Stop:
+    """Whether SIGINT or SIGTERM has come, and which."""
+
+    signal: int = 0
+
+    def now(self, accelerator: Accelerator) -> bool:
+        """Whether this process may stop after any step, without asking the others."""
+        return bool(self.signal) and accelerator.num_processes == 1
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; every process must ask at the same step."""
+        if accelerator.num_processes > 1:
+            asked = torch.tensor(self.signal, device=accelerator.device)
+            self.signal = int(accelerator.gather(asked[None]).max())
+        return bool(self.signal)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """The first SIGINT or SIGTERM asks for a checkpoint and an end; the second one insists."""
+    stop = Stop()
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.signal = number
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        tqdm.write("Stopping after this step, with a checkpoint. Once more to stop at once.")
+
+    for s in before:
+        signal.signal(s, ask)
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,383 @@
+"""Train a classifier: one readable loop on Accelerate, from one dataclass of arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from .arguments import TrainArguments, write_yaml
+from .assembly import build_accelerator, build_model, build_optimizer, load_data
+from .checkpoints import (
+    MetricsLog,
+    Progress,
+    load_checkpoint,
+    newest_checkpoint,
+    prepare_output_dir,
+    save_checkpoint,
+    save_model,
+)
+from .errors import ArgumentError, TrainingError, TrainingInterrupted
+from .evaluation import (
+    evaluate_model,
+    evaluation_loader,
+    format_report,
+    training_class_means,
+)
+from .modeling_protosphere import ProtoSphereForImageClassification
+from .plots import plot_curves
+from .samplers import EpochSampler
+from .stopping import Stop, stop_signals
+from .transforms import TrainingImages, TrainTransform, build_image_processor, collate
+
+LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
+MAY_DIFFER_ON_RESUME = {
+    "output_dir", "resume", "overwrite", "num_workers", "eval_batch_size", "tensorboard",
+    "checkpoint_every",
+}  # fmt: skip
+
+
+def train(arguments: TrainArguments) -> dict[str, Any]:
+    """Train as the arguments say; leaves a folder that `from_pretrained` and pipelines load.
+
+    `output_dir` holds the model (of the best epoch by validation accuracy), metrics.jsonl (a line
+    per epoch), results.json, curves.png, arguments.yaml, best/ and checkpoints/.
+
+    Returns:
+        What results.json holds: the final evaluation of each held-out split.
+
+    Raises:
+        ArgumentError, DataError: before training starts.
+        TrainingError: a loss that is not finite; the last good checkpoint is kept.
+        TrainingInterrupted: after SIGINT or SIGTERM, with a checkpoint written.
+    """
+    transformers_logging.disable_progress_bar()
+    run = _Run(arguments)
+    with stop_signals() as stop:
+        while run.progress.epoch < arguments.epochs:
+            run.train_epoch(stop)
+            run.finish_epoch()
+    return run.finish()
+
+
+class _Run:
+    """A training run: built, and checked, by the constructor; then driven epoch by epoch."""
+
+    def __init__(self, arguments: TrainArguments) -> None:
+        self.arguments = arguments
+        self.output_dir = Path(arguments.output_dir)
+        self.accelerator = build_accelerator(arguments)
+        set_seed(arguments.seed)
+        with self.accelerator.main_process_first():
+            self.images = load_data(arguments)
+        self.num_train = len(self.images.splits["train"])
+        self.steps_per_epoch = self._check_batch_size()
+        self.model = build_model(arguments, self.images)
+        self.processor = build_image_processor(self.model.config)
+        self._prepare_output_dir()
+
+        self.train_loader = self._train_loader()
+        splits = [s for s in ("train", "validation", "test") if s in self.images.splits]
+        self.eval_loaders = {split: self._eval_loader(split) for split in splits}
+        self.validation = "validation" if "validation" in splits else "train"
+        self.optimizer, self.scheduler = build_optimizer(
+            arguments,
+            self.model,
+            images_per_step=self._images_per_step,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.accelerator.register_for_checkpointing(self.scheduler)
+        self.progress = self._resume() if arguments.resume else Progress()
+        if self.accelerator.is_main_process:
+            write_yaml(arguments, self.output_dir / "arguments.yaml")
+            self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
+        self.accelerator.init_trackers("tensorboard")
+        self._announce()
+        if self.progress.step == 0:
+            self._update_class_means()
+
+    # Building
+
+    def _check_batch_size(self) -> int:
+        processes = self.accelerator.num_processes
+        steps = self.num_train // (self.arguments.batch_size * processes)
+        if steps == 0:
+            each = f" on each of {processes} processes" if processes > 1 else ""
+            raise ArgumentError(
+                f"--batch_size {self.arguments.batch_size}{each} is larger than the training set "
+                f"of {self.num_train} images: use at most {self.num_train // processes}."
+            )
+        return steps
+
+    def _prepare_output_dir(self) -> None:
+        if self.accelerator.is_main_process:
+            # Weights, optimiser state of at most twice their size, twice while one replaces
+            # another, and two copies of the model.
+            weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
+            prepare_output_dir(
+                self.output_dir,
+                resume=self.arguments.resume,
+                overwrite=self.arguments.overwrite,
+                bytes_needed=8 * weights + 2**24,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _train_loader(self) -> DataLoader:
+        arguments = self.arguments
+        transform = TrainTransform(
+            self.model.config,
+            augmentation=arguments.augmentation,
+            horizontal_flip=arguments.horizontal_flip,
+        )
+        # Kept by hand: Accelerate's set_epoch does not reach every kind of sampler and data set.
+        self.sampler = EpochSampler(self.num_train, arguments.seed)
+        self.training_images = TrainingImages(
+            self.images.splits["train"], transform, views=arguments.views, seed=arguments.seed
+        )
+        loader = DataLoader(
+            self.training_images,
+            batch_size=arguments.batch_size,
+            sampler=self.sampler,
+            num_workers=arguments.num_workers,
+            collate_fn=collate,
+            drop_last=True,
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        return evaluation_loader(
+            self.images,
+            split,
+            self.processor,
+            self.arguments.eval_batch_size,
+            self.arguments.num_workers,
+            self.accelerator,
+        )
+
+    def _resume(self) -> Progress:
+        checkpoint = newest_checkpoint(self.output_dir / "checkpoints")
+        if checkpoint is None:
+            self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
+            return Progress()
+        before = yaml.safe_load((self.output_dir / "arguments.yaml").read_text())
+        changed = [
+            f"--{name} was {before[name]!r}, is {value!r}"
+            for name, value in vars(self.arguments).items()
+            if name not in MAY_DIFFER_ON_RESUME and name in before and before[name] != value
+        ]
+        if changed:
+            raise ArgumentError(
+                f"--resume continues the run in {self.output_dir} as it was, but "
+                f"{'; '.join(changed)}. Give the same values, or another --output_dir."
+            )
+        progress = load_checkpoint(self.accelerator, checkpoint)
+        self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
+        return progress
+
+    def _announce(self) -> None:
+        config, arguments = self.model.config, self.arguments
+        parameters = sum(p.numel() for p in self.model.parameters())
+        sizes = ", ".join(f"{name} {len(split)}" for name, split in self.images.splits.items())
+        self.accelerator.print(
+            f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters, "
+            f"embeddings of {self.model.protosphere.embedding_dim}, {config.prototypes} "
+            f"prototypes)\n"
+            f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
+            f"{config.image_size} px, {config.num_channels} channel(s)\n"
+            f"{arguments.epochs} epochs of {self.steps_per_epoch} steps, batches of "
+            f"{arguments.batch_size} x {self.accelerator.num_processes} process(es) on "
+            f"{self.accelerator.device.type}; → {self.output_dir}"
+        )
+        if self.validation == "train":
+            self.accelerator.print("No validation images: validating on the training set.")
+
+    # Training
+
+    def train_epoch(self, stop: Stop) -> None:
+        """The rest of the current epoch."""
+        progress, started = self.progress, time.perf_counter()
+        self.sampler.set_epoch(progress.epoch)
+        self.training_images.set_epoch(progress.epoch)
+        loader = self.train_loader
+        if progress.step_in_epoch:
+            loader = self.accelerator.skip_first_batches(loader, progress.step_in_epoch)
+        totals = torch.tensor(progress.epoch_totals, dtype=torch.float64)
+        totals = totals.to(self.accelerator.device)
+        unchecked: list[Tensor] = []
+        first_step = progress.step_in_epoch
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=first_step,
+            desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        )
+
+        def look() -> None:
+            """Show and check the loss; stop with a checkpoint if that was asked for."""
+            self._check_finite(unchecked)
+            unchecked.clear()
+            progress.epoch_totals = tuple(totals.tolist())
+            steps, seconds = progress.step_in_epoch, time.perf_counter() - started
+            loss, accuracy = (total / steps for total in progress.epoch_totals)
+            speed = (steps - first_step) * self._images_per_step / seconds
+            bar.set_postfix(
+                loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", images_per_s=f"{speed:.0f}"
+            )
+            if stop.agreed(self.accelerator):
+                progress.training_seconds += seconds
+                path = save_checkpoint(self.accelerator, self.output_dir / "checkpoints", progress)
+                raise TrainingInterrupted(
+                    f"stopped after step {progress.step}; {path} is complete: run the same command "
+                    "with --resume to go on.",
+                    stop.signal,
+                )
+
+        with bar:
+            self.prepared_model.train()
+            for batch in loader:
+                loss, accuracy = self._step(batch)
+                progress.step += 1
+                progress.step_in_epoch += 1
+                totals += torch.stack([loss, accuracy]).double()
+                unchecked.append(loss)
+                bar.update()
+                if progress.step_in_epoch % LOG_STEPS == 0 or stop.now(self.accelerator):
+                    look()
+            look()
+        progress.training_seconds += time.perf_counter() - started
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.arguments.batch_size * self.accelerator.num_processes
+
+    def _step(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with self.accelerator.autocast():
+            output = self.prepared_model(batch["pixel_values"], labels=batch["labels"])
+        self.accelerator.backward(output.loss)
+        if self.arguments.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        accuracy = (output.logits.detach().argmax(-1) == batch["labels"]).float().mean()
+        return output.loss.detach(), accuracy
+
+    def _check_finite(self, losses: list[Tensor]) -> None:
+        values = torch.stack(losses).tolist() if losses else []
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                step = self.progress.step - len(values) + i + 1
+                kept = newest_checkpoint(self.output_dir / "checkpoints")
+                raise TrainingError(
+                    f"the loss is {value} at step {step} (epoch {self.progress.epoch + 1}). "
+                    f"{f'{kept} is the last good checkpoint' if kept else 'No checkpoint yet'}. "
+                    "Try a lower --learning_rate, --max_grad_norm 1, or a higher --temperature."
+                )
+
+    def finish_epoch(self) -> None:
+        """Evaluate, keep the model if it is the best, write the metrics and a checkpoint."""
+        progress, arguments = self.progress, self.arguments
+        loss, accuracy = (total / self.steps_per_epoch for total in progress.epoch_totals)
+        progress.epoch += 1
+        progress.step_in_epoch, progress.epoch_totals = 0, (0.0, 0.0)
+        last = progress.epoch == arguments.epochs
+        record: dict[str, Any] = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+        }
+        if last or progress.epoch % arguments.evaluate_every == 0:
+            self._update_class_means()
+            every = arguments.nc_every
+            report = evaluate_model(
+                self.model,
+                self.eval_loaders[self.validation],
+                self.accelerator,
+                neural_collapse=last or bool(every and progress.epoch % every == 0),
+                description="validation",
+            )
+            record |= {f"validation_{name}": value for name, value in report.items()}
+            if report["accuracy"] > progress.best_accuracy:
+                progress.best_accuracy, progress.best_epoch = report["accuracy"], progress.epoch
+                if self.accelerator.is_main_process:
+                    save_model(self.model, self.processor, self.output_dir / "best")
+        if self.accelerator.is_main_process:
+            self.log.append(record)
+            tqdm.write(_epoch_line(record))
+        self.accelerator.log(_flat(record), step=progress.step)
+        if last or progress.epoch % arguments.checkpoint_every == 0:
+            save_checkpoint(self.accelerator, self.output_dir / "checkpoints", progress)
+
+    def _update_class_means(self) -> None:
+        if self.model.config.prototypes == "class_means":
+            means = training_class_means(self.model, self.eval_loaders["train"], self.accelerator)
+            self.model.set_prototypes(means)
+
+    # The end
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate the best epoch's model on the held-out splits and write everything."""
+        best = ProtoSphereForImageClassification.from_pretrained(self.output_dir / "best")
+        self.model.load_state_dict(best.state_dict())
+        means = training_class_means(self.model, self.eval_loaders["train"], self.accelerator)
+        results: dict[str, Any] = {
+            "best_epoch": self.progress.best_epoch,
+            "training_seconds": self.progress.training_seconds,
+            "images_per_second": self.progress.step
+            * self._images_per_step
+            / self.progress.training_seconds,
+        }
+        config = self.model.config
+        for split in dict.fromkeys([self.validation, "test"]):
+            if split in self.eval_loaders:
+                results[split] = evaluate_model(
+                    self.model, self.eval_loaders[split], self.accelerator, means=means
+                )
+        if self.accelerator.is_main_process:
+            save_model(self.model, self.processor, self.output_dir)
+            (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            plot_curves(self.output_dir / "metrics.jsonl", self.output_dir / "curves.png")
+            for split in (self.validation, "test"):
+                if split in results:
+                    title = f"{split}, epoch {self.progress.best_epoch}"
+                    dim = self.model.protosphere.embedding_dim
+                    print(f"\n{format_report(results[split], title, config.num_labels, dim)}")
+            print(f"\n{self.output_dir}: the model, results.json, metrics.jsonl and curves.png")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return results
+
+
+def _epoch_line(record: dict[str, Any]) -> str:
+    line = f"epoch {record['epoch']:>3}  loss {record['train_loss']:.3f}"
+    if "validation_accuracy" in record:
+        line += f"  validation accuracy {record['validation_accuracy']:.2%}"
+    if "validation_neural_collapse" in record:
+        attained = record["validation_neural_collapse"]["attained"]["overall"]
+        line += f"  neural collapse {attained:.1f} %"
+    return line
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

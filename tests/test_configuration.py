@@ -1,0 +1,67 @@
+"""The configuration: defaults, checks, and the round trip through JSON."""
+
+import pytest
+
+from hf_protosphere import ProtoSphereConfig
+
+
+def test_round_trip(tmp_path):
+    config = ProtoSphereConfig(
+        backbone="test_vit",
+        backbone_kwargs={"patch_size": 4},
+        projection="mlp",
+        projection_hidden_dim=32,
+        objective="ntce",
+        softmax_temperature=0.07,
+        image_size=32,
+        num_channels=1,
+        image_mean=[0.1],
+        image_std=[0.2],
+        id2label={0: "cat", 1: "dog", 2: "eel"},
+    )
+    config.save_pretrained(tmp_path)
+    again = ProtoSphereConfig.from_pretrained(tmp_path)
+    assert again.to_json_string() == config.to_json_string()
+
+
+def test_unknown_keywords_are_kept_for_newer_versions():
+    assert ProtoSphereConfig(rejection_threshold=0.3).to_dict()["rejection_threshold"] == 0.3
+
+
+def test_defaults_depend_on_the_objective_and_the_channels():
+    assert ProtoSphereConfig().prototypes == "learned"
+    assert ProtoSphereConfig(objective="scl").prototypes == "class_means"
+    assert ProtoSphereConfig(num_channels=1).image_mean == [0.5]
+    assert len(ProtoSphereConfig().image_mean) == 3
+
+
+def test_label_maps_never_disagree(tmp_path):
+    config = ProtoSphereConfig(id2label={0: "a", 1: "b"})
+    assert config.label2id == {"a": 0, "b": 1}
+    config.save_pretrained(tmp_path)
+    other = ProtoSphereConfig.from_pretrained(tmp_path, id2label={0: "x", 1: "y", 2: "z"})
+    assert other.label2id == {"x": 0, "y": 1, "z": 2}
+    assert other.num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"objective": "triplet"}, "objective must be one of 'nonl'.*'triplet'"),
+        ({"prototypes": "random"}, "prototypes must be one of"),
+        ({"projection": "conv"}, "projection must be one of"),
+        ({"backbone_source": "torchvision"}, "backbone_source must be one of"),
+        ({"interpolation": "sinc"}, "interpolation must be one of"),
+        ({"softmax_temperature": 0.0}, "softmax_temperature must be positive"),
+        ({"softmax_temperature": float("inf")}, "softmax_temperature must be positive"),
+        ({"image_size": -1}, "image_size must be positive"),
+        ({"num_channels": 4}, "num_channels must be 1 .* or 3"),
+        ({"image_mean": [0.5]}, "image_mean must hold one number per channel"),
+        ({"objective": "scl", "prototypes": "learned"}, "class_means"),
+        ({"objective": "cross_entropy", "prototypes": "simplex_etf"}, "linear head"),
+        ({"id2label": {0: "cat", 1: "cat"}}, "two classes alike.*cat"),
+    ],
+)
+def test_errors_name_argument_and_value(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ProtoSphereConfig(**kwargs)

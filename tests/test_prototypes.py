@@ -1,0 +1,71 @@
+"""The simplex ETF and exact class means."""
+
+import pytest
+import torch
+
+from hf_protosphere.prototypes import class_means, simplex_etf
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (2, 7), (10, 9), (10, 64), (257, 256)])
+def test_simplex_etf_has_equal_angles(num_classes, dim):
+    etf = simplex_etf(num_classes, dim).double()
+    assert etf.shape == (num_classes, dim)
+    expected = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).double()
+    expected.fill_diagonal_(1)
+    assert torch.allclose(etf @ etf.T, expected, atol=1e-6)
+    assert etf.sum(0).abs().max() < 1e-5
+
+
+def test_simplex_etf_orientation_follows_the_generator():
+    def draw(seed):
+        return simplex_etf(4, 8, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.allclose(draw(1), draw(2))
+
+
+def test_simplex_etf_says_what_to_do_when_there_are_too_few_dimensions():
+    with pytest.raises(
+        ValueError, match=r"12 classes needs at least 11 dim.*have 10.*project"
+    ):
+        simplex_etf(12, 10)
+    with pytest.raises(ValueError, match="num_classes=1"):
+        simplex_etf(1, 10)
+
+
+def test_class_means_of_tensors_and_of_batches_are_the_plain_means():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(101, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (101,), generator=generator)
+    expected = torch.stack([embeddings[labels == c].mean(0) for c in range(4)])
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    assert torch.allclose(class_means(embeddings, labels, 4), expected, atol=1e-14)
+    batches = ((embeddings[i : i + 7], labels[i : i + 7]) for i in range(0, 101, 7))
+    assert torch.allclose(class_means(batches, num_classes=4), expected, atol=1e-14)
+
+
+def test_class_means_sum_in_float64():
+    # In float32 the sum of 2**14 ones after 2**24 stays 2**24.
+    embeddings = torch.tensor([[2.0**24, 0.0]] + [[1.0, 1.0]] * 2**14)
+    labels = torch.tensor([0] * len(embeddings))
+    mean = class_means(embeddings, labels, 1)[0]
+    ratio = 2**14 / (2**24 + 2**14)
+    assert mean[1] / mean[0] == pytest.approx(ratio, rel=1e-6)
+    assert mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "num_classes", "message"),
+    [
+        (torch.ones(2, 3), torch.tensor([0, 2]), 4, "no samples of class 1, 3"),
+        (torch.ones(2, 3), torch.tensor([0, 5]), 4, r"\[0, 4\), but got 5"),
+        (torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0]), 1, "class 0 is zero"),
+        (torch.ones(2, 3), torch.tensor([0]), 1, "expected embeddings"),
+        (torch.ones(2, 3), None, 1, "needs the labels"),
+        (iter([]), None, 2, "no batches"),
+        (iter([]), None, None, "needs num_classes"),
+    ],
+)
+def test_class_means_errors(embeddings, labels, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        class_means(embeddings, labels, num_classes)
