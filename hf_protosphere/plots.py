@@ -63,6 +63,8 @@ def plot_curves(metrics: Path, picture: Path) -> None:
         ylim=(None, 102),
     )
     collapse.legend(loc="lower right", fontsize="small")
+    for axes in (loss, accuracy, collapse):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(picture, dpi=120)
 
 

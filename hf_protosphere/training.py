@@ -311,7 +311,8 @@ class _Run:
                 description="validation",
             )
             record |= {f"validation_{name}": value for name, value in report.items()}
-            if report["accuracy"] > progress.best_accuracy:
+            # Of equals the last: collapse goes on after the accuracy stands still.
+            if report["accuracy"] >= progress.best_accuracy:
                 progress.best_accuracy, progress.best_epoch = report["accuracy"], progress.epoch
                 if self.accelerator.is_main_process:
                     save_model(self.model, self.processor, self.output_dir / "best")

@@ -1,0 +1,416 @@
+"""Any Hugging Face image data set as splits of two columns, "image" and "label".
+
+Everything that could stop a run later is checked here, and said with the flag that mends it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+
+from .errors import DataError
+
+logger = logging.getLogger(__name__)
+
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+SHOWN = 5  # names listed in a message
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Splits "train", "validation" and "test", as far as there are any, with the same labels."""
+
+    splits: dict[str, Dataset]  # columns "image" (datasets.Image) and "label" (ClassLabel)
+    label_names: list[str]
+    bad_images: dict[str, list[str]] = field(default_factory=dict)  # what was left out, by split
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.label_names))
+
+    def class_counts(self, split: str) -> list[int]:
+        """Images of each class."""
+        return np.bincount(_labels(self.splits[split]), minlength=self.num_labels).tolist()
+
+    def suggested_image_size(self) -> int:
+        """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
+        sides = [min(image.size) for image in self._first_images()]
+        return min(224, -(-int(median(sides)) // 32) * 32)
+
+    @property
+    def num_channels(self) -> int:
+        """1 when the first images are grayscale, else 3."""
+        gray = all(image.mode in ("1", "L", "I", "I;16", "F") for image in self._first_images())
+        return 1 if gray else 3
+
+    def _first_images(self) -> list[PILImage.Image]:
+        return self.splits["train"][:100]["image"]
+
+
+def load_image_dataset(
+    dataset_name: str,
+    *,
+    dataset_config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    on_bad_image: str = "error",
+    check_images: bool = True,
+    need_train: bool = True,
+    label_names: list[str] | None = None,
+) -> ImageDataset:
+    """Load, check and unify a data set.
+
+    Args:
+        dataset_name: a Hub id, a folder of Parquet files, a folder of images (one sub-folder per
+            class), a .parquet file, or a folder written by `save_to_disk`.
+        image_column, label_column: found by feature type, then by name, when None.
+        validation_split: when None, one called validation, valid, val or dev; else a share of
+            `validation_fraction` of each class of the training split. The test split is never
+            validated on.
+        on_bad_image: "error", or "skip" to leave out images that cannot be decoded.
+        check_images: decode every image once; remembered by the data set's fingerprint.
+        need_train: there must be a training split with images of every class.
+        label_names: a trained model's classes, in order; by default the training split's.
+
+    Raises:
+        DataError: naming the flag, what was found, and the way out.
+    """
+    loaded = _load(dataset_name, dataset_config, revision)
+    chosen = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
+    first = next(iter(chosen.values()))
+    image_column = _image_column(first, image_column)
+    label_column = _label_column(first, label_column)
+    splits = {
+        role: _two_columns(split, image_column, label_column) for role, split in chosen.items()
+    }
+    bad_images: dict[str, list[str]] = {}
+    if check_images:
+        for role, split in splits.items():
+            splits[role], bad_images[role] = _check_images(split, role, on_bad_image)
+    names = label_names or _label_names(splits, label_column)
+    splits = {role: _map_labels(split, role, names) for role, split in splits.items()}
+
+    if need_train:
+        _require_all_classes(splits["train"], names)
+        if "validation" not in splits and validation_fraction > 0:
+            rng = np.random.default_rng(seed)
+            held_out = _stratified(_labels(splits["train"]), validation_fraction, rng)
+            kept = np.setdiff1d(np.arange(len(splits["train"])), held_out)
+            splits["validation"] = splits["train"].select(held_out)
+            splits["train"] = splits["train"].select(kept)
+    for role, limit in (
+        ("train", max_train_samples),
+        ("validation", max_eval_samples),
+        ("test", max_eval_samples),
+    ):
+        if role in splits and limit is not None and limit < len(splits[role]):
+            splits[role] = _limited(splits[role], limit, seed)
+    if need_train:
+        _require_all_classes(splits["train"], names)
+    return ImageDataset(splits, names, {k: v for k, v in bad_images.items() if v})
+
+
+def _load(name: str, config: str | None, revision: str | None) -> DatasetDict:
+    path = Path(name).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+        elif path.suffix == ".parquet" and path.is_file():
+            loaded = datasets.load_dataset("parquet", data_files=str(path))
+        elif path.is_dir():
+            loaded = datasets.load_dataset(str(path), config)
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise DataError(f"--dataset_name {name}: there is no such file or folder.")
+        else:
+            loaded = datasets.load_dataset(name, config, revision=revision)
+    except RuntimeError as error:
+        if "Dataset scripts are no longer supported" not in str(error):
+            raise
+        raise DataError(
+            f"--dataset_name {name} needs a loading script, which datasets no longer runs: use a "
+            "Parquet version of it (see its page on the Hub), or a folder of images with one "
+            "sub-folder per class."
+        ) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"--dataset_name {name} cannot be loaded: {type(error).__name__}: {error}\n"
+            "It must be a data set on the Hub that can be reached, a folder of Parquet files, or a "
+            "folder of images with one sub-folder per class."
+        ) from error
+    return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
+
+
+def _choose_splits(
+    loaded: DatasetDict, train: str, validation: str | None, test: str | None, need_train: bool
+) -> dict[str, Dataset]:
+    available = ", ".join(loaded)
+    if validation is None:
+        found = (name for name in VALIDATION_SPLITS if name in loaded and name != test)
+        validation = next(found, None)
+    if test is None and "test" in loaded:
+        test = "test"
+    chosen: dict[str, Dataset] = {}
+    for role, name, required in (
+        ("train", train, need_train),
+        ("validation", validation, True),
+        ("test", test, True),
+    ):
+        if name is None or (name not in loaded and not required):
+            continue
+        if name not in loaded:
+            flag = "split" if role == "test" else f"{role}_split"
+            raise DataError(f"--{flag} {name}: the data set has no such split, but {available}.")
+        if len(loaded[name]) == 0:
+            raise DataError(f"split {name!r} of the data set holds no images.")
+        chosen[role] = loaded[name]
+    return chosen
+
+
+def _image_column(split: Dataset, name: str | None) -> str:
+    columns = _describe(split)
+    if name is not None:
+        if name not in split.features:
+            raise DataError(f"--image_column {name}: there is no such column, but {columns}.")
+        feature = split.features[name]
+        if (
+            not isinstance(feature, Image)
+            and "bytes" not in str(feature)
+            and "binary" not in str(feature)
+        ):
+            raise DataError(f"--image_column {name} holds no images: the columns are {columns}.")
+        return name
+    found = [column for column, feature in split.features.items() if isinstance(feature, Image)]
+    if len(found) == 1:
+        return found[0]
+    problem = "has no column of images" if not found else "has several columns of images"
+    raise DataError(f"the data set {problem}: give --image_column, one of {columns}.")
+
+
+def _label_column(split: Dataset, name: str | None) -> str:
+    columns = _describe(split)
+    if name is not None:
+        if name not in split.features:
+            raise DataError(f"--label_column {name}: there is no such column, but {columns}.")
+        return name
+    found = [c for c, feature in split.features.items() if isinstance(feature, ClassLabel)]
+    if not found:
+        found = [
+            column for column in LABEL_COLUMNS if isinstance(split.features.get(column), Value)
+        ]
+    if len(found) == 1:
+        return found[0]
+    problem = "has no column of labels" if not found else "has several columns of labels"
+    raise DataError(f"the data set {problem}: give --label_column, one of {columns}.")
+
+
+def _describe(split: Dataset) -> str:
+    def kind(feature: Any) -> str:
+        return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+
+    return ", ".join(f"{name} ({kind(feature)})" for name, feature in split.features.items())
+
+
+def _two_columns(split: Dataset, image_column: str, label_column: str) -> Dataset:
+    for flag, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in split.features:
+            raise DataError(
+                f"--{flag} {column} is missing in one of the splits, which has {_describe(split)}."
+            )
+    split = split.select_columns([image_column, label_column])
+    if not isinstance(split.features[image_column], Image):
+        split = split.cast_column(image_column, Image())
+    names = {image_column: "image", label_column: "label"}
+    return split.rename_columns({old: new for old, new in names.items() if old != new})
+
+
+def _check_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
+    """Decode every image once. Returns the split without the bad ones, and their names."""
+    raw = split.select_columns("image").cast_column("image", Image(decode=False))
+    checked = raw.map(
+        _decodable,
+        batched=True,
+        batch_size=256,
+        remove_columns="image",
+        desc=f"decoding the {role} images once",
+    )
+    good = np.asarray(checked[:]["good"], dtype=bool)
+    if good.all():
+        return split, []
+    bad = np.flatnonzero(~good).tolist()
+    names = [raw[i]["image"]["path"] or f"{role} image {i}" for i in bad]
+    if on_bad_image == "error":
+        raise DataError(
+            f"{len(bad)} of the {role} images cannot be decoded: {_some(names)}. Mend or remove "
+            "them, or leave them out by --on_bad_image skip."
+        )
+    logger.warning(
+        "Left out %d %s images that cannot be decoded: %s.", len(bad), role, _some(names)
+    )
+    if not good.any():
+        raise DataError(f"none of the {len(bad)} {role} images can be decoded.")
+    return split.select(np.flatnonzero(good)), names
+
+
+def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[bool]]:
+    decode = Image().decode_example
+
+    def good(value: dict[str, Any] | None) -> bool:
+        if value is None:
+            return False
+        try:
+            decode(value).convert("RGB")
+        except (UnidentifiedImageError, PILImage.DecompressionBombError, OSError, SyntaxError):
+            return False  # SyntaxError is Pillow's for a broken PNG
+        return True
+
+    return {"good": [good(value) for value in batch["image"]]}
+
+
+def _label_names(splits: dict[str, Dataset], column: str) -> list[str]:
+    """The classes, from the training split where there is one."""
+    split = splits.get("train", next(iter(splits.values())))
+    feature = split.features["label"]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        return sorted({str(name) for name in split.unique("label") if name is not None})
+    values = _integers(split, "train", column)
+    return [str(i) for i in range(max(values) + 1)]
+
+
+def _integers(split: Dataset, role: str, column: str = "label") -> list[int]:
+    """The distinct integer labels of a column that is no ClassLabel."""
+    feature = split.features["label"]
+    if not (isinstance(feature, Value) and "int" in feature.dtype):
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        raise DataError(
+            f"--label_column {column} must hold class names or whole numbers, but the labels of "
+            f"the {role} split are of type {kind}."
+        )
+    values = split.unique("label")
+    if None in values:
+        raise DataError(f"--label_column {column}: the {role} split has images without a label.")
+    if min(values) < 0:
+        hidden = " (hidden labels?)" if set(values) == {-1} else ""
+        raise DataError(
+            f"--label_column {column}: labels count from 0, but the {role} split has "
+            f"{min(values)}{hidden}. Evaluate on a split with labels."
+        )
+    return values
+
+
+def _map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
+    """The split with ClassLabel(names), its own classes matched by name."""
+    feature = split.features["label"]
+    if isinstance(feature, ClassLabel):
+        own = list(feature.names)
+        labels = _labels(split)
+        if len(labels) and labels.min() < 0:
+            raise DataError(
+                f"the {role} split has labels of {labels.min()} (hidden labels?): evaluate on a "
+                "split with labels."
+            )
+        used = [own[i] for i in sorted(set(labels.tolist()))]
+    elif isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        if None in (used := split.unique("label")):
+            raise DataError(f"the {role} split has images without a label.")
+        own = sorted(used)
+        index = {name: i for i, name in enumerate(own)}
+        labels = np.asarray([index[name] for name in _labels(split)])
+    else:
+        largest = max(_integers(split, role))
+        if largest >= len(names):
+            raise DataError(
+                f"the {role} split has the label {largest}, but there are {len(names)} classes, "
+                f"numbered from 0: {_some(names)}."
+            )
+        own, labels = names, _labels(split)  # numbers are the classes themselves
+        used = []
+    if own == names and isinstance(feature, ClassLabel):
+        return split
+    # Numbers for names, as in a Parquet file without metadata, can only mean the order.
+    if own == [str(i) for i in range(len(names))]:
+        own = names
+    missing = [name for name in used if name not in names]
+    if missing and own is not names:
+        raise DataError(
+            f"the {role} split has classes that are not among the {len(names)} known ones: "
+            f"{_some(missing)}. Known are {_some(names)}."
+        )
+    index = {name: i for i, name in enumerate(names)}
+    translation = np.asarray([index.get(name, -1) for name in own])
+    label_feature = ClassLabel(names=names)
+    mapped = split.remove_columns("label").add_column(
+        "label", translation[labels].astype(np.int64).tolist()
+    )
+    return mapped.cast_column("label", label_feature)
+
+
+def _require_all_classes(split: Dataset, names: list[str]) -> None:
+    counts = np.bincount(_labels(split), minlength=len(names))
+    if (counts == 0).any():
+        empty = [names[i] for i in np.flatnonzero(counts == 0)]
+        raise DataError(
+            f"{len(empty)} of {len(names)} classes have no training image: {_some(empty)}. Remove "
+            "the classes from the data set, add images, or raise --max_train_samples."
+        )
+
+
+def _stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices of about `fraction` of each class, never all of one; sorted."""
+    chosen = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen.append(members[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def _limited(split: Dataset, limit: int, seed: int) -> Dataset:
+    """`limit` images, as equal a number of each class as there are; deterministic."""
+    labels = _labels(split)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank: Counter[int] = Counter()
+    turns = np.empty(len(labels), dtype=np.int64)  # an image's turn within its class
+    for i in order:
+        turns[i] = rank[labels[i]]
+        rank[labels[i]] += 1
+    first = order[np.argsort(turns[order], kind="stable")][:limit]
+    return split.select(np.sort(first))
+
+
+def _labels(split: Dataset) -> np.ndarray:
+    # As one Arrow column: row by row it takes seconds.
+    return split.with_format("arrow", columns=["label"])[:]["label"].to_numpy()
+
+
+def _some(names: Iterable[Any]) -> str:
+    names = list(map(str, names))
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

@@ -1,0 +1,458 @@
+"""The metrics against published values, slow numpy oracles, exact collapse and impossible input."""
+
+import math
+import multiprocessing
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from hf_protosphere import geometry
+from hf_protosphere.geometry import class_statistics
+from hf_protosphere.metrics import METRICS, NeuralCollapse
+
+FIXTURES = Path(__file__).parent / "fixtures" / "metrics.npz"
+PROTOTYPE_FREE = {info.name for info in METRICS if not info.needs_prototypes}
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def simplex_etf(num_classes, dim, seed=0):
+    """K unit rows in D dimensions with all cosines −1/(K−1), float64."""
+    corners = np.eye(num_classes) - 1 / num_classes  # (K, K), of rank K − 1
+    basis = np.linalg.svd(corners)[2][: num_classes - 1]  # (K − 1, K)
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, num_classes - 1)))[0]
+    return torch.from_numpy(unit(corners @ basis.T @ rotation.T))
+
+
+def measure(embeddings, labels, prototypes=None, num_classes=None):
+    num_classes = num_classes or len(prototypes)
+    metric = NeuralCollapse(num_classes, embeddings.shape[1])
+    metric.update(torch.as_tensor(embeddings), torch.as_tensor(labels))
+    return metric.compute(None if prototypes is None else torch.as_tensor(prototypes))
+
+
+def random_case(counts, dim, noise, seed=0):
+    """Unit embeddings (N, D) around random unit prototypes, in shuffled order."""
+    rng = np.random.default_rng(seed)
+    prototypes = unit(rng.normal(size=(len(counts), dim)))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    centres = unit(prototypes + 0.3 * noise * rng.normal(size=prototypes.shape))
+    embeddings = unit(centres[labels] + noise * rng.normal(size=(len(labels), dim)))
+    return embeddings, labels, prototypes
+
+
+# The oracles: written from the formulas, D × D covariances, double loops.
+
+
+def oracle_effective_rank(covariance):
+    s = np.linalg.svd(covariance, compute_uv=False)
+    if s.sum() < 1e-25:
+        return 0.0
+    p = s / s.sum() + 1e-7
+    p = p / p.sum()
+    return np.exp(-np.sum(p * np.log(p)))
+
+
+def oracle_entropy(gram):
+    values = np.maximum(np.linalg.eigvalsh(gram / len(gram)), 1e-10)
+    return -np.sum(values * np.log(values))
+
+
+def oracle(embeddings, labels, prototypes):
+    K, D = prototypes.shape
+    N = len(labels)
+    classes = [embeddings[labels == c] for c in range(K)]
+    means = np.stack([rows.mean(0) for rows in classes])
+    centre = means.mean(0)
+    M = means - centre
+    variances = [np.mean([np.sum((h - means[c]) ** 2) for h in classes[c]]) for c in range(K)]
+
+    within = np.zeros((D, D))
+    for h, y in zip(embeddings, labels):
+        within += np.outer(h - means[y], h - means[y]) / N
+    between = sum(np.outer(m, m) for m in M) / K
+
+    gram_w = unit(prototypes) @ unit(prototypes).T
+    z = unit(unit(means) - unit(embeddings.mean(0)))
+    gram_m = z @ z.T
+    h_w, h_m, h_joint = map(oracle_entropy, (gram_w, gram_m, gram_w * gram_m))
+
+    norms = np.linalg.norm(M, axis=1)
+    pairs = list(permutations(range(K), 2))
+    agree = 0
+    for h in embeddings:
+        nearest = np.argmin([np.sum((h - means[c]) ** 2) for c in range(K)])
+        agree += np.argmax([prototypes[c] @ h for c in range(K)]) == nearest
+    return {
+        "intra_class_effective_rank": np.mean(
+            [oracle_effective_rank(np.cov(rows.T, ddof=0).reshape(D, D)) for rows in classes]
+        ),
+        "inter_class_effective_rank": oracle_effective_rank(np.cov(means.T).reshape(D, D)),
+        "prototype_effective_rank": oracle_effective_rank(np.cov(prototypes.T).reshape(D, D)),
+        "instance_alignment": np.mean(
+            [np.sum((prototypes[y] - h) ** 2) for h, y in zip(embeddings, labels)]
+        ),
+        "class_alignment": np.mean(
+            [np.sum((prototypes[c] - unit(means[c])) ** 2) for c in range(K)]
+        ),
+        "mutual_information_ratio": (h_w + h_m - h_joint) / min(h_w, h_m),
+        "entropy_difference_ratio": abs(h_w - h_m) / max(h_w, h_m),
+        "nc1_variability": np.trace(within @ np.linalg.pinv(between, 1e-13, hermitian=True)) / K,
+        "nc1_cdnv": np.mean(
+            [
+                (variances[a] + variances[b]) / (2 * np.sum((means[a] - means[b]) ** 2))
+                for a, b in pairs
+            ]
+        ),
+        "nc2_equinorm": norms.std() / norms.mean(),
+        "nc2_equiangular": np.mean(
+            [abs(M[a] @ M[b] / (norms[a] * norms[b]) + 1 / (K - 1)) for a, b in pairs]
+        ),
+        "nc3_self_duality": np.sum(
+            (prototypes / np.linalg.norm(prototypes) - M / np.linalg.norm(M)) ** 2
+        ),
+        "nc4_agreement": agree / N,
+    }
+
+
+CASES = {
+    "n_c above D": ([20] * 3, 5),
+    "n_c below D": ([6] * 4, 30),
+    "n_c on both sides of D": ([25, 4, 9, 8], 8),
+    "imbalance, one sample in a class": ([30, 1, 7, 2, 12], 9),
+    "K = 2": ([15, 10], 6),
+    "K = D": ([10] * 7, 7),
+    "K = D + 1": ([10] * 8, 7),
+    "K above D + 1": ([9] * 12, 4),
+}
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_published_values(case):
+    with np.load(FIXTURES) as data:
+        fields = {key[6:]: data[key] for key in data if key.startswith(f"case{case}/")}
+    inputs = [fields.pop(key) for key in ("embeddings", "labels", "prototypes")]
+    result = measure(*inputs)
+    assert len(fields) == 7
+    for name, published in fields.items():
+        assert result[name] == pytest.approx(float(published), abs=1e-10), name
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.4])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_oracle(case, noise):
+    embeddings, labels, prototypes = random_case(*CASES[case], noise)
+    result = measure(embeddings, labels, prototypes)
+    expected = oracle(embeddings, labels, prototypes)
+    assert result.keys() == expected.keys() | {"attained"}
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-8, abs=1e-10), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attained_percentages(case):
+    counts, dim = CASES[case]
+    embeddings, labels, prototypes = random_case(counts, dim, noise=0.3)
+    k, result = len(counts), measure(embeddings, labels, prototypes)
+    rank, ratio = min(k - 1, dim), geometry.simplex_etf_mutual_information_ratio(k)
+    expected = {
+        "intra_class_effective_rank": lambda v: 1 - v / min(dim, max(counts) - 1),
+        "inter_class_effective_rank": lambda v: v / rank,
+        "prototype_effective_rank": lambda v: v / rank,
+        "instance_alignment": lambda v: 1 - v / 2,
+        "class_alignment": lambda v: 1 - v / 2,
+        "mutual_information_ratio": lambda v: v / ratio,
+        "entropy_difference_ratio": lambda v: 1 - v,
+        "nc1_variability": lambda v: 1 / (1 + v),
+        "nc1_cdnv": lambda v: 1 / (1 + v),
+        "nc2_equinorm": lambda v: 1 - v,
+        "nc2_equiangular": lambda v: 1 - v,
+        "nc3_self_duality": lambda v: 1 - v / 2,
+        "nc4_agreement": lambda v: v,
+    }
+    attained = result["attained"]
+    overall = attained.pop("overall")
+    assert list(attained) == [info.name for info in METRICS] == list(expected)
+    for name, share in expected.items():
+        assert attained[name] == pytest.approx(100 * np.clip(share(result[name]), 0, 1)), name
+    if k == 2:  # the entropy ratios are not readable for two classes
+        del attained["mutual_information_ratio"], attained["entropy_difference_ratio"]
+    assert overall == min(attained.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (2, 5), (3, 2), (10, 9), (10, 64)])
+def test_collapse_onto_a_simplex_etf_is_every_optimum(num_classes, dim, dtype):
+    etf = simplex_etf(num_classes, dim).to(dtype)
+    labels = torch.arange(num_classes).repeat(7)
+    result = measure(etf[labels], labels, etf)
+    for info in METRICS:
+        optimum = info.optimum(num_classes, dim)
+        # the published 1e-7 per dimension moves ranks by up to K·D·1e-7·log(1e7)
+        assert result[info.name] == pytest.approx(
+            optimum, abs=1e-3 if "rank" in info.name else 3e-6
+        )
+    assert result["intra_class_effective_rank"] == 0
+    assert result["attained"]["overall"] == pytest.approx(100, abs=1e-3)
+
+
+def test_one_ulp_of_rounding_is_no_variance():
+    etf = simplex_etf(4, 6)
+    labels = torch.arange(4).repeat(50)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 6)))
+    assert measure(etf[labels] + 1e-16 * noise, labels, etf)["intra_class_effective_rank"] == 0
+    assert measure(etf[labels] + 1e-9 * noise, labels, etf)["intra_class_effective_rank"] > 5
+
+
+def test_ratios_jump_where_the_global_mean_vanishes():
+    # As published: the mean's direction counts in full, however short it is, until it is rounding.
+    etf = simplex_etf(6, 20)
+    labels = torch.arange(6).repeat(10)
+    offset = torch.ones(20, dtype=torch.float64)
+    exact = measure(etf[labels], labels, etf)
+    rounding = measure(etf[labels] + 1e-9 * offset, labels, etf)
+    short = measure(etf[labels] + 1e-4 * offset, labels, etf)
+    assert exact["entropy_difference_ratio"] < 1e-9
+    assert rounding["entropy_difference_ratio"] < 1e-6
+    assert short["entropy_difference_ratio"] > 0.05
+
+
+def test_duplicated_samples_change_nothing():
+    embeddings, labels, prototypes = random_case([9, 5, 7], 6, 0.3)
+    once = measure(embeddings, labels, prototypes)
+    twice = measure(np.tile(embeddings, (2, 1)), np.tile(labels, 2), prototypes)
+    for info in METRICS:
+        assert twice[info.name] == pytest.approx(once[info.name], rel=1e-9), info.name
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_batches_and_label_dtypes_do_not_matter(batch_size, dtype):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    metric = NeuralCollapse(3, 6)
+    for rows, y in zip(embeddings.split(batch_size), labels.split(batch_size)):
+        metric.update(rows, y.to(dtype))
+    metric.update(embeddings[:0], labels[:0])
+    assert metric.compute(prototypes) == measure(embeddings, labels, prototypes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_low_precision_is_measured_in_float64(dtype):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    embeddings = embeddings.to(dtype).requires_grad_()
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings, labels)
+    assert metric.embeddings[0].dtype == (dtype if dtype.itemsize > 2 else torch.float32)
+    assert not metric.embeddings[0].requires_grad
+    assert metric.compute(prototypes) == measure(embeddings.detach().double(), labels, prototypes)
+
+
+def test_large_offset_does_not_cancel():
+    embeddings, labels, prototypes = random_case([40, 30, 50], 6, 0.3)
+    near = measure(embeddings, labels, prototypes)
+    far = measure(embeddings + 1e4, labels, prototypes)
+    for name in PROTOTYPE_FREE | {"nc3_self_duality"}:
+        assert far[name] == pytest.approx(near[name], rel=1e-6), name
+
+
+def test_prototypes_are_not_cached():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings, labels)
+    first, other = metric.compute(prototypes), metric.compute(prototypes.roll(1, 0))
+    without = metric.compute()
+    assert first["instance_alignment"] < other["instance_alignment"]
+    assert without.keys() == PROTOTYPE_FREE | {"attained"}
+    assert without["attained"].keys() == PROTOTYPE_FREE | {"overall"}
+    assert all(without[name] == first[name] for name in PROTOTYPE_FREE)
+    metric.reset()
+    metric.update(embeddings, labels)
+    assert metric.compute(prototypes) == first
+
+
+def test_float32_prototypes_on_float64_embeddings():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    rounded = prototypes.float()
+    assert measure(embeddings, labels, rounded) == measure(embeddings, labels, rounded.double())
+
+
+def test_one_sample_per_class_has_no_variance():
+    etf = simplex_etf(5, 8)
+    result = measure(etf, torch.arange(5), etf)
+    assert result["intra_class_effective_rank"] == result["nc1_variability"] == 0
+    assert result["attained"]["intra_class_effective_rank"] == 100
+
+
+def test_two_classes_stay_finite_close_to_collapse():
+    etf = simplex_etf(2, 4)
+    labels = torch.arange(2).repeat(20)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 4)))
+    for size in (0.0, 1e-12, 1e-6, 1e-3):
+        result = measure(etf[labels] + size * noise, labels, etf)
+        assert all(math.isfinite(result[info.name]) for info in METRICS)
+        for name in ("mutual_information_ratio", "entropy_difference_ratio"):
+            assert -1e-6 <= result[name] <= 1 + 1e-6
+    assert geometry.simplex_etf_mutual_information_ratio(2) == pytest.approx(1, abs=1e-6)
+
+
+def test_more_classes_than_a_simplex_holds():
+    corners = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])  # 4 classes in a plane
+    labels = torch.arange(4).repeat(3)
+    result = measure(corners[labels], labels, corners)
+    assert result["inter_class_effective_rank"] == pytest.approx(2, abs=1e-6)
+    assert result["attained"]["inter_class_effective_rank"] == pytest.approx(100)
+    # cosines 0, 0, −1 against −1/3
+    assert result["nc2_equiangular"] == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
+    assert result["attained"]["overall"] < 90
+
+
+def test_etf_ratio_in_closed_form():
+    for k in (3, 10, 100):
+        # the elementwise square of the ETF's Gram matrix: eigenvalues a once and b (k − 1) times
+        a, b = 1 / (k - 1), (1 - 1 / (k - 1) ** 2) / k
+        joint = -a * math.log(a) - (k - 1) * b * math.log(b)
+        expected = 2 - joint / math.log(k - 1)
+        assert geometry.simplex_etf_mutual_information_ratio(k) == pytest.approx(expected, abs=1e-7)
+
+
+def test_coinciding_class_means():
+    points = torch.tensor([[1.0, 0.1], [1.0, 0.3], [0.7, 0.2]]).double()
+    labels = torch.tensor([0, 1, 2])
+    same = points[[0, 0, 2]]
+    assert measure(points, labels, num_classes=3)["nc1_cdnv"] == 0
+    result = measure(same, labels, num_classes=3)  # points, but two of them the same
+    assert result["nc1_cdnv"] == math.inf
+    assert result["attained"]["nc1_cdnv"] == result["attained"]["overall"] == 0
+    statistics = class_statistics(points[[0, 0, 0]] * 0.1, labels, 3)
+    assert geometry.inter_class_effective_rank(statistics) == 0
+    for formula in (geometry.nc1_variability, geometry.nc2_equinorm, geometry.nc2_equiangular):
+        with pytest.raises(ValueError, match="All 3 class means coincide"):
+            formula(statistics)
+    with pytest.raises(ValueError, match="All 3 class means coincide"):
+        geometry.nc3_self_duality(statistics, points)
+
+
+def test_class_mean_at_the_centre_has_cosine_zero():
+    points = torch.tensor([[-0.1], [0.0], [0.1]]).double() + 0.7
+    result = measure(points, torch.arange(3), num_classes=3)
+    assert result["nc2_equiangular"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
+
+
+def test_table_describes_every_figure():
+    names = [info.name for info in METRICS]
+    assert len(set(names)) == 13
+    assert {info.name for info in METRICS if info.higher_is_better} == {
+        "inter_class_effective_rank",
+        "prototype_effective_rank",
+        "mutual_information_ratio",
+        "nc4_agreement",
+    }
+    for info in METRICS:
+        formula = getattr(geometry, info.name)
+        assert info.reference.split()[0] in formula.__doc__ or "rank" in info.name
+        assert info.title
+        assert info.higher_is_better == (info.optimum(5, 8) > 0)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4).long(), r"shape \(M, 2\).*shape \(4, 3\)"),
+        (torch.zeros(4), torch.zeros(4).long(), r"shape \(M, 2\).*shape \(4,\)"),
+        (torch.zeros(4, 2).long(), torch.zeros(4).long(), "floating point.*int64"),
+        (torch.zeros(4, 2), torch.zeros(3).long(), r"labels.*\(4,\).*\(3,\)"),
+        (torch.zeros(4, 2), torch.zeros(4, 1).long(), r"labels.*\(4,\).*\(4, 1\)"),
+        (torch.zeros(4, 2), torch.zeros(4), "labels must be integers.*float32"),
+        (torch.tensor([[math.nan, 1], [math.inf, 0]]), torch.tensor([0, 1]), "2 non-finite"),
+        (torch.zeros(4, 2), torch.tensor([0, 3, -1, 7]), r"\[0, 3\), got -1, 3, 7"),
+    ],
+)
+def test_update_refuses(embeddings, labels, message):
+    metric = NeuralCollapse(3, 2)
+    with pytest.raises(ValueError, match=message):
+        metric.update(embeddings, labels)
+    assert metric.embeddings == []
+
+
+def test_compute_refuses():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    metric = NeuralCollapse(5, 6)
+    with (
+        pytest.warns(UserWarning, match="before the `?`?update"),
+        pytest.raises(ValueError, match="No embeddings"),
+    ):
+        metric.compute()
+    metric.update(embeddings, labels)
+    with pytest.raises(ValueError, match="2 of 5 classes have no samples: 3, 4"):
+        metric.compute()
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings, labels)
+    with pytest.raises(ValueError, match=r"\(3, 6\).*\(6, 3\)"):
+        metric.compute(prototypes.T)
+    with pytest.raises(ValueError, match="1 zero rows"):
+        metric.compute(prototypes * torch.tensor([[1], [0], [1]]))
+    prototypes[1, 2] = math.nan
+    with pytest.raises(ValueError, match="1 non-finite"):
+        metric.compute(prototypes)
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(1, 4), (3, 0)])
+def test_constructor_refuses(num_classes, dim):
+    with pytest.raises(ValueError, match=f"num_classes={num_classes} and embedding_dim={dim}"):
+        NeuralCollapse(num_classes, dim)
+
+
+def halves(rank):
+    """The same three classes, split unevenly: only both together hold all of them."""
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    order = labels.argsort()
+    mine = order[:10] if rank == 0 else order[10:]
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings[mine], labels[mine])
+    return metric, prototypes
+
+
+def whole():
+    return measure(*random_case([9, 5, 7], 6, 0.3))
+
+
+def test_merged_states_equal_one_metric():
+    (metric, prototypes), (other, _) = halves(0), halves(1)
+    with pytest.raises(ValueError, match="no samples: 2"):
+        metric.compute(prototypes)
+    metric.merge_state(other)
+    merged, expected = metric.compute(prototypes), whole()
+    for info in METRICS:
+        assert merged[info.name] == pytest.approx(expected[info.name], rel=1e-9), info.name
+
+
+def _compute_in_process(rank, rendezvous, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    metric, prototypes = halves(rank)
+    queue.put(metric.compute(prototypes))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = [(rank, tmp_path / "rendezvous", queue) for rank in range(2)]
+    processes = [context.Process(target=_compute_in_process, args=args) for args in arguments]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    expected = whole()
+    for result in results:
+        for info in METRICS:
+            assert result[info.name] == pytest.approx(expected[info.name], rel=1e-9), info.name
