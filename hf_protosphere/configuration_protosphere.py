@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -54,7 +54,7 @@ class ProtoSphereConfig(PretrainedConfig):
     """
 
     model_type = "protosphere"
-    keys_to_ignore_at_inference = ["embeddings"]  # Trainer collects the logits only
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings"]  # by Trainer
 
     backbone: str = "resnet18"
     backbone_source: str = "timm"

@@ -140,7 +140,6 @@ class _Run:
             augmentation=arguments.augmentation,
             horizontal_flip=arguments.horizontal_flip,
         )
-        # Kept by hand: Accelerate's set_epoch does not reach every kind of sampler and data set.
         self.sampler = EpochSampler(self.num_train, arguments.seed)
         self.training_images = TrainingImages(
             self.images.splits["train"], transform, views=arguments.views, seed=arguments.seed
@@ -207,11 +206,14 @@ class _Run:
     def train_epoch(self, stop: Stop) -> None:
         """The rest of the current epoch."""
         progress, started = self.progress, time.perf_counter()
-        self.sampler.set_epoch(progress.epoch)
         self.training_images.set_epoch(progress.epoch)
         loader = self.train_loader
         if progress.step_in_epoch:
             loader = self.accelerator.skip_first_batches(loader, progress.step_in_epoch)
+        # Both: Accelerate's set_epoch does not reach the sampler through every wrapper, but its
+        # loaders hand their own count of epochs to the samplers they do reach.
+        loader.set_epoch(progress.epoch)
+        self.sampler.set_epoch(progress.epoch)
         totals = torch.tensor(progress.epoch_totals, dtype=torch.float64)
         totals = totals.to(self.accelerator.device)
         unchecked: list[Tensor] = []
@@ -263,6 +265,10 @@ class _Run:
         return self.arguments.batch_size * self.accelerator.num_processes
 
     def _step(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        # Dropout and the like follow seed, step and process, so that resuming repeats them,
+        # whatever drew random numbers in between.
+        position = (self.arguments.seed, self.progress.step, self.accelerator.process_index)
+        torch.manual_seed(hash(position) % 2**63)
         with self.accelerator.autocast():
             output = self.prepared_model(batch["pixel_values"], labels=batch["labels"])
         self.accelerator.backward(output.loss)

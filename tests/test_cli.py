@@ -1,0 +1,58 @@
+"""The command line: sub-commands, exit codes, messages without tracebacks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_protosphere.cli import COMMANDS, main
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def exit_code(*argv):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    return stopped.value.code
+
+
+def test_usage(capsys):
+    assert exit_code("--help") == 0
+    usage = capsys.readouterr().out
+    assert exit_code() == 2
+    for command in COMMANDS:
+        assert f"  {command} " in usage
+    assert "no command 'fly'" in exit_code("fly")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_its_script_explain_themselves(command, capsys):
+    assert exit_code(command, "--help") == 0
+    assert f"usage: protosphere {command}" in capsys.readouterr().out
+    assert (SCRIPTS / f"{command}.py").exists()
+
+
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):
+    argv = (
+        "train",
+        "--dataset_name",
+        str(tmp_path / "nothing"),
+        "--output_dir",
+        str(tmp_path / "o"),
+    )
+    assert exit_code(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("protosphere train: error: --dataset_name")
+    assert "Traceback" not in error
+
+
+def test_help_of_the_script_is_quick_and_needs_no_training_code():
+    code = (
+        "import sys\n"
+        "from hf_protosphere.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'hf_protosphere.training' not in sys.modules\n"
+        "assert 'datasets' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

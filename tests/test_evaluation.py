@@ -1,0 +1,135 @@
+"""Evaluation counts every image once, and its report can be read by people and programs."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.arguments import EvaluateArguments
+from hf_protosphere.data import load_image_dataset
+from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.evaluation import evaluate, evaluate_model, evaluation_loader, format_report
+from hf_protosphere.metrics import METRICS, NeuralCollapse
+from hf_protosphere.prototypes import class_means
+from hf_protosphere.transforms import build_image_processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    names = {i: f"digit_{i}" for i in range(3)}
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=names)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    ProtoSphereForImageClassification(config).save_pretrained(folder)
+    build_image_processor(config).save_pretrained(folder)
+    return folder
+
+
+def test_figures_are_those_of_all_images_at_once(checkpoint, digits_folder, tmp_path, capsys):
+    output = tmp_path / "reports" / "digits.json"
+    report = evaluate(
+        EvaluateArguments(
+            model=str(checkpoint),
+            dataset_name=str(digits_folder),
+            batch_size=7,
+            num_workers=0,
+            output=str(output),
+        )
+    )
+    assert json.loads(output.read_text()) == report
+    assert "accuracy by class means" in capsys.readouterr().out
+
+    model = ProtoSphereForImageClassification.from_pretrained(checkpoint).eval()
+    data = load_image_dataset(str(digits_folder), validation_fraction=0)
+
+    def embed(split):
+        processor = build_image_processor(model.config)
+        images = [image.convert("RGB") for image in data.splits[split][:]["image"]]
+        with torch.no_grad():
+            output = model(processor(images, return_tensors="pt")["pixel_values"])
+        return output, torch.tensor(data.splits[split][:]["label"])
+
+    (train, train_labels), (test, labels) = embed("train"), embed("test")
+    means = class_means(train.embeddings, train_labels, 3)
+    by_mean = (test.embeddings @ means.T).argmax(-1)
+    assert report["num_images"] == 45
+    assert report["accuracy"] == (test.logits.argmax(-1) == labels).float().mean().item()
+    assert report["class_means_accuracy"] == (by_mean == labels).float().mean().item()
+    metric = NeuralCollapse(3, 96)
+    metric.update(test.embeddings, labels)
+    expected = metric.compute(model.prototypes)
+    for info in METRICS:
+        assert report["neural_collapse"][info.name] == pytest.approx(expected[info.name], rel=1e-3)
+
+
+def test_json_for_programs(checkpoint, digits_folder, capsys):
+    evaluate(
+        EvaluateArguments(
+            model=str(checkpoint),
+            dataset_name=str(digits_folder),
+            split="train",
+            class_means=False,
+            num_workers=0,
+            json=True,
+        )
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_images"] == 120
+    assert "class_means_accuracy" not in report
+
+
+def test_a_lost_image_is_noticed(checkpoint, digits_folder):
+    model = ProtoSphereForImageClassification.from_pretrained(checkpoint)
+    data = load_image_dataset(str(digits_folder))
+    processor = build_image_processor(model.config)
+    accelerator = Accelerator()
+    loader = evaluation_loader(data, "test", processor, 8, 0, accelerator)
+
+    class Lossy:
+        dataset = loader.dataset
+
+        def __iter__(self):
+            return iter(list(loader)[:-1])
+
+    with pytest.raises(RuntimeError, match="40 images were counted, but the data has 45"):
+        evaluate_model(model, Lossy(), accelerator)
+    assert isinstance(loader, DataLoader)
+
+
+def test_the_table_has_a_row_for_every_metric(checkpoint):
+    metric = NeuralCollapse(8, 4)
+    generator = torch.Generator().manual_seed(0)
+    metric.update(torch.randn(80, 4, generator=generator), torch.arange(80) % 8)
+    prototypes = torch.randn(8, 4, generator=generator)
+    report = {
+        "num_images": 80,
+        "accuracy": 0.5,
+        "top5_accuracy": 0.75,
+        "class_means_accuracy": 0.25,
+        "neural_collapse": metric.compute(prototypes),
+    }
+    table = format_report(report, "test", 8, 4)
+    for text in ("50.00%", "75.00%", "25.00%", "test (80 images)", "least attained"):
+        assert text in table
+    for info in METRICS:
+        assert info.title in table
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_errors(checkpoint, digits_folder, tmp_path):
+    def run(**kwargs):
+        defaults = {"model": str(checkpoint), "dataset_name": str(digits_folder), "num_workers": 0}
+        return evaluate(EvaluateArguments(**{**defaults, **kwargs}))
+
+    with pytest.raises(ArgumentError, match="there is no such folder"):
+        run(model=str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArgumentError, match="is not a ProtoSphere checkpoint"):
+        run(model=str(tmp_path / "empty"))
+    with pytest.raises(DataError, match=r"--split dev: .* train, test"):
+        run(split="dev")
+    with pytest.raises(ArgumentError, match="--batch_size"):
+        run(batch_size=0)
