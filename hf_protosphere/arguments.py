@@ -117,6 +117,11 @@ class OptimizationArguments:
 
     epochs: int = _help("Passes over the training images.", 100)
     batch_size: int = _help("Images per process and step; the negatives of NTCE and NONL.", 256)
+    gradient_accumulation_steps: int = _help(
+        "Batches per optimiser step. NTCE, NONL and SCL contrast across all of them, exactly, at "
+        "the price of one more forward pass.",
+        1,
+    )
     optimizer: Literal["sgd", "adamw"] = _help("SGD with momentum, or AdamW.", "sgd")
     learning_rate: float | None = _help(
         "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW."
@@ -176,7 +181,8 @@ class TrainArguments(
         _check_positive(self, "temperature", "learning_rate", "max_grad_norm")
         _check_counts(
             self, "epochs", "batch_size", "eval_batch_size", "evaluate_every", "checkpoint_every",
-            "image_size", "projection_dim", "views", "max_train_samples", "max_eval_samples",
+            "image_size", "projection_dim", "views", "gradient_accumulation_steps",
+            "max_train_samples", "max_eval_samples",
         )  # fmt: skip
         _check_counts(self, "nc_every", "num_workers", at_least=0)
         if not 0 <= self.validation_fraction < 1:

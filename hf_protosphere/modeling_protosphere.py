@@ -277,13 +277,15 @@ class ProtoSphereForImageClassification(ProtoSpherePreTrainedModel):
             else:
                 cosines = embeddings @ self.prototypes.to(embeddings.dtype).T
                 logits = cosines / self.config.softmax_temperature  # (M[, V], K)
-            loss = None if labels is None else self._objective(embeddings, logits, labels)
+            loss = None if labels is None else self.objective(embeddings, logits, labels)
         if logits.dim() == 3:
             logits = logits.mean(1)
         result = ProtoSphereImageClassifierOutput(loss, logits, embeddings)
         return result if self.protosphere._wants_dict(return_dict) else result.to_tuple()
 
-    def _objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """The configured loss of embeddings (M[, V], D) and logits (M[, V], K): what `forward`
+        computes when it is given labels."""
         objective, temperature = self.config.objective, self.config.softmax_temperature
         group = None if self.training else "local"
         if objective == "scl":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from .accumulation import backward_as_one_batch
 from .arguments import TrainArguments, write_yaml
 from .assembly import build_accelerator, build_model, build_optimizer, load_data
 from .checkpoints import (
@@ -110,13 +113,14 @@ class _Run:
     # Building
 
     def _check_batch_size(self) -> int:
-        processes = self.accelerator.num_processes
-        steps = self.num_train // (self.arguments.batch_size * processes)
+        arguments, processes = self.arguments, self.accelerator.num_processes
+        times = processes * arguments.gradient_accumulation_steps
+        steps = self.num_train // (arguments.batch_size * times)
         if steps == 0:
-            each = f" on each of {processes} processes" if processes > 1 else ""
+            each = f", {times} of them per step," if times > 1 else ""
             raise ArgumentError(
-                f"--batch_size {self.arguments.batch_size}{each} is larger than the training set "
-                f"of {self.num_train} images: use at most {self.num_train // processes}."
+                f"--batch_size {arguments.batch_size}{each} is larger than the training set "
+                f"of {self.num_train} images: use at most {self.num_train // times}."
             )
         return steps
 
@@ -195,7 +199,9 @@ class _Run:
             f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
             f"{config.image_size} px, {config.num_channels} channel(s)\n"
             f"{arguments.epochs} epochs of {self.steps_per_epoch} steps, batches of "
-            f"{arguments.batch_size} x {self.accelerator.num_processes} process(es) on "
+            f"{self._images_per_step} ({arguments.batch_size} x "
+            f"{arguments.gradient_accumulation_steps} accumulated x "
+            f"{self.accelerator.num_processes} process(es)) on "
             f"{self.accelerator.device.type}; → {self.output_dir}"
         )
         if self.validation == "train":
@@ -209,7 +215,8 @@ class _Run:
         self.training_images.set_epoch(progress.epoch)
         loader = self.train_loader
         if progress.step_in_epoch:
-            loader = self.accelerator.skip_first_batches(loader, progress.step_in_epoch)
+            seen = progress.step_in_epoch * self.arguments.gradient_accumulation_steps
+            loader = self.accelerator.skip_first_batches(loader, seen)
         # Both: Accelerate's set_epoch does not reach the sampler through every wrapper, but its
         # loaders hand their own count of epochs to the samplers they do reach.
         loader.set_epoch(progress.epoch)
@@ -248,8 +255,8 @@ class _Run:
 
         with bar:
             self.prepared_model.train()
-            for batch in loader:
-                loss, accuracy = self._step(batch)
+            for batches in _groups_of(self.arguments.gradient_accumulation_steps, loader):
+                loss, accuracy = self._step(batches)
                 progress.step += 1
                 progress.step_in_epoch += 1
                 totals += torch.stack([loss, accuracy]).double()
@@ -262,23 +269,38 @@ class _Run:
 
     @property
     def _images_per_step(self) -> int:
-        return self.arguments.batch_size * self.accelerator.num_processes
+        arguments, processes = self.arguments, self.accelerator.num_processes
+        return arguments.batch_size * arguments.gradient_accumulation_steps * processes
 
-    def _step(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _step(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         # Dropout and the like follow seed, step and process, so that resuming repeats them,
         # whatever drew random numbers in between.
         position = (self.arguments.seed, self.progress.step, self.accelerator.process_index)
         torch.manual_seed(hash(position) % 2**63)
-        with self.accelerator.autocast():
-            output = self.prepared_model(batch["pixel_values"], labels=batch["labels"])
-        self.accelerator.backward(output.loss)
+        loss, logits = self._backward(batches)
         if self.arguments.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        accuracy = (output.logits.detach().argmax(-1) == batch["labels"]).float().mean()
-        return output.loss.detach(), accuracy
+        labels = torch.cat([batch["labels"] for batch in batches])
+        return loss, (logits.argmax(-1) == labels).float().mean()
+
+    def _backward(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Loss and logits of the whole step; its gradients are left in the parameters."""
+        contrasts_images = self.model.config.objective in ("nonl", "ntce", "scl")
+        if contrasts_images and len(batches) > 1:
+            return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
+        losses, logits = [], []
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared_model):
+                with self.accelerator.autocast():
+                    output = self.prepared_model(batch["pixel_values"], labels=batch["labels"])
+                self.accelerator.backward(output.loss / len(batches))
+            losses.append(output.loss.detach())
+            logits.append(output.logits.detach())
+        return torch.stack(losses).mean(), torch.cat(logits)
 
     def _check_finite(self, losses: list[Tensor]) -> None:
         values = torch.stack(losses).tolist() if losses else []
@@ -367,6 +389,16 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return results
+
+
+def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:
+    """Full groups only: what is left over at the end of an epoch is no step."""
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
 
 
 def _epoch_line(record: dict[str, Any]) -> str:

@@ -105,8 +105,8 @@ def stop_after(monkeypatch, step, number=signal.SIGINT):
     """Send ourselves the signal right after the given training step, once."""
     original = training._Run._step
 
-    def _step(self, batch):
-        result = original(self, batch)
+    def _step(self, batches):
+        result = original(self, batches)
         if self.progress.step + 1 == step:
             os.kill(os.getpid(), number)
         return result
@@ -146,11 +146,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 ):
     original = training._Run._step
 
-    def _step(self, batch):
+    def _step(self, batches):
         if self.progress.step + 1 == 5:
             with torch.no_grad():
                 self.model.head.weight.fill_(float("nan"))
-        return original(self, batch)
+        return original(self, batches)
 
     monkeypatch.setattr(training._Run, "_step", _step)
     with pytest.raises(
