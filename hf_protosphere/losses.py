@@ -334,7 +334,7 @@ def _prototype_terms(
             lse = GroupLogSumExp.apply(lse, processes)
         lse = lse.index_select(0, index)  # (M,)
 
-    has_contrast = lse.detach() > -math.inf
+    has_contrast = lse.detach() != -math.inf  # NaN stays in, to be seen
     left_out = (keep & ~has_contrast).sum()
     if exclude_own_class and not labels.is_cuda and not torch.compiler.is_compiling() and left_out:
         warnings.warn(

@@ -198,10 +198,8 @@ class _Run:
             f"prototypes)\n"
             f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
             f"{config.image_size} px, {config.num_channels} channel(s)\n"
-            f"{arguments.epochs} epochs of {self.steps_per_epoch} steps, batches of "
-            f"{self._images_per_step} ({arguments.batch_size} x "
-            f"{arguments.gradient_accumulation_steps} accumulated x "
-            f"{self.accelerator.num_processes} process(es)) on "
+            f"{arguments.epochs} epochs of {self.steps_per_epoch} steps of {self._images_per_step} "
+            f"images, {self.accelerator.num_processes} process(es) on "
             f"{self.accelerator.device.type}; → {self.output_dir}"
         )
         if self.validation == "train":
@@ -370,7 +368,6 @@ class _Run:
             * self._images_per_step
             / self.progress.training_seconds,
         }
-        config = self.model.config
         for split in dict.fromkeys([self.validation, "test"]):
             if split in self.eval_loaders:
                 results[split] = evaluate_model(
@@ -380,11 +377,10 @@ class _Run:
             save_model(self.model, self.processor, self.output_dir)
             (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             plot_curves(self.output_dir / "metrics.jsonl", self.output_dir / "curves.png")
-            for split in (self.validation, "test"):
-                if split in results:
-                    title = f"{split}, epoch {self.progress.best_epoch}"
-                    dim = self.model.protosphere.embedding_dim
-                    print(f"\n{format_report(results[split], title, config.num_labels, dim)}")
+            split = "test" if "test" in results else self.validation
+            title = f"{split}, epoch {self.progress.best_epoch}"
+            dim = self.model.protosphere.embedding_dim
+            print(f"\n{format_report(results[split], title, self.model.config.num_labels, dim)}")
             print(f"\n{self.output_dir}: the model, results.json, metrics.jsonl and curves.png")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -44,8 +44,10 @@ def write_digits(folder: Path) -> Dataset:
 def save_samples(split: Dataset, folder: Path, count: int = 5) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for i in range(count):
-        split[i]["image"].save(folder / f"{i}_is_a_{split[i]['label']}.png")
+    labels = split[:]["label"]
+    for digit in range(count):  # the first image of each
+        row = labels.index(digit)
+        split[row]["image"].save(folder / f"a_{digit}.png")
 
 
 def run() -> None:

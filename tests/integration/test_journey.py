@@ -86,7 +86,7 @@ def test_two_processes_train_together_and_count_every_image_once(digits_folder, 
         [str(word) for word in command], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "32 (16 x 1 accumulated x 2 process(es))" in result.stdout
+    assert "steps of 32 images, 2 process(es)" in result.stdout
     assert result.stdout.count("the model, results.json") == 1
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test"]["num_images"] == 45
