@@ -18,9 +18,10 @@ from .arguments import EvaluateArguments
 from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset, load_image_dataset
 from .errors import ArgumentError
-from .metrics import METRICS, NeuralCollapse
+from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .prototypes import class_means
+from .reporting import format_report
 from .transforms import EvaluationImages, collate
 
 
@@ -128,36 +129,6 @@ def evaluate_model(
     if neural_collapse:
         report["neural_collapse"] = collapse.compute(model.prototypes)
     return report
-
-
-def format_report(report: dict[str, Any], title: str, num_classes: int, dim: int) -> str:
-    """The report as a table for people: values beside their optima."""
-    rows = [("accuracy by prototypes", f"{report['accuracy']:.2%}", "", "")]
-    if num_classes > 5:
-        rows.append(("top-5 accuracy by prototypes", f"{report['top5_accuracy']:.2%}", "", ""))
-    if "class_means_accuracy" in report:
-        rows.append(("accuracy by class means", f"{report['class_means_accuracy']:.2%}", "", ""))
-    collapse = report.get("neural_collapse", {})
-    for metric in METRICS:
-        if metric.name in collapse:
-            rows.append(
-                (
-                    metric.title,
-                    f"{collapse[metric.name]:.4g}",
-                    f"{metric.optimum(num_classes, dim):.4g}",
-                    f"{collapse['attained'][metric.name]:.1f} %",
-                )
-            )
-    if collapse:
-        rows.append(("least attained", "", "", f"{collapse['attained']['overall']:.1f} %"))
-    header = (f"{title} ({report['num_images']} images)", "value", "optimum", "attained")
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in [header, *rows]
-    ]
-    rule = "─" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def load_classifier(name: str) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:

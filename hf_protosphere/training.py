@@ -31,14 +31,10 @@ from .checkpoints import (
     save_model,
 )
 from .errors import ArgumentError, TrainingError, TrainingInterrupted
-from .evaluation import (
-    evaluate_model,
-    evaluation_loader,
-    format_report,
-    training_class_means,
-)
+from .evaluation import evaluate_model, evaluation_loader, training_class_means
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .plots import plot_curves
+from .reporting import epoch_line, flat_record, format_report
 from .samplers import EpochSampler
 from .stopping import Stop, stop_signals
 from .transforms import TrainingImages, TrainTransform, build_image_processor, collate
@@ -344,8 +340,8 @@ class _Run:
                     save_model(self.model, self.processor, self.output_dir / "best")
         if self.accelerator.is_main_process:
             self.log.append(record)
-            tqdm.write(_epoch_line(record))
-        self.accelerator.log(_flat(record), step=progress.step)
+            tqdm.write(epoch_line(record))
+        self.accelerator.log(flat_record(record), step=progress.step)
         if last or progress.epoch % arguments.checkpoint_every == 0:
             save_checkpoint(self.accelerator, self.output_dir / "checkpoints", progress)
 
@@ -395,24 +391,3 @@ def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:
         if len(group) == size:
             yield group
             group = []
-
-
-def _epoch_line(record: dict[str, Any]) -> str:
-    line = f"epoch {record['epoch']:>3}  loss {record['train_loss']:.3f}"
-    if "validation_accuracy" in record:
-        line += f"  validation accuracy {record['validation_accuracy']:.2%}"
-    if "validation_neural_collapse" in record:
-        attained = record["validation_neural_collapse"]["attained"]["overall"]
-        line += f"  neural collapse {attained:.1f} %"
-    return line
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
-    flat: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -11,7 +11,7 @@ from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.arguments import EvaluateArguments
 from hf_protosphere.data import load_image_dataset
 from hf_protosphere.errors import ArgumentError, DataError
-from hf_protosphere.evaluation import evaluate, evaluate_model, evaluation_loader, format_report
+from hf_protosphere.evaluation import evaluate, evaluate_model, evaluation_loader
 from hf_protosphere.metrics import METRICS, NeuralCollapse
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.transforms import build_image_processor
@@ -97,26 +97,6 @@ def test_a_lost_image_is_noticed(checkpoint, digits_folder):
     with pytest.raises(RuntimeError, match="40 images were counted, but the data has 45"):
         evaluate_model(model, Lossy(), accelerator)
     assert isinstance(loader, DataLoader)
-
-
-def test_the_table_has_a_row_for_every_metric(checkpoint):
-    metric = NeuralCollapse(8, 4)
-    generator = torch.Generator().manual_seed(0)
-    metric.update(torch.randn(80, 4, generator=generator), torch.arange(80) % 8)
-    prototypes = torch.randn(8, 4, generator=generator)
-    report = {
-        "num_images": 80,
-        "accuracy": 0.5,
-        "top5_accuracy": 0.75,
-        "class_means_accuracy": 0.25,
-        "neural_collapse": metric.compute(prototypes),
-    }
-    table = format_report(report, "test", 8, 4)
-    for text in ("50.00%", "75.00%", "25.00%", "test (80 images)", "least attained"):
-        assert text in table
-    for info in METRICS:
-        assert info.title in table
-    assert len({len(line) for line in table.splitlines()}) == 1
 
 
 def test_errors(checkpoint, digits_folder, tmp_path):
