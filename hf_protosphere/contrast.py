@@ -54,7 +54,7 @@ class ContrastLogSumExp(torch.autograd.Function):
             dtype = compute_dtype(rows, columns)
             scaled = _unit(columns, dtype, normalize)[0] / temperature  # (N, D)
             positives = scaled.new_zeros(len(columns))
-            parts = []
+            parts, over_rows = [], scaled.new_full((len(columns),), -math.inf)
             for start, stop in _chunks(len(rows), chunk_rows):
                 unit_rows, _ = _unit(rows[start:stop], dtype, normalize)
                 similarities, own = _similarities(
@@ -62,8 +62,11 @@ class ContrastLogSumExp(torch.autograd.Function):
                 )
                 positives += own
                 lse, exponentials = _logsumexp_(similarities, dim)
-                parts.append(lse)
-            lse = torch.cat(parts) if over_columns else torch.stack(parts).logsumexp(0)
+                if over_columns:
+                    parts.append(lse)
+                else:
+                    over_rows = torch.logaddexp(over_rows, lse)
+            lse = torch.cat(parts) if over_columns else over_rows
         return lse, positives, exponentials if chunk_rows is None else None
 
     @staticmethod
@@ -76,10 +79,15 @@ class ContrastLogSumExp(torch.autograd.Function):
         ctx.save_for_backward(rows, columns, own_row, keep, lse, exponentials)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_lse: Tensor | None, grad_positives: Tensor | None, _: None):
         rows, columns, own_row, keep, lse, exponentials = ctx.saved_tensors
         temperature, over_columns, exclude_own, chunk_rows, normalize = ctx.options
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Without this, second derivatives would silently be zero.
+            raise RuntimeError(
+                "the losses of hf_protosphere can be differentiated once: create_graph=True and "
+                "torch.func.grad are not supported."
+            )
         with full_precision(rows):
             dtype = compute_dtype(rows, columns)
             grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
@@ -172,8 +180,7 @@ def _similarities(
     own = similarities.gather(0, index)  # (1, N)
     if exclude_own:
         similarities.scatter_(0, index, torch.where(inside, -math.inf, own))
-    # Testing costs nothing on the CPU; elsewhere it would wait for the device.
-    if keep is not None and (keep.device.type != "cpu" or not keep.all()):
+    if keep is not None and not (readable(keep) and keep.all()):
         similarities.masked_fill_(~keep, -math.inf)
     return similarities, torch.where(inside, own, 0.0)[0]
 
@@ -208,6 +215,11 @@ def _unit_backward(grad: Tensor, unit: Tensor, norms: Tensor | None) -> Tensor:
         return grad
     radial = (grad * unit).sum(-1, keepdim=True)
     return torch.addcmul(grad, unit, radial, value=-1).div_(norms)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a look at the values costs nothing: no device to wait for, no graph to break."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -34,6 +34,7 @@ from .contrast import (
     GroupLogSumExp,
     compute_dtype,
     full_precision,
+    readable,
     resolve_group,
     rows_per_chunk,
 )
@@ -336,7 +337,7 @@ def _prototype_terms(
 
     has_contrast = lse.detach() != -math.inf  # NaN stays in, to be seen
     left_out = (keep & ~has_contrast).sum()
-    if exclude_own_class and not labels.is_cuda and not torch.compiler.is_compiling() and left_out:
+    if exclude_own_class and readable(left_out) and left_out:
         warnings.warn(
             f"nonl_loss: the batch holds a single class, so {int(left_out)} anchors have no "
             "negatives and are left out. Shuffle the data, or use a larger batch.",
@@ -372,7 +373,8 @@ def _supcon_terms(
             norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
             features = features / norms.masked_fill(norms == 0, 1)
 
-        all_features, all_labels, all_keep, offset = features, labels, keep, 0
+        # A view: torch.compile takes no tensor for two inputs of one autograd function.
+        all_features, all_labels, all_keep, offset = features.view_as(features), labels, keep, 0
         if (processes := resolve_group(group)) is not None:
             all_features, offset = GatherBatches.apply(features, processes)
             all_labels, _ = GatherBatches.apply(labels, processes)
@@ -446,7 +448,7 @@ def _kept(labels: Tensor, size: int, ignore_index: int, num_classes: int | None)
         return keep
     in_range = ~keep | ((labels >= 0) & (labels < num_classes))
     message = f"labels must be in [0, {num_classes}) or {ignore_index} (ignore_index)"
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+    if not readable(labels):
         torch._assert_async(in_range.all(), message)
     elif not in_range.all():
         wrong = labels[~in_range].unique().tolist()
