@@ -1,0 +1,212 @@
+"""Real gloo processes: together they compute what one computes on the concatenated batch."""
+
+import os
+import socket
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+import torch.nn.functional as F
+from torch import nn
+
+from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+
+WORLD_SIZE = 4
+SIZES = (5, 1, 7, 3)  # images of each process: one has a single image
+NUM_CLASSES, DIM = 6, 8
+LOSSES = {"normface": normface_loss, "ntce": ntce_loss, "nonl": nonl_loss, "scl": supcon_loss}
+
+
+class Embedder(nn.Module):
+    """Raw inputs (M[, V], 10) → loss, so that gradients of shared parameters can be averaged."""
+
+    def __init__(self, objective, group, weight, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(10, DIM).to(dtype)
+        self.prototypes = nn.Parameter(torch.randn(NUM_CLASSES, DIM, dtype=dtype))
+        self.objective, self.group, self.weight = objective, group, weight
+
+    def forward(self, inputs, labels):
+        embeddings = self.linear(inputs)
+        options = {"group": self.group, "weight": self.weight}
+        if self.objective == "scl":
+            return supcon_loss(embeddings, labels, 0.2, **options) + 0 * self.prototypes.sum()
+        return LOSSES[self.objective](embeddings, self.prototypes, labels, 0.2, **options)
+
+
+def case(objective, num_processes, dtype):
+    """Batches of each process. The first one's are all of one class, the last lacks some."""
+    generator = torch.Generator().manual_seed(num_processes)
+    size = sum(SIZES[:num_processes])
+    shape = (size, 2, 10) if objective == "scl" else (size, 10)
+    inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.randint(0, NUM_CLASSES, (size,), generator=generator)
+    if num_processes > 1:
+        labels[: SIZES[0]] = 2
+    labels[-1] = -100
+    return inputs.split(SIZES[:num_processes]), labels.split(SIZES[:num_processes])
+
+
+def gradients(module):
+    return [p.grad.clone() for p in module.parameters()]
+
+
+def check_equal_to_one_process(rank, groups):
+    for num_processes, group in groups.items():
+        if rank >= num_processes:
+            continue
+        for objective in LOSSES:
+            for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+                for weight in (None, torch.linspace(0.5, 2, NUM_CLASSES, dtype=dtype)):
+                    inputs, labels = case(objective, num_processes, dtype)
+                    alone = Embedder(objective, "local", weight, dtype)
+                    expected = alone(torch.cat(inputs), torch.cat(labels))
+                    expected.backward()
+
+                    module = Embedder(objective, group, weight, dtype)
+                    loss = module(inputs[rank], labels[rank])
+                    loss.backward()
+                    where = (num_processes, objective, dtype, weight is None)
+                    assert abs(loss - expected) <= tolerance * max(1, abs(expected)), where
+                    for ours, theirs in zip(gradients(module), gradients(alone)):
+                        dist.all_reduce(ours, group=group)
+                        ours /= num_processes
+                        assert torch.allclose(ours, theirs, atol=tolerance, rtol=tolerance), where
+
+
+def check_distributed_data_parallel(rank, accelerator):
+    for objective in LOSSES:
+        inputs, labels = case(objective, WORLD_SIZE, torch.float64)
+        alone = Embedder(objective, "local", None, torch.float64)
+        alone(torch.cat(inputs), torch.cat(labels)).backward()
+        module = accelerator.prepare(Embedder(objective, None, None, torch.float64))
+        assert type(module) is nn.parallel.DistributedDataParallel
+        accelerator.backward(module(inputs[rank], labels[rank]))
+        for ours, theirs in zip(gradients(module), gradients(alone)):
+            assert torch.allclose(ours, theirs, atol=1e-12), objective
+
+
+def check_accumulation(rank, accelerator):
+    """Contrast over all micro-batches of all processes."""
+    from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+    from hf_protosphere.accumulation import backward_as_one_batch
+
+    for objective in ("ntce", "nonl", "scl"):
+        config = ProtoSphereConfig(
+            backbone="test_efficientnet_gn",
+            image_size=32,
+            num_labels=4,
+            projection="linear",
+            projection_dim=8,
+            objective=objective,
+        )
+        torch.manual_seed(0)
+        model = ProtoSphereForImageClassification(config).double().train()
+        views = (2,) if objective == "scl" else ()
+        pixels = torch.randn(WORLD_SIZE, 2, 3, *views, 3, 32, 32, dtype=torch.float64)
+        labels = torch.randint(0, 4, (WORLD_SIZE, 2, 3))  # (process, micro-batch, image)
+        output = model(pixels.flatten(0, 2))
+        model.eval()  # contrast within this process: the reference is computed on every one alone
+        loss = model.objective(output.embeddings, output.logits, labels.flatten())
+        model.train()
+        loss.backward()
+        expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        prepared = accelerator.prepare(model)
+        batches = [{"pixel_values": x, "labels": y} for x, y in zip(pixels[rank], labels[rank])]
+        value, _ = backward_as_one_batch(prepared, batches, accelerator)
+        assert abs(value - loss) < 1e-10, objective
+        got = [p.grad for p in model.parameters() if p.grad is not None]
+        for ours, theirs in zip(got, expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6 * theirs.abs().max().item()), objective
+
+
+def check_bytes_exchanged(rank):
+    """O(K) numbers, at most a hundredth of the embeddings' bytes; none with group="local"."""
+    num_classes, dim, size = 1000, 2048, 256
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast")}
+    exchanged = 0
+
+    def counting(name):
+        def collective(tensor, *args, **kwargs):
+            nonlocal exchanged
+            parts = tensor if isinstance(tensor, list) else [tensor]
+            exchanged += sum(part.numel() * part.element_size() for part in parts)
+            return originals[name](tensor, *args, **kwargs)
+
+        return collective
+
+    def measure(loss, group):
+        nonlocal exchanged
+        exchanged = 0
+        embeddings = F.normalize(torch.randn(size, dim), dim=1).requires_grad_()
+        prototypes = torch.randn(num_classes, dim, requires_grad=True)
+        labels = torch.randint(0, num_classes, (size,))
+        loss(embeddings, prototypes, labels, group=group).backward()
+        return exchanged
+
+    gathered = (WORLD_SIZE - 1) * size * dim * 4  # what each process would receive
+    for name in originals:
+        setattr(dist, name, counting(name))
+    try:
+        for loss in (ntce_loss, nonl_loss):
+            assert measure(loss, "local") == 0
+            assert 0 < measure(loss, None) <= 4 * num_classes * 4
+            assert measure(loss, None) <= 0.01 * size * dim * 4 < 0.01 * gathered
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def check_single_class_on_one_process_is_no_warning(rank, recorded):
+    """The first process's batch has one class, the group's has more: every anchor has negatives."""
+    inputs, labels = case("nonl", WORLD_SIZE, torch.float64)
+    assert rank or len(labels[0].unique()) == 1
+    loss = Embedder("nonl", None, None, torch.float64)(inputs[rank], labels[rank])
+    assert loss.isfinite()
+    assert not [w for w in recorded if "single class" in str(w.message)]
+
+
+def work(rank, port):
+    import warnings
+
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD_SIZE),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    from accelerate import Accelerator
+
+    torch.set_num_threads(1)
+    accelerator = Accelerator()
+    assert dist.get_backend() == "gloo"
+    groups = {n: dist.new_group(list(range(n))) for n in (1, 2, 4)}
+    check_equal_to_one_process(rank, groups)
+    check_distributed_data_parallel(rank, accelerator)
+    check_bytes_exchanged(rank)
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("always")
+        check_single_class_on_one_process_is_no_warning(rank, recorded)
+    torch.manual_seed(1)
+    check_accumulation(rank, accelerator)
+    dist.destroy_process_group()
+
+
+def test_processes_together_are_one_process():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # One start of the processes for all checks: importing torch takes longest.
+    multiprocessing.spawn(work, args=(port,), nprocs=WORLD_SIZE)
+
+
+def test_local_contrasts_would_be_another_loss():
+    inputs, labels = case("ntce", 2, torch.float64)
+    alone = Embedder("ntce", "local", None, torch.float64)
+    whole = alone(torch.cat(inputs), torch.cat(labels))
+    averaged = sum(alone(x, y) for x, y in zip(inputs, labels)) / 2
+    assert abs(whole - averaged) > 0.1
