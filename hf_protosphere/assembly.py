@@ -7,10 +7,10 @@ from typing import Any
 
 import timm.optim
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from transformers import get_scheduler
 
-from .arguments import TrainArguments
+from .arguments import DataArguments, TrainArguments
 from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset, load_image_dataset
 from .errors import ArgumentError
@@ -23,6 +23,8 @@ def build_model(
     """The model that the arguments and the data describe."""
     channels = arguments.num_channels or images.num_channels
     config: dict[str, Any] = {
+        "backbone_source": arguments.backbone_source,
+        "backbone_kwargs": arguments.backbone_options,
         "small_images": arguments.small_images,
         "projection": arguments.projection,
         "projection_dim": arguments.projection_dim,
@@ -36,26 +38,16 @@ def build_model(
         config["image_size"] = arguments.image_size or images.suggested_image_size()
     try:
         if arguments.pretrained:
-            return ProtoSphereForImageClassification.from_backbone(
-                arguments.backbone,
-                backbone_source=arguments.backbone_source,
-                backbone_kwargs=arguments.backbone_options,
-                **config,
-            )
-        return ProtoSphereForImageClassification(
-            ProtoSphereConfig(
-                backbone=arguments.backbone,
-                backbone_source=arguments.backbone_source,
-                backbone_kwargs=arguments.backbone_options,
-                **config,
-            )
-        )
+            return ProtoSphereForImageClassification.from_backbone(arguments.backbone, **config)
+        config = ProtoSphereConfig(backbone=arguments.backbone, **config)
+        return ProtoSphereForImageClassification(config)
     except (ValueError, TypeError) as error:
         # TypeError: an option that the backbone does not know.
         raise ArgumentError(f"the model cannot be built: {error}") from error
 
 
-def load_data(arguments: TrainArguments) -> ImageDataset:
+def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
+    """The data set that the arguments name; `more` goes to `load_image_dataset` as well."""
     return load_image_dataset(
         arguments.dataset_name,
         dataset_config=arguments.dataset_config,
@@ -63,14 +55,11 @@ def load_data(arguments: TrainArguments) -> ImageDataset:
         image_column=arguments.image_column,
         label_column=arguments.label_column,
         train_split=arguments.train_split,
-        validation_split=arguments.validation_split,
-        test_split=arguments.test_split,
-        validation_fraction=arguments.validation_fraction,
-        seed=arguments.seed,
         max_train_samples=arguments.max_train_samples,
         max_eval_samples=arguments.max_eval_samples,
         on_bad_image=arguments.on_bad_image,
         check_images=arguments.check_images,
+        **more,
     )
 
 
@@ -82,8 +71,6 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
         mixed_precision=arguments.mixed_precision,
         log_with="tensorboard" if tensorboard else None,
         project_dir=arguments.output_dir,
-        # The losses reduce over all processes, and buffers (batch norm's) stay each process's own.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

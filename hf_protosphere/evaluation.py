@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from .arguments import EvaluateArguments
+from .assembly import load_data
 from .configuration_protosphere import ProtoSphereConfig
-from .data import ImageDataset, load_image_dataset
+from .data import ImageDataset
 from .errors import ArgumentError
 from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
@@ -152,19 +153,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     on_train = arguments.split == arguments.train_split
     with accelerator.main_process_first():
-        images = load_image_dataset(
-            arguments.dataset_name,
-            dataset_config=arguments.dataset_config,
-            revision=arguments.dataset_revision,
-            image_column=arguments.image_column,
-            label_column=arguments.label_column,
-            train_split=arguments.train_split,
+        images = load_data(
+            arguments,
             test_split=None if on_train else arguments.split,
             validation_fraction=0.0,
-            max_train_samples=arguments.max_train_samples,
-            max_eval_samples=arguments.max_eval_samples,
-            on_bad_image=arguments.on_bad_image,
-            check_images=arguments.check_images,
             need_train=on_train,
             label_names=names,
         )

@@ -78,7 +78,13 @@ class _Run:
         self.accelerator = build_accelerator(arguments)
         set_seed(arguments.seed)
         with self.accelerator.main_process_first():
-            self.images = load_data(arguments)
+            self.images = load_data(
+                arguments,
+                validation_split=arguments.validation_split,
+                test_split=arguments.test_split,
+                validation_fraction=arguments.validation_fraction,
+                seed=arguments.seed,
+            )
         self.num_train = len(self.images.splits["train"])
         self.steps_per_epoch = self._check_batch_size()
         self.model = build_model(arguments, self.images)

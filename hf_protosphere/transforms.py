@@ -88,7 +88,22 @@ class TrainTransform:
         return self.transform(image.convert("RGB"))
 
 
-class TrainingImages(Dataset):
+class _Images(Dataset):
+    """Items {"pixel_values", "labels"} of a split with columns "image" and "label".
+
+    Subclasses define `__getitems__`, a whole batch at once, which torch's DataLoader prefers.
+    """
+
+    split: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+
+class TrainingImages(_Images):
     """Augmented images; the randomness of each depends only on (seed, epoch, index, view).
 
     So the images of an epoch are the same whatever the number of workers, and after resuming.
@@ -112,12 +127,6 @@ class TrainingImages(Dataset):
         """Call before the epoch's iterator is made: workers get a copy of the data set then."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = self.split[indices]
         # Transforms draw from torch's global generator, whose state is everybody else's too.
@@ -136,18 +145,12 @@ class TrainingImages(Dataset):
         return views[0] if self.views == 1 else torch.stack(views)
 
 
-class EvaluationImages(Dataset):
+class EvaluationImages(_Images):
     """Images under the saved image processor, a batch at a time."""
 
     def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor) -> None:
         self.split = split
         self.processor = processor
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = self.split[indices]

@@ -411,6 +411,17 @@ def test_large_problems_are_chunked_by_themselves(monkeypatch):
     assert largest(lambda u: supcon_loss(u, labels), features) == 640
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["NormFace", "NTCE", "NONL"])
+def test_two_hundred_thousand_classes_fit_beside_their_gradients(objective):
+    from scripts.benchmarks.losses import memory_in_own_process
+
+    size = (4096, 200_000, 512)
+    assert size[0] * size[1] > contrast.MAX_SIMILARITIES  # chunked by itself
+    peak = memory_in_own_process(f"{objective}, chunked", size, "cpu", "float32")
+    assert peak <= 400 * 2**20
+
+
 # torch.compile and torch.func.
 
 
