@@ -25,9 +25,7 @@ def test_simplex_etf_orientation_follows_the_generator():
 
 
 def test_simplex_etf_says_what_to_do_when_there_are_too_few_dimensions():
-    with pytest.raises(
-        ValueError, match=r"12 classes needs at least 11 dim.*have 10.*project"
-    ):
+    with pytest.raises(ValueError, match=r"12 classes needs at least 11 dim.*have 10.*project"):
         simplex_etf(12, 10)
     with pytest.raises(ValueError, match="num_classes=1"):
         simplex_etf(1, 10)
