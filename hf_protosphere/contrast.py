@@ -54,7 +54,9 @@ class ContrastLogSumExp(torch.autograd.Function):
             dtype = compute_dtype(rows, columns)
             scaled = _unit(columns, dtype, normalize)[0] / temperature  # (N, D)
             positives = scaled.new_zeros(len(columns))
-            parts, over_rows = [], scaled.new_full((len(columns),), -math.inf)
+            # Filled below; an empty batch, as on a process without images, leaves them as they are.
+            parts, exponentials = [scaled.new_empty(0)], None
+            over_rows = scaled.new_full((len(columns),), -math.inf)
             for start, stop in _chunks(len(rows), chunk_rows):
                 unit_rows, _ = _unit(rows[start:stop], dtype, normalize)
                 similarities, own = _similarities(
@@ -231,7 +233,7 @@ def full_precision(tensor: Tensor) -> torch.autocast:
 
 
 def _chunks(num_rows: int, chunk_rows: int | None) -> list[tuple[int, int]]:
-    step = chunk_rows or num_rows
+    step = chunk_rows or max(num_rows, 1)
     return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 

@@ -327,6 +327,21 @@ def test_nothing_but_ignored_labels_is_a_connected_zero(objective):
     assert all((g == 0).all() for g in gradients)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("objective", [*PROTOTYPE_LOSSES, "scl"])
+def test_an_empty_batch_is_a_connected_zero(objective, chunk_size):
+    embeddings, prototypes, labels = draw(8, 4, 3, 2)
+
+    def loss(u, w):
+        if objective == "scl":
+            return supcon_loss(u, labels[:0], chunk_size=chunk_size) + w.sum() * 0
+        return PROTOTYPE_LOSSES[objective](u, w, labels[:0], chunk_size=chunk_size)
+
+    value, gradients = with_gradients(loss, embeddings[:0], prototypes)
+    assert value == 0
+    assert (gradients[1] == 0).all()
+
+
 @pytest.mark.parametrize("objective", PROTOTYPE_LOSSES)
 def test_nan_is_reported_and_not_left_out(objective):
     embeddings, prototypes, labels = draw(9, 6, 3, 4)

@@ -12,7 +12,7 @@ from torch import nn
 from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
 
 WORLD_SIZE = 4
-SIZES = (5, 1, 7, 3)  # images of each process: one has a single image
+SIZES = (5, 1, 0, 7)  # images of each process: one has a single image, one none
 NUM_CLASSES, DIM = 6, 8
 LOSSES = {"normface": normface_loss, "ntce": ntce_loss, "nonl": nonl_loss, "scl": supcon_loss}
 
