@@ -18,10 +18,15 @@ from torch.autograd.function import once_differentiable
 Group = Literal["local"] | dist.ProcessGroup | None
 
 # Above this many similarities the matrix is walked in chunks and recomputed in the backward pass.
-# 2**24 of them take 64 MiB in float32: below, keeping them saves a fourth matrix product.
+# Keeping them was 1.05 to 1.4 times as fast at every size measured (2**20 to 2**26, two cores), so
+# only memory sets the limit: 2**24 take 64 MiB in float32, and as much again for their gradients.
 MAX_SIMILARITIES = 2**24
-# A chunk of 2**21 similarities takes 8 MiB in float32: it stays in a processor's last-level cache.
+# A chunk of 2**21 similarities, 8 MiB in float32, stays in a processor's last-level cache. Half of
+# it costs 5 to 25 % more time, twice as much gains at most 5 % (M=4096, K=1000 to 10,000).
 CHUNK_SIMILARITIES = 2**21
+# Rows of a block of pairs. More leave less of the symmetric half out, fewer make thin products: 256
+# to 512 were fastest from 1,024 to 16,384 vectors of 128 dimensions.
+PAIR_ROWS = 512
 
 
 class ContrastLogSumExp(torch.autograd.Function):
@@ -52,23 +57,29 @@ class ContrastLogSumExp(torch.autograd.Function):
         dim = 1 if over_columns else 0
         with full_precision(rows):
             dtype = compute_dtype(rows, columns)
-            scaled = _unit(columns, dtype, normalize)[0] / temperature  # (N, D)
-            positives = scaled.new_zeros(len(columns))
-            # Filled below; an empty batch, as on a process without images, leaves them as they are.
-            parts, exponentials = [scaled.new_empty(0)], None
-            over_rows = scaled.new_full((len(columns),), -math.inf)
+            columns = columns.to(dtype)
+            column_scale = _inverse_norms(columns) if normalize else None
+            positives = columns.new_zeros(len(columns))
+            # Filled in place: small results kept between chunks would scatter the large buffers
+            # over the heap. Without images or classes there is no chunk, and they stay like this.
+            lse = columns.new_full((len(rows if over_columns else columns),), -math.inf)
+            exponentials = None
             for start, stop in _chunks(len(rows), chunk_rows):
-                unit_rows, _ = _unit(rows[start:stop], dtype, normalize)
+                scaled_rows = _scaled(rows[start:stop].to(dtype), temperature, normalize)
                 similarities, own = _similarities(
-                    unit_rows, scaled, own_row - start, keep if over_columns else None, exclude_own
+                    scaled_rows,
+                    columns,
+                    column_scale,
+                    own_row - start,
+                    keep if over_columns else None,
+                    exclude_own,
                 )
                 positives += own
-                lse, exponentials = _logsumexp_(similarities, dim)
+                chunk_lse, exponentials = _logsumexp_(similarities, dim)
                 if over_columns:
-                    parts.append(lse)
+                    lse[start:stop] = chunk_lse
                 else:
-                    over_rows = torch.logaddexp(over_rows, lse)
-            lse = torch.cat(parts) if over_columns else over_rows
+                    torch.logaddexp(lse, chunk_lse, out=lse)
         return lse, positives, exponentials if chunk_rows is None else None
 
     @staticmethod
@@ -84,24 +95,20 @@ class ContrastLogSumExp(torch.autograd.Function):
     def backward(ctx, grad_lse: Tensor | None, grad_positives: Tensor | None, _: None):
         rows, columns, own_row, keep, lse, exponentials = ctx.saved_tensors
         temperature, over_columns, exclude_own, chunk_rows, normalize = ctx.options
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Without this, second derivatives would silently be zero.
-            raise RuntimeError(
-                "the losses of hf_protosphere can be differentiated once: create_graph=True and "
-                "torch.func.grad are not supported."
-            )
+        refuse_second_derivatives()
         with full_precision(rows):
             dtype = compute_dtype(rows, columns)
             grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-            unit_columns, column_norms = _unit(columns, dtype, normalize)
-            scaled = unit_columns / temperature
+            column_dtype, columns = columns.dtype, columns.to(dtype)
+            column_scale = _inverse_norms(columns) if normalize else None
             # exp(s − ∞) = 0 for the similarities (all −∞) of an anchor without contrast
             lse = torch.where(lse == -math.inf, math.inf, lse)
-            grad_rows, grad_scaled = torch.empty_like(rows), torch.zeros_like(scaled)
+            grad_rows, grad_columns = torch.empty_like(rows), None
             for start, stop in _chunks(len(rows), chunk_rows):
                 chunk = slice(start, stop) if over_columns else slice(None)
                 broadcast = (slice(None), None) if over_columns else (None, slice(None))
-                unit_rows, row_norms = _unit(rows[start:stop], dtype, normalize)
+                chunk_of_rows = rows[start:stop].to(dtype)
+                scaled_rows = _scaled(chunk_of_rows, temperature, normalize)
                 own = own_row - start
                 if exponentials is not None:  # exp(s − max): what is missing is the sum
                     sums = exponentials.sum(1 if over_columns else 0)
@@ -109,17 +116,79 @@ class ContrastLogSumExp(torch.autograd.Function):
                     grads = exponentials * factor[broadcast]
                 else:
                     grads, _ = _similarities(
-                        unit_rows, scaled, own, keep if over_columns else None, exclude_own
+                        scaled_rows,
+                        columns,
+                        column_scale,
+                        own,
+                        keep if over_columns else None,
+                        exclude_own,
                     )
                     grads.sub_(lse[chunk][broadcast]).exp_().mul_(grad_lse[chunk][broadcast])
                 if grad_positives is not None:
-                    index, inside = _own_index(own, len(unit_rows))
+                    index, inside = _own_index(own, len(scaled_rows))
                     grads.scatter_add_(0, index, torch.where(inside, grad_positives, 0.0)[None])
-                grad_scaled.addmm_(grads.T, unit_rows)
-                grad_unit_rows = grads @ scaled
-                grad_rows[start:stop] = _unit_backward(grad_unit_rows, unit_rows, row_norms)
-            grad_columns = _unit_backward(grad_scaled / temperature, unit_columns, column_norms)
-        return grad_rows, grad_columns.to(columns.dtype), *[None] * 7
+                if column_scale is not None:
+                    grads.mul_(column_scale)
+                # Not zeros to add to: in one chunk that would cost another pass over (N, D).
+                if grad_columns is None:
+                    grad_columns = grads.T @ scaled_rows
+                else:
+                    grad_columns.addmm_(grads.T, scaled_rows)
+                grad_scaled_rows = grads @ columns
+                grad_rows[start:stop] = _scaled_backward(
+                    grad_scaled_rows, chunk_of_rows, temperature, normalize
+                )
+            if grad_columns is None:
+                grad_columns = torch.zeros_like(columns)
+            if column_scale is not None:
+                _remove_radial_(grad_columns, columns, column_scale)
+        return grad_rows, grad_columns.to(column_dtype), *[None] * 7
+
+
+class PairwiseLogSumExp(torch.autograd.Function):
+    """(N,) log-sum-exp over the other vectors of each one's similarities x_i·x_j / t.
+
+    What `ContrastLogSumExp` gives for rows = columns, in half the work: each pair is computed once,
+    in blocks of `chunk_rows` rows against the rows from there on, and serves both its members.
+    Vectors with `keep` False take no part, neither as anchors (−∞) nor as contrast.
+    """
+
+    @staticmethod
+    def forward(
+        vectors: Tensor, keep: Tensor, temperature: float, chunk_rows: int | None
+    ) -> Tensor:
+        with full_precision(vectors):
+            lse = vectors.new_full((len(vectors),), -math.inf)
+            for start, stop in _blocks(len(vectors), chunk_rows):
+                similarities = _pairs(vectors, keep, temperature, start, stop)
+                later, _ = _logsumexp_(similarities[:, stop - start :].clone(), 0)
+                own, _ = _logsumexp_(similarities, 1)
+                lse[start:] = torch.logaddexp(lse[start:], torch.cat([own, later]))
+        return lse
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        vectors, keep, *ctx.options = inputs
+        ctx.save_for_backward(vectors, keep, output)
+
+    @staticmethod
+    def backward(ctx, grad_lse: Tensor):
+        vectors, keep, lse = ctx.saved_tensors
+        temperature, chunk_rows = ctx.options
+        refuse_second_derivatives()
+        with full_precision(vectors):
+            lse = torch.where(lse == -math.inf, math.inf, lse)
+            grad = torch.zeros_like(vectors)
+            for start, stop in _blocks(len(vectors), chunk_rows):
+                similarities = _pairs(vectors, keep, temperature, start, stop)
+                # A pair counts in the sums of both its members.
+                grads = (
+                    (similarities - lse[start:stop, None]).exp_().mul_(grad_lse[start:stop, None])
+                )
+                grads += similarities.sub_(lse[start:]).exp_().mul_(grad_lse[start:])
+                grad[start:stop].addmm_(grads, vectors[start:])
+                grad[stop:].addmm_(grads[:, stop - start :].T, vectors[start:stop])
+        return grad.div_(temperature), None, None, None
 
 
 class GroupLogSumExp(torch.autograd.Function):
@@ -174,17 +243,33 @@ class GatherBatches(torch.autograd.Function):
 
 
 def _similarities(
-    unit_rows: Tensor, scaled: Tensor, own_row: Tensor, keep: Tensor | None, exclude_own: bool
+    scaled_rows: Tensor,
+    columns: Tensor,
+    column_scale: Tensor | None,
+    own_row: Tensor,
+    keep: Tensor | None,
+    exclude_own: bool,
 ) -> tuple[Tensor, Tensor]:
     """(R, N) similarities with −∞ where a pair takes no part, and (N,) each column's own one."""
-    similarities = unit_rows @ scaled.T
-    index, inside = _own_index(own_row, len(unit_rows))
+    similarities = scaled_rows @ columns.T
+    if column_scale is not None:
+        similarities.mul_(column_scale)
+    index, inside = _own_index(own_row, len(scaled_rows))
     own = similarities.gather(0, index)  # (1, N)
     if exclude_own:
         similarities.scatter_(0, index, torch.where(inside, -math.inf, own))
     if keep is not None and not (readable(keep) and keep.all()):
         similarities.masked_fill_(~keep, -math.inf)
     return similarities, torch.where(inside, own, 0.0)[0]
+
+
+def _pairs(vectors: Tensor, keep: Tensor, temperature: float, start: int, stop: int) -> Tensor:
+    """Similarities of the vectors start to stop with those from start on; −∞ where none counts."""
+    similarities = (vectors[start:stop] / temperature) @ vectors[start:].T
+    similarities.diagonal().fill_(-math.inf)  # the vector with itself
+    if not (readable(keep) and keep.all()):
+        similarities.masked_fill_(~(keep[start:stop, None] & keep[start:]), -math.inf)
+    return similarities
 
 
 def _own_index(own_row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -202,21 +287,39 @@ def _logsumexp_(similarities: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return maximum.squeeze(dim) + exponentials.sum(dim).log(), exponentials
 
 
-def _unit(vectors: Tensor, dtype: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor | None]:
-    """Rows divided by their norms (a zero row stays zero), and the norms."""
-    vectors = vectors.to(dtype)
+def _inverse_norms(vectors: Tensor) -> Tensor:
+    """(N,) one over the L2 norms; 1 for a zero vector, which so stays zero."""
+    norms = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms.masked_fill_(norms == 0, 1).reciprocal_()
+
+
+def _scaled(vectors: Tensor, temperature: float, normalize: bool) -> Tensor:
     if not normalize:
-        return vectors, None
-    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    norms.masked_fill_(norms == 0, 1)
-    return vectors / norms, norms
+        return vectors / temperature
+    return vectors * (_inverse_norms(vectors) / temperature)[:, None]
 
 
-def _unit_backward(grad: Tensor, unit: Tensor, norms: Tensor | None) -> Tensor:
-    if norms is None:
-        return grad
-    radial = (grad * unit).sum(-1, keepdim=True)
-    return torch.addcmul(grad, unit, radial, value=-1).div_(norms)
+def _scaled_backward(grad: Tensor, vectors: Tensor, temperature: float, normalize: bool) -> Tensor:
+    if not normalize:
+        return grad.div_(temperature)
+    inverse_norms = _inverse_norms(vectors)
+    grad.mul_((inverse_norms / temperature)[:, None])
+    return _remove_radial_(grad, vectors, inverse_norms)
+
+
+def _remove_radial_(grad: Tensor, vectors: Tensor, inverse_norms: Tensor) -> Tensor:
+    """Take out of `grad` what points along `vectors`: moving there changes no unit vector."""
+    radial = (grad * vectors).sum(-1) * inverse_norms.square()
+    return grad.addcmul_(vectors, radial[:, None], value=-1)
+
+
+def refuse_second_derivatives() -> None:
+    """Called in a backward pass: without it, second derivatives would silently be zero."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the losses of hf_protosphere can be differentiated once: create_graph=True and "
+            "torch.func.grad are not supported."
+        )
 
 
 def readable(tensor: Tensor) -> bool:
@@ -235,6 +338,11 @@ def full_precision(tensor: Tensor) -> torch.autocast:
 def _chunks(num_rows: int, chunk_rows: int | None) -> list[tuple[int, int]]:
     step = chunk_rows or max(num_rows, 1)
     return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+def _blocks(num_vectors: int, chunk_rows: int | None) -> list[tuple[int, int]]:
+    fitting = max(1, 2 * CHUNK_SIMILARITIES // max(num_vectors, 1))
+    return _chunks(num_vectors, chunk_rows or min(PAIR_ROWS, fitting))
 
 
 def rows_per_chunk(chunk_size: int | None, num_rows: int, num_columns: int) -> int | None:

@@ -32,6 +32,7 @@ from .contrast import (
     GatherBatches,
     Group,
     GroupLogSumExp,
+    PairwiseLogSumExp,
     compute_dtype,
     full_precision,
     readable,
@@ -190,15 +191,15 @@ def supcon_loss(
         L = mean_i [ logsumexp_{j ≠ i} u_i·u_j / t − mean_{p: yp = yi, p ≠ i} u_i·u_p / t ]
 
     Khosla et al. 2020 (arXiv 2004.11362), the "out" form, base temperature equal to temperature.
-    The positives' mean needs only the class sums, O(N·D); the N×N similarities are walked in chunks
-    of anchors and recomputed in the backward pass. After training with it, the class means are the
-    classifier (arXiv 2605.20302): see `hf_protosphere.prototypes.class_means`.
+    The positives' mean needs only the class sums, O(N·D). The similarities are walked in blocks of
+    anchors, each pair computed once, and recomputed in the backward pass. After training with it,
+    the class means are the classifier (arXiv 2605.20302): `hf_protosphere.prototypes.class_means`.
 
     Args:
         embeddings: (M, V, D), V views of M instances, or (M, D) for one view. N = M·V.
         labels: (M,) int64, any values, or `ignore_index`.
         weight: (K,) indexed by label.
-        chunk_size: anchors handled at a time.
+        chunk_size: anchors handled at a time; `None` chooses, and never keeps N×N similarities.
         group: as in `ntce_loss`. Embeddings are gathered, with gradients.
 
     The rest as in `ntce_loss`. Anchors without a positive are left out of the mean
@@ -373,8 +374,7 @@ def _supcon_terms(
             norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
             features = features / norms.masked_fill(norms == 0, 1)
 
-        # A view: torch.compile takes no tensor for two inputs of one autograd function.
-        all_features, all_labels, all_keep, offset = features.view_as(features), labels, keep, 0
+        all_features, all_labels, all_keep, offset = features, labels, keep, 0
         if (processes := resolve_group(group)) is not None:
             all_features, offset = GatherBatches.apply(features, processes)
             all_labels, _ = GatherBatches.apply(labels, processes)
@@ -395,12 +395,16 @@ def _supcon_terms(
         other_sums = sums.index_select(0, class_of[here]) - features
         positives = (features * other_sums).sum(-1) / (temperature * others.clamp_min(1))
 
-        position = torch.arange(len(all_features), device=features.device) - offset
-        own_row = torch.where((position >= 0) & (position < len(features)), position, -1)
-        lse, _, _ = ContrastLogSumExp.apply(
-            features, all_features, own_row, all_keep, temperature, True, True,
-            rows_per_chunk(chunk_size, len(features), len(all_features)), False,
-        )  # fmt: skip
+        chunk_rows = rows_per_chunk(chunk_size, len(features), len(all_features))
+        if processes is None:
+            lse = PairwiseLogSumExp.apply(features, keep, temperature, chunk_size)
+        else:
+            position = torch.arange(len(all_features), device=features.device) - offset
+            own_row = torch.where((position >= 0) & (position < len(features)), position, -1)
+            lse, _, _ = ContrastLogSumExp.apply(
+                features, all_features, own_row, all_keep, temperature, True, True, chunk_rows,
+                False,
+            )  # fmt: skip
         included = keep & (others > 0)
         losses = torch.where(included, lse - positives, 0.0)
         index = labels.clamp_min(0)
