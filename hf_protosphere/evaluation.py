@@ -105,9 +105,9 @@ def evaluate_model(
     """
     correct = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
     total = 0
-    collapse = NeuralCollapse(
-        model.config.num_labels, model.protosphere.embedding_dim, sync_on_compute=False
-    ).to(accelerator.device)
+    collapse = NeuralCollapse(model.config.num_labels, model.protosphere.embedding_dim)
+    collapse.to(accelerator.device)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
     top = min(5, model.config.num_labels)
     for embeddings, logits, labels in predictions(model, loader, accelerator, description):
         hits = logits.topk(top).indices == labels[:, None]  # (M, top)
@@ -118,7 +118,7 @@ def evaluate_model(
             correct[2] += (nearest == labels).sum()
         total += len(labels)
         if neural_collapse:
-            collapse.update(embeddings, labels)
+            collapse.update(embeddings[share], labels[share])
     by_prototype, in_top5, by_mean = (correct / total).tolist()
     report: dict[str, Any] = {
         "num_images": total,

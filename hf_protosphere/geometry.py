@@ -16,71 +16,17 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# A root-mean-square deviation below this share of the vectors' own root-mean-square norm (1000
-# float64 epsilons) is what sums leave of equal vectors. It counts as zero.
-ROUNDING = 1000 * torch.finfo(torch.float64).eps
+from .class_statistics import ROUNDING, ClassStatistics, centre, covariance_eigenvalues
+
 # The published ratios divide the mean of all embeddings by its norm. Below this share of the
 # embeddings' norm its direction is rounding of float32 networks. It counts as zero.
 GLOBAL_MEAN_FLOOR = 1e-6
 _RANK_EPSILON = 1e-7  # published: added to every normalised singular value
 _ENTROPY_FLOOR = 1e-10  # published: smallest eigenvalue that enters a matrix entropy
-
-
-@dataclass(frozen=True)
-class ClassStatistics:
-    """All that the formulas (but NC4) need to know of the embeddings, in float64."""
-
-    counts: Tensor  # (K,) n_c, every one ≥ 1
-    means: Tensor  # (K, D) μ_c
-    variances: Tensor  # (K,) var_c = mean_i ‖h_i − μ_c‖²
-    eigenvalues: Tensor  # (K, D) of each class covariance, zeros included
-    centred_means: Tensor  # (K, D) μ_c − μ_G, all zero if the class means coincide
-    between_variances: Tensor  # (R,) the non-zero eigenvalues of Σ_B, R ≤ min(K − 1, D)
-    within_variances: Tensor  # (R,) mean square of h_i − μ_yi along the same eigenvectors
-
-    def sample_mean(self, values: Tensor) -> float:
-        """Mean over the samples of a value per class, (K,)."""
-        return (self.counts @ values / self.counts.sum()).item()
-
-    @property
-    def scale(self) -> float:
-        """Root mean square of ‖h_i‖, against which rounding is judged."""
-        return math.sqrt(self.sample_mean(self.variances + self.means.square().sum(1)))
-
-
-def class_statistics(embeddings: Tensor, labels: Tensor, num_classes: int) -> ClassStatistics:
-    """Reduce embeddings (N, D) and integer labels (N,); a class never seen is an error."""
-    check_batch(embeddings, labels, num_classes, embeddings.shape[-1])
-    labels = labels.long()
-    counts = labels.bincount(minlength=num_classes)
-    if unseen := (counts == 0).nonzero().flatten().tolist():
-        raise ValueError(
-            f"{len(unseen)} of {num_classes} classes have no samples: {_listed(unseen)}. Update "
-            "with the whole data set before compute(), or lower num_classes to the classes it has."
-        )
-    members = labels.argsort(stable=True).split(counts.tolist())  # K times (n_c,)
-    shape = (2, num_classes, embeddings.shape[1])
-    means, eigenvalues = embeddings.new_zeros(shape, dtype=torch.float64)  # (K, D), (K, D)
-    variances = torch.zeros_like(means[:, 0])
-    for c, indices in enumerate(members):
-        means[c], residual = _centre(embeddings[indices].double())  # (D,), (n_c, D)
-        variances[c] = residual.square().sum(1).mean()
-        eigenvalues[c] = _covariance_eigenvalues(residual)
-    centred_means = _centre(means)[1]
-    between, directions = _principal_directions(centred_means)  # (R,), (R, D)
-    within = torch.zeros_like(between)
-    for c, indices in enumerate(members):
-        residual = embeddings[indices].double() - means[c]
-        within += (residual @ directions.T).square().sum(0) / len(labels)
-    return ClassStatistics(
-        counts.double(), means, variances, eigenvalues, centred_means, between, within
-    )
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
@@ -106,6 +52,7 @@ def intra_class_effective_rank(statistics: ClassStatistics) -> float:
     Optimum 0; a class is 0 if its samples are equal (to `ROUNDING`), else in [1, min(D, n_c − 1)]:
     any variance left counts, and classes of few samples look better.
 
+    >>> from hf_protosphere.class_statistics import class_statistics
     >>> points = torch.tensor([[1.0, 0.0], [1.0, 2.0], [-1.0, 0.0]])
     >>> value = intra_class_effective_rank(class_statistics(points, torch.tensor([0, 0, 1]), 2))
     >>> round(value, 4)  # one class on a line, one of a single sample
@@ -119,7 +66,7 @@ def inter_class_effective_rank(statistics: ClassStatistics) -> float:
 
     Optimum and upper end of the range min(K − 1, D); 1 on a line, 0 if all class means coincide.
     """
-    return effective_rank(_covariance_eigenvalues(statistics.centred_means))
+    return effective_rank(covariance_eigenvalues(statistics.centred_means))
 
 
 def prototype_effective_rank(prototypes: Tensor) -> float:
@@ -128,7 +75,7 @@ def prototype_effective_rank(prototypes: Tensor) -> float:
     >>> round(prototype_effective_rank(torch.eye(4)), 4)
     3.0
     """
-    return effective_rank(_covariance_eigenvalues(_centre(prototypes.double())[1]))
+    return effective_rank(covariance_eigenvalues(centre(prototypes.double())[1]))
 
 
 def instance_alignment(statistics: ClassStatistics, prototypes: Tensor) -> float:
@@ -211,6 +158,7 @@ def nc1_variability(statistics: ClassStatistics) -> float:
     Optimum 0, range [0, ∞). Summed along the eigenvectors of Σ_B, so variance outside the span of
     the class means does not enter. Samples weigh in Σ_W.
 
+    >>> from hf_protosphere.class_statistics import class_statistics
     >>> points = torch.tensor([[3.0], [5.0], [-3.0], [-5.0]])
     >>> round(nc1_variability(class_statistics(points, torch.tensor([0, 0, 1, 1]), 2)), 4)
     0.0312
@@ -225,11 +173,14 @@ def nc1_cdnv(statistics: ClassStatistics) -> float:
 
     Optimum 0, range [0, ∞]; ∞ if two class means coincide, even if both classes are points.
     """
-    first, second = torch.combinations(torch.arange(len(statistics.means))).T  # (K(K − 1)/2,)
-    distances = F.pdist(statistics.means)  # of the same pairs in the same order
-    variances = (statistics.variances[first] + statistics.variances[second]) / 2
-    variances[distances <= ROUNDING * statistics.scale] = math.inf
-    return (variances / distances.square()).mean().item()
+    means, variances = statistics.means, statistics.variances
+    num_classes, total = len(means), 0.0
+    for c in range(num_classes - 1):  # K(K − 1)/2 pairs would not always fit
+        distances = (means[c + 1 :] - means[c]).norm(dim=1)
+        pooled = (variances[c + 1 :] + variances[c]) / 2
+        pooled = torch.where(distances <= ROUNDING * statistics.scale, math.inf, pooled)
+        total += (pooled / distances.square()).sum().item()
+    return total / (num_classes * (num_classes - 1) / 2)
 
 
 def nc2_equinorm(statistics: ClassStatistics) -> float:
@@ -264,44 +215,20 @@ def nc3_self_duality(statistics: ClassStatistics, prototypes: Tensor) -> float:
     return (W / W.norm() - M / M.norm()).square().sum().item()
 
 
-def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: Tensor) -> float:
-    """Share of the embeddings (N, D) with argmax_c w_c·h = argmin_c ‖h − μ_c‖ (Papyan et al. 2020).
+def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
+    """(N,) bool, whether argmax_c w_c·h = argmin_c ‖h − μ_c‖, of embeddings (N, D) (Papyan 2020).
 
-    Optimum 1, range [0, 1]: prototypes and class means decide alike, right or wrong. Samples weigh.
+    NC4 is their share. Optimum 1, range [0, 1]: prototypes and class means decide alike, right or
+    wrong. Samples weigh.
     """
     means = statistics.centred_means
     origin = statistics.means.mean(0)  # moving it leaves distances alone, and rounding small
-    agreeing = 0
+    agreeing = []
     for chunk in embeddings.split(8192):  # float64 (N, K) similarities would not always fit
         rows = chunk.double()
         nearest = ((rows - origin) @ means.T - means.square().sum(1) / 2).argmax(1)
-        agreeing += ((rows @ prototypes.double().T).argmax(1) == nearest).sum().item()
-    return agreeing / len(embeddings)
-
-
-def _centre(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) of the rows (n, D) and what is left of them, exactly zero if it is rounding."""
-    mean = rows.mean(0)
-    residual = rows - mean
-    equal = residual.norm() <= ROUNDING * rows.norm()
-    return mean, torch.where(equal, torch.zeros_like(residual), residual)
-
-
-def _covariance_eigenvalues(residual: Tensor) -> Tensor:
-    """All D eigenvalues of the covariance of centred rows (n, D), from the smaller Gram matrix."""
-    n, dim = residual.shape
-    gram = residual @ residual.T if n < dim else residual.T @ residual
-    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)  # (min(n, D),)
-    return F.pad(values, (0, dim - len(values)))
-
-
-def _principal_directions(residual: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (R,) of the covariance of centred rows (n, D) above D · 2.2e-16 of the largest,
-    the cut of `torch.linalg.pinv(hermitian=True)`, and their eigenvectors as rows (R, D)."""
-    _, singular_values, directions = torch.linalg.svd(residual, full_matrices=False)
-    values = singular_values.square() / len(residual)
-    kept = values > residual.shape[1] * torch.finfo(values.dtype).eps * values[0]
-    return values[kept], directions[kept]
+        agreeing.append((rows @ prototypes.double().T).argmax(1) == nearest)
+    return torch.cat(agreeing)
 
 
 def _unit(rows: Tensor, floor: float = 1e-12) -> Tensor:
@@ -315,36 +242,3 @@ def _check_distinct_means(statistics: ClassStatistics) -> None:
             f"All {len(statistics.means)} class means coincide, so that NC1 to NC3 are undefined. "
             "Look for a constant encoder, or for labels that were shuffled or constant."
         )
-
-
-def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, dim: int) -> None:
-    if embeddings.ndim != 2 or embeddings.shape[1] != dim or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings must be floating point of shape (M, {dim}), embedding_dim={dim}, "
-            f"got {embeddings.dtype} of shape {tuple(embeddings.shape)}."
-        )
-    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be integers of shape ({len(embeddings)},), one per embedding, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
-    if count := count_non_finite(embeddings):
-        raise ValueError(
-            f"embeddings hold {count} non-finite values of {embeddings.numel()}: look for a "
-            "diverged or overflowing model before measuring it."
-        )
-    outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
-    if outside:
-        raise ValueError(
-            f"labels must be in [0, {num_classes}), got {_listed(outside)}: raise num_classes or "
-            "map the labels to 0, 1, 2, ..."
-        )
-
-
-def count_non_finite(tensor: Tensor) -> int:
-    return int((~tensor.isfinite()).sum())
-
-
-def _listed(values: list[int]) -> str:
-    more = f" and {len(values) - 20} more" if len(values) > 20 else ""
-    return ", ".join(map(str, values[:20])) + more

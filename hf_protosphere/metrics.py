@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from .geometry import (
+from .accumulators import ClassMoments, EmbeddingSample, EmbeddingStore
+from .class_statistics import (
     ClassStatistics,
     check_batch,
+    count_non_finite,
+    statistics_of_embeddings,
+    statistics_of_moments,
+)
+from .geometry import (
     class_alignment,
     class_mean_gram,
-    class_statistics,
-    count_non_finite,
     entropy_difference_ratio,
     instance_alignment,
     inter_class_effective_rank,
@@ -110,8 +114,27 @@ class NeuralCollapse(Metric):
     """All figures of `METRICS` over batches of embeddings (M, D) and labels (M,).
 
     Accumulate the whole data set with `update`, best with balanced classes and unit embeddings;
-    then `compute(prototypes)`, as often as you like. Embeddings are kept (half precision as
-    float32) and gathered over processes, each of which must have updated once, if with M = 0.
+    then `compute(prototypes)`, as often as you like. Over processes each updates with its own
+    samples, and `compute`, called by all, gives every one the figures of all samples.
+
+    Args:
+        num_classes: K ≥ 2. Every class must have been seen by the time of `compute`.
+        embedding_dim: D.
+        keep: what is remembered of the embeddings.
+            "embeddings": all of them, in the dtype they come in. Every figure is exact.
+            "moments": K·D² second moments in float64, whatever N. All figures are exact, but
+            `nc4_agreement` is left out: it asks every sample about the final class means.
+            n, an int: D² pooled moments and a uniform sample of at most n embeddings of each class.
+            `intra_class_effective_rank` and `nc4_agreement` are those of the sample, and the result
+            says so by "samples_per_class"; everything else is exact.
+        memory_limit: bytes of embeddings to hold in memory (4 GiB). Those beyond go to a temporary
+            file. "moments" that would take more are refused.
+        directory: of that file; None is the system's, which may itself be memory.
+
+    Raises:
+        ValueError: sizes or `keep` out of range; moments beyond the memory limit; in `update`,
+            shapes, dtypes, labels out of range, non-finite embeddings; in `compute`, classes
+            without samples, coinciding class means, or prototypes that do not fit.
 
     >>> points, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)  # a simplex ETF
     >>> metric = NeuralCollapse(num_classes=3, embedding_dim=3)
@@ -127,34 +150,111 @@ class NeuralCollapse(Metric):
     higher_is_better = None  # differs per figure, see METRICS
     full_state_update = False
 
-    def __init__(self, num_classes: int, embedding_dim: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        keep: Literal["embeddings", "moments"] | int = "embeddings",
+        memory_limit: int = 4 * 2**30,
+        directory: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if num_classes < 2 or embedding_dim < 1:
             raise ValueError(
                 "num_classes must be at least 2 and embedding_dim at least 1, "
                 f"got num_classes={num_classes} and embedding_dim={embedding_dim}."
             )
+        if keep not in ("embeddings", "moments") and not (isinstance(keep, int) and keep >= 2):
+            raise ValueError(
+                "keep must be 'embeddings', 'moments' or a number of samples per class of at "
+                f"least 2, got {keep!r}."
+            )
+        needed = 8 * num_classes * embedding_dim**2
+        if keep == "moments" and needed > memory_limit:
+            raise ValueError(
+                f"keep='moments' takes 8·K·D² = {needed} bytes, more than "
+                f"memory_limit={memory_limit}: raise that, or take keep='embeddings' or a number."
+            )
         # torchmetrics would answer other prototypes with the cached values of the first ones
         super().__init__(compute_with_cache=False, **kwargs)
         self.num_classes, self.embedding_dim = num_classes, embedding_dim
-        self.add_state("embeddings", default=[], dist_reduce_fx="cat")
-        self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.keep, self.memory_limit, self.directory = keep, memory_limit, directory
+        self._start()
+
+    def _start(self) -> None:
+        # Not torchmetrics states: those are gathered whole, to every process.
+        self._moments: ClassMoments | None = None  # made on the device of the first embeddings
+        self._embeddings: EmbeddingStore | EmbeddingSample | None = None
+        if self.keep == "embeddings":
+            self._embeddings = EmbeddingStore(
+                self.num_classes, self.embedding_dim, self.memory_limit, self.directory
+            )
+        elif self.keep != "moments":
+            self._embeddings = EmbeddingSample(self.num_classes, self.embedding_dim, self.keep)
+        self._statistics: ClassStatistics | None = None
+
+    def reset(self) -> None:
+        super().reset()
+        self._start()
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         check_batch(embeddings, labels, self.num_classes, self.embedding_dim)
-        dtype = torch.promote_types(embeddings.dtype, torch.float32)
-        self.embeddings.append(embeddings.detach().to(dtype))
-        self.labels.append(labels.detach().long())
+        self._statistics = None
+        if self._embeddings is not None:
+            self._embeddings.append(embeddings, labels)
+        if self.keep != "embeddings":
+            self._ensure_moments().append(embeddings, labels)
+
+    def merge_state(self, incoming_state: NeuralCollapse) -> None:
+        """Add what another metric of the same sizes and the same `keep` has accumulated."""
+        other = incoming_state
+        sizes = [(m.num_classes, m.embedding_dim, m.keep) for m in (self, other)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"cannot merge metrics of (num_classes, embedding_dim, keep) {sizes}.")
+        self._statistics = None
+        self._update_count += other._update_count
+        if self._embeddings is not None:
+            self._embeddings.merge(other._embeddings)
+        if other._moments is not None:
+            self._ensure_moments().merge(other._moments)
+
+    def _ensure_moments(self) -> ClassMoments:
+        if self._moments is None:
+            per_class = self.keep == "moments"
+            sizes = self.num_classes, self.embedding_dim
+            self._moments = ClassMoments(*sizes, per_class, self._float64_device)
+        return self._moments
+
+    @property
+    def _float64_device(self) -> torch.device:
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        if not (self._to_sync and self.distributed_available_fn()):
+            return None
+        return self.process_group or dist.group.WORLD
+
+    def statistics(self) -> ClassStatistics:
+        """What the formulas in `geometry.py` take: class means, their spectrum, and more."""
+        if self._statistics is not None:
+            return self._statistics
+        if self.keep == "embeddings":
+            made = statistics_of_embeddings(self._embeddings, self._float64_device, self._group)
+        else:
+            made = statistics_of_moments(self._ensure_moments(), self._embeddings, self._group)
+        if self._group is None:  # else one process might have it, and leave the others waiting
+            self._statistics = made
+        return made
 
     def compute(self, prototypes: Tensor | None = None) -> dict[str, float | dict[str, float]]:
         """The figures by name, and "attained": percentages of their optima (`MetricInfo.attained`)
         with "overall", the *minimum* of them. Without prototypes (K, D) those figures that need
         them are left out."""
-        if len(self.embeddings) == 0:  # a list, or a tensor once gathered
-            raise ValueError("No embeddings yet: call update(embeddings, labels) before compute().")
-        embeddings, labels = dim_zero_cat(self.embeddings), dim_zero_cat(self.labels)
-        if embeddings.device.type == "mps":  # which has no float64
-            embeddings, labels = embeddings.cpu(), labels.cpu()
-        s = class_statistics(embeddings, labels, self.num_classes)
+        if prototypes is not None:  # before the long work
+            self._check_prototypes(prototypes)
+        s = self.statistics()
         values = {
             "intra_class_effective_rank": intra_class_effective_rank(s),
             "inter_class_effective_rank": inter_class_effective_rank(s),
@@ -164,15 +264,7 @@ class NeuralCollapse(Metric):
             "nc2_equiangular": nc2_equiangular(s),
         }
         if prototypes is not None:
-            shape = (self.num_classes, self.embedding_dim)
-            zero_rows = int((prototypes == 0).all(-1).sum())
-            if prototypes.shape != shape or count_non_finite(prototypes) or zero_rows:
-                raise ValueError(
-                    f"prototypes must be finite, non-zero rows of shape {shape}, one per class, "
-                    f"got shape {tuple(prototypes.shape)}, {zero_rows} zero rows and "
-                    f"{count_non_finite(prototypes)} non-finite values."
-                )
-            w = prototypes.detach().to(embeddings.device).double()
+            w = prototypes.detach().to(s.means.device).double()
             grams = prototype_gram(w), class_mean_gram(s)
             values |= {
                 "prototype_effective_rank": prototype_effective_rank(w),
@@ -181,10 +273,38 @@ class NeuralCollapse(Metric):
                 "mutual_information_ratio": mutual_information_ratio(*grams),
                 "entropy_difference_ratio": entropy_difference_ratio(*grams),
                 "nc3_self_duality": nc3_self_duality(s, w),
-                "nc4_agreement": nc4_agreement(embeddings, s, w),
             }
+            if self._embeddings is not None:
+                values["nc4_agreement"] = s.sample_mean(self._agreement_per_class(s, w))
         infos = [info for info in METRICS if info.name in values]
         attained = {info.name: info.attained(values[info.name], s) for info in infos}
         readable = [info.name for info in infos if info.min_classes <= self.num_classes]
         attained["overall"] = min(attained[name] for name in readable)
-        return {info.name: values[info.name] for info in infos} | {"attained": attained}
+        result = {info.name: values[info.name] for info in infos} | {"attained": attained}
+        if isinstance(self.keep, int):
+            result["samples_per_class"] = self.keep
+        return result
+
+    def _agreement_per_class(self, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
+        """(K,) share of the kept embeddings of each class for which `nc4_agreement` is true."""
+        device = prototypes.device
+        agreeing, kept = torch.zeros(2, self.num_classes, dtype=torch.float64, device=device)
+        for rows, labels in self._embeddings.batches():
+            labels = labels.to(device)
+            agrees = nc4_agreement(rows.to(device), statistics, prototypes).double()
+            agreeing.index_add_(0, labels, agrees)
+            kept.index_add_(0, labels, torch.ones_like(agrees))
+        if self._group is not None:
+            dist.all_reduce(agreeing, group=self._group)
+            dist.all_reduce(kept, group=self._group)
+        return agreeing / kept
+
+    def _check_prototypes(self, prototypes: Tensor) -> None:
+        shape = (self.num_classes, self.embedding_dim)
+        zero_rows = int((prototypes == 0).all(-1).sum())
+        if prototypes.shape != shape or count_non_finite(prototypes) or zero_rows:
+            raise ValueError(
+                f"prototypes must be finite, non-zero rows of shape {shape}, one per class, "
+                f"got shape {tuple(prototypes.shape)}, {zero_rows} zero rows and "
+                f"{count_non_finite(prototypes)} non-finite values."
+            )

@@ -1,5 +1,6 @@
 """The metrics against published values, slow numpy oracles, exact collapse and impossible input."""
 
+import errno
 import math
 import multiprocessing
 from itertools import permutations
@@ -10,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hf_protosphere import geometry
-from hf_protosphere.geometry import class_statistics
+from hf_protosphere import accumulators, geometry
+from hf_protosphere.class_statistics import _gathered, _sample_sizes, class_statistics
 from hf_protosphere.metrics import METRICS, NeuralCollapse
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics.npz"
+FIGURES = {info.name for info in METRICS}
+KEEPS = ["embeddings", "moments", 500]
 PROTOTYPE_FREE = {info.name for info in METRICS if not info.needs_prototypes}
 
 
@@ -248,8 +251,9 @@ def test_low_precision_is_measured_in_float64(dtype):
     embeddings = embeddings.to(dtype).requires_grad_()
     metric = NeuralCollapse(3, 6)
     metric.update(embeddings, labels)
-    assert metric.embeddings[0].dtype == (dtype if dtype.itemsize > 2 else torch.float32)
-    assert not metric.embeddings[0].requires_grad
+    rows = metric._embeddings.rows(0)
+    assert rows.dtype == dtype
+    assert not rows.requires_grad
     assert metric.compute(prototypes) == measure(embeddings.detach().double(), labels, prototypes)
 
 
@@ -377,7 +381,7 @@ def test_update_refuses(embeddings, labels, message):
     metric = NeuralCollapse(3, 2)
     with pytest.raises(ValueError, match=message):
         metric.update(embeddings, labels)
-    assert metric.embeddings == []
+    assert not metric._embeddings.counts.any()
 
 
 def test_compute_refuses():
@@ -408,51 +412,191 @@ def test_constructor_refuses(num_classes, dim):
         NeuralCollapse(num_classes, dim)
 
 
-def halves(rank):
-    """The same three classes, split unevenly: only both together hold all of them."""
-    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
-    order = labels.argsort()
-    mine = order[:10] if rank == 0 else order[10:]
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(ValueError, match=r"keep must be.*got 'everything'"):
+        NeuralCollapse(3, 4, keep="everything")
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        NeuralCollapse(3, 4, keep=1)
+    with pytest.raises(ValueError, match=r"33554432000 bytes.*keep='embeddings' or a number"):
+        NeuralCollapse(1000, 2048, keep="moments")
+
+
+# What is kept.
+
+
+def kept(result):
+    return {name: value for name, value in result.items() if name in FIGURES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_moments_give_the_same_figures_but_nc4(case):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case(*CASES[case], 0.3))
+    metric = NeuralCollapse(*prototypes.shape, keep="moments")
+    for batch in range(0, len(labels), 7):
+        metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
+    expected = kept(measure(embeddings, labels, prototypes))
+    del expected["nc4_agreement"]
+    result = metric.compute(prototypes)
+    assert result["attained"].keys() == expected.keys() | {"overall"}
+    assert kept(result) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-6, 0.0])
+def test_moments_do_not_cancel_close_to_collapse_nor_far_from_the_origin(noise):
+    embeddings, labels, _ = random_case([40, 30, 50], 6, noise)
+    for offset in (0.0, 1e4):
+        metric = NeuralCollapse(3, 6, keep="moments")
+        metric.update(torch.from_numpy(embeddings + offset), torch.from_numpy(labels))
+        expected = kept(measure(embeddings + offset, labels, num_classes=3))
+        assert kept(metric.compute()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_beyond_the_memory_limit_a_file_holds_the_embeddings(monkeypatch, dtype):
+    monkeypatch.setattr(accumulators, "BLOCK_BYTES", 300)
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([20, 1, 30, 9], 6, 0.3))
+    embeddings = embeddings.to(dtype)
+    results = []
+    for memory_limit in (10**9, 700, 0):
+        metric = NeuralCollapse(4, 6, memory_limit=memory_limit)
+        for batch in range(0, 60, 7):
+            metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
+        results.append(metric.compute(prototypes))
+        assert metric._embeddings.bytes_in_memory <= memory_limit
+        assert metric._embeddings.bytes_in_memory + metric._embeddings.bytes_on_disk == (
+            embeddings.nbytes
+        )
+        metric.update(embeddings[:7], labels[:7])  # and on after a look
+    assert results[0] == results[1] == results[2]
+
+
+def test_embeddings_of_several_dtypes():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
     metric = NeuralCollapse(3, 6)
-    metric.update(embeddings[mine], labels[mine])
+    metric.update(embeddings[:20].half(), labels[:20])
+    metric.update(embeddings[20:], labels[20:])
+    rounded = torch.cat([embeddings[:20].half().double(), embeddings[20:]])
+    assert kept(metric.compute(prototypes)) == pytest.approx(
+        kept(measure(rounded, labels, prototypes))
+    )
+
+
+def test_a_full_disk_is_named(monkeypatch):
+    class FullFile:
+        def seek(self, position):
+            pass
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(accumulators.tempfile, "TemporaryFile", lambda **_: FullFile())
+    metric = NeuralCollapse(3, 6, memory_limit=0, directory="/scratch")
+    embeddings, labels, _ = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
+    metric.update(embeddings, labels)
+    with pytest.raises(OSError, match=r"memory_limit=0.*/scratch.*directory with more room"):
+        metric.compute()
+
+
+def test_a_sample_of_every_class():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([300, 4, 500], 6, 0.3))
+    whole = measure(embeddings, labels, prototypes)
+    metric = NeuralCollapse(3, 6, keep=50)
+    for batch in range(0, len(labels), 64):
+        metric.update(embeddings[batch : batch + 64], labels[batch : batch + 64])
+        assert metric._embeddings._num_kept <= 2 * 50 * 3 + 64
+    result = metric.compute(prototypes)
+    assert result["samples_per_class"] == 50
+    assert "samples_per_class" not in whole
+    assert [len(metric._embeddings.rows(c)) for c in range(3)] == [50, 4, 50]
+    for name in FIGURES - {"intra_class_effective_rank", "nc4_agreement"}:
+        assert result[name] == pytest.approx(whole[name], rel=1e-8), name
+    # Of 6 directions, and of 50 random samples.
+    assert result["intra_class_effective_rank"] == pytest.approx(
+        whole["intra_class_effective_rank"], rel=0.1
+    )
+    assert result["nc4_agreement"] == pytest.approx(whole["nc4_agreement"], abs=0.15)
+    enough = NeuralCollapse(3, 6, keep=500)
+    enough.update(embeddings, labels)
+    assert kept(enough.compute(prototypes)) == pytest.approx(kept(whole), rel=1e-8)
+
+
+def test_the_sample_is_uniform():
+    sample = accumulators.EmbeddingSample(1, 1, size=100)
+    for start in range(0, 10_000, 50):
+        sample.append(torch.arange(start, start + 50.0)[:, None], torch.zeros(50).long())
+    rows = sample.rows(0).flatten()
+    assert len(rows.unique()) == 100
+    assert rows.mean() == pytest.approx(5000, abs=3 * 10_000 / math.sqrt(12 * 100))
+    assert rows.std() == pytest.approx(10_000 / math.sqrt(12), rel=0.2)
+
+
+def test_the_caller_may_use_a_buffer_again():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
+    for keep in KEEPS:
+        metric, buffer = NeuralCollapse(3, 6, keep=keep), torch.empty_like(embeddings)
+        metric.update(buffer.copy_(embeddings), labels)
+        buffer.zero_()
+        again = NeuralCollapse(3, 6, keep=keep)
+        again.update(embeddings, labels)
+        assert metric.compute(prototypes) == again.compute(prototypes)
+
+
+def parts(rank, num_parts, keep):
+    """The same four classes, split unevenly: only all parts together hold all of them."""
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7, 1], 6, 0.3))
+    order = labels.argsort()
+    ends = {2: [0, 10, 22], 3: [0, 10, 22, 22]}[num_parts]  # one of three has nothing
+    mine = order[ends[rank] : ends[rank + 1]]
+    metric = NeuralCollapse(4, 6, keep=keep)
+    if len(mine):
+        metric.update(embeddings[mine], labels[mine])
     return metric, prototypes
 
 
-def whole():
-    return measure(*random_case([9, 5, 7], 6, 0.3))
+def whole(keep):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7, 1], 6, 0.3))
+    metric = NeuralCollapse(4, 6, keep=keep)
+    metric.update(embeddings, labels)
+    return kept(metric.compute(prototypes))
 
 
-def test_merged_states_equal_one_metric():
-    (metric, prototypes), (other, _) = halves(0), halves(1)
-    with pytest.raises(ValueError, match="no samples: 2"):
+@pytest.mark.parametrize("keep", KEEPS)
+def test_merged_states_equal_one_metric(keep):
+    (metric, prototypes), (other, _) = parts(0, 2, keep), parts(1, 2, keep)
+    with pytest.raises(ValueError, match="no samples: 2, 3"):
         metric.compute(prototypes)
     metric.merge_state(other)
-    merged, expected = metric.compute(prototypes), whole()
-    for info in METRICS:
-        assert merged[info.name] == pytest.approx(expected[info.name], rel=1e-9), info.name
+    assert kept(metric.compute(prototypes)) == pytest.approx(whole(keep), rel=1e-9)
+    with pytest.raises(ValueError, match="cannot merge"):
+        metric.merge_state(NeuralCollapse(4, 7, keep=keep))
 
 
 def _compute_in_process(rank, rendezvous, queue):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    metric, prototypes = halves(rank)
-    queue.put(metric.compute(prototypes))
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
+    for keep in KEEPS:
+        metric, prototypes = parts(rank, 3, keep)
+        queue.put((keep, metric.compute(prototypes)))
+    sample = NeuralCollapse(4, 6, keep=4)  # three of ten, one of one
+    sample.merge_state(parts(rank, 3, 4)[0])
+    sizes = _sample_sizes(_gathered(sample._embeddings.counts, dist.group.WORLD), 4)
+    queue.put(("sizes", sizes.tolist()))
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
+def test_three_processes_equal_one(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    arguments = [(rank, tmp_path / "rendezvous", queue) for rank in range(2)]
+    arguments = [(rank, tmp_path / "rendezvous", queue) for rank in range(3)]
     processes = [context.Process(target=_compute_in_process, args=args) for args in arguments]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=60) for _ in processes]
+    results = [queue.get(timeout=60) for _ in range(len(processes) * (len(KEEPS) + 1))]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    expected = whole()
-    for result in results:
-        for info in METRICS:
-            assert result[info.name] == pytest.approx(expected[info.name], rel=1e-9), info.name
+    for keep, result in results:
+        if keep == "sizes":
+            assert result == [[4, 0, 0, 0], [0, 4, 4, 1], [0, 0, 0, 0]]
+        else:
+            assert kept(result) == pytest.approx(whole(keep), rel=1e-9), keep

@@ -1,0 +1,252 @@
+"""From embeddings, or their moments, to what the formulas of neural collapse need of each class.
+
+Class by class, in float64 and in bounded memory: no K×D×D tensor and no float64 copy of all
+embeddings exists. Over processes each one decomposes its share of the classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .accumulators import ClassMoments, EmbeddingSample, EmbeddingStore
+
+# A root-mean-square deviation below this share of the vectors' own root-mean-square norm (1000
+# float64 epsilons) is what sums leave of equal vectors. It counts as zero.
+ROUNDING = 1000 * torch.finfo(torch.float64).eps
+Group = dist.ProcessGroup | None
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """All that the formulas (but NC4) need to know of the embeddings, in float64."""
+
+    counts: Tensor  # (K,) n_c, every one ≥ 1
+    means: Tensor  # (K, D) μ_c
+    variances: Tensor  # (K,) var_c = mean_i ‖h_i − μ_c‖²
+    eigenvalues: Tensor  # (K, D) of each class covariance, zeros included
+    centred_means: Tensor  # (K, D) μ_c − μ_G, all zero if the class means coincide
+    between_variances: Tensor  # (R,) the non-zero eigenvalues of Σ_B, R ≤ min(K − 1, D)
+    within_variances: Tensor  # (R,) mean square of h_i − μ_yi along the same eigenvectors
+
+    def sample_mean(self, values: Tensor) -> float:
+        """Mean over the samples of a value per class, (K,)."""
+        return (self.counts @ values / self.counts.sum()).item()
+
+    @property
+    def scale(self) -> float:
+        """Root mean square of ‖h_i‖, against which rounding is judged."""
+        return math.sqrt(self.sample_mean(self.variances + self.means.square().sum(1)))
+
+
+def class_statistics(embeddings: Tensor, labels: Tensor, num_classes: int) -> ClassStatistics:
+    """Of embeddings (N, D) and integer labels (N,) at hand as tensors; every class must occur."""
+    check_batch(embeddings, labels, num_classes, embeddings.shape[-1])
+    store = EmbeddingStore(num_classes, embeddings.shape[1], memory_limit=embeddings.nbytes)
+    store.append(embeddings, labels)
+    return statistics_of_embeddings(store, torch.device("cpu"))
+
+
+def statistics_of_embeddings(
+    store: EmbeddingStore, device: torch.device, group: Group = None
+) -> ClassStatistics:
+    """From all embeddings of all processes of the group, computed on `device`."""
+    by_process = _gathered(store.counts.to(device), group)  # (P, K)
+    counts = _checked_counts(by_process.sum(0))
+    sums = torch.zeros(len(counts), store.dim, dtype=torch.float64, device=device)
+    for rows, labels in store.batches():
+        sums.index_add_(0, labels.to(device), rows.to(device).double())
+    means = _summed(sums, group) / counts[:, None]
+    between, directions = principal_directions(centre(means)[1])  # (R,), (R, D)
+
+    # Each process fills in its classes; the means again, as they were summed in a long row.
+    means, eigenvalues = torch.zeros_like(means), torch.zeros_like(means)
+    variances, within = torch.zeros_like(means[:, 0]), torch.zeros_like(between)
+    for c, rows in _shared_classes(store, by_process, device, group):
+        means[c], residual = centre(rows)  # (D,), (n_c, D)
+        variances[c] = residual.square().sum(1).mean()
+        eigenvalues[c] = covariance_eigenvalues(residual)
+        within += (residual @ directions.T).square().sum(0) / counts.sum()
+    for tensor in (means, variances, eigenvalues, within):
+        _summed(tensor, group)
+    return ClassStatistics(counts, means, variances, eigenvalues, centre(means)[1], between, within)
+
+
+def statistics_of_moments(
+    moments: ClassMoments, sample: EmbeddingSample | None = None, group: Group = None
+) -> ClassStatistics:
+    """From second moments per class; from pooled ones and, for the eigenvalues only, a sample."""
+    device = moments.counts.device
+    by_process = _gathered(moments.counts, group)
+    counts = _checked_counts(by_process.sum(0))
+    moments = _added(moments, by_process, group)
+    offsets = moments.sums / counts[:, None]  # (K, D) μ_c − origin
+    means = moments.origins + offsets
+    variances = moments.squares / counts - offsets.square().sum(1)
+    rounding = ROUNDING**2 * (variances + means.square().sum(1))
+    variances = torch.where(variances <= rounding, 0.0, variances)
+
+    eigenvalues, scatter = torch.zeros_like(means), moments.second  # (D, D) once it is pooled
+    if moments.per_class:
+        scatter = moments.second.sum(0)
+        for c in variances.nonzero().flatten().tolist():
+            covariance = moments.second[c] / counts[c] - torch.outer(offsets[c], offsets[c])
+            eigenvalues[c] = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    else:
+        sizes = _sample_sizes(by_process, sample.size)
+        for c, rows in _shared_classes(sample, sizes, device, group):
+            eigenvalues[c] = covariance_eigenvalues(centre(rows)[1])
+        _summed(eigenvalues, group)
+    centred_means = centre(means)[1]
+    between, directions = principal_directions(centred_means)
+    scatter = scatter - (offsets * counts[:, None]).T @ offsets
+    within = ((directions @ scatter) * directions).sum(1).clamp(min=0) / counts.sum()
+    within = within * (variances > 0).any()
+    return ClassStatistics(counts, means, variances, eigenvalues, centred_means, between, within)
+
+
+def _shared_classes(
+    source: EmbeddingStore | EmbeddingSample, sizes: Tensor, device: torch.device, group: Group
+) -> Iterator[tuple[int, Tensor]]:
+    """This process's share of the classes: label and rows (n_c, D) of all processes, float64.
+
+    Args:
+        sizes: (P, K) how many rows of each class each process gives.
+    """
+    rank = dist.get_rank(group) if group else 0
+    sizes = sizes.tolist()
+    num_processes, num_classes = len(sizes), len(sizes[0])
+    rounds = range(0, num_classes, num_processes)
+    for first in tqdm(rounds, "class covariances", leave=False, delay=5, disable=rank > 0):
+        mine = None
+        # All exchange before anyone computes, or each would wait for the one before.
+        for owner in range(min(num_processes, num_classes - first)):
+            here = [of_process[first + owner] for of_process in sizes]
+            rows = source.rows(first + owner)[: here[rank]].to(device).double()
+            if group:
+                rows = _gather_rows(rows, here, owner, group)
+            mine = rows if owner == rank else mine
+        if mine is not None:
+            yield first + rank, mine
+
+
+def _gather_rows(
+    rows: Tensor, sizes: list[int], owner: int, group: dist.ProcessGroup
+) -> Tensor | None:
+    """The rows of all processes, on the owner alone."""
+    padded = rows.new_zeros(max(sizes), rows.shape[1])
+    padded[: len(rows)] = rows
+    is_owner = dist.get_rank(group) == owner
+    parts = [torch.empty_like(padded) for _ in sizes] if is_owner else None
+    dist.gather(padded, parts, group=group, group_dst=owner)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes)]) if is_owner else None
+
+
+def _added(moments: ClassMoments, by_process: Tensor, group: Group) -> ClassMoments:
+    """The moments of all processes, around the origins of the first that has seen each class."""
+    if not group:
+        return moments
+    has_origin = (by_process > 0).int().argmax(0) == dist.get_rank(group)  # (K,)
+    origins = _summed(torch.where(has_origin[:, None], moments.origins, 0.0), group)
+    moments = moments.moved(origins)
+    for tensor in moments.tensors():
+        _summed(tensor, group)
+    return moments
+
+
+def _sample_sizes(by_process: Tensor, size: int) -> Tensor:
+    """(P, K) shares, in proportion to what each process has seen, of `size` rows of each class."""
+    total, up_to_here = by_process.sum(0), by_process.cumsum(0)
+    shares = torch.where(total <= size, up_to_here, up_to_here * size // total.clamp(min=1))
+    return shares.diff(dim=0, prepend=torch.zeros_like(shares[:1]))
+
+
+def _gathered(counts: Tensor, group: Group) -> Tensor:
+    if not group:
+        return counts[None]
+    parts = [torch.empty_like(counts) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, counts, group=group)
+    return torch.stack(parts)
+
+
+def _summed(tensor: Tensor, group: Group) -> Tensor:
+    """In place."""
+    if group:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def _checked_counts(counts: Tensor) -> Tensor:
+    if not counts.any():
+        raise ValueError("No embeddings yet: call update(embeddings, labels) before compute().")
+    if unseen := (counts == 0).nonzero().flatten().tolist():
+        raise ValueError(
+            f"{len(unseen)} of {len(counts)} classes have no samples: {_listed(unseen)}. Update "
+            "with the whole data set before compute(), or lower num_classes to the classes it has."
+        )
+    return counts.double()
+
+
+def centre(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) of the rows (n, D) and what is left of them, exactly zero if it is rounding."""
+    mean = rows.mean(0)
+    residual = rows - mean
+    equal = residual.norm() <= ROUNDING * rows.norm()
+    return mean, torch.where(equal, torch.zeros_like(residual), residual)
+
+
+def covariance_eigenvalues(residual: Tensor) -> Tensor:
+    """All D eigenvalues of the covariance of centred rows (n, D), from the smaller Gram matrix."""
+    n, dim = residual.shape
+    gram = residual @ residual.T if n < dim else residual.T @ residual
+    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)  # (min(n, D),)
+    return F.pad(values, (0, dim - len(values)))
+
+
+def principal_directions(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (R,) of the covariance of centred rows (n, D) above D · 2.2e-16 of the largest,
+    the cut of `torch.linalg.pinv(hermitian=True)`, and their eigenvectors as rows (R, D)."""
+    _, singular_values, directions = torch.linalg.svd(residual, full_matrices=False)
+    values = singular_values.square() / len(residual)
+    kept = values > residual.shape[1] * torch.finfo(values.dtype).eps * values[0]
+    return values[kept], directions[kept]
+
+
+def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, dim: int) -> None:
+    if embeddings.ndim != 2 or embeddings.shape[1] != dim or not embeddings.is_floating_point():
+        raise ValueError(
+            f"embeddings must be floating point of shape (M, {dim}), embedding_dim={dim}, "
+            f"got {embeddings.dtype} of shape {tuple(embeddings.shape)}."
+        )
+    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be integers of shape ({len(embeddings)},), one per embedding, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if count := count_non_finite(embeddings):
+        raise ValueError(
+            f"embeddings hold {count} non-finite values of {embeddings.numel()}: look for a "
+            "diverged or overflowing model before measuring it."
+        )
+    outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+    if outside:
+        raise ValueError(
+            f"labels must be in [0, {num_classes}), got {_listed(outside)}: raise num_classes or "
+            "map the labels to 0, 1, 2, ..."
+        )
+
+
+def count_non_finite(tensor: Tensor) -> int:
+    return int((~tensor.isfinite()).sum())
+
+
+def _listed(values: list[int]) -> str:
+    more = f" and {len(values) - 20} more" if len(values) > 20 else ""
+    return ", ".join(map(str, values[:20])) + more
