@@ -309,7 +309,7 @@ def _scaled_backward(grad: Tensor, vectors: Tensor, temperature: float, normaliz
 
 def _remove_radial_(grad: Tensor, vectors: Tensor, inverse_norms: Tensor) -> Tensor:
     """Take out of `grad` what points along `vectors`: moving there changes no unit vector."""
-    radial = (grad * vectors).sum(-1) * inverse_norms.square()
+    radial = torch.linalg.vecdot(grad, vectors) * inverse_norms.square()
     return grad.addcmul_(vectors, radial[:, None], value=-1)
 
 

@@ -36,6 +36,11 @@ def cross_entropy(u: Tensor, w: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(F.normalize(u, dim=1) @ F.normalize(w, dim=1).T / TEMPERATURE, y)
 
 
+def three_products(u: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    """Nothing but the matrix products that every loss with (M, K) similarities needs."""
+    return (u @ w.T).sum()
+
+
 def textbook_ntce(u: Tensor, w: Tensor, y: Tensor) -> Tensor:
     """mean_i −log( exp(w_yi·u_i / t) / Σ_j exp(w_yi·u_j / t) ), an M×M matrix, as it is written."""
     anchors = F.normalize(w, dim=1)[y]  # (M, D)
@@ -102,6 +107,7 @@ def chunked(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 PROTOTYPE_METHODS: dict[str, Callable[..., Tensor]] = {
+    "matrix products alone": three_products,
     "cross-entropy": cross_entropy,
     "NormFace": plain(normface_loss),
     "NTCE": plain(ntce_loss),
@@ -147,6 +153,7 @@ BARS = [
     ("NTCE", "cross-entropy", BAR_SIZES[0], 1.10, None),
     ("NONL", "cross-entropy", BAR_SIZES[0], 1.10, None),
     ("NTCE", "NTCE, textbook MxM", BAR_SIZES[1], 0.10, None),
+    ("matrix products alone", "NTCE, textbook MxM", BAR_SIZES[1], None, None),
     ("NTCE", "NTCE, lean MxM", BAR_SIZES[1], None, None),
     ("NTCE, chunked", "NTCE", BAR_SIZES[2], 1.5, 0.15),
     ("SupCon", "SupCon, masked NxN", BAR_SIZES[3], 0.18, 0.09),
