@@ -160,6 +160,14 @@ class RunArguments:
     nc_every: int = _help(
         "Epochs between neural-collapse metrics, at an evaluation; 0 for the end only.", 1
     )
+    nc_every_steps: int = _help("Measure after every so many steps as well; 0 for never.", 0)
+    nc_train_samples: int | None = _help(
+        "Measure on so many training images too, a fixed sample balanced by class; 0 for none. By "
+        "default 1 %% of them, but at least 10 of each class and at most 10,000."
+    )
+    nc_target: float = _help(
+        "Report when each figure first attains this percentage of its optimum.", 95.0
+    )
     checkpoint_every: int = _help("Epochs between checkpoints to resume from.", 1)
     tensorboard: bool | None = _help("Log to tensorboard; by default when it is installed.")
 
@@ -184,7 +192,10 @@ class TrainArguments(
             "image_size", "projection_dim", "views", "gradient_accumulation_steps",
             "max_train_samples", "max_eval_samples",
         )  # fmt: skip
-        _check_counts(self, "nc_every", "num_workers", at_least=0)
+        _check_counts(
+            self, "nc_every", "nc_every_steps", "nc_train_samples", "num_workers", at_least=0
+        )
+        _check_target(self)
         if not 0 <= self.validation_fraction < 1:
             raise ArgumentError(
                 f"--validation_fraction must be in [0, 1), but got {self.validation_fraction}."
@@ -231,6 +242,9 @@ class _EvaluationArguments:
     )
     batch_size: int = _help("Images per process and step.", 256)
     output: str | None = _help("Write the report as JSON here.")
+    pictures: str | None = _help(
+        "Draw the sphere, the cosines between classes and the margins into this folder."
+    )
     json: bool = _help("Print the report as JSON instead of a table.", False)
 
 
@@ -242,6 +256,36 @@ class EvaluateArguments(_EvaluationArguments, DataArguments):
         _check_choices(self)
         _check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
         _check_counts(self, "num_workers", at_least=0)
+
+
+@dataclass(kw_only=True)
+class PlotArguments:
+    """What to draw again, from finished files. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "plot"
+
+    runs: list[str] = field(
+        metadata={
+            "help": "Folders of runs. Of one run every picture; of several, neural collapse over "
+            "their training in one picture."
+        }
+    )
+    output_dir: str | None = _help("Folder for the pictures; by default the first run's.")
+    format: Literal["png", "svg", "pdf"] = _help("Of the pictures.", "png")
+    classes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes on the sphere, at most ten; by default those nearest to "
+            "another."
+        },
+    )
+    nc_target: float = _help(
+        "Mark where each figure first attains this percentage of its optimum.", 95.0
+    )
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_target(self)
 
 
 def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
@@ -313,6 +357,11 @@ def _check_positive(arguments: Any, *names: str) -> None:
             # YAML 1.1 reads 1e-4 as a string.
             hint = " (in YAML write 1.0e-4, not 1e-4)" if isinstance(value, str) else ""
             raise ArgumentError(f"--{name} must be positive and finite, but got {value!r}{hint}.")
+
+
+def _check_target(arguments: Any) -> None:
+    if not 0 < arguments.nc_target <= 100:
+        raise ArgumentError(f"--nc_target must be in (0, 100], but got {arguments.nc_target}.")
 
 
 def _check_counts(arguments: Any, *names: str, at_least: int = 1) -> None:

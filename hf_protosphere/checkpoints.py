@@ -20,7 +20,8 @@ from .errors import ArgumentError
 
 RUN_FOLDERS = ("checkpoints", "best", "tensorboard")
 RUN_FILES = (
-    "arguments.yaml", "metrics.jsonl", "results.json", "curves.png", "config.json",
+    "arguments.yaml", "metrics.jsonl", "results.json", "snapshot.safetensors", "curves.png",
+    "neural_collapse.png", "cosines.png", "margins.png", "sphere.png", "config.json",
     "model.safetensors", "preprocessor_config.json", "*_protosphere.py", "losses.py",
     "contrast.py", "prototypes.py", "backbones.py",
 )  # fmt: skip
@@ -37,6 +38,7 @@ class Progress:
     best_epoch: int = 0
     epoch_totals: tuple[float, float] = (0.0, 0.0)  # sums over the epoch's steps: loss, accuracy
     training_seconds: float = 0.0
+    collapse_seconds: float = 0.0  # spent on measuring neural collapse
 
 
 def prepare_output_dir(folder: Path, *, resume: bool, overwrite: bool, bytes_needed: int) -> None:
@@ -45,13 +47,7 @@ def prepare_output_dir(folder: Path, *, resume: bool, overwrite: bool, bytes_nee
     Raises:
         ArgumentError: not empty (without resume or overwrite), not writable, or the disk too full.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ArgumentError(f"--output_dir {folder} cannot be written: {error}") from error
+    writable_folder(folder, "--output_dir")
     if any(folder.iterdir()) and not resume:
         if not overwrite:
             raise ArgumentError(
@@ -69,6 +65,23 @@ def prepare_output_dir(folder: Path, *, resume: bool, overwrite: bool, bytes_nee
             f"--output_dir {folder}: the run needs {_megabytes(bytes_needed)} on disk, but "
             f"{_megabytes(free)} are free."
         )
+
+
+def writable_folder(folder: str | Path, flag: str) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        ArgumentError: naming the flag, when nothing can be written there.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ArgumentError(f"{flag} {folder} cannot be written: {error}") from error
+    return folder
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> Path:

@@ -15,6 +15,7 @@ Image classifiers with class prototypes on the hypersphere.
 commands:
   train      train a classifier on a data set of the Hub or a local folder
   evaluate   accuracy and neural collapse of a checkpoint on a data set
+  plot       draw the pictures of one run again, or compare several
 
 `protosphere COMMAND --help` explains every argument. For several processes or machines:
 `accelerate launch scripts/COMMAND.py [arguments]`, with the same arguments.
@@ -64,7 +65,26 @@ def _evaluate(argv: Sequence[str]) -> Any:
     return evaluate(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {"train": _train, "evaluate": _evaluate}
+def _plot(argv: Sequence[str]) -> Any:
+    from .arguments import PlotArguments, parse_arguments
+
+    description = (
+        "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "
+        "once training is over, cosines.png, margins.png and sphere.png."
+    )
+    if argv and not argv[0].startswith("-"):  # `protosphere plot outputs/run`
+        argv = ["--runs", *argv]
+    arguments = parse_arguments(PlotArguments, argv, "protosphere plot", description)
+    from .pictures import plot
+
+    return plot(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "plot": _plot,
+}
 
 
 if __name__ == "__main__":

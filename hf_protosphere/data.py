@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+TRAIN_SAMPLE = "train sample"  # a split of training images that is measured during training
 SHOWN = 5  # names listed in a message
 
 
@@ -128,7 +129,7 @@ def load_image_dataset(
         ("test", max_eval_samples),
     ):
         if role in splits and limit is not None and limit < len(splits[role]):
-            splits[role] = _limited(splits[role], limit, seed)
+            splits[role] = balanced_sample(splits[role], limit, seed)
     if need_train:
         _require_all_classes(splits["train"], names)
     return ImageDataset(splits, names, {k: v for k, v in bad_images.items() if v})
@@ -392,8 +393,21 @@ def _stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -
     return np.sort(np.concatenate(chosen))
 
 
-def _limited(split: Dataset, limit: int, seed: int) -> Dataset:
-    """`limit` images, as equal a number of each class as there are; deterministic."""
+def add_train_sample(images: ImageDataset, size: int | None, seed: int) -> None:
+    """A fixed part of the training images, balanced by class, as a split of its own.
+
+    Args:
+        size: None for 1 % of them, but at least 10 of each class and at most 10,000; 0 for none.
+    """
+    train = images.splits["train"]
+    if size is None:
+        size = min(max(len(train) // 100, 10 * images.num_labels), 10_000)
+    if size:
+        images.splits[TRAIN_SAMPLE] = balanced_sample(train, min(size, len(train)), seed)
+
+
+def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
+    """`limit` images, as equal a number of each class as there are; deterministic by seed."""
     labels = _labels(split)
     order = np.random.default_rng(seed).permutation(len(labels))
     rank: Counter[int] = Counter()

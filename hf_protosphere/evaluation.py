@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from .arguments import EvaluateArguments
 from .assembly import load_data
+from .checkpoints import writable_folder
 from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset
 from .errors import ArgumentError
 from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
+from .pictures import draw_snapshot
 from .prototypes import class_means
 from .reporting import format_report
+from .snapshots import FILE_NAME as SNAPSHOT
+from .snapshots import SnapshotCollector
 from .transforms import EvaluationImages, collate
 
 
@@ -93,16 +98,22 @@ def evaluate_model(
     means: Tensor | None = None,
     neural_collapse: bool = True,
     description: str = "evaluation",
+    snapshot: SnapshotCollector | None = None,
+    stopwatch: AbstractContextManager | None = None,
 ) -> dict[str, Any]:
     """Accuracies in [0, 1] and neural-collapse metrics over one split.
 
     Args:
         means: (K, D) class means, to classify by them as well.
+        snapshot: takes part in every batch.
+        stopwatch: entered for what neural collapse costs beside the accuracies.
 
     Returns:
-        {"num_images", "accuracy", "top5_accuracy", "class_means_accuracy" (with `means`),
-        "neural_collapse" (as `NeuralCollapse.compute` returns it)}.
+        {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes),
+        "class_means_accuracy" (with `means`),
+        "neural_collapse" (as `NeuralCollapse.compute` returns it, and "optima")}.
     """
+    stopwatch = stopwatch or nullcontext()
     correct = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
     total = 0
     collapse = NeuralCollapse(model.config.num_labels, model.protosphere.embedding_dim)
@@ -118,17 +129,23 @@ def evaluate_model(
             correct[2] += (nearest == labels).sum()
         total += len(labels)
         if neural_collapse:
-            collapse.update(embeddings[share], labels[share])
+            with stopwatch:
+                collapse.update(embeddings[share], labels[share])
+        if snapshot is not None:
+            snapshot.update(embeddings, labels)
     by_prototype, in_top5, by_mean = (correct / total).tolist()
     report: dict[str, Any] = {
         "num_images": total,
         "accuracy": by_prototype,
-        "top5_accuracy": in_top5,
     }
+    if model.config.num_labels > top:
+        report["top5_accuracy"] = in_top5
     if means is not None:
         report["class_means_accuracy"] = by_mean
     if neural_collapse:
-        report["neural_collapse"] = collapse.compute(model.prototypes)
+        with stopwatch:
+            figures = collapse.compute(model.prototypes)
+        report["neural_collapse"] = figures | {"optima": collapse.optima}
     return report
 
 
@@ -170,8 +187,13 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     means = None
     if arguments.class_means and "train" in images.splits:
         means = training_class_means(model, loader("train"), accelerator)
+    snapshot = SnapshotCollector(model.prototypes) if arguments.pictures else None
     report = evaluate_model(
-        model, loader("train" if on_train else "test"), accelerator, means=means
+        model,
+        loader("train" if on_train else "test"),
+        accelerator,
+        means=means,
+        snapshot=snapshot,
     )
     report = {
         "model": arguments.model,
@@ -183,11 +205,14 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         if arguments.json:
             print(json.dumps(report, indent=2))
         else:
-            title = f"{arguments.dataset_name}, {arguments.split}"
-            dim = model.protosphere.embedding_dim
-            print(format_report(report, title, model.config.num_labels, dim))
+            print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
             if arguments.class_means and means is None:
                 print(f"(no split {arguments.train_split!r} to take class means from)")
+        if snapshot is not None:
+            folder = writable_folder(arguments.pictures, "--pictures")
+            snapshot.snapshot(names, arguments.split).save(folder / SNAPSHOT)
+            for path in draw_snapshot(folder, folder):
+                print(path)
         if arguments.output:
             Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")

@@ -206,6 +206,11 @@ class NeuralCollapse(Metric):
         if self.keep != "embeddings":
             self._ensure_moments().append(embeddings, labels)
 
+    @property
+    def optima(self) -> dict[str, float]:
+        """What each figure is at neural collapse."""
+        return {info.name: info.optimum(self.num_classes, self.embedding_dim) for info in METRICS}
+
     def merge_state(self, incoming_state: NeuralCollapse) -> None:
         """Add what another metric of the same sizes and the same `keep` has accumulated."""
         other = incoming_state

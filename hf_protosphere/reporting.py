@@ -7,38 +7,52 @@ from typing import Any
 from .metrics import METRICS
 
 
-def format_report(report: dict[str, Any], title: str, num_classes: int, dim: int) -> str:
-    """The report as a table for people: values beside their optima."""
-    rows = [("accuracy by prototypes", f"{report['accuracy']:.2%}", "", "")]
-    if num_classes > 5:
-        rows.append(("top-5 accuracy by prototypes", f"{report['top5_accuracy']:.2%}", "", ""))
+def format_report(
+    report: dict[str, Any],
+    title: str,
+    *,
+    reached: dict[str, dict[str, float]] | None = None,
+    target: float = 95.0,
+) -> str:
+    """The report as a table for people: values beside their optima.
+
+    Args:
+        reached: when each figure first attained `target` per cent, as `first_reached` says it of
+            one split: a last column.
+    """
+    rows = [["accuracy by prototypes", f"{report['accuracy']:.2%}", "", "", ""]]
+    if "top5_accuracy" in report:
+        rows.append(["top-5 accuracy by prototypes", f"{report['top5_accuracy']:.2%}", "", "", ""])
     if "class_means_accuracy" in report:
-        rows.append(("accuracy by class means", f"{report['class_means_accuracy']:.2%}", "", ""))
+        means = report["class_means_accuracy"]
+        rows.append(["accuracy by class means", f"{means:.2%}", "", "", ""])
     collapse = report.get("neural_collapse", {})
-    for metric in METRICS:
-        if metric.name in collapse:
-            rows.append(
-                (
-                    metric.title,
-                    f"{collapse[metric.name]:.4g}",
-                    f"{metric.optimum(num_classes, dim):.4g}",
-                    f"{collapse['attained'][metric.name]:.1f} %",
-                )
-            )
-    if collapse:
-        rows.append(("least attained", "", "", f"{collapse['attained']['overall']:.1f} %"))
-    header = (f"{title} ({report['num_images']} images)", "value", "optimum", "attained")
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
+    shown = {metric.name: metric for metric in METRICS if metric.name in collapse}
+    for name in [*shown, "overall"] if collapse else []:
+        metric = shown.get(name)
+        value = f"{collapse[name]:.4g}" if metric else ""
+        optimum = f"{collapse['optima'][name]:.4g}" if metric else ""
+        percentage = f"{collapse['attained'][name]:.1f} %"
+        epoch = f"{reached[name]['epoch']:.4g}" if reached and name in reached else "-"
+        rows.append(
+            [metric.title if metric else "least attained", value, optimum, percentage, epoch]
+        )
+    header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
+    header.append(f"{target:g} % at epoch")
+    columns = 5 if reached is not None else 4
+    table = [row[:columns] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in table) for i in range(columns)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in [header, *rows]
+        for row in table
     ]
-    rule = "─" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
 def epoch_line(record: dict[str, Any]) -> str:
-    line = f"epoch {record['epoch']:>3}  loss {record['train_loss']:.3f}"
+    line = f"epoch {record['epoch']:>5.4g}"
+    if "train_loss" in record:
+        line += f"  loss {record['train_loss']:.3f}"
     if "validation_accuracy" in record:
         line += f"  validation accuracy {record['validation_accuracy']:.2%}"
     if "validation_neural_collapse" in record:
@@ -51,6 +65,8 @@ def flat_record(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
     flat: dict[str, float] = {}
     for name, value in record.items():
+        if name == "optima":  # constants
+            continue
         if isinstance(value, dict):
             flat |= flat_record(value, f"{prefix}{name}/")
         else:

@@ -27,15 +27,20 @@ from .checkpoints import (
     load_checkpoint,
     newest_checkpoint,
     prepare_output_dir,
+    read_metrics,
     save_checkpoint,
     save_model,
 )
+from .data import TRAIN_SAMPLE, add_train_sample
 from .errors import ArgumentError, TrainingError, TrainingInterrupted
 from .evaluation import evaluate_model, evaluation_loader, training_class_means
 from .modeling_protosphere import ProtoSphereForImageClassification
-from .plots import plot_curves
+from .monitoring import CollapseMonitor, first_reached
+from .pictures import draw_run
 from .reporting import epoch_line, flat_record, format_report
 from .samplers import EpochSampler
+from .snapshots import FILE_NAME as SNAPSHOT
+from .snapshots import SnapshotCollector
 from .stopping import Stop, stop_signals
 from .transforms import TrainingImages, TrainTransform, build_image_processor, collate
 
@@ -86,15 +91,23 @@ class _Run:
                 seed=arguments.seed,
             )
         self.num_train = len(self.images.splits["train"])
+        add_train_sample(self.images, arguments.nc_train_samples, arguments.seed)
         self.steps_per_epoch = self._check_batch_size()
         self.model = build_model(arguments, self.images)
         self.processor = build_image_processor(self.model.config)
         self._prepare_output_dir()
 
         self.train_loader = self._train_loader()
-        splits = [s for s in ("train", "validation", "test") if s in self.images.splits]
-        self.eval_loaders = {split: self._eval_loader(split) for split in splits}
-        self.validation = "validation" if "validation" in splits else "train"
+        self.eval_loaders = {split: self._eval_loader(split) for split in self.images.splits}
+        self.validation = "validation" if "validation" in self.images.splits else "train"
+        self.monitor = CollapseMonitor(
+            self.model,
+            self.eval_loaders[self.validation],
+            self.eval_loaders.get(TRAIN_SAMPLE),
+            self.accelerator,
+            every_epochs=arguments.nc_every,
+            every_steps=arguments.nc_every_steps,
+        )
         self.optimizer, self.scheduler = build_optimizer(
             arguments,
             self.model,
@@ -104,6 +117,7 @@ class _Run:
         self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.accelerator.register_for_checkpointing(self.scheduler)
         self.progress = self._resume() if arguments.resume else Progress()
+        self.monitor.stopwatch.seconds = self.progress.collapse_seconds
         if self.accelerator.is_main_process:
             write_yaml(arguments, self.output_dir / "arguments.yaml")
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
@@ -211,7 +225,8 @@ class _Run:
 
     def train_epoch(self, stop: Stop) -> None:
         """The rest of the current epoch."""
-        progress, started = self.progress, time.perf_counter()
+        progress, monitor, started = self.progress, self.monitor, time.perf_counter()
+        monitored = monitor.stopwatch.seconds
         self.training_images.set_epoch(progress.epoch)
         loader = self.train_loader
         if progress.step_in_epoch:
@@ -233,12 +248,15 @@ class _Run:
             disable=not self.accelerator.is_main_process,
         )
 
+        def trained_seconds() -> float:
+            return time.perf_counter() - started - (monitor.stopwatch.seconds - monitored)
+
         def look() -> None:
             """Show and check the loss; stop with a checkpoint if that was asked for."""
             self._check_finite(unchecked)
             unchecked.clear()
             progress.epoch_totals = tuple(totals.tolist())
-            steps, seconds = progress.step_in_epoch, time.perf_counter() - started
+            steps, seconds = progress.step_in_epoch, trained_seconds()
             loss, accuracy = (total / steps for total in progress.epoch_totals)
             speed = (steps - first_step) * self._images_per_step / seconds
             bar.set_postfix(
@@ -246,7 +264,7 @@ class _Run:
             )
             if stop.agreed(self.accelerator):
                 progress.training_seconds += seconds
-                path = save_checkpoint(self.accelerator, self.output_dir / "checkpoints", progress)
+                path = self._save_checkpoint()
                 raise TrainingInterrupted(
                     f"stopped after step {progress.step}; {path} is complete: run the same command "
                     "with --resume to go on.",
@@ -262,10 +280,14 @@ class _Run:
                 totals += torch.stack([loss, accuracy]).double()
                 unchecked.append(loss)
                 bar.update()
+                at_end = progress.step_in_epoch == self.steps_per_epoch
+                if monitor.due_at_step(progress.step) and not at_end:
+                    epoch = progress.step / self.steps_per_epoch
+                    self._log({"step": progress.step, "epoch": epoch} | monitor.measure())
                 if progress.step_in_epoch % LOG_STEPS == 0 or stop.now(self.accelerator):
                     look()
             look()
-        progress.training_seconds += time.perf_counter() - started
+        progress.training_seconds += trained_seconds()
 
     @property
     def _images_per_step(self) -> int:
@@ -330,26 +352,27 @@ class _Run:
         }
         if last or progress.epoch % arguments.evaluate_every == 0:
             self._update_class_means()
-            every = arguments.nc_every
-            report = evaluate_model(
-                self.model,
-                self.eval_loaders[self.validation],
-                self.accelerator,
-                neural_collapse=last or bool(every and progress.epoch % every == 0),
-                description="validation",
-            )
-            record |= {f"validation_{name}": value for name, value in report.items()}
+            due = last or self.monitor.due_at_epoch(progress.epoch, progress.step)
+            record |= self.monitor.validate(neural_collapse=due)
             # Of equals the last: collapse goes on after the accuracy stands still.
-            if report["accuracy"] >= progress.best_accuracy:
-                progress.best_accuracy, progress.best_epoch = report["accuracy"], progress.epoch
+            if (accuracy := record["validation_accuracy"]) >= progress.best_accuracy:
+                progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
                 if self.accelerator.is_main_process:
                     save_model(self.model, self.processor, self.output_dir / "best")
+        self._log(record)
+        if last or progress.epoch % arguments.checkpoint_every == 0:
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> Path:
+        self.progress.collapse_seconds = self.monitor.stopwatch.seconds
+        folder = self.output_dir / "checkpoints"
+        return save_checkpoint(self.accelerator, folder, self.progress)
+
+    def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             self.log.append(record)
             tqdm.write(epoch_line(record))
-        self.accelerator.log(flat_record(record), step=progress.step)
-        if last or progress.epoch % arguments.checkpoint_every == 0:
-            save_checkpoint(self.accelerator, self.output_dir / "checkpoints", progress)
+        self.accelerator.log(flat_record(record), step=self.progress.step)
 
     def _update_class_means(self) -> None:
         if self.model.config.prototypes == "class_means":
@@ -363,30 +386,52 @@ class _Run:
         best = ProtoSphereForImageClassification.from_pretrained(self.output_dir / "best")
         self.model.load_state_dict(best.state_dict())
         means = training_class_means(self.model, self.eval_loaders["train"], self.accelerator)
-        results: dict[str, Any] = {
-            "best_epoch": self.progress.best_epoch,
-            "training_seconds": self.progress.training_seconds,
-            "images_per_second": self.progress.step
-            * self._images_per_step
-            / self.progress.training_seconds,
+        held_out = [split for split in ("validation", "test") if split in self.eval_loaders]
+        held_out = held_out or ["train"]
+        snapshot = SnapshotCollector(self.model.prototypes)
+        evaluations = {
+            split: evaluate_model(
+                self.model,
+                self.eval_loaders[split],
+                self.accelerator,
+                means=means,
+                snapshot=snapshot if split == held_out[-1] else None,
+            )
+            for split in held_out
         }
-        for split in dict.fromkeys([self.validation, "test"]):
-            if split in self.eval_loaders:
-                results[split] = evaluate_model(
-                    self.model, self.eval_loaders[split], self.accelerator, means=means
-                )
+        progress = self.progress
+        results: dict[str, Any] = {
+            "best_epoch": progress.best_epoch,
+            "training_seconds": progress.training_seconds,
+            "images_per_second": progress.step * self._images_per_step / progress.training_seconds,
+            "neural_collapse_seconds": self.monitor.stopwatch.seconds,
+            **evaluations,
+        }
         if self.accelerator.is_main_process:
+            records = read_metrics(self.output_dir / "metrics.jsonl")
+            results["first_reached"] = first_reached(records, self.arguments.nc_target)
             save_model(self.model, self.processor, self.output_dir)
             (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            plot_curves(self.output_dir / "metrics.jsonl", self.output_dir / "curves.png")
-            split = "test" if "test" in results else self.validation
-            title = f"{split}, epoch {self.progress.best_epoch}"
-            dim = self.model.protosphere.embedding_dim
-            print(f"\n{format_report(results[split], title, self.model.config.num_labels, dim)}")
-            print(f"\n{self.output_dir}: the model, results.json, metrics.jsonl and curves.png")
+            names = [self.images.id2label[i] for i in range(self.images.num_labels)]
+            snapshot.snapshot(names, held_out[-1]).save(self.output_dir / SNAPSHOT)
+            pictures = draw_run(self.output_dir, target=self.arguments.nc_target)
+            print(f"\n{self._summary(results, held_out[-1])}")
+            written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
+            print(f"\n{self.output_dir}: the model, {', '.join(written)}")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return results
+
+    def _summary(self, results: dict[str, Any], split: str) -> str:
+        table = format_report(
+            results[split],
+            f"{split}, epoch {self.progress.best_epoch}",
+            reached=results["first_reached"].get("validation", {}),
+            target=self.arguments.nc_target,
+        )
+        seconds = results["neural_collapse_seconds"]
+        share = seconds / (seconds + results["training_seconds"])
+        return f"{table}\n\nMeasuring neural collapse took {share:.1%} of the training's time."
 
 
 def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:

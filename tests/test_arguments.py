@@ -2,7 +2,13 @@
 
 import pytest
 
-from hf_protosphere.arguments import EvaluateArguments, TrainArguments, parse_arguments, write_yaml
+from hf_protosphere.arguments import (
+    EvaluateArguments,
+    PlotArguments,
+    TrainArguments,
+    parse_arguments,
+    write_yaml,
+)
 from hf_protosphere.errors import ArgumentError
 
 
@@ -68,7 +74,7 @@ def test_yaml_errors(tmp_path):
         parse("--config", str(tmp_path / "missing.yaml"))
 
 
-@pytest.mark.parametrize("cls", [TrainArguments, EvaluateArguments])
+@pytest.mark.parametrize("cls", [TrainArguments, EvaluateArguments, PlotArguments])
 def test_help_explains_every_argument(cls, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("--help", cls=cls)

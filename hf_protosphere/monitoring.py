@@ -1,0 +1,122 @@
+"""Neural collapse while a model trains: when it is measured, what that costs, who arrives when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from .evaluation import evaluate_model
+from .modeling_protosphere import ProtoSphereForImageClassification
+from .plots import COLLAPSE
+
+
+class Stopwatch:
+    """Seconds spent inside `with stopwatch:`; inner uses of the same one count once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth, self._started = 0, 0.0
+
+    def __enter__(self) -> None:
+        if self._depth == 0:
+            self._started = time.perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *error: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._started
+
+
+class CollapseMonitor:
+    """Evaluates on the validation split, and now and then measures neural collapse with it.
+
+    Args:
+        validation: all of the split; its accuracy is computed anyway, so that neural collapse costs
+            the metrics alone.
+        train_sample: a fixed sample of the training images under the evaluation transform, or None.
+        every_epochs, every_steps: 0 for never.
+    """
+
+    def __init__(
+        self,
+        model: ProtoSphereForImageClassification,
+        validation: DataLoader,
+        train_sample: DataLoader | None,
+        accelerator: Accelerator,
+        *,
+        every_epochs: int,
+        every_steps: int,
+    ) -> None:
+        self.model, self.accelerator = model, accelerator
+        self.validation, self.train_sample = validation, train_sample
+        self.every_epochs, self.every_steps = every_epochs, every_steps
+        self.stopwatch = Stopwatch()
+
+    def due_at_step(self, step: int) -> bool:
+        return bool(self.every_steps) and step % self.every_steps == 0
+
+    def due_at_epoch(self, epoch: int, step: int) -> bool:
+        by_epoch = bool(self.every_epochs) and epoch % self.every_epochs == 0
+        return by_epoch or self.due_at_step(step)
+
+    def validate(self, neural_collapse: bool) -> dict[str, Any]:
+        """A record: "validation_..." as `evaluate_model` reports, and "train_neural_collapse"."""
+        record: dict[str, Any] = {}
+        if neural_collapse and self.train_sample is not None:
+            with self.stopwatch:
+                sample = evaluate_model(
+                    self.model, self.train_sample, self.accelerator, description="training sample"
+                )
+            record["train" + COLLAPSE] = sample["neural_collapse"]
+        report = evaluate_model(
+            self.model,
+            self.validation,
+            self.accelerator,
+            neural_collapse=neural_collapse,
+            description="validation",
+            stopwatch=self.stopwatch,
+        )
+        return record | {f"validation_{name}": value for name, value in report.items()}
+
+    def measure(self) -> dict[str, Any]:
+        """`validate`, in the middle of an epoch: all of it is the price of measuring."""
+        with self.stopwatch:
+            return self.validate(neural_collapse=True)
+
+
+def first_reached(
+    records: Iterable[Mapping[str, Any]], target: float = 95.0
+) -> dict[str, dict[str, dict[str, float]]]:
+    """When each figure of neural collapse first attained `target` per cent of its optimum.
+
+    Args:
+        records: of a run's metrics.jsonl, in their order.
+
+    Returns:
+        {"train": {"nc1_cdnv": {"step": 120, "epoch": 4}}, "validation": {...}}, without the
+        figures that never did. "overall" is in it: the step at which all of them had.
+
+    Example:
+        >>> attained = [{"attained": {"nc1_cdnv": percent}} for percent in (40.0, 96.0, 94.0)]
+        >>> records = [
+        ...     {"step": 10 * i, "epoch": i, "train_neural_collapse": collapse}
+        ...     for i, collapse in enumerate(attained)
+        ... ]
+        >>> first_reached(records)
+        {'train': {'nc1_cdnv': {'step': 10, 'epoch': 1}}}
+    """
+    reached: dict[str, dict[str, dict[str, float]]] = {}
+    for record in records:
+        for key, collapse in record.items():
+            if not key.endswith(COLLAPSE):
+                continue
+            of_split = reached.setdefault(key.removesuffix(COLLAPSE), {})
+            for name, percentage in collapse["attained"].items():
+                if percentage >= target and name not in of_split:
+                    of_split[name] = {"step": record["step"], "epoch": record["epoch"]}
+    return reached
