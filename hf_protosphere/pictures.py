@@ -14,7 +14,8 @@ from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import Snapshot
 from .sphere_plots import plot_cosines, plot_margins, plot_sphere
 
-RECORDS = ("metrics.jsonl", "neural_collapse.jsonl")  # of our own training, of a `Trainer`'s
+TRAINER_RECORDS = "neural_collapse.jsonl"  # what `NeuralCollapseCallback` writes
+RECORDS = ("metrics.jsonl", TRAINER_RECORDS)
 
 
 def draw_run(

@@ -185,5 +185,5 @@ def _draw(axes: Axes, points: Iterable[tuple[float, float]], i: int, label: str)
 
 
 def _legend(axes: Axes, **options: Any) -> None:
-    if axes.has_data():
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(**options)

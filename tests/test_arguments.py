@@ -80,7 +80,7 @@ def test_help_explains_every_argument(cls, capsys):
         parse("--help", cls=cls)
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert "data:" in text
+    assert f"\n{cls._argument_group_name}:\n" in text
     for name, field in cls.__dataclass_fields__.items():
         assert f"--{name}" in text
         assert field.metadata["help"].endswith((".", "'{\"patch_size\": 4}'.")), name

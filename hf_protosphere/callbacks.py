@@ -1,0 +1,285 @@
+"""Neural collapse in the stock `transformers.Trainer`, of any image classifier."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .checkpoints import MetricsLog, read_metrics
+from .errors import ArgumentError
+from .metrics import NeuralCollapse
+from .monitoring import Stopwatch, first_reached
+from .pictures import TRAINER_RECORDS, draw_run
+from .plots import COLLAPSE
+from .snapshots import FILE_NAME as SNAPSHOT
+from .snapshots import SnapshotCollector
+
+
+class NeuralCollapseCallback(TrainerCallback):
+    """Measures neural collapse while a `transformers.Trainer` trains.
+
+    It looks at a fixed sample of the training set and at the whole evaluation set: before the first
+    step, so that what cannot work is said at once, and then every so often. The figures go to the
+    Trainer's log, and so to its trackers, as "train_neural_collapse/nc1_cdnv" and
+    "eval_neural_collapse/...", with the share of the time that they took; and to
+    neural_collapse.jsonl in its output folder. When training ends pictures are drawn beside it,
+    which `protosphere plot OUTPUT_DIR` draws again.
+
+    Of a ProtoSphere model the embeddings and prototypes are measured. Of any other model, the
+    embeddings are what enters its classification layer and the prototypes are the rows of that
+    layer's weight, both scaled to unit norm. Measuring draws no random numbers from the training.
+
+    Args:
+        trainer: whose model, data sets, collator and devices are used.
+        every: "epoch", or a number of optimiser steps.
+        train_samples: images of the training set to measure on, drawn once at random; 0 for none.
+            If that set augments its images, they are measured augmented, always in the same way;
+            give `train_dataset` to measure them as they are.
+        train_dataset: measured, all of it, instead of a sample of the Trainer's training set.
+        classification_layer: the `nn.Linear`, or its name among `model.named_modules()`. By default
+            the only linear layer with as many outputs as the model has labels.
+        class_names: for pictures; by default those of the model's configuration.
+        target: percentage of an optimum whose first attainment `first_reached` tells.
+        seed: of the sample.
+
+    Raises:
+        ArgumentError: an argument out of range; and when training begins, none or several layers
+            that could be the classifier, or a training set without a length.
+        ValueError: when training begins, as `NeuralCollapse` does: a class that the sample or the
+            evaluation set misses, labels out of range.
+
+    Example:
+        trainer = Trainer(model, args, train_dataset=train, eval_dataset=test)
+        trainer.add_callback(NeuralCollapseCallback(trainer))
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        every: Literal["epoch"] | int = "epoch",
+        train_samples: int = 1000,
+        train_dataset: Dataset | None = None,
+        classification_layer: str | nn.Linear | None = None,
+        class_names: list[str] | None = None,
+        target: float = 95.0,
+        seed: int = 0,
+    ) -> None:
+        if every != "epoch" and not (isinstance(every, int) and every > 0):
+            raise ArgumentError(f"every must be 'epoch' or a number of steps, but got {every!r}.")
+        if train_samples < 0:
+            raise ArgumentError(f"train_samples must be at least 0, but got {train_samples}.")
+        self.trainer, self.every, self.target, self.seed = trainer, every, target, seed
+        self.train_samples, self.train_dataset = train_samples, train_dataset
+        self.classification_layer, self.class_names = classification_layer, class_names
+        self.records: list[dict[str, Any]] = []
+        self.stopwatch = Stopwatch()
+
+    @property
+    def first_reached(self) -> dict[str, dict[str, dict[str, float]]]:
+        """{"eval": {"nc1_cdnv": {"step": 120, "epoch": 4.0}}}: when each figure first attained
+        `target` per cent of its optimum."""
+        return first_reached(self.records, self.target)
+
+    # Events
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._classifier = _Classifier.of(self.trainer.model, self.classification_layer)
+        self._datasets = self._choose_datasets()
+        self._started = time.perf_counter()
+        log = Path(args.output_dir) / TRAINER_RECORDS
+        if state.is_world_process_zero:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            # Of an earlier run, or from after the checkpoint that this one resumes from.
+            self._log = MetricsLog(log, last_step=state.global_step if state.global_step else -1)
+            self.records = read_metrics(log)
+        if state.global_step == 0:
+            self._measure(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last = state.global_step == state.max_steps
+        if self.every != "epoch" and (state.global_step % self.every == 0 or last):
+            self._measure(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.every == "epoch":
+            self._measure(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        split, dataset = list(self._datasets.items())[-1]
+        collector = SnapshotCollector(self._classifier.prototypes)
+        with self.stopwatch:
+            for embeddings, labels in self._batches(dataset):
+                collector.update(embeddings, labels)
+        if state.is_world_process_zero:
+            names = self.class_names or self._classifier.class_names
+            folder = Path(args.output_dir)
+            collector.snapshot(names, split).save(folder / SNAPSHOT)
+            draw_run(folder, target=self.target)
+
+    # Measuring
+
+    def _choose_datasets(self) -> dict[str, Dataset]:
+        """By split, the training images first."""
+        chosen = {}
+        train, evaluation = self.trainer.train_dataset, self.trainer.eval_dataset
+        if self.train_dataset is not None:
+            chosen["train"] = self.train_dataset
+        elif self.train_samples:
+            if not isinstance(train, Sized):
+                raise ArgumentError(
+                    f"a sample cannot be drawn from a {type(train).__name__}, which has no length: "
+                    "give NeuralCollapseCallback(train_dataset=...) or train_samples=0."
+                )
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+            sample = order[: self.train_samples].sort().values.tolist()
+            select = getattr(train, "select", None)  # keeps what datasets.Dataset can do
+            chosen["train"] = select(sample) if select else Subset(train, sample)
+        if isinstance(evaluation, dict):
+            chosen |= {f"eval_{name}": dataset for name, dataset in evaluation.items()}
+        elif evaluation is not None:
+            chosen["eval"] = evaluation
+        if not chosen:
+            raise ArgumentError("there is nothing to measure: give the Trainer an eval_dataset.")
+        return chosen
+
+    def _measure(self, state: TrainerState) -> None:
+        record: dict[str, Any] = {"step": state.global_step, "epoch": state.epoch or 0.0}
+        logs: dict[str, float] = {}
+        with self.stopwatch:
+            for split, dataset in self._datasets.items():
+                figures = self._figures(dataset)
+                record[split + COLLAPSE] = figures
+                numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
+                numbers["attained/overall"] = figures["attained"]["overall"]
+                logs |= {f"{split}{COLLAPSE}/{name}": value for name, value in numbers.items()}
+        self.records.append(record)
+        if state.is_world_process_zero:
+            self._log.append(record)
+        share = self.stopwatch.seconds / (time.perf_counter() - self._started)
+        self.trainer.log(logs | {"neural_collapse_share_of_time": share})
+
+    def _figures(self, dataset: Dataset) -> dict[str, Any]:
+        prototypes, accelerator = self._classifier.prototypes, self.trainer.accelerator
+        metric = NeuralCollapse(*prototypes.shape).to(prototypes.device)
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+        for embeddings, labels in self._batches(dataset):
+            metric.update(embeddings[share], labels[share])
+        return metric.compute(prototypes) | {"optima": metric.optima}
+
+    def _batches(self, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+        """Unit embeddings (M, D) and labels (M,) of all processes, each image once."""
+        trainer = self.trainer
+        # DataParallel would run the hook in every replica; other wrappers must not be bypassed.
+        wrapped = trainer.model_wrapped
+        model = trainer.model if isinstance(wrapped, nn.DataParallel) else wrapped
+        (label_name, *_) = trainer.label_names or ["labels"]
+        with _undisturbed(model, self.seed):
+            for batch in trainer.get_eval_dataloader(dataset):
+                labels = batch.pop(label_name)
+                with trainer.compute_loss_context_manager():
+                    embeddings = self._classifier.embed(model, batch)
+                yield trainer.accelerator.gather_for_metrics((embeddings, labels))
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """Where a model's embeddings and prototypes are."""
+
+    model: nn.Module
+    layer: nn.Linear | None  # None: a ProtoSphere model says so itself
+
+    @classmethod
+    def of(cls, model: nn.Module, layer: str | nn.Linear | None) -> _Classifier:
+        if layer is None and model.config.model_type == "protosphere":
+            return cls(model, None)
+        modules = dict(model.named_modules())
+        if isinstance(layer, nn.Linear):
+            return cls(model, layer)
+        linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
+        if layer is not None:
+            if layer not in linear:
+                raise ArgumentError(
+                    f"classification_layer {layer!r} is not a linear layer of the model, which has "
+                    f"{', '.join(linear) or 'none'}."
+                )
+            return cls(model, linear[layer])
+        num_labels = model.config.num_labels
+        found = [name for name, m in linear.items() if m.out_features == num_labels]
+        if len(found) != 1:
+            raise ArgumentError(
+                f"{len(found)} linear layers of {type(model).__name__} have {num_labels} outputs, "
+                "one per class: name the classifier by classification_layer, one of "
+                f"{', '.join(found or linear) or 'none'}."
+            )
+        return cls(model, linear[found[0]])
+
+    @property
+    def prototypes(self) -> Tensor:
+        """(K, D), unit rows."""
+        if self.layer is None:
+            return self.model.prototypes.detach()
+        return F.normalize(self.layer.weight.detach().float(), dim=1)
+
+    @property
+    def class_names(self) -> list[str]:
+        id2label = self.model.config.id2label
+        return [str(id2label.get(i, i)) for i in range(len(self.prototypes))]
+
+    def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """(M, D) float32, unit rows; `model` is the model in its wrappers."""
+        if self.layer is None:
+            return model(**inputs).embeddings.float()
+        seen: list[Tensor] = []
+        hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            model(**inputs)
+        finally:
+            hook.remove()
+        if len(seen) != 1 or seen[0].dim() != 2:
+            raise ArgumentError(
+                "the classification layer must see one vector per image, (M, D), once in a forward "
+                f"pass, but saw {[tuple(x.shape) for x in seen]}: choose another "
+                "classification_layer."
+            )
+        return F.normalize(seen[0].float(), dim=1)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, the same random numbers every time and none of training's."""
+    was_training, states = model.training, (random.getstate(), np.random.get_state())
+    device = next(model.parameters()).device
+    devices = [] if device.type == "cpu" else [device]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices, device_type=device.type):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        model.train(was_training)
