@@ -79,6 +79,15 @@ class EmbeddingStore:
             labels = classes.repeat_interleave(torch.tensor(block.ends).diff())
             yield self._read(block, 0, len(labels)), labels
 
+    def __str__(self) -> str:
+        self._seal()
+        parts = [
+            f"all {self.counts.sum():,} embeddings: {_mebibytes(self.bytes_in_memory)} in memory"
+        ]
+        if self.bytes_on_disk:
+            parts.append(f"{_mebibytes(self.bytes_on_disk)} in a temporary file")
+        return ", ".join(parts)
+
     def merge(self, other: EmbeddingStore) -> None:
         for rows, labels in other.batches():
             self.append(rows, labels)
@@ -163,6 +172,14 @@ class EmbeddingSample:
         rows, labels, _ = self._kept[0]
         yield rows, labels
 
+    def __str__(self) -> str:
+        self._prune()
+        rows = self._kept[0][0]
+        return (
+            f"{len(rows):,} of {self.counts.sum():,} embeddings, at most {self.size} of each "
+            f"class: {_mebibytes(rows.nbytes)} in memory"
+        )
+
     def merge(self, other: EmbeddingSample) -> None:
         self.counts += other.counts
         self._kept += other._kept
@@ -244,6 +261,14 @@ class ClassMoments:
         for mine, theirs in zip(self.tensors(), other.moved(self.origins).tensors()):
             mine += theirs.to(mine.device)
 
+    def __str__(self) -> str:
+        kind = "second moments of each class" if self.per_class else "pooled second moments"
+        return f"{kind}: {_mebibytes(sum(tensor.nbytes for tensor in self.tensors()))}"
+
     def tensors(self) -> tuple[Tensor, ...]:
         """What adds up over moments with the same origins."""
         return self.counts, self.sums, self.squares, self.second
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -207,6 +207,12 @@ class NeuralCollapse(Metric):
             self._ensure_moments().append(embeddings, labels)
 
     @property
+    def storage(self) -> str:
+        """In words, what this process remembers of the embeddings, and where."""
+        parts = [part for part in (self._embeddings, self._moments) if part is not None]
+        return "; ".join(map(str, parts))
+
+    @property
     def optima(self) -> dict[str, float]:
         """What each figure is at neural collapse."""
         return {info.name: info.optimum(self.num_classes, self.embedding_dim) for info in METRICS}

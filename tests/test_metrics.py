@@ -436,6 +436,7 @@ def test_moments_give_the_same_figures_but_nc4(case):
         metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
     expected = kept(measure(embeddings, labels, prototypes))
     del expected["nc4_agreement"]
+    assert "second moments of each class" in metric.storage
     result = metric.compute(prototypes)
     assert result["attained"].keys() == expected.keys() | {"overall"}
     assert kept(result) == pytest.approx(expected, rel=1e-8, abs=1e-12)
@@ -463,6 +464,8 @@ def test_beyond_the_memory_limit_a_file_holds_the_embeddings(monkeypatch, dtype)
             metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
         results.append(metric.compute(prototypes))
         assert metric._embeddings.bytes_in_memory <= memory_limit
+        assert "all 60 embeddings" in metric.storage
+        assert ("temporary file" in metric.storage) == (memory_limit < 10**9)
         assert metric._embeddings.bytes_in_memory + metric._embeddings.bytes_on_disk == (
             embeddings.nbytes
         )
@@ -506,6 +509,8 @@ def test_a_sample_of_every_class():
         assert metric._embeddings._num_kept <= 2 * 50 * 3 + 64
     result = metric.compute(prototypes)
     assert result["samples_per_class"] == 50
+    assert "104 of 804 embeddings, at most 50 of each class" in metric.storage
+    assert "pooled second moments" in metric.storage
     assert "samples_per_class" not in whole
     assert [len(metric._embeddings.rows(c)) for c in range(3)] == [50, 4, 50]
     for name in FIGURES - {"intra_class_effective_rank", "nc4_agreement"}:

@@ -90,7 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"| all batches of `update` | {updating:,.1f} |")
     print(f"| `compute(prototypes)`, {len(METRICS)} metrics | {computing:,.1f} |")
     plain(arguments, prototypes, n // k)
-    print(f"\nPeak resident memory of metrics and drawing: {peak / GIBIBYTE:.2f} GiB")
+    print(f"\nKept {metric.storage}.")
+    print(f"Peak resident memory of metrics and drawing: {peak / GIBIBYTE:.2f} GiB")
 
 
 def plain(arguments: argparse.Namespace, prototypes: Tensor, per_class: int) -> None:
