@@ -165,6 +165,9 @@ def load_classifier(name: str) -> tuple[ProtoSphereForImageClassification, BaseI
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does."""
+    for flag, path in (("pictures", arguments.pictures), ("output", arguments.output)):
+        if path is not None:  # before the work
+            writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
     accelerator = Accelerator()
     model, processor = load_classifier(arguments.model)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -209,11 +212,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             if arguments.class_means and means is None:
                 print(f"(no split {arguments.train_split!r} to take class means from)")
         if snapshot is not None:
-            folder = writable_folder(arguments.pictures, "--pictures")
+            folder = Path(arguments.pictures)
             snapshot.snapshot(names, arguments.split).save(folder / SNAPSHOT)
             for path in draw_snapshot(folder, folder):
                 print(path)
         if arguments.output:
-            Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
     return report

@@ -14,6 +14,7 @@ from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.evaluation import evaluate, evaluate_model, evaluation_loader
 from hf_protosphere.metrics import METRICS, NeuralCollapse
 from hf_protosphere.prototypes import class_means
+from hf_protosphere.snapshots import Snapshot
 from hf_protosphere.transforms import build_image_processor
 
 
@@ -113,3 +114,21 @@ def test_errors(checkpoint, digits_folder, tmp_path):
         run(split="dev")
     with pytest.raises(ArgumentError, match="--batch_size"):
         run(batch_size=0)
+
+
+def test_pictures_on_request_and_folders_checked_first(checkpoint, digits_folder, tmp_path):
+    def run(**options):
+        arguments = {"model": str(checkpoint), "dataset_name": str(digits_folder)}
+        return evaluate(EvaluateArguments(num_workers=0, **arguments, **options))
+
+    run(pictures=str(tmp_path / "seen" / "there"))
+    written = {path.name for path in (tmp_path / "seen" / "there").iterdir()}
+    assert written == {"cosines.png", "margins.png", "sphere.png", "snapshot.safetensors"}
+    snapshot = Snapshot.load(tmp_path / "seen" / "there" / "snapshot.safetensors")
+    assert snapshot.class_names == ["digit_0", "digit_1", "digit_2"]
+    assert (len(snapshot.own_cosines), snapshot.split) == (45, "test")
+
+    (tmp_path / "file").write_text("")
+    for flag in ("pictures", "output"):
+        with pytest.raises(ArgumentError, match=f"--{flag} .*file.* cannot be written"):
+            run(**{flag: str(tmp_path / "file" / "below" / "x")})
