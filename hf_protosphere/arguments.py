@@ -48,6 +48,11 @@ class DataArguments:
     check_images: bool = _help(
         "Decode every image once before the work starts (remembered for the next time).", True
     )
+    cache_images: bool | None = _help(
+        "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
+        "cache of datasets, and augments whole batches on the device. By default where they fit "
+        "on the disk; else, and with false, worker processes decode them in every epoch."
+    )
     max_train_samples: int | None = _help("Use only so many training images, balanced by class.")
     max_eval_samples: int | None = _help("Use only so many images of each other split.")
     num_workers: int = _help(

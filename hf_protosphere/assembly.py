@@ -92,11 +92,12 @@ def build_optimizer(
         model, weight_decay, no_weight_decay_list=("head.weight",)
     )
     if sgd:
+        momentum = arguments.momentum
         optimizer = torch.optim.SGD(
-            groups, learning_rate, momentum=arguments.momentum, nesterov=arguments.momentum > 0
+            groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True
         )
     else:
-        optimizer = torch.optim.AdamW(groups, learning_rate)
+        optimizer = torch.optim.AdamW(groups, learning_rate, fused=True)
     scheduler = get_scheduler(
         "cosine" if arguments.schedule == "cosine" else "constant_with_warmup",
         optimizer,

@@ -47,7 +47,7 @@ class ImageDataset:
 
     def class_counts(self, split: str) -> list[int]:
         """Images of each class."""
-        return np.bincount(_labels(self.splits[split]), minlength=self.num_labels).tolist()
+        return np.bincount(labels_of(self.splits[split]), minlength=self.num_labels).tolist()
 
     def suggested_image_size(self) -> int:
         """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
@@ -119,7 +119,7 @@ def load_image_dataset(
         _require_all_classes(splits["train"], names)
         if "validation" not in splits and validation_fraction > 0:
             rng = np.random.default_rng(seed)
-            held_out = _stratified(_labels(splits["train"]), validation_fraction, rng)
+            held_out = _stratified(labels_of(splits["train"]), validation_fraction, rng)
             kept = np.setdiff1d(np.arange(len(splits["train"])), held_out)
             splits["validation"] = splits["train"].select(held_out)
             splits["train"] = splits["train"].select(kept)
@@ -331,7 +331,7 @@ def _map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
     feature = split.features["label"]
     if isinstance(feature, ClassLabel):
         own = list(feature.names)
-        labels = _labels(split)
+        labels = labels_of(split)
         if len(labels) and labels.min() < 0:
             raise DataError(
                 f"the {role} split has labels of {labels.min()} (hidden labels?): evaluate on a "
@@ -343,7 +343,7 @@ def _map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
             raise DataError(f"the {role} split has images without a label.")
         own = sorted(used)
         index = {name: i for i, name in enumerate(own)}
-        labels = np.asarray([index[name] for name in _labels(split)])
+        labels = np.asarray([index[name] for name in labels_of(split)])
     else:
         largest = max(_integers(split, role))
         if largest >= len(names):
@@ -351,7 +351,7 @@ def _map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
                 f"the {role} split has the label {largest}, but there are {len(names)} classes, "
                 f"numbered from 0: {_some(names)}."
             )
-        own, labels = names, _labels(split)  # numbers are the classes themselves
+        own, labels = names, labels_of(split)  # numbers are the classes themselves
         used = []
     if own == names and isinstance(feature, ClassLabel):
         return split
@@ -374,7 +374,7 @@ def _map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
 
 
 def _require_all_classes(split: Dataset, names: list[str]) -> None:
-    counts = np.bincount(_labels(split), minlength=len(names))
+    counts = np.bincount(labels_of(split), minlength=len(names))
     if (counts == 0).any():
         empty = [names[i] for i in np.flatnonzero(counts == 0)]
         raise DataError(
@@ -408,7 +408,7 @@ def add_train_sample(images: ImageDataset, size: int | None, seed: int) -> None:
 
 def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
     """`limit` images, as equal a number of each class as there are; deterministic by seed."""
-    labels = _labels(split)
+    labels = labels_of(split)
     order = np.random.default_rng(seed).permutation(len(labels))
     rank: Counter[int] = Counter()
     turns = np.empty(len(labels), dtype=np.int64)  # an image's turn within its class
@@ -419,7 +419,8 @@ def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
     return split.select(np.sort(first))
 
 
-def _labels(split: Dataset) -> np.ndarray:
+def labels_of(split: Dataset) -> np.ndarray:
+    """The column "label", (N,)."""
     # As one Arrow column: row by row it takes seconds.
     return split.with_format("arrow", columns=["label"])[:]["label"].to_numpy()
 

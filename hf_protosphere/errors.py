@@ -13,6 +13,10 @@ class DataError(UserError):
     """A data set that cannot be read, or that does not hold what training needs."""
 
 
+class CacheError(UserError):
+    """Decoded images cannot be kept on the disk."""
+
+
 class TrainingError(UserError):
     """Training cannot go on; the last good checkpoint is kept."""
 

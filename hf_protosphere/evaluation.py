@@ -19,8 +19,8 @@ from .arguments import EvaluateArguments
 from .assembly import load_data
 from .checkpoints import writable_folder
 from .configuration_protosphere import ProtoSphereConfig
-from .data import ImageDataset
 from .errors import ArgumentError
+from .loaders import evaluation_loader
 from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .pictures import draw_snapshot
@@ -28,21 +28,6 @@ from .prototypes import class_means
 from .reporting import format_report
 from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import SnapshotCollector
-from .transforms import EvaluationImages, collate
-
-
-def evaluation_loader(
-    images: ImageDataset,
-    split: str,
-    processor: BaseImageProcessor,
-    batch_size: int,
-    num_workers: int,
-    accelerator: Accelerator,
-) -> DataLoader:
-    """Batches of one split under the evaluation transform, spread over the processes."""
-    dataset = EvaluationImages(images.splits[split], processor)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    return accelerator.prepare_data_loader(loader)
 
 
 @torch.no_grad()

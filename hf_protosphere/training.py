@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -33,16 +34,16 @@ from .checkpoints import (
 )
 from .data import TRAIN_SAMPLE, add_train_sample
 from .errors import ArgumentError, TrainingError, TrainingInterrupted
-from .evaluation import evaluate_model, evaluation_loader, training_class_means
+from .evaluation import evaluate_model, training_class_means
+from .loaders import TrainingBatches, evaluation_loader
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .monitoring import CollapseMonitor, first_reached
 from .pictures import draw_run
 from .reporting import epoch_line, flat_record, format_report
-from .samplers import EpochSampler
 from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import SnapshotCollector
 from .stopping import Stop, stop_signals
-from .transforms import TrainingImages, TrainTransform, build_image_processor, collate
+from .transforms import build_image_processor
 
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 MAY_DIFFER_ON_RESUME = {
@@ -97,7 +98,9 @@ class _Run:
         self.processor = build_image_processor(self.model.config)
         self._prepare_output_dir()
 
-        self.train_loader = self._train_loader()
+        self.batches = TrainingBatches(self.images, self.model.config, arguments, self.accelerator)
+        # What was decided by the room on the disk holds for the run, also when it is resumed.
+        self.arguments = dataclasses.replace(arguments, cache_images=self.batches.is_cached)
         self.eval_loaders = {split: self._eval_loader(split) for split in self.images.splits}
         self.validation = "validation" if "validation" in self.images.splits else "train"
         self.monitor = CollapseMonitor(
@@ -119,7 +122,7 @@ class _Run:
         self.progress = self._resume() if arguments.resume else Progress()
         self.monitor.stopwatch.seconds = self.progress.collapse_seconds
         if self.accelerator.is_main_process:
-            write_yaml(arguments, self.output_dir / "arguments.yaml")
+            write_yaml(self.arguments, self.output_dir / "arguments.yaml")
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
         self.accelerator.init_trackers("tensorboard")
         self._announce()
@@ -153,27 +156,6 @@ class _Run:
             )
         self.accelerator.wait_for_everyone()
 
-    def _train_loader(self) -> DataLoader:
-        arguments = self.arguments
-        transform = TrainTransform(
-            self.model.config,
-            augmentation=arguments.augmentation,
-            horizontal_flip=arguments.horizontal_flip,
-        )
-        self.sampler = EpochSampler(self.num_train, arguments.seed)
-        self.training_images = TrainingImages(
-            self.images.splits["train"], transform, views=arguments.views, seed=arguments.seed
-        )
-        loader = DataLoader(
-            self.training_images,
-            batch_size=arguments.batch_size,
-            sampler=self.sampler,
-            num_workers=arguments.num_workers,
-            collate_fn=collate,
-            drop_last=True,
-        )
-        return self.accelerator.prepare_data_loader(loader)
-
     def _eval_loader(self, split: str) -> DataLoader:
         return evaluation_loader(
             self.images,
@@ -182,6 +164,7 @@ class _Run:
             self.arguments.eval_batch_size,
             self.arguments.num_workers,
             self.accelerator,
+            cache=self.arguments.cache_images is not False,
         )
 
     def _resume(self) -> Progress:
@@ -227,15 +210,8 @@ class _Run:
         """The rest of the current epoch."""
         progress, monitor, started = self.progress, self.monitor, time.perf_counter()
         monitored = monitor.stopwatch.seconds
-        self.training_images.set_epoch(progress.epoch)
-        loader = self.train_loader
-        if progress.step_in_epoch:
-            seen = progress.step_in_epoch * self.arguments.gradient_accumulation_steps
-            loader = self.accelerator.skip_first_batches(loader, seen)
-        # Both: Accelerate's set_epoch does not reach the sampler through every wrapper, but its
-        # loaders hand their own count of epochs to the samplers they do reach.
-        loader.set_epoch(progress.epoch)
-        self.sampler.set_epoch(progress.epoch)
+        seen = progress.step_in_epoch * self.arguments.gradient_accumulation_steps
+        epoch_of_batches = self.batches.epoch(progress.epoch, skip=seen)
         totals = torch.tensor(progress.epoch_totals, dtype=torch.float64)
         totals = totals.to(self.accelerator.device)
         unchecked: list[Tensor] = []
@@ -273,7 +249,7 @@ class _Run:
 
         with bar:
             self.prepared_model.train()
-            for batches in _groups_of(self.arguments.gradient_accumulation_steps, loader):
+            for batches in _groups_of(self.arguments.gradient_accumulation_steps, epoch_of_batches):
                 loss, accuracy = self._step(batches)
                 progress.step += 1
                 progress.step_in_epoch += 1

@@ -21,20 +21,23 @@ if TYPE_CHECKING:
     from .configuration_protosphere import ProtoSphereConfig
 
 
-def build_image_processor(config: ProtoSphereConfig) -> BaseImageProcessor:
+def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:
     """The evaluation transform, saved with the model, so that pipelines apply exactly it.
 
     The shorter side is resized to image_size / crop_pct, the centre cropped to image_size, values
-    scaled to [0, 1] and normalised.
+    scaled to [0, 1] and normalised. With `crop=False` the centre is cropped to image_size /
+    crop_pct only: a square with a margin for augmentation.
     """
-    mean, std = _three(config.image_mean), _three(config.image_std)
+    resized = round(config.image_size / config.crop_pct)
+    cropped = config.image_size if crop else resized
+    mean, std = three_channels(config.image_mean), three_channels(config.image_std)
     return ViTImageProcessor(
         do_convert_rgb=True,
         do_resize=True,
-        size={"shortest_edge": round(config.image_size / config.crop_pct)},
+        size={"shortest_edge": resized},
         resample=_resampling(config.interpolation),
         do_center_crop=True,
-        crop_size={"height": config.image_size, "width": config.image_size},
+        crop_size={"height": cropped, "width": cropped},
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
@@ -62,14 +65,13 @@ class TrainTransform:
             v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True),
             v2.CenterCrop(size),
         ]
-        # The published scale for ImageNet would leave 9 of 32 pixels a side of a small image.
-        smallest = 0.08 if size >= 128 else 0.5
+        smallest = smallest_area(augmentation, size)
         steps = {
             "none": fit,
             "crop": [*fit, v2.RandomCrop(size, padding=max(1, size // 8))],
             "resized_crop": [_resized_crop(size, smallest, interpolation)],
             "contrastive": [
-                _resized_crop(size, 0.2, interpolation),
+                _resized_crop(size, smallest, interpolation),
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
                 v2.RandomGrayscale(0.2),
             ],
@@ -80,12 +82,20 @@ class TrainTransform:
                 *([v2.RandomHorizontalFlip()] if horizontal_flip else []),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(_three(config.image_mean), _three(config.image_std)),
+                v2.Normalize(three_channels(config.image_mean), three_channels(config.image_std)),
             ]
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(image.convert("RGB"))
+
+
+def smallest_area(augmentation: str, image_size: int) -> float:
+    """Of a random resized crop, as a share of the image."""
+    if augmentation == "contrastive":
+        return 0.2
+    # The published scale for ImageNet would leave 9 of 32 pixels a side of a small image.
+    return 0.08 if image_size >= 128 else 0.5
 
 
 class _Images(Dataset):
@@ -154,16 +164,23 @@ class EvaluationImages(_Images):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = self.split[indices]
-        images = [image.convert("RGB") for image in rows["image"]]
-        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
+        pixel_values = pixels_of(rows["image"], self.processor)
         return [
             {"pixel_values": pixels, "labels": label}
             for pixels, label in zip(pixel_values, rows["label"])
         ]
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """{"pixel_values": (M[, V], C, H, W) float32, "labels": (M,) int64}."""
+def pixels_of(images: list[Image.Image], processor: BaseImageProcessor, **options: Any) -> Tensor:
+    """(M, 3, S, S) what the processor makes of the images."""
+    images = [image.convert("RGB") for image in images]
+    return processor(images, return_tensors="pt", **options)["pixel_values"]
+
+
+def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor]:
+    """{"pixel_values": (M[, V], C, H, W), "labels": (M,) int64}; a whole batch stays as it is."""
+    if isinstance(items, dict):
+        return items
     return {
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
@@ -182,5 +199,5 @@ def _resampling(interpolation: str) -> int:
     return int(Image.Resampling[interpolation.upper()])
 
 
-def _three(values: list[float]) -> list[float]:
+def three_channels(values: list[float]) -> list[float]:
     return list(values) * 3 if len(values) == 1 else list(values)

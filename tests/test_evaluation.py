@@ -11,7 +11,8 @@ from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.arguments import EvaluateArguments
 from hf_protosphere.data import load_image_dataset
 from hf_protosphere.errors import ArgumentError, DataError
-from hf_protosphere.evaluation import evaluate, evaluate_model, evaluation_loader
+from hf_protosphere.evaluation import evaluate, evaluate_model
+from hf_protosphere.loaders import evaluation_loader
 from hf_protosphere.metrics import METRICS, NeuralCollapse
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.snapshots import Snapshot

@@ -94,7 +94,7 @@ def test_scl_ends_with_the_training_class_means_as_prototypes(arguments, tmp_pat
     run = training._Run(arguments(objective="scl", output_dir=str(tmp_path / "data_only")))
     split = run.eval_loaders["train"].dataset
     with torch.no_grad():
-        batch = training.collate([split[i] for i in range(len(split))])
+        batch = split.__getitems__(list(range(len(split))))
         embeddings = model(batch["pixel_values"]).embeddings
     labels = batch["labels"]
     means = torch.stack([embeddings[labels == c].double().mean(0) for c in range(3)])

@@ -1,0 +1,131 @@
+"""From splits to batches: decoded once where there is room, else by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor
+
+from .arguments import TrainArguments
+from .augmentation import BatchAugmentation
+from .configuration_protosphere import ProtoSphereConfig
+from .data import ImageDataset, labels_of
+from .errors import ArgumentError
+from .image_cache import CachedImages, cache_path, cached_pixels
+from .samplers import EpochSampler
+from .transforms import (
+    EvaluationImages,
+    TrainingImages,
+    TrainTransform,
+    build_image_processor,
+    collate,
+)
+
+
+def evaluation_loader(
+    images: ImageDataset,
+    split: str,
+    processor: BaseImageProcessor,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+    *,
+    cache: bool = False,
+) -> DataLoader:
+    """Batches of one split under the evaluation transform, spread over the processes.
+
+    Args:
+        cache: decode once, into a memory-mapped file: pays when the split is read again and again.
+    """
+    dataset = _cached(images, split, processor, num_workers, accelerator) if cache else None
+    if dataset is None:
+        dataset = EvaluationImages(images.splits[split], processor)
+    else:
+        dataset.normalize = processor.image_mean, processor.image_std
+        num_workers = 0  # nothing is left for them to do
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    return accelerator.prepare_data_loader(loader)
+
+
+class TrainingBatches:
+    """Augmented batches of the training images, on the device, in an order that each epoch has.
+
+    Which images an epoch holds, in which order and how augmented follows from the seed and the
+    epoch alone, whatever the number of workers.
+
+    Raises:
+        ArgumentError: a cache was asked for, and there is no room for it.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        config: ProtoSphereConfig,
+        arguments: TrainArguments,
+        accelerator: Accelerator,
+    ) -> None:
+        split = images.splits["train"]
+        self.accelerator = accelerator
+        self.sampler = EpochSampler(len(split), arguments.seed)
+        processor = build_image_processor(config, crop=False)
+        dataset = None
+        if arguments.cache_images is not False:
+            dataset = _cached(images, "train", processor, arguments.num_workers, accelerator)
+        self.is_cached = dataset is not None
+        if arguments.cache_images and not self.is_cached:
+            raise ArgumentError(
+                f"--cache_images: there is no room for the {len(split)} decoded images in "
+                f"{cache_path(split, processor).parent}. Leave it out to decode them in worker "
+                "processes, or set HF_DATASETS_CACHE to a folder on a larger disk."
+            )
+        options = {
+            "augmentation": arguments.augmentation, "horizontal_flip": arguments.horizontal_flip
+        }  # fmt: skip
+        more = {"views": arguments.views, "seed": arguments.seed}
+        self.augment: BatchAugmentation | None = None
+        if self.is_cached:
+            more |= {"num_images": len(split), "device": accelerator.device}
+            self.augment = BatchAugmentation(config, **options, **more)
+        else:
+            dataset = TrainingImages(split, TrainTransform(config, **options), **more)
+        self._dataset = dataset
+        loader = DataLoader(
+            dataset,
+            batch_size=arguments.batch_size,
+            sampler=self.sampler,
+            num_workers=0 if self.is_cached else arguments.num_workers,
+            collate_fn=collate,
+            drop_last=True,
+        )
+        self._loader = accelerator.prepare_data_loader(loader)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first
+        `skip`."""
+        loader = self._loader
+        if skip:
+            loader = self.accelerator.skip_first_batches(loader, skip)
+        # Both: Accelerate's set_epoch does not reach the sampler through every wrapper, but its
+        # loaders hand their own count of epochs to the samplers they do reach.
+        loader.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
+        (self.augment or self._dataset).set_epoch(epoch)
+        return map(self.augment, loader) if self.augment else iter(loader)
+
+
+def _cached(
+    images: ImageDataset,
+    split: str,
+    processor: BaseImageProcessor,
+    num_workers: int,
+    accelerator: Accelerator,
+) -> CachedImages | None:
+    with accelerator.local_main_process_first():  # one writes, the others find the file
+        pixels = cached_pixels(images.splits[split], processor, num_workers, split)
+    if pixels is None:
+        return None
+    return CachedImages(pixels, torch.tensor(labels_of(images.splits[split])))
