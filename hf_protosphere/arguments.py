@@ -149,6 +149,9 @@ class OptimizationArguments:
     views: int | None = _help(
         "Augmented views of each image per step. By default 2 for scl, else 1."
     )
+    sync_batchnorm: bool = _help(
+        "Batch norm over the images of all processes (several CUDA devices only).", False
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = _help("Of the backbone, not the losses.", "no")
     seed: int = _help("Of weights, order, augmentation and the validation split.", 0)
 
@@ -159,6 +162,11 @@ class RunArguments:
 
     output_dir: str = _help("Folder for the model, metrics, curves and checkpoints.", "outputs/run")
     overwrite: bool = _help("Replace an earlier run in --output_dir.", False)
+    dry_run: bool = _help(
+        "Build everything, take two steps, print the plan with memory and time, and leave nothing "
+        "behind.",
+        False,
+    )
     resume: bool = _help("Go on from the last checkpoint in --output_dir.", False)
     eval_batch_size: int | None = _help("By default twice --batch_size.")
     evaluate_every: int = _help("Epochs between evaluations on the validation split.", 1)
@@ -316,21 +324,27 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, descrip
     return cls(**namespace)
 
 
-def read_yaml(path: str, cls: type) -> dict[str, Any]:
-    """Arguments from a YAML file, checked against the fields of `cls`."""
+def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
+    beside it that it names as its `base`, if it does."""
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ArgumentError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ArgumentError(f"--config {path} must hold 'name: value' lines, but got {values!r}.")
+    base = values.pop("base", None)
+    if path in above:
+        raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")
+    beside = str(Path(path).parent / str(base))
+    inherited = read_yaml(beside, cls, (*above, path)) if base else {}
     names = [f.name for f in dataclasses.fields(cls)]
     for name in values:
         if name not in names:
             near = get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ArgumentError(f"--config {path} has an unknown argument {name!r}.{hint}")
-    return values
+    return inherited | values
 
 
 def write_yaml(arguments: Any, path: Path) -> None:

@@ -50,6 +50,10 @@ def _train(argv: Sequence[str]) -> Any:
 
     description = "Train an image classifier whose classes are prototypes on the unit sphere."
     arguments = parse_arguments(TrainArguments, argv, "protosphere train", description)
+    if arguments.dry_run:
+        from .planning import dry_run
+
+        return dry_run(arguments)
     from .training import train
 
     return train(arguments)

@@ -47,7 +47,7 @@ from .transforms import build_image_processor
 
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 MAY_DIFFER_ON_RESUME = {
-    "output_dir", "resume", "overwrite", "num_workers", "eval_batch_size", "tensorboard",
+    "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "tensorboard",
     "checkpoint_every",
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
         TrainingInterrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     transformers_logging.disable_progress_bar()
-    run = _Run(arguments)
+    run = TrainingRun(arguments)
     with stop_signals() as stop:
         while run.progress.epoch < arguments.epochs:
             run.train_epoch(stop)
@@ -75,7 +75,7 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
     return run.finish()
 
 
-class _Run:
+class TrainingRun:
     """A training run: built, and checked, by the constructor; then driven epoch by epoch."""
 
     def __init__(self, arguments: TrainArguments) -> None:
@@ -95,6 +95,8 @@ class _Run:
         add_train_sample(self.images, arguments.nc_train_samples, arguments.seed)
         self.steps_per_epoch = self._check_batch_size()
         self.model = build_model(arguments, self.images)
+        if arguments.sync_batchnorm and self._can_synchronize_batchnorm():
+            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.processor = build_image_processor(self.model.config)
         self._prepare_output_dir()
 
@@ -114,7 +116,7 @@ class _Run:
         self.optimizer, self.scheduler = build_optimizer(
             arguments,
             self.model,
-            images_per_step=self._images_per_step,
+            images_per_step=self.images_per_step,
             steps_per_epoch=self.steps_per_epoch,
         )
         self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -126,7 +128,7 @@ class _Run:
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
         self.accelerator.init_trackers("tensorboard")
         self._announce()
-        if self.progress.step == 0:
+        if self.progress.step == 0 and not arguments.dry_run:
             self._update_class_means()
 
     # Building
@@ -142,6 +144,15 @@ class _Run:
                 f"of {self.num_train} images: use at most {self.num_train // times}."
             )
         return steps
+
+    def _can_synchronize_batchnorm(self) -> bool:
+        several = self.accelerator.num_processes > 1
+        if several and self.accelerator.device.type != "cuda":
+            raise ArgumentError(
+                "--sync_batchnorm works on CUDA devices only, but the processes run on "
+                f"{self.accelerator.device.type}: leave it out."
+            )
+        return several
 
     def _prepare_output_dir(self) -> None:
         if self.accelerator.is_main_process:
@@ -197,9 +208,10 @@ class _Run:
             f"prototypes)\n"
             f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
             f"{config.image_size} px, {config.num_channels} channel(s)\n"
-            f"{arguments.epochs} epochs of {self.steps_per_epoch} steps of {self._images_per_step} "
+            f"{arguments.epochs} epochs of {self.steps_per_epoch} steps of {self.images_per_step} "
             f"images, {self.accelerator.num_processes} process(es) on "
-            f"{self.accelerator.device.type}; → {self.output_dir}"
+            f"{self.accelerator.device.type}"
+            f"{'' if arguments.dry_run else f'; → {self.output_dir}'}"
         )
         if self.validation == "train":
             self.accelerator.print("No validation images: validating on the training set.")
@@ -210,8 +222,6 @@ class _Run:
         """The rest of the current epoch."""
         progress, monitor, started = self.progress, self.monitor, time.perf_counter()
         monitored = monitor.stopwatch.seconds
-        seen = progress.step_in_epoch * self.arguments.gradient_accumulation_steps
-        epoch_of_batches = self.batches.epoch(progress.epoch, skip=seen)
         totals = torch.tensor(progress.epoch_totals, dtype=torch.float64)
         totals = totals.to(self.accelerator.device)
         unchecked: list[Tensor] = []
@@ -234,7 +244,7 @@ class _Run:
             progress.epoch_totals = tuple(totals.tolist())
             steps, seconds = progress.step_in_epoch, trained_seconds()
             loss, accuracy = (total / steps for total in progress.epoch_totals)
-            speed = (steps - first_step) * self._images_per_step / seconds
+            speed = (steps - first_step) * self.images_per_step / seconds
             bar.set_postfix(
                 loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", images_per_s=f"{speed:.0f}"
             )
@@ -249,8 +259,8 @@ class _Run:
 
         with bar:
             self.prepared_model.train()
-            for batches in _groups_of(self.arguments.gradient_accumulation_steps, epoch_of_batches):
-                loss, accuracy = self._step(batches)
+            for batches in self.groups_of_batches():
+                loss, accuracy = self.step(batches)
                 progress.step += 1
                 progress.step_in_epoch += 1
                 totals += torch.stack([loss, accuracy]).double()
@@ -265,12 +275,19 @@ class _Run:
             look()
         progress.training_seconds += trained_seconds()
 
+    def groups_of_batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """What is left of the current epoch, as the batches of each optimiser step."""
+        size, progress = self.arguments.gradient_accumulation_steps, self.progress
+        batches = self.batches.epoch(progress.epoch, skip=size * progress.step_in_epoch)
+        return _groups_of(size, batches)
+
     @property
-    def _images_per_step(self) -> int:
+    def images_per_step(self) -> int:
         arguments, processes = self.arguments, self.accelerator.num_processes
         return arguments.batch_size * arguments.gradient_accumulation_steps * processes
 
-    def _step(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    def step(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One optimiser step; loss and accuracy, without waiting for the device."""
         # Dropout and the like follow seed, step and process, so that resuming repeats them,
         # whatever drew random numbers in between.
         position = (self.arguments.seed, self.progress.step, self.accelerator.process_index)
@@ -379,7 +396,7 @@ class _Run:
         results: dict[str, Any] = {
             "best_epoch": progress.best_epoch,
             "training_seconds": progress.training_seconds,
-            "images_per_second": progress.step * self._images_per_step / progress.training_seconds,
+            "images_per_second": progress.step * self.images_per_step / progress.training_seconds,
             "neural_collapse_seconds": self.monitor.stopwatch.seconds,
             **evaluations,
         }

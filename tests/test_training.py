@@ -91,7 +91,7 @@ def test_scl_ends_with_the_training_class_means_as_prototypes(arguments, tmp_pat
     assert results["test"]["accuracy"] == results["test"]["class_means_accuracy"]
     model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "run").eval()
 
-    run = training._Run(arguments(objective="scl", output_dir=str(tmp_path / "data_only")))
+    run = training.TrainingRun(arguments(objective="scl", output_dir=str(tmp_path / "data_only")))
     split = run.eval_loaders["train"].dataset
     with torch.no_grad():
         batch = split.__getitems__(list(range(len(split))))
@@ -103,15 +103,15 @@ def test_scl_ends_with_the_training_class_means_as_prototypes(arguments, tmp_pat
 
 def stop_after(monkeypatch, step, number=signal.SIGINT):
     """Send ourselves the signal right after the given training step, once."""
-    original = training._Run._step
+    original = training.TrainingRun.step
 
-    def _step(self, batches):
+    def changed_step(self, batches):
         result = original(self, batches)
         if self.progress.step + 1 == step:
             os.kill(os.getpid(), number)
         return result
 
-    monkeypatch.setattr(training._Run, "_step", _step)
+    monkeypatch.setattr(training.TrainingRun, "step", changed_step)
 
 
 def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path, monkeypatch):
@@ -144,15 +144,15 @@ def test_resuming_from_nothing_starts_and_with_other_arguments_is_refused(argume
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     arguments, tmp_path, monkeypatch
 ):
-    original = training._Run._step
+    original = training.TrainingRun.step
 
-    def _step(self, batches):
+    def changed_step(self, batches):
         if self.progress.step + 1 == 5:
             with torch.no_grad():
                 self.model.head.weight.fill_(float("nan"))
         return original(self, batches)
 
-    monkeypatch.setattr(training._Run, "_step", _step)
+    monkeypatch.setattr(training.TrainingRun, "step", changed_step)
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 5 \(epoch 2\).*step-00000003"
     ):
