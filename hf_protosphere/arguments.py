@@ -75,6 +75,11 @@ class SplitArguments:
         "validation split. 0 trains on all images and validates on the training set.",
         0.1,
     )
+    imbalance: Literal["exp", "step"] | None = _help(
+        "Make the training images long-tailed: exp, each class a constant factor smaller than the "
+        "one before; step, the second half of the classes small. Other splits stay as they are."
+    )
+    imbalance_factor: float = _help("Images of the smallest class over the largest's.", 0.01)
 
 
 @dataclass(kw_only=True)
@@ -212,6 +217,11 @@ class TrainArguments(
         if not 0 <= self.validation_fraction < 1:
             raise ArgumentError(
                 f"--validation_fraction must be in [0, 1), but got {self.validation_fraction}."
+            )
+        if not 0 < self.imbalance_factor <= 1:
+            raise ArgumentError(
+                f"--imbalance_factor must be in (0, 1], but got {self.imbalance_factor}: 0.01 "
+                "leaves one image of the smallest class for every hundred of the largest."
             )
         if self.warmup_epochs < 0 or self.warmup_epochs >= self.epochs:
             self.warmup_epochs = max(0.0, min(self.warmup_epochs, self.epochs / 2))

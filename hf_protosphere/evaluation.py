@@ -94,12 +94,14 @@ def evaluate_model(
         stopwatch: entered for what neural collapse costs beside the accuracies.
 
     Returns:
-        {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes),
-        "class_means_accuracy" (with `means`),
+        {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes), "class_accuracies" (of
+        each class, None without images), "mean_class_accuracy", "class_means_accuracy" (with
+        `means`),
         "neural_collapse" (as `NeuralCollapse.compute` returns it, and "optima")}.
     """
     stopwatch = stopwatch or nullcontext()
     correct = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
+    by_class = torch.zeros(2, model.config.num_labels, device=accelerator.device)  # right, all
     total = 0
     collapse = NeuralCollapse(model.config.num_labels, model.protosphere.embedding_dim)
     collapse.to(accelerator.device)
@@ -113,15 +115,21 @@ def evaluate_model(
             nearest = (embeddings @ means.to(embeddings).T).argmax(-1)
             correct[2] += (nearest == labels).sum()
         total += len(labels)
+        by_class[0].index_add_(0, labels, hits[:, 0].float())
+        by_class[1].index_add_(0, labels, torch.ones_like(hits[:, 0], dtype=torch.float32))
         if neural_collapse:
             with stopwatch:
                 collapse.update(embeddings[share], labels[share])
         if snapshot is not None:
             snapshot.update(embeddings, labels)
     by_prototype, in_top5, by_mean = (correct / total).tolist()
+    class_accuracies = [right / n if n else None for right, n in by_class.T.tolist()]
+    seen = [accuracy for accuracy in class_accuracies if accuracy is not None]
     report: dict[str, Any] = {
         "num_images": total,
         "accuracy": by_prototype,
+        "mean_class_accuracy": sum(seen) / len(seen),
+        "class_accuracies": class_accuracies,
     }
     if model.config.num_labels > top:
         report["top5_accuracy"] = in_top5

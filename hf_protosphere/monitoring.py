@@ -81,6 +81,7 @@ class CollapseMonitor:
             description="validation",
             stopwatch=self.stopwatch,
         )
+        del report["class_accuracies"]  # a list in every record, and a curve for every class
         return record | {f"validation_{name}": value for name, value in report.items()}
 
     def measure(self) -> dict[str, Any]:

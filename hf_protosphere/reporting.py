@@ -6,6 +6,10 @@ from typing import Any
 
 from .metrics import METRICS
 
+FREQUENCIES = {
+    "many": "> 100 training images", "medium": "20 to 100", "few": "< 20"
+}  # fmt: skip
+
 
 def format_report(
     report: dict[str, Any],
@@ -26,6 +30,8 @@ def format_report(
     if "class_means_accuracy" in report:
         means = report["class_means_accuracy"]
         rows.append(["accuracy by class means", f"{means:.2%}", "", "", ""])
+    for group, accuracy in report.get("accuracy_by_frequency", {}).items():
+        rows.append([f"accuracy, classes with {FREQUENCIES[group]}", f"{accuracy:.2%}", "", "", ""])
     collapse = report.get("neural_collapse", {})
     shown = {metric.name: metric for metric in METRICS if metric.name in collapse}
     for name in [*shown, "overall"] if collapse else []:

@@ -35,6 +35,7 @@ from .checkpoints import (
 from .data import TRAIN_SAMPLE, add_train_sample
 from .errors import ArgumentError, TrainingError, TrainingInterrupted
 from .evaluation import evaluate_model, training_class_means
+from .imbalance import accuracy_by_frequency, make_long_tailed
 from .loaders import TrainingBatches, evaluation_loader
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .monitoring import CollapseMonitor, first_reached
@@ -91,6 +92,10 @@ class TrainingRun:
                 validation_fraction=arguments.validation_fraction,
                 seed=arguments.seed,
             )
+        if arguments.imbalance:
+            factor = arguments.imbalance_factor
+            make_long_tailed(self.images, arguments.imbalance, factor, arguments.seed)
+        self.train_counts = self.images.class_counts("train")
         self.num_train = len(self.images.splits["train"])
         add_train_sample(self.images, arguments.nc_train_samples, arguments.seed)
         self.steps_per_epoch = self._check_batch_size()
@@ -213,6 +218,9 @@ class TrainingRun:
             f"{self.accelerator.device.type}"
             f"{'' if arguments.dry_run else f'; → {self.output_dir}'}"
         )
+        if arguments.imbalance:
+            counts = ", ".join(map(str, self.train_counts))
+            self.accelerator.print(f"long-tailed ({arguments.imbalance}): {counts} images a class")
         if self.validation == "train":
             self.accelerator.print("No validation images: validating on the training set.")
 
@@ -392,8 +400,13 @@ class TrainingRun:
             )
             for split in held_out
         }
+        for report in evaluations.values():
+            if self.arguments.imbalance:
+                by_frequency = accuracy_by_frequency(report["class_accuracies"], self.train_counts)
+                report["accuracy_by_frequency"] = by_frequency
         progress = self.progress
         results: dict[str, Any] = {
+            "train_counts": dict(zip(self.images.label_names, self.train_counts)),
             "best_epoch": progress.best_epoch,
             "training_seconds": progress.training_seconds,
             "images_per_second": progress.step * self.images_per_step / progress.training_seconds,
