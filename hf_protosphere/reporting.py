@@ -46,11 +46,35 @@ def format_report(
     header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
     header.append(f"{target:g} % at epoch")
     columns = 5 if reached is not None else 4
-    table = [row[:columns] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in table) for i in range(columns)]
+    return _table([row[:columns] for row in [header, *rows]])
+
+
+CLASSIFIERS = {
+    "class_means": "fixed prototypes (class means)",
+    "linear": "linear probe",
+    "normalized_linear": "normalised linear probe",
+}
+
+
+def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> str:
+    """Accuracy and price of the classifiers on a frozen backbone, as results.json holds them."""
+    header = [f"on the frozen backbone, {split}", "accuracy", "one pass (s)", "training (s)"]
+    rows = [
+        [
+            CLASSIFIERS[name], f"{c['accuracy']:.2%}", f"{c['pass_seconds']:.1f}",
+            f"{c['training_seconds']:.1f}",
+        ]
+        for name, c in classifiers.items()
+    ]  # fmt: skip
+    return _table([header, *rows])
+
+
+def _table(rows: list[list[str]]) -> str:
+    """The first row is the header; columns but the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in table
+        for row in rows
     ]
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 

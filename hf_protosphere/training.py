@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -28,21 +27,17 @@ from .checkpoints import (
     load_checkpoint,
     newest_checkpoint,
     prepare_output_dir,
-    read_metrics,
     save_checkpoint,
     save_model,
 )
 from .data import TRAIN_SAMPLE, add_train_sample
 from .errors import ArgumentError, TrainingError, TrainingInterrupted
-from .evaluation import evaluate_model, training_class_means
-from .imbalance import accuracy_by_frequency, make_long_tailed
+from .evaluation import training_class_means
+from .finishing import finish
+from .imbalance import make_long_tailed
 from .loaders import TrainingBatches, evaluation_loader
-from .modeling_protosphere import ProtoSphereForImageClassification
-from .monitoring import CollapseMonitor, first_reached
-from .pictures import draw_run
-from .reporting import epoch_line, flat_record, format_report
-from .snapshots import FILE_NAME as SNAPSHOT
-from .snapshots import SnapshotCollector
+from .monitoring import CollapseMonitor
+from .reporting import epoch_line, flat_record
 from .stopping import Stop, stop_signals
 from .transforms import build_image_processor
 
@@ -73,7 +68,7 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
         while run.progress.epoch < arguments.epochs:
             run.train_epoch(stop)
             run.finish_epoch()
-    return run.finish()
+    return finish(run)
 
 
 class TrainingRun:
@@ -379,65 +374,6 @@ class TrainingRun:
         if self.model.config.prototypes == "class_means":
             means = training_class_means(self.model, self.eval_loaders["train"], self.accelerator)
             self.model.set_prototypes(means)
-
-    # The end
-
-    def finish(self) -> dict[str, Any]:
-        """Evaluate the best epoch's model on the held-out splits and write everything."""
-        best = ProtoSphereForImageClassification.from_pretrained(self.output_dir / "best")
-        self.model.load_state_dict(best.state_dict())
-        means = training_class_means(self.model, self.eval_loaders["train"], self.accelerator)
-        held_out = [split for split in ("validation", "test") if split in self.eval_loaders]
-        held_out = held_out or ["train"]
-        snapshot = SnapshotCollector(self.model.prototypes)
-        evaluations = {
-            split: evaluate_model(
-                self.model,
-                self.eval_loaders[split],
-                self.accelerator,
-                means=means,
-                snapshot=snapshot if split == held_out[-1] else None,
-            )
-            for split in held_out
-        }
-        for report in evaluations.values():
-            if self.arguments.imbalance:
-                by_frequency = accuracy_by_frequency(report["class_accuracies"], self.train_counts)
-                report["accuracy_by_frequency"] = by_frequency
-        progress = self.progress
-        results: dict[str, Any] = {
-            "train_counts": dict(zip(self.images.label_names, self.train_counts)),
-            "best_epoch": progress.best_epoch,
-            "training_seconds": progress.training_seconds,
-            "images_per_second": progress.step * self.images_per_step / progress.training_seconds,
-            "neural_collapse_seconds": self.monitor.stopwatch.seconds,
-            **evaluations,
-        }
-        if self.accelerator.is_main_process:
-            records = read_metrics(self.output_dir / "metrics.jsonl")
-            results["first_reached"] = first_reached(records, self.arguments.nc_target)
-            save_model(self.model, self.processor, self.output_dir)
-            (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            names = [self.images.id2label[i] for i in range(self.images.num_labels)]
-            snapshot.snapshot(names, held_out[-1]).save(self.output_dir / SNAPSHOT)
-            pictures = draw_run(self.output_dir, target=self.arguments.nc_target)
-            print(f"\n{self._summary(results, held_out[-1])}")
-            written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
-            print(f"\n{self.output_dir}: the model, {', '.join(written)}")
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-        return results
-
-    def _summary(self, results: dict[str, Any], split: str) -> str:
-        table = format_report(
-            results[split],
-            f"{split}, epoch {self.progress.best_epoch}",
-            reached=results["first_reached"].get("validation", {}),
-            target=self.arguments.nc_target,
-        )
-        seconds = results["neural_collapse_seconds"]
-        share = seconds / (seconds + results["training_seconds"])
-        return f"{table}\n\nMeasuring neural collapse took {share:.1%} of the training's time."
 
 
 def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:
