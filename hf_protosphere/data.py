@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -20,13 +19,13 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
 from .errors import DataError
+from .labels import find_class_names, labels_of, map_labels, some
 
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 TRAIN_SAMPLE = "train sample"  # a split of training images that is measured during training
-SHOWN = 5  # names listed in a message
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def load_image_dataset(
     if check_images:
         for role, split in splits.items():
             splits[role], bad_images[role] = _check_images(split, role, on_bad_image)
-    names = label_names or _label_names(splits, label_column)
-    splits = {role: _map_labels(split, role, names) for role, split in splits.items()}
+    names = label_names or find_class_names(splits, label_column)
+    splits = {role: map_labels(split, role, names) for role, split in splits.items()}
 
     if need_train:
         _require_all_classes(splits["train"], names)
@@ -267,12 +266,10 @@ def _check_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset
     names = [raw[i]["image"]["path"] or f"{role} image {i}" for i in bad]
     if on_bad_image == "error":
         raise DataError(
-            f"{len(bad)} of the {role} images cannot be decoded: {_some(names)}. Mend or remove "
+            f"{len(bad)} of the {role} images cannot be decoded: {some(names)}. Mend or remove "
             "them, or leave them out by --on_bad_image skip."
         )
-    logger.warning(
-        "Left out %d %s images that cannot be decoded: %s.", len(bad), role, _some(names)
-    )
+    logger.warning("Left out %d %s images that cannot be decoded: %s.", len(bad), role, some(names))
     if not good.any():
         raise DataError(f"none of the {len(bad)} {role} images can be decoded.")
     return split.select(np.flatnonzero(good)), names
@@ -293,92 +290,12 @@ def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[bool]]:
     return {"good": [good(value) for value in batch["image"]]}
 
 
-def _label_names(splits: dict[str, Dataset], column: str) -> list[str]:
-    """The classes, from the training split where there is one."""
-    split = splits.get("train", next(iter(splits.values())))
-    feature = split.features["label"]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        return sorted({str(name) for name in split.unique("label") if name is not None})
-    values = _integers(split, "train", column)
-    return [str(i) for i in range(max(values) + 1)]
-
-
-def _integers(split: Dataset, role: str, column: str = "label") -> list[int]:
-    """The distinct integer labels of a column that is no ClassLabel."""
-    feature = split.features["label"]
-    if not (isinstance(feature, Value) and "int" in feature.dtype):
-        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
-        raise DataError(
-            f"--label_column {column} must hold class names or whole numbers, but the labels of "
-            f"the {role} split are of type {kind}."
-        )
-    values = split.unique("label")
-    if None in values:
-        raise DataError(f"--label_column {column}: the {role} split has images without a label.")
-    if min(values) < 0:
-        hidden = " (hidden labels?)" if set(values) == {-1} else ""
-        raise DataError(
-            f"--label_column {column}: labels count from 0, but the {role} split has "
-            f"{min(values)}{hidden}. Evaluate on a split with labels."
-        )
-    return values
-
-
-def _map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
-    """The split with ClassLabel(names), its own classes matched by name."""
-    feature = split.features["label"]
-    if isinstance(feature, ClassLabel):
-        own = list(feature.names)
-        labels = labels_of(split)
-        if len(labels) and labels.min() < 0:
-            raise DataError(
-                f"the {role} split has labels of {labels.min()} (hidden labels?): evaluate on a "
-                "split with labels."
-            )
-        used = [own[i] for i in sorted(set(labels.tolist()))]
-    elif isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        if None in (used := split.unique("label")):
-            raise DataError(f"the {role} split has images without a label.")
-        own = sorted(used)
-        index = {name: i for i, name in enumerate(own)}
-        labels = np.asarray([index[name] for name in labels_of(split)])
-    else:
-        largest = max(_integers(split, role))
-        if largest >= len(names):
-            raise DataError(
-                f"the {role} split has the label {largest}, but there are {len(names)} classes, "
-                f"numbered from 0: {_some(names)}."
-            )
-        own, labels = names, labels_of(split)  # numbers are the classes themselves
-        used = []
-    if own == names and isinstance(feature, ClassLabel):
-        return split
-    # Numbers for names, as in a Parquet file without metadata, can only mean the order.
-    if own == [str(i) for i in range(len(names))]:
-        own = names
-    missing = [name for name in used if name not in names]
-    if missing and own is not names:
-        raise DataError(
-            f"the {role} split has classes that are not among the {len(names)} known ones: "
-            f"{_some(missing)}. Known are {_some(names)}."
-        )
-    index = {name: i for i, name in enumerate(names)}
-    translation = np.asarray([index.get(name, -1) for name in own])
-    label_feature = ClassLabel(names=names)
-    mapped = split.remove_columns("label").add_column(
-        "label", translation[labels].astype(np.int64).tolist()
-    )
-    return mapped.cast_column("label", label_feature)
-
-
 def _require_all_classes(split: Dataset, names: list[str]) -> None:
     counts = np.bincount(labels_of(split), minlength=len(names))
     if (counts == 0).any():
         empty = [names[i] for i in np.flatnonzero(counts == 0)]
         raise DataError(
-            f"{len(empty)} of {len(names)} classes have no training image: {_some(empty)}. Remove "
+            f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. Remove "
             "the classes from the data set, add images, or raise --max_train_samples."
         )
 
@@ -417,15 +334,3 @@ def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
         rank[labels[i]] += 1
     first = order[np.argsort(turns[order], kind="stable")][:limit]
     return split.select(np.sort(first))
-
-
-def labels_of(split: Dataset) -> np.ndarray:
-    """The column "label", (N,)."""
-    # As one Arrow column: row by row it takes seconds.
-    return split.with_format("arrow", columns=["label"])[:]["label"].to_numpy()
-
-
-def _some(names: Iterable[Any]) -> str:
-    names = list(map(str, names))
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest

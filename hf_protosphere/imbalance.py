@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .data import ImageDataset, labels_of
+from .data import ImageDataset
+from .labels import labels_of
 
 # Classes by their training images, as Liu et al. 2019 ("Large-Scale Long-Tailed Recognition in an
 # Open World") count them and the field has since.

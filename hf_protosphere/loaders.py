@@ -13,9 +13,10 @@ from transformers import BaseImageProcessor
 from .arguments import TrainArguments
 from .augmentation import BatchAugmentation
 from .configuration_protosphere import ProtoSphereConfig
-from .data import ImageDataset, labels_of
+from .data import ImageDataset
 from .errors import ArgumentError
 from .image_cache import CachedImages, cache_path, cached_pixels
+from .labels import labels_of
 from .samplers import EpochSampler
 from .transforms import (
     EvaluationImages,

@@ -76,7 +76,7 @@ def _table(rows: list[list[str]]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
         for row in rows
     ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
 
 
 def epoch_line(record: dict[str, Any]) -> str:
