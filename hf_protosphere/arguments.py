@@ -187,6 +187,7 @@ class RunArguments:
         "Report when each figure first attains this percentage of its optimum.", 95.0
     )
     checkpoint_every: int = _help("Epochs between checkpoints to resume from.", 1)
+    keep_checkpoints: int = _help("How many of them to keep, the newest.", 1)
     linear_probe: bool = _help(
         "At the end, also train a linear layer on the frozen backbone's features, the usual way "
         "after SCL: accuracy and time beside those of the class means.",
@@ -218,6 +219,7 @@ class TrainArguments(
             self, "epochs", "batch_size", "eval_batch_size", "evaluate_every", "checkpoint_every",
             "image_size", "projection_dim", "views", "gradient_accumulation_steps",
             "max_train_samples", "max_eval_samples", "probe_epochs",
+            "keep_checkpoints",
         )  # fmt: skip
         _check_counts(
             self, "nc_every", "nc_every_steps", "nc_train_samples", "num_workers", at_least=0

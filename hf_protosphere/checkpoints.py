@@ -84,8 +84,10 @@ def writable_folder(folder: str | Path, flag: str) -> Path:
     return folder
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> Path:
-    """Everything to resume from; the previous checkpoint is removed once this one is whole."""
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1
+) -> Path:
+    """Everything to resume from. Once it is whole, all but the `keep` newest are removed."""
     final = folder / f"step-{progress.step:08d}"
     unfinished = final.with_suffix(".unfinished")
     if accelerator.is_main_process:
@@ -99,9 +101,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
         if final.exists():
             shutil.rmtree(final)
         unfinished.rename(final)
-        for other in folder.iterdir():
-            if other != final:
-                shutil.rmtree(other)
+        complete = [path for path in sorted(folder.iterdir()) if not path.suffix]
+        for other in {*folder.iterdir()} - {*complete[-keep:]}:
+            shutil.rmtree(other)
     accelerator.wait_for_everyone()
     return final
 

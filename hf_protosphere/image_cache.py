@@ -7,9 +7,8 @@ the same images finds it. The operating system keeps it in memory as far as ther
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +86,8 @@ def cached_pixels(
                 return None
             _write(path, split, processor, num_workers, description)
         except OSError as error:
+            if error.errno is None:  # Pillow's, of an image that it cannot read
+                raise
             raise CacheError(
                 f"the decoded {description} images cannot be written to {path.parent}: {error}. "
                 "Make room, set HF_DATASETS_CACHE to another folder, or give --cache_images false."
@@ -104,17 +105,16 @@ def _write(
     images = _Decoded(split, processor)
     loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=_unchanged)
     # Not by the map: a disk that is full would end the process without a word.
-    file, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
     bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
     try:
-        with bar, os.fdopen(file, "wb") as out:
+        with bar, unfinished.open("wb") as out:
             for batch in loader:
                 out.write(batch.numpy().tobytes())
                 bar.update(len(batch))
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class _Decoded(Dataset):

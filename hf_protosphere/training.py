@@ -44,7 +44,7 @@ from .transforms import build_image_processor
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "tensorboard",
-    "checkpoint_every",
+    "checkpoint_every", "keep_checkpoints",
 }  # fmt: skip
 
 
@@ -156,14 +156,15 @@ class TrainingRun:
 
     def _prepare_output_dir(self) -> None:
         if self.accelerator.is_main_process:
-            # Weights, optimiser state of at most twice their size, twice while one replaces
-            # another, and two copies of the model.
+            # Checkpoints hold weights and an optimiser state of at most twice their size, one more
+            # while it replaces another; and there are two copies of the model.
+            copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
             weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
             prepare_output_dir(
                 self.output_dir,
                 resume=self.arguments.resume,
                 overwrite=self.arguments.overwrite,
-                bytes_needed=8 * weights + 2**24,
+                bytes_needed=copies * weights + 2**24,
             )
         self.accelerator.wait_for_everyone()
 
@@ -362,7 +363,8 @@ class TrainingRun:
     def _save_checkpoint(self) -> Path:
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder = self.output_dir / "checkpoints"
-        return save_checkpoint(self.accelerator, folder, self.progress)
+        keep = self.arguments.keep_checkpoints
+        return save_checkpoint(self.accelerator, folder, self.progress, keep)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from accelerate import Accelerator
 
 from hf_protosphere.checkpoints import (
     MetricsLog,
+    Progress,
     newest_checkpoint,
     prepare_output_dir,
     read_metrics,
+    save_checkpoint,
 )
 from hf_protosphere.errors import ArgumentError
 
@@ -25,6 +28,17 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path):
         if complete:
             (tmp_path / name / "progress.json").write_text("{}")
     assert newest_checkpoint(tmp_path).name == "step-00000100"
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    (tmp_path / "step-00000001.unfinished").mkdir()  # of a run that was killed
+    for step in (2, 4, 6, 8):
+        save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000004", "step-00000006", "step-00000008"]
+    save_checkpoint(accelerator, tmp_path, Progress(step=8))  # again, and only it
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
 
 def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 """The cache is exact, made once, whole or not there."""
 
 import errno
+import io
 from types import SimpleNamespace
 
 import datasets
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig, image_cache
@@ -77,20 +79,23 @@ def test_without_room_there_is_none(split, monkeypatch):
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(split, monkeypatch):
-    class Full:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
+    class Full(io.BytesIO):
         def write(self, _):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(image_cache.os, "fdopen", lambda *_: Full())
+    monkeypatch.setattr(image_cache.Path, "open", lambda *_: Full())
     with pytest.raises(CacheError, match=r"No space left.*HF_DATASETS_CACHE.*--cache_images false"):
         cached_pixels(split, processor(), 0, "train")
     assert list(cache_path(split, processor()).parent.iterdir()) == []
+
+
+def test_an_image_that_cannot_be_read_is_not_called_a_full_disk(split, monkeypatch):
+    def unreadable(*_, **__):
+        raise UnidentifiedImageError("cannot identify image file")
+
+    monkeypatch.setattr(image_cache, "pixels_of", unreadable)
+    with pytest.raises(UnidentifiedImageError):
+        cached_pixels(split, processor(), 0, "train")
 
 
 def test_an_interrupted_run_leaves_nothing_behind(split, monkeypatch):
