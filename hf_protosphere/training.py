@@ -44,7 +44,8 @@ from .transforms import build_image_processor
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "tensorboard",
-    "checkpoint_every", "keep_checkpoints",
+    "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe", "normalized_linear_probe",
+    "probe_epochs",
 }  # fmt: skip
 
 

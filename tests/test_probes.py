@@ -57,6 +57,21 @@ def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path
     assert format_classifiers(classifiers, "test") in capsys.readouterr().out
 
 
+def test_a_finished_run_is_probed_by_resuming_it(digits_folder, tmp_path):
+    def run(**options):
+        arguments = {
+            "dataset_name": str(digits_folder), "output_dir": str(tmp_path / "run"), "epochs": 1,
+            "backbone": "test_resnet", "batch_size": 16, "num_workers": 0, "tensorboard": False,
+        }  # fmt: skip
+        return train(TrainArguments(**arguments, **options))
+
+    first = run()
+    assert "classifiers" not in first
+    again = run(resume=True, linear_probe=True, probe_epochs=5)
+    assert set(again["classifiers"]) == {"class_means", "linear"}
+    assert again["test"] == first["test"]
+
+
 def test_epochs_are_counted():
     with pytest.raises(ArgumentError, match="--probe_epochs must be"):
         TrainArguments(dataset_name="x", probe_epochs=0)
