@@ -16,13 +16,14 @@ def format_report(
     title: str,
     *,
     reached: dict[str, dict[str, float]] | None = None,
+    reached_on: str = "validation",
     target: float = 95.0,
 ) -> str:
     """The report as a table for people: values beside their optima.
 
     Args:
-        reached: when each figure first attained `target` per cent, as `first_reached` says it of
-            one split: a last column.
+        reached: the epoch at which each figure first attained `target` per cent, as `first_reached`
+            says it of one split, `reached_on`: a last column.
     """
     rows = [["accuracy by prototypes", f"{report['accuracy']:.2%}", "", "", ""]]
     if "top5_accuracy" in report:
@@ -39,12 +40,12 @@ def format_report(
         value = f"{collapse[name]:.4g}" if metric else ""
         optimum = f"{collapse['optima'][name]:.4g}" if metric else ""
         percentage = f"{collapse['attained'][name]:.1f} %"
-        epoch = f"{reached[name]['epoch']:.4g}" if reached and name in reached else "-"
+        epoch = f"epoch {reached[name]['epoch']:.4g}" if reached and name in reached else "-"
         rows.append(
             [metric.title if metric else "least attained", value, optimum, percentage, epoch]
         )
     header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
-    header.append(f"{target:g} % at epoch")
+    header.append(f"{reached_on} at {target:g} %")
     columns = 5 if reached is not None else 4
     return _table([row[:columns] for row in [header, *rows]])
 

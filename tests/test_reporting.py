@@ -26,12 +26,12 @@ def test_the_table_has_a_row_for_every_metric():
     header, rule, *rows = table.splitlines()
     ends = {len(row) for row in rows if row.endswith(" %")}
     assert ends == {len(header)} == {len(rule)}
-    assert "at epoch" not in table
+    assert "epoch" not in table
 
     reached = {"nc1_cdnv": {"step": 30, "epoch": 2.5}}
     lines = format_report(report, "test", reached=reached, target=90).splitlines()
-    assert lines[0].endswith("90 % at epoch")
-    assert next(line for line in lines if line.startswith("NC1 CDNV")).endswith(" 2.5")
+    assert lines[0].endswith("validation at 90 %")
+    assert next(line for line in lines if line.startswith("NC1 CDNV")).endswith(" epoch 2.5")
     assert next(line for line in lines if line.startswith("NC2 equinorm")).endswith(" -")
 
 
