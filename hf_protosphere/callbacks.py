@@ -49,7 +49,8 @@ class NeuralCollapseCallback(TrainerCallback):
             give `train_dataset` to measure them as they are.
         train_dataset: measured, all of it, instead of a sample of the Trainer's training set.
         classification_layer: the `nn.Linear`, or its name among `model.named_modules()`. By default
-            the only linear layer with as many outputs as the model has labels.
+            the only linear layer with as many outputs as the model's configuration has labels (of
+            a model without one, the only linear layer).
         class_names: for pictures; by default those of the model's configuration.
         target: percentage of an optimum whose first attainment `first_reached` tells.
         seed: of the sample.
@@ -212,7 +213,8 @@ class _Classifier:
 
     @classmethod
     def of(cls, model: nn.Module, layer: str | nn.Linear | None) -> _Classifier:
-        if layer is None and model.config.model_type == "protosphere":
+        config = getattr(model, "config", None)  # a plain nn.Module has none
+        if layer is None and getattr(config, "model_type", None) == "protosphere":
             return cls(model, None)
         modules = dict(model.named_modules())
         if isinstance(layer, nn.Linear):
@@ -225,12 +227,13 @@ class _Classifier:
                     f"{', '.join(linear) or 'none'}."
                 )
             return cls(model, linear[layer])
-        num_labels = model.config.num_labels
-        found = [name for name, m in linear.items() if m.out_features == num_labels]
+        num_labels = getattr(config, "num_labels", None)
+        found = [name for name, m in linear.items() if num_labels in (None, m.out_features)]
         if len(found) != 1:
+            outputs = "" if num_labels is None else f" with {num_labels} outputs, one per class"
             raise ArgumentError(
-                f"{len(found)} linear layers of {type(model).__name__} have {num_labels} outputs, "
-                "one per class: name the classifier by classification_layer, one of "
+                f"{type(model).__name__} has {len(found)} linear layers{outputs}: name the "
+                "classifier by classification_layer, one of "
                 f"{', '.join(found or linear) or 'none'}."
             )
         return cls(model, linear[found[0]])
@@ -244,7 +247,7 @@ class _Classifier:
 
     @property
     def class_names(self) -> list[str]:
-        id2label = self.model.config.id2label
+        id2label = getattr(getattr(self.model, "config", None), "id2label", {})
         return [str(id2label.get(i, i)) for i in range(len(self.prototypes))]
 
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

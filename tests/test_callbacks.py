@@ -186,7 +186,7 @@ def test_what_cannot_work_is_said_before_the_first_step(make_trainer):
         ViTConfig(image_size=8, patch_size=4, num_channels=1, hidden_size=10, num_hidden_layers=1,
                   num_attention_heads=2, intermediate_size=20, num_labels=10)
     )  # fmt: skip
-    refused(vit, r"linear layers of ViTForImageClassification have 10 outputs.*classifier")
+    refused(vit, r"ViTForImageClassification has \d linear layers with 10 outputs.*classifier")
     refused(vit, r"'head' is not a linear layer.*classifier", classification_layer="head")
     refused(vit, r"one vector per image.*\(8, 5, 10\)", classification_layer=_attention_layer(vit))
     refused(resnet(), "Stream, which has no length.*train_samples=0", train=Stream())
@@ -215,3 +215,30 @@ def test_a_named_layer_is_used(make_trainer):
     trainer.add_callback(callback)
     trainer.train()
     assert callback.records[0]["train_neural_collapse"]["attained"]["overall"] >= 0
+
+
+class PlainNetwork(nn.Module):
+    """A classifier without a configuration, as people wrap their own for the Trainer."""
+
+    def __init__(self, hidden=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 64) if hidden else nn.Identity())
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.body(pixel_values))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def test_a_network_without_a_configuration(make_trainer):
+    trainer = make_trainer(PlainNetwork(), num_train_epochs=1)
+    callback = NeuralCollapseCallback(trainer)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert [record["step"] for record in callback.records] == [0, 10]
+
+    trainer = make_trainer(PlainNetwork(hidden=True), num_train_epochs=1)
+    trainer.add_callback(NeuralCollapseCallback(trainer))
+    with pytest.raises(ArgumentError, match=r"has 2 linear layers: name the.*body.1, head"):
+        trainer.train()
