@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import timm.optim
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from transformers import get_scheduler
 
-from .arguments import DataArguments, TrainArguments
+from .argument_groups import DataArguments
+from .arguments import TrainArguments
 from .configuration_protosphere import ProtoSphereConfig
-from .data import ImageDataset, load_image_dataset
+from .data import ImageDataset, add_train_sample, load_image_dataset
 from .errors import ArgumentError
+from .imbalance import make_long_tailed
 from .modeling_protosphere import ProtoSphereForImageClassification
 
 
@@ -63,14 +65,32 @@ def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
     )
 
 
+def load_training_data(arguments: TrainArguments) -> ImageDataset:
+    """All splits, the training split long-tailed if that was asked for, and its fixed sample."""
+    images = load_data(
+        arguments,
+        validation_split=arguments.validation_split,
+        test_split=arguments.test_split,
+        validation_fraction=arguments.validation_fraction,
+        seed=arguments.seed,
+        streaming=arguments.streaming,
+        num_train_images=arguments.num_train_images,
+    )
+    if arguments.imbalance:
+        make_long_tailed(images, arguments.imbalance, arguments.imbalance_factor, arguments.seed)
+    if not images.is_streamed:
+        add_train_sample(images, arguments.nc_train_samples, arguments.seed)
+    return images
+
+
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
-    tensorboard = arguments.tensorboard
-    if tensorboard is None:
-        tensorboard = importlib.util.find_spec("tensorboard") is not None
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
-        log_with="tensorboard" if tensorboard else None,
-        project_dir=arguments.output_dir,
+        dynamo_backend="inductor" if arguments.compile else None,
+        log_with=arguments.report_to or None,
+        project_config=ProjectConfiguration(
+            arguments.output_dir, f"{arguments.output_dir}/tensorboard"
+        ),
     )
 
 

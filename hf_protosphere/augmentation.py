@@ -41,9 +41,11 @@ class BatchAugmentation:
 
     Args:
         augmentation, horizontal_flip: as in `TrainTransform`.
-        num_images: N, of the training set.
         views: V; one view has no dimension of its own.
         device: where the batches will be.
+
+    The index of an image may be any number: indices that a sampler repeats within an epoch can be
+    told apart by adding multiples of the data set's size (see `samplers`).
     """
 
     def __init__(
@@ -52,33 +54,33 @@ class BatchAugmentation:
         *,
         augmentation: str,
         horizontal_flip: bool,
-        num_images: int,
         views: int = 1,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.size, self.augmentation = config.image_size, augmentation
         self.horizontal_flip, self.views, self.seed = horizontal_flip, views, seed
-        self.shape = (num_images, views, len(NUMBERS))
         self.smallest_area = smallest_area(augmentation, config.image_size)
-        self.device = torch.device(device)
         self.mean, self.std = (
             255 * torch.tensor(three_channels(values), device=device)
             for values in (config.image_mean, config.image_std)
         )
-        self.set_epoch(0)
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
-        self.numbers = torch.rand(self.shape, generator=generator).to(self.device)
+        self.epoch = epoch
+
+    def numbers(self, index: Tensor, view: int) -> Tensor:
+        """(M, P) uniform numbers in [0, 1), in the order of `NUMBERS`."""
+        key = hash((self.seed, self.epoch, view))
+        return uniform_numbers(index, key, len(NUMBERS))
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """From {"pixel_values": uint8, "index": (M,), ...} to what the model takes."""
-        images = batch["pixel_values"].float()
-        numbers = self.numbers[batch["index"]]  # (M, V, P)
+        images, index = batch["pixel_values"].float(), batch["index"]
         views = [
-            self._augmented(images, dict(zip(NUMBERS, numbers[:, view].T)))
+            self._augmented(images, dict(zip(NUMBERS, self.numbers(index, view).T)))
             for view in range(self.views)
         ]
         pixels = views[0] if self.views == 1 else torch.stack(views, 1)
@@ -121,6 +123,40 @@ class BatchAugmentation:
         first = fits.int().argmax(0, keepdim=True)
         area, aspect = (x.gather(0, first)[0] for x in (areas, aspects))
         return (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+
+
+def uniform_numbers(index: Tensor, key: int, count: int) -> Tensor:
+    """Random numbers that are a function of their place: no generator, no order of drawing.
+
+    The mixing function of SplitMix64 (Steele et al. 2014, "Fast Splittable Pseudorandom Number
+    Generators"), over counters, then over the key.
+
+    Args:
+        index: (M,) int64.
+        key: of 64 bits; other keys give unrelated numbers.
+
+    Returns:
+        (M, count) float32 in [0, 1).
+    """
+    counters = index[:, None] * count + torch.arange(count, device=index.device)
+    x = _mixed(_mixed(counters * _signed(0x9E3779B97F4A7C15)) + _signed(key))
+    return _shifted(x, 40).float() / 2**24
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros coming in: torch's own shift repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits; products and sums of int64 wrap around."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _colour_maps(images: Tensor, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

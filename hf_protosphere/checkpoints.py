@@ -13,14 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .errors import ArgumentError
 
-RUN_FOLDERS = ("checkpoints", "best", "tensorboard")
+MAY_DIFFER_ON_RESUME = {
+    "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
+    "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe",
+    "normalized_linear_probe", "probe_epochs", "early_stopping_patience",
+}  # fmt: skip
+RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb")
 RUN_FILES = (
-    "arguments.yaml", "metrics.jsonl", "results.json", "snapshot.safetensors", "curves.png",
+    "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
+    "snapshot.safetensors", "curves.png",
     "neural_collapse.png", "cosines.png", "margins.png", "sphere.png", "config.json",
     "model.safetensors", "preprocessor_config.json", "*_protosphere.py", "losses.py",
     "contrast.py", "prototypes.py", "backbones.py",
@@ -34,8 +41,9 @@ class Progress:
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0  # the last one with that score
+    improved_epoch: int = 0  # the first one with that score
     epoch_totals: tuple[float, float] = (0.0, 0.0)  # sums over the epoch's steps: loss, accuracy
     training_seconds: float = 0.0
     collapse_seconds: float = 0.0  # spent on measuring neural collapse
@@ -118,6 +126,24 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress:
     accelerator.load_state(str(checkpoint))
     progress = json.loads((checkpoint / "progress.json").read_text())
     return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
+
+
+def refuse_changed_arguments(folder: Path, arguments: Any) -> None:
+    """
+    Raises:
+        ArgumentError: naming what differs from the run in the folder and would change its results.
+    """
+    before = yaml.safe_load((folder / "arguments.yaml").read_text())
+    changed = [
+        f"--{name} was {before[name]!r}, is {value!r}"
+        for name, value in vars(arguments).items()
+        if name not in MAY_DIFFER_ON_RESUME and name in before and before[name] != value
+    ]
+    if changed:
+        raise ArgumentError(
+            f"--resume continues the run in {folder} as it was, but {'; '.join(changed)}. Give the "
+            "same values, or another --output_dir."
+        )
 
 
 def save_model(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(argv: Sequence[str]) -> Any:
-    from .arguments import TrainArguments, parse_arguments
+    from .arguments import TrainArguments
+    from .parsing import parse_arguments
 
     description = "Train an image classifier whose classes are prototypes on the unit sphere."
     arguments = parse_arguments(TrainArguments, argv, "protosphere train", description)
@@ -60,7 +61,8 @@ def _train(argv: Sequence[str]) -> Any:
 
 
 def _evaluate(argv: Sequence[str]) -> Any:
-    from .arguments import EvaluateArguments, parse_arguments
+    from .arguments import EvaluateArguments
+    from .parsing import parse_arguments
 
     description = "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint."
     arguments = parse_arguments(EvaluateArguments, argv, "protosphere evaluate", description)
@@ -70,7 +72,8 @@ def _evaluate(argv: Sequence[str]) -> Any:
 
 
 def _plot(argv: Sequence[str]) -> Any:
-    from .arguments import PlotArguments, parse_arguments
+    from .arguments import PlotArguments
+    from .parsing import parse_arguments
 
     description = (
         "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "

@@ -8,18 +8,28 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+)
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
 from .errors import DataError
 from .labels import find_class_names, labels_of, map_labels, some
+from .streaming import decoded, downloaded, stream_class_names, stream_length
+from .transforms import UNDECODABLE
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +42,12 @@ TRAIN_SAMPLE = "train sample"  # a split of training images that is measured dur
 class ImageDataset:
     """Splits "train", "validation" and "test", as far as there are any, with the same labels."""
 
-    splits: dict[str, Dataset]  # columns "image" (datasets.Image) and "label" (ClassLabel)
+    # Columns "image" (datasets.Image) and "label" (ClassLabel); "train" may be a stream, of images
+    # that are not decoded.
+    splits: dict[str, Dataset | IterableDataset]
     label_names: list[str]
     bad_images: dict[str, list[str]] = field(default_factory=dict)  # what was left out, by split
+    streamed_images: int | None = None  # how many a streamed training split has
 
     @property
     def num_labels(self) -> int:
@@ -44,22 +57,35 @@ class ImageDataset:
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.label_names))
 
+    @property
+    def is_streamed(self) -> bool:
+        return isinstance(self.splits.get("train"), IterableDataset)
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return self.streamed_images if self.is_streamed else len(self.splits["train"])
+
     def class_counts(self, split: str) -> list[int]:
-        """Images of each class."""
+        """Images of each class of a split that is not streamed."""
         return np.bincount(labels_of(self.splits[split]), minlength=self.num_labels).tolist()
 
     def suggested_image_size(self) -> int:
         """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
-        sides = [min(image.size) for image in self._first_images()]
+        sides = [min(image.size) for image in self._first_images]
         return min(224, -(-int(median(sides)) // 32) * 32)
 
     @property
     def num_channels(self) -> int:
         """1 when the first images are grayscale, else 3."""
-        gray = all(image.mode in ("1", "L", "I", "I;16", "F") for image in self._first_images())
+        gray = all(image.mode in ("1", "L", "I", "I;16", "F") for image in self._first_images)
         return 1 if gray else 3
 
+    @cached_property  # leaving a stream early takes seconds
     def _first_images(self) -> list[PILImage.Image]:
+        if self.is_streamed:
+            rows = decoded(self.splits["train"].take(100), skip_bad=True)
+            return [image for image, _ in rows]
         return self.splits["train"][:100]["image"]
 
 
@@ -81,6 +107,8 @@ def load_image_dataset(
     check_images: bool = True,
     need_train: bool = True,
     label_names: list[str] | None = None,
+    streaming: bool = False,
+    num_train_images: int | None = None,
 ) -> ImageDataset:
     """Load, check and unify a data set.
 
@@ -95,11 +123,13 @@ def load_image_dataset(
         check_images: decode every image once; remembered by the data set's fingerprint.
         need_train: there must be a training split with images of every class.
         label_names: a trained model's classes, in order; by default the training split's.
+        streaming: do not download the training split; the others are.
+        num_train_images: of a streamed training split that does not say how many it has.
 
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
-    loaded = _load(dataset_name, dataset_config, revision)
+    loaded = _load(dataset_name, dataset_config, revision, streaming)
     chosen = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
     first = next(iter(chosen.values()))
     image_column = _image_column(first, image_column)
@@ -107,14 +137,25 @@ def load_image_dataset(
     splits = {
         role: _two_columns(split, image_column, label_column) for role, split in chosen.items()
     }
+    stream = splits.pop("train", None) if streaming else None
+    if stream is not None:
+        names = label_names or stream_class_names(stream, label_column)
+        num_train_images = num_train_images or stream_length(stream, train_split)
+        splits = {role: downloaded(split, role) for role, split in splits.items()}
+        if "validation" not in splits:
+            raise DataError(
+                "--streaming cannot hold out images of the training split: give "
+                f"--validation_split, one of {', '.join(loaded)}."
+            )
     bad_images: dict[str, list[str]] = {}
     if check_images:
         for role, split in splits.items():
             splits[role], bad_images[role] = _check_images(split, role, on_bad_image)
-    names = label_names or find_class_names(splits, label_column)
+    if stream is None:
+        names = label_names or find_class_names(splits, label_column)
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
 
-    if need_train:
+    if need_train and stream is None:
         _require_all_classes(splits["train"], names)
         if "validation" not in splits and validation_fraction > 0:
             rng = np.random.default_rng(seed)
@@ -129,24 +170,34 @@ def load_image_dataset(
     ):
         if role in splits and limit is not None and limit < len(splits[role]):
             splits[role] = balanced_sample(splits[role], limit, seed)
+    bad_images = {role: names for role, names in bad_images.items() if names}
+    if stream is not None:
+        return ImageDataset({"train": stream, **splits}, names, bad_images, num_train_images)
     if need_train:
         _require_all_classes(splits["train"], names)
-    return ImageDataset(splits, names, {k: v for k, v in bad_images.items() if v})
+    return ImageDataset(splits, names, bad_images)
 
 
-def _load(name: str, config: str | None, revision: str | None) -> DatasetDict:
+def _load(
+    name: str, config: str | None, revision: str | None, streaming: bool
+) -> DatasetDict | IterableDatasetDict:
     path = Path(name).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            if streaming:
+                raise DataError(
+                    f"--streaming reads Parquet files and folders of images, but {name} was "
+                    "written by save_to_disk: leave it out, nothing is downloaded there."
+                )
             loaded = datasets.load_from_disk(str(path))
         elif path.suffix == ".parquet" and path.is_file():
-            loaded = datasets.load_dataset("parquet", data_files=str(path))
+            loaded = datasets.load_dataset("parquet", data_files=str(path), streaming=streaming)
         elif path.is_dir():
-            loaded = datasets.load_dataset(str(path), config)
+            loaded = datasets.load_dataset(str(path), config, streaming=streaming)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise DataError(f"--dataset_name {name}: there is no such file or folder.")
         else:
-            loaded = datasets.load_dataset(name, config, revision=revision)
+            loaded = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
     except RuntimeError as error:
         if "Dataset scripts are no longer supported" not in str(error):
             raise
@@ -186,7 +237,7 @@ def _choose_splits(
         if name not in loaded:
             flag = "split" if role == "test" else f"{role}_split"
             raise DataError(f"--{flag} {name}: the data set has no such split, but {available}.")
-        if len(loaded[name]) == 0:
+        if isinstance(loaded[name], Dataset) and len(loaded[name]) == 0:
             raise DataError(f"split {name!r} of the data set holds no images.")
         chosen[role] = loaded[name]
     return chosen
@@ -242,6 +293,9 @@ def _two_columns(split: Dataset, image_column: str, label_column: str) -> Datase
             raise DataError(
                 f"--{flag} {column} is missing in one of the splits, which has {_describe(split)}."
             )
+    if isinstance(split, IterableDataset):
+        # First of all: what comes later would decode images and encode them again.
+        split = split.cast_column(image_column, Image(decode=False))
     split = split.select_columns([image_column, label_column])
     if not isinstance(split.features[image_column], Image):
         split = split.cast_column(image_column, Image())
@@ -283,8 +337,8 @@ def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[bool]]:
             return False
         try:
             decode(value).convert("RGB")
-        except (UnidentifiedImageError, PILImage.DecompressionBombError, OSError, SyntaxError):
-            return False  # SyntaxError is Pillow's for a broken PNG
+        except UNDECODABLE:
+            return False
         return True
 
     return {"good": [good(value) for value in batch["image"]]}

@@ -56,10 +56,9 @@ def predictions(
         seen += len(gathered[2])
         yield gathered
     model.train(was_training)
-    if seen != len(loader.dataset):
-        raise RuntimeError(
-            f"{description}: {seen} images were counted, but the data has {len(loader.dataset)}."
-        )
+    expected = getattr(loader.dataset, "__len__", lambda: seen)()  # a stream's is not known
+    if seen != expected:
+        raise RuntimeError(f"{description}: {seen} images were counted, but there are {expected}.")
 
 
 def training_class_means(

@@ -34,12 +34,13 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     held_out = [split for split in ("validation", "test") if split in loaders] or ["train"]
     snapshot = SnapshotCollector(run.model.prototypes)
     results: dict[str, Any] = {
-        "train_counts": dict(zip(run.images.label_names, run.train_counts)),
         "best_epoch": progress.best_epoch,
         "training_seconds": progress.training_seconds,
         "images_per_second": progress.step * run.images_per_step / progress.training_seconds,
         "neural_collapse_seconds": run.monitor.stopwatch.seconds,
     }
+    if run.train_counts is not None:
+        results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
     for split in held_out:
         last = snapshot if split == held_out[-1] else None
         report = evaluate_model(run.model, loaders[split], accelerator, means=means, snapshot=last)

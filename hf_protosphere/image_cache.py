@@ -48,7 +48,8 @@ class CachedImages(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         index = torch.tensor(indices)
-        pixels, labels = self.pixels[index], self.labels[index]
+        rows = index % len(self)  # samplers number repetitions beyond the size
+        pixels, labels = self.pixels[rows], self.labels[rows]
         if self.normalize is None:
             return {"pixel_values": pixels, "labels": labels, "index": index}
         mean, std = (torch.tensor(values)[:, None, None] for values in self.normalize)

@@ -17,7 +17,8 @@ from .data import ImageDataset
 from .errors import ArgumentError
 from .image_cache import CachedImages, cache_path, cached_pixels
 from .labels import labels_of
-from .samplers import EpochSampler
+from .samplers import ClassBalancedBatches, EpochSampler
+from .streaming import EvaluationStream
 from .transforms import (
     EvaluationImages,
     TrainingImages,
@@ -36,14 +37,22 @@ def evaluation_loader(
     accelerator: Accelerator,
     *,
     cache: bool = False,
+    skip_bad: bool = False,
 ) -> DataLoader:
     """Batches of one split under the evaluation transform, spread over the processes.
 
     Args:
         cache: decode once, into a memory-mapped file: pays when the split is read again and again.
+        skip_bad: leave out images of a stream that cannot be decoded.
     """
-    dataset = _cached(images, split, processor, num_workers, accelerator) if cache else None
-    if dataset is None:
+    streamed = split == "train" and images.is_streamed
+    dataset = None
+    if cache and not streamed:
+        dataset = _cached(images, split, processor, num_workers, accelerator)
+    if streamed:
+        dataset = EvaluationStream(images.splits[split], processor, skip_bad)
+        num_workers = min(num_workers, images.splits[split].num_shards)
+    elif dataset is None:
         dataset = EvaluationImages(images.splits[split], processor)
     else:
         dataset.normalize = processor.image_mean, processor.image_std
@@ -71,7 +80,6 @@ class TrainingBatches:
     ) -> None:
         split = images.splits["train"]
         self.accelerator = accelerator
-        self.sampler = EpochSampler(len(split), arguments.seed)
         processor = build_image_processor(config, crop=False)
         dataset = None
         if arguments.cache_images is not False:
@@ -89,18 +97,27 @@ class TrainingBatches:
         more = {"views": arguments.views, "seed": arguments.seed}
         self.augment: BatchAugmentation | None = None
         if self.is_cached:
-            more |= {"num_images": len(split), "device": accelerator.device}
-            self.augment = BatchAugmentation(config, **options, **more)
+            self.augment = BatchAugmentation(config, **options, **more, device=accelerator.device)
         else:
             dataset = TrainingImages(split, TrainTransform(config, **options), **more)
         self._dataset = dataset
+        if arguments.classes_per_batch:
+            steps = accelerator.num_processes * arguments.gradient_accumulation_steps
+            self.sampler = ClassBalancedBatches(
+                labels_of(split), arguments.classes_per_batch, arguments.batch_size,
+                seed=arguments.seed, batches_per_step=steps,
+            )  # fmt: skip
+            order = {"batch_sampler": self.sampler}
+        else:
+            self.sampler = EpochSampler(len(split), arguments.seed)
+            order = {
+                "sampler": self.sampler, "batch_size": arguments.batch_size, "drop_last": True
+            }  # fmt: skip
         loader = DataLoader(
             dataset,
-            batch_size=arguments.batch_size,
-            sampler=self.sampler,
             num_workers=0 if self.is_cached else arguments.num_workers,
             collate_fn=collate,
-            drop_last=True,
+            **order,
         )
         self._loader = accelerator.prepare_data_loader(loader)
 

@@ -90,6 +90,19 @@ class CollapseMonitor:
             return self.validate(neural_collapse=True)
 
 
+def score(record: Mapping[str, Any], metric: str) -> float:
+    """What epochs are compared by, from a record of `CollapseMonitor`: higher is better.
+
+    Args:
+        metric: "accuracy", "mean_class_accuracy", "neural_collapse" for its least attained figure,
+            or one figure, by the percentage of its optimum that it attains.
+    """
+    if metric in ("accuracy", "mean_class_accuracy"):
+        return record[f"validation_{metric}"]
+    figure = "overall" if metric == "neural_collapse" else metric
+    return record["validation" + COLLAPSE]["attained"][figure]
+
+
 def first_reached(
     records: Iterable[Mapping[str, Any]], target: float = 95.0
 ) -> dict[str, dict[str, dict[str, float]]]:

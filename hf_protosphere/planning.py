@@ -32,11 +32,11 @@ def dry_run(arguments: TrainArguments) -> dict[str, Any]:
         run = TrainingRun(
             dataclasses.replace(
                 arguments, output_dir=folder, dry_run=True, resume=False, overwrite=False,
-                cache_images=False, check_images=False, tensorboard=False,
+                cache_images=False, check_images=False, report_to=["none"],
             )
         )  # fmt: skip
         batches = run.groups_of_batches()
-        run.prepared_model.train()
+        run.optimizer_step.prepared_model.train()
         run.step(next(batches))
         _synchronize(run.accelerator.device)
         started = time.perf_counter()

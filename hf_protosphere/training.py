@@ -6,54 +6,52 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from .accumulation import backward_as_one_batch
-from .arguments import TrainArguments, write_yaml
-from .assembly import build_accelerator, build_model, build_optimizer, load_data
+from .arguments import TrainArguments
+from .assembly import build_accelerator, build_model, build_optimizer, load_training_data
 from .checkpoints import (
     MetricsLog,
     Progress,
     load_checkpoint,
     newest_checkpoint,
     prepare_output_dir,
+    refuse_changed_arguments,
     save_checkpoint,
     save_model,
 )
-from .data import TRAIN_SAMPLE, add_train_sample
+from .data import TRAIN_SAMPLE
+from .environment import record_start
 from .errors import ArgumentError, TrainingError, TrainingInterrupted
 from .evaluation import training_class_means
 from .finishing import finish
-from .imbalance import make_long_tailed
 from .loaders import TrainingBatches, evaluation_loader
-from .monitoring import CollapseMonitor
+from .monitoring import CollapseMonitor, score
+from .parsing import write_yaml
 from .reporting import epoch_line, flat_record
+from .steps import OptimizerStep
 from .stopping import Stop, stop_signals
-from .transforms import build_image_processor
+from .streaming import StreamedBatches
+from .tracking import start_trackers
+from .transforms import TrainTransform, build_image_processor
 
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
-MAY_DIFFER_ON_RESUME = {
-    "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "tensorboard",
-    "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe", "normalized_linear_probe",
-    "probe_epochs",
-}  # fmt: skip
 
 
 def train(arguments: TrainArguments) -> dict[str, Any]:
     """Train as the arguments say; leaves a folder that `from_pretrained` and pipelines load.
 
-    `output_dir` holds the model (of the best epoch by validation accuracy), metrics.jsonl (a line
-    per epoch), results.json, curves.png, arguments.yaml, best/ and checkpoints/.
+    `output_dir` holds the model of the best epoch, metrics.jsonl (a line per measurement),
+    results.json, pictures, arguments.yaml, environment.json (versions, commit, data, for every
+    start), best/ and checkpoints/.
 
     Returns:
         What results.json holds: the final evaluation of each held-out split.
@@ -66,7 +64,7 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     run = TrainingRun(arguments)
     with stop_signals() as stop:
-        while run.progress.epoch < arguments.epochs:
+        while not run.is_over:
             run.train_epoch(stop)
             run.finish_epoch()
     return finish(run)
@@ -81,19 +79,9 @@ class TrainingRun:
         self.accelerator = build_accelerator(arguments)
         set_seed(arguments.seed)
         with self.accelerator.main_process_first():
-            self.images = load_data(
-                arguments,
-                validation_split=arguments.validation_split,
-                test_split=arguments.test_split,
-                validation_fraction=arguments.validation_fraction,
-                seed=arguments.seed,
-            )
-        if arguments.imbalance:
-            factor = arguments.imbalance_factor
-            make_long_tailed(self.images, arguments.imbalance, factor, arguments.seed)
-        self.train_counts = self.images.class_counts("train")
-        self.num_train = len(self.images.splits["train"])
-        add_train_sample(self.images, arguments.nc_train_samples, arguments.seed)
+            self.images = load_training_data(arguments)
+        streamed = self.images.is_streamed
+        self.train_counts = None if streamed else self.images.class_counts("train")
         self.steps_per_epoch = self._check_batch_size()
         self.model = build_model(arguments, self.images)
         if arguments.sync_batchnorm and self._can_synchronize_batchnorm():
@@ -101,33 +89,41 @@ class TrainingRun:
         self.processor = build_image_processor(self.model.config)
         self._prepare_output_dir()
 
-        self.batches = TrainingBatches(self.images, self.model.config, arguments, self.accelerator)
-        # What was decided by the room on the disk holds for the run, also when it is resumed.
-        self.arguments = dataclasses.replace(arguments, cache_images=self.batches.is_cached)
+        self.batches = self._training_batches()
+        if not streamed:
+            # What was decided by the room on the disk holds for the run, also when it is resumed.
+            self.arguments = dataclasses.replace(arguments, cache_images=self.batches.is_cached)
         self.eval_loaders = {split: self._eval_loader(split) for split in self.images.splits}
         self.validation = "validation" if "validation" in self.images.splits else "train"
-        self.monitor = CollapseMonitor(
+        if arguments.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer_step = OptimizerStep(
+            arguments,
             self.model,
+            *build_optimizer(
+                arguments,
+                self.model,
+                images_per_step=self.images_per_step,
+                steps_per_epoch=self.steps_per_epoch,
+            ),
+            self.accelerator,
+        )
+        self.monitor = CollapseMonitor(
+            self.optimizer_step.evaluated_model,
             self.eval_loaders[self.validation],
             self.eval_loaders.get(TRAIN_SAMPLE),
             self.accelerator,
             every_epochs=arguments.nc_every,
             every_steps=arguments.nc_every_steps,
         )
-        self.optimizer, self.scheduler = build_optimizer(
-            arguments,
-            self.model,
-            images_per_step=self.images_per_step,
-            steps_per_epoch=self.steps_per_epoch,
-        )
-        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.accelerator.register_for_checkpointing(self.scheduler)
         self.progress = self._resume() if arguments.resume else Progress()
         self.monitor.stopwatch.seconds = self.progress.collapse_seconds
+        run_id = ""
         if self.accelerator.is_main_process:
             write_yaml(self.arguments, self.output_dir / "arguments.yaml")
+            run_id = record_start(self.output_dir, arguments, self.images, self.accelerator)
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
-        self.accelerator.init_trackers("tensorboard")
+        start_trackers(self.accelerator, self.arguments, run_id)
         self._announce()
         if self.progress.step == 0 and not arguments.dry_run:
             self._update_class_means()
@@ -137,12 +133,19 @@ class TrainingRun:
     def _check_batch_size(self) -> int:
         arguments, processes = self.arguments, self.accelerator.num_processes
         times = processes * arguments.gradient_accumulation_steps
-        steps = self.num_train // (arguments.batch_size * times)
+        num_train = self.images.num_train
+        steps = num_train // (arguments.batch_size * times)
         if steps == 0:
             each = f", {times} of them per step," if times > 1 else ""
             raise ArgumentError(
                 f"--batch_size {arguments.batch_size}{each} is larger than the training set "
-                f"of {self.num_train} images: use at most {self.num_train // times}."
+                f"of {num_train} images: use at most {num_train // times}."
+            )
+        classes = arguments.classes_per_batch
+        if classes is not None and classes > self.images.num_labels:
+            raise ArgumentError(
+                f"--classes_per_batch {classes} is more than the {self.images.num_labels} classes "
+                "there are."
             )
         return steps
 
@@ -169,6 +172,19 @@ class TrainingRun:
             )
         self.accelerator.wait_for_everyone()
 
+    def _training_batches(self) -> TrainingBatches | StreamedBatches:
+        arguments, config = self.arguments, self.model.config
+        if not self.images.is_streamed:
+            return TrainingBatches(self.images, config, arguments, self.accelerator)
+        transform = TrainTransform(
+            config,
+            augmentation=arguments.augmentation,
+            horizontal_flip=arguments.horizontal_flip,
+        )
+        batches_per_epoch = self.steps_per_epoch * arguments.gradient_accumulation_steps
+        stream = self.images.splits["train"]
+        return StreamedBatches(stream, transform, arguments, self.accelerator, batches_per_epoch)
+
     def _eval_loader(self, split: str) -> DataLoader:
         return evaluation_loader(
             self.images,
@@ -178,6 +194,7 @@ class TrainingRun:
             self.arguments.num_workers,
             self.accelerator,
             cache=self.arguments.cache_images is not False,
+            skip_bad=self.arguments.on_bad_image == "skip",
         )
 
     def _resume(self) -> Progress:
@@ -185,17 +202,7 @@ class TrainingRun:
         if checkpoint is None:
             self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
             return Progress()
-        before = yaml.safe_load((self.output_dir / "arguments.yaml").read_text())
-        changed = [
-            f"--{name} was {before[name]!r}, is {value!r}"
-            for name, value in vars(self.arguments).items()
-            if name not in MAY_DIFFER_ON_RESUME and name in before and before[name] != value
-        ]
-        if changed:
-            raise ArgumentError(
-                f"--resume continues the run in {self.output_dir} as it was, but "
-                f"{'; '.join(changed)}. Give the same values, or another --output_dir."
-            )
+        refuse_changed_arguments(self.output_dir, self.arguments)
         progress = load_checkpoint(self.accelerator, checkpoint)
         self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
         return progress
@@ -203,7 +210,10 @@ class TrainingRun:
     def _announce(self) -> None:
         config, arguments = self.model.config, self.arguments
         parameters = sum(p.numel() for p in self.model.parameters())
-        sizes = ", ".join(f"{name} {len(split)}" for name, split in self.images.splits.items())
+        sizes = ", ".join(
+            f"{name} {self.images.num_train if name == 'train' else len(split)}"
+            for name, split in self.images.splits.items()
+        )
         self.accelerator.print(
             f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters, "
             f"embeddings of {self.model.protosphere.embedding_dim}, {config.prototypes} "
@@ -249,9 +259,14 @@ class TrainingRun:
             progress.epoch_totals = tuple(totals.tolist())
             steps, seconds = progress.step_in_epoch, trained_seconds()
             loss, accuracy = (total / steps for total in progress.epoch_totals)
-            speed = (steps - first_step) * self.images_per_step / seconds
+            pace = seconds / (steps - first_step) if steps > first_step else 0.0  # s per step
+            left = pace * (self.arguments.epochs * self.steps_per_epoch - progress.step)
             bar.set_postfix(
-                loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", images_per_s=f"{speed:.0f}"
+                loss=f"{loss:.3f}",
+                accuracy=f"{accuracy:.1%}",
+                lr=f"{self.optimizer_step.scheduler.get_last_lr()[0]:.2g}",
+                images_per_s=f"{self.images_per_step / pace:.0f}" if pace else "-",
+                left=tqdm.format_interval(left),
             )
             if stop.agreed(self.accelerator):
                 progress.training_seconds += seconds
@@ -263,7 +278,7 @@ class TrainingRun:
                 )
 
         with bar:
-            self.prepared_model.train()
+            self.optimizer_step.prepared_model.train()
             for batches in self.groups_of_batches():
                 loss, accuracy = self.step(batches)
                 progress.step += 1
@@ -293,34 +308,7 @@ class TrainingRun:
 
     def step(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """One optimiser step; loss and accuracy, without waiting for the device."""
-        # Dropout and the like follow seed, step and process, so that resuming repeats them,
-        # whatever drew random numbers in between.
-        position = (self.arguments.seed, self.progress.step, self.accelerator.process_index)
-        torch.manual_seed(hash(position) % 2**63)
-        loss, logits = self._backward(batches)
-        if self.arguments.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
-        labels = torch.cat([batch["labels"] for batch in batches])
-        return loss, (logits.argmax(-1) == labels).float().mean()
-
-    def _backward(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Loss and logits of the whole step; its gradients are left in the parameters."""
-        contrasts_images = self.model.config.objective in ("nonl", "ntce", "scl")
-        if contrasts_images and len(batches) > 1:
-            return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
-        losses, logits = [], []
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.prepared_model):
-                with self.accelerator.autocast():
-                    output = self.prepared_model(batch["pixel_values"], labels=batch["labels"])
-                self.accelerator.backward(output.loss / len(batches))
-            losses.append(output.loss.detach())
-            logits.append(output.logits.detach())
-        return torch.stack(losses).mean(), torch.cat(logits)
+        return self.optimizer_step(batches, self.progress.step)
 
     def _check_finite(self, losses: list[Tensor]) -> None:
         values = torch.stack(losses).tolist() if losses else []
@@ -336,7 +324,7 @@ class TrainingRun:
 
     def finish_epoch(self) -> None:
         """Evaluate, keep the model if it is the best, write the metrics and a checkpoint."""
-        progress, arguments = self.progress, self.arguments
+        progress, arguments, step = self.progress, self.arguments, self.optimizer_step
         loss, accuracy = (total / self.steps_per_epoch for total in progress.epoch_totals)
         progress.epoch += 1
         progress.step_in_epoch, progress.epoch_totals = 0, (0.0, 0.0)
@@ -344,22 +332,39 @@ class TrainingRun:
         record: dict[str, Any] = {
             "step": progress.step,
             "epoch": progress.epoch,
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": self.optimizer_step.scheduler.get_last_lr()[0],
             "train_loss": loss,
             "train_accuracy": accuracy,
         }
         if last or progress.epoch % arguments.evaluate_every == 0:
             self._update_class_means()
-            due = last or self.monitor.due_at_epoch(progress.epoch, progress.step)
+            by_collapse = arguments.best_metric not in ("accuracy", "mean_class_accuracy")
+            due = last or by_collapse or self.monitor.due_at_epoch(progress.epoch, progress.step)
             record |= self.monitor.validate(neural_collapse=due)
+            better = score(record, arguments.best_metric) - progress.best_score
+            if better > 0:
+                progress.improved_epoch = progress.epoch
             # Of equals the last: collapse goes on after the accuracy stands still.
-            if (accuracy := record["validation_accuracy"]) >= progress.best_accuracy:
-                progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
+            if better >= 0:
+                progress.best_score += better
+                progress.best_epoch = progress.epoch
                 if self.accelerator.is_main_process:
-                    save_model(self.model, self.processor, self.output_dir / "best")
+                    save_model(step.evaluated_model, self.processor, self.output_dir / "best")
         self._log(record)
-        if last or progress.epoch % arguments.checkpoint_every == 0:
+        if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()
+        patience = arguments.early_stopping_patience
+        if self.is_over and not last:
+            self.accelerator.print(
+                f"No better {arguments.best_metric} in {patience} epochs: stopping early."
+            )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or none was better for `--early_stopping_patience`."""
+        progress, patience = self.progress, self.arguments.early_stopping_patience
+        waited = progress.epoch - progress.improved_epoch
+        return progress.epoch >= self.arguments.epochs or (patience or math.inf) <= waited
 
     def _save_checkpoint(self) -> Path:
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
@@ -371,12 +376,16 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             self.log.append(record)
             tqdm.write(epoch_line(record))
-        self.accelerator.log(flat_record(record), step=self.progress.step)
+        flat = flat_record(record)
+        del flat["step"]  # trackers have it beside the values
+        self.accelerator.log(flat, step=self.progress.step)
 
     def _update_class_means(self) -> None:
+        step = self.optimizer_step
         if self.model.config.prototypes == "class_means":
-            means = training_class_means(self.model, self.eval_loaders["train"], self.accelerator)
-            self.model.set_prototypes(means)
+            loader = self.eval_loaders["train"]
+            means = training_class_means(step.evaluated_model, loader, self.accelerator)
+            step.set_prototypes(means)
 
 
 def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import datasets
 
     from .configuration_protosphere import ProtoSphereConfig
+
+
+# What Pillow raises for broken images; SyntaxError for a broken PNG.
+UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
 
 
 def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:
@@ -113,46 +117,60 @@ class _Images(Dataset):
         return self.__getitems__([index])[0]
 
 
-class TrainingImages(_Images):
-    """Augmented images; the randomness of each depends only on (seed, epoch, index, view).
+class RandomViews:
+    """Augmented views of an image; the randomness of each depends only on (seed, epoch, index,
+    view).
 
-    So the images of an epoch are the same whatever the number of workers, and after resuming.
+    Args:
+        transform: PIL image → (C, H, W).
+        views: more than one gives (V, C, H, W).
+    """
+
+    def __init__(self, transform: Any, *, views: int = 1, seed: int = 0) -> None:
+        self.transform, self.views, self.seed, self.epoch = transform, views, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        views = []
+        # Transforms draw from torch's global generator, whose state is everybody else's too.
+        with torch.random.fork_rng(devices=[]):
+            for view in range(self.views):
+                # Not torch.manual_seed, which seeds every device: as slow as an augmentation.
+                position = hash((self.seed, self.epoch, index, view))
+                torch.default_generator.manual_seed(position % 2**63)
+                views.append(self.transform(image))
+        return views[0] if self.views == 1 else torch.stack(views)
+
+
+class TrainingImages(_Images):
+    """Augmented images, as `RandomViews` makes them.
+
+    So the images of an epoch are the same whatever the number of workers, and after resuming. An
+    index beyond the split's size is a repetition of the image at index % size, augmented anew.
 
     Args:
         split: with columns "image" and "label".
-        transform: PIL image → (C, H, W).
-        views: more than one gives (V, C, H, W).
+        transform, views, seed: as in `RandomViews`.
     """
 
     def __init__(
         self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0
     ) -> None:
         self.split = split
-        self.transform = transform
-        self.views = views
-        self.seed = seed
-        self.epoch = 0
+        self.views = RandomViews(transform, views=views, seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Call before the epoch's iterator is made: workers get a copy of the data set then."""
-        self.epoch = epoch
+        self.views.set_epoch(epoch)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self.split[indices]
-        # Transforms draw from torch's global generator, whose state is everybody else's too.
-        with torch.random.fork_rng(devices=[]):
-            return [
-                {"pixel_values": self._views(image, index), "labels": label}
-                for image, label, index in zip(rows["image"], rows["label"], indices)
-            ]
-
-    def _views(self, image: Image.Image, index: int) -> Tensor:
-        views = []
-        for view in range(self.views):
-            # Not torch.manual_seed, which seeds every device: as slow as a whole augmentation.
-            torch.default_generator.manual_seed(hash((self.seed, self.epoch, index, view)) % 2**63)
-            views.append(self.transform(image))
-        return views[0] if self.views == 1 else torch.stack(views)
+        rows = self.split[[index % len(self) for index in indices]]
+        return [
+            {"pixel_values": self.views(image, index), "labels": label}
+            for image, label, index in zip(rows["image"], rows["label"], indices)
+        ]
 
 
 class EvaluationImages(_Images):

@@ -2,14 +2,9 @@
 
 import pytest
 
-from hf_protosphere.arguments import (
-    EvaluateArguments,
-    PlotArguments,
-    TrainArguments,
-    parse_arguments,
-    write_yaml,
-)
+from hf_protosphere.arguments import EvaluateArguments, PlotArguments, TrainArguments
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.parsing import parse_arguments, write_yaml
 
 
 def parse(*argv, cls=TrainArguments):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from hf_protosphere import ProtoSphereConfig
-from hf_protosphere.augmentation import NUMBERS, BatchAugmentation
+from hf_protosphere.augmentation import NUMBERS, BatchAugmentation, uniform_numbers
 
 KINDS = ("none", "crop", "resized_crop", "contrastive")
 
@@ -19,12 +19,10 @@ def images(num=6, side=32):
     return (255 * F.interpolate(coarse, size=side, mode="bilinear")).round().to(torch.uint8)
 
 
-def augmentation(kind="resized_crop", *, size=32, num_images=6, flip=False, **options):
+def augmentation(kind="resized_crop", *, size=32, flip=False, **options):
     plain = {"image_mean": [0.0] * 3, "image_std": [1 / 255] * 3}  # values stay 0 to 255
     config = ProtoSphereConfig(image_size=size, num_labels=2, **plain)
-    return BatchAugmentation(
-        config, augmentation=kind, horizontal_flip=flip, num_images=num_images, **options
-    )
+    return BatchAugmentation(config, augmentation=kind, horizontal_flip=flip, **options)
 
 
 def batch(pixels, index=None):
@@ -36,8 +34,15 @@ def decide(augment, **numbers):
     """Fix the uniform numbers of all images, one value or one for each image."""
     if "area" in numbers:
         numbers |= {"area 0": numbers.pop("area"), "aspect 0": numbers.pop("aspect")}
-    for name, value in numbers.items():
-        augment.numbers[:, :, NUMBERS.index(name)] = torch.as_tensor(value)[..., None]
+    drawn = augment.numbers
+
+    def decided(index, view):
+        table = drawn(index, view)
+        for name, value in numbers.items():
+            table[:, NUMBERS.index(name)] = torch.as_tensor(value)
+        return table
+
+    augment.numbers = decided
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,15 +59,48 @@ def test_an_image_is_augmented_alike_in_any_batch(kind, views):
         assert alone["labels"] == 10 * i
 
 
-def test_epochs_seeds_views_and_images_differ():
-    first = augmentation(views=2, seed=0)
-    before = first.numbers.clone()
-    assert len(before.flatten().unique()) > 0.99 * before.numel()
-    first.set_epoch(1)
-    assert not torch.equal(before, first.numbers)
-    first.set_epoch(0)
-    assert torch.equal(before, first.numbers)
-    assert not torch.equal(before, augmentation(views=2, seed=1).numbers)
+def test_epochs_seeds_views_images_and_repetitions_differ():
+    def numbers(seed=0, epoch=0, view=0, offset=0):
+        augment = augmentation(views=2, seed=seed)
+        augment.set_epoch(epoch)
+        return augment.numbers(torch.arange(6) + offset, view)
+
+    variants = [numbers(), numbers(seed=1), numbers(epoch=1), numbers(view=1), numbers(offset=6)]
+    everything = torch.stack(variants).flatten()
+    assert len(everything.unique()) > 0.99 * len(everything)
+    assert torch.equal(numbers(epoch=1), variants[2])
+
+
+def splitmix64(index, key, count, column):
+    """The definition, in Python's own integers."""
+
+    def mixed(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    counter = (index * count + column) * 0x9E3779B97F4A7C15 % 2**64
+    return (mixed((mixed(counter) + key) % 2**64) >> 40) / 2**24
+
+
+def test_uniform_numbers_are_those_of_their_definition():
+    keys, rows = (0, 1, -1, 2**63 - 1, -(2**63), hash((3, 4, 5))), [0, 1, 7, 1_281_167, 2**40]
+    for key in keys:
+        numbers = uniform_numbers(torch.tensor(rows), key, 3)
+        expected = [[splitmix64(row, key, 3, column) for column in range(3)] for row in rows]
+        assert numbers.tolist() == expected
+
+
+def test_uniform_numbers_are_uniform_and_independent():
+    numbers = torch.stack([uniform_numbers(torch.arange(20_000), key, 4) for key in range(3)], -1)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = torch.histc(numbers, bins=100, min=0, max=1)
+    expected = numbers.numel() / 100
+    assert ((counts - expected) ** 2 / expected).sum() < 160  # chi² of 99 degrees: p = 1e-4
+    columns = torch.cat([numbers.flatten(1), numbers.flatten(1).roll(1, 0)], 1).T
+    correlations = torch.corrcoef(columns) - torch.eye(len(columns))
+    assert correlations.abs().max() < 4.5 / 20_000**0.5
 
 
 def test_none_takes_the_centre():
@@ -77,17 +115,18 @@ def test_crop_is_a_crop_of_the_padded_image(flip):
     decide(augment, x=[0.0, 0.3, 0.5, 0.7, 0.9, 0.999], y=[0.999, 0.5, 0.0, 0.2, 0.4, 0.6])
     decide(augment, flip=0.2 if flip else 0.8)
     seen = augment(batch(pixels))["pixel_values"]
-    padded = F.pad(pixels, (4, 4, 4, 4)).float()
+    padded, numbers = F.pad(pixels, (4, 4, 4, 4)).float(), augment.numbers(torch.arange(6), 0)
     for i in range(6):
-        left, top = (int(9 * augment.numbers[i, 0, NUMBERS.index(name)]) for name in ("x", "y"))
+        left, top = (int(9 * numbers[i, NUMBERS.index(name)]) for name in ("x", "y"))
         expected = padded[i, :, top : top + 32, left : left + 32]
         expected = expected.flip(-1) if flip else expected
         assert torch.allclose(seen[i], expected, atol=1e-2), i
 
 
 def test_resized_crops_lie_inside_and_have_the_areas_of_torchvision():
-    augment = augmentation(num_images=4000, size=32)
-    windows = augment._windows(32, dict(zip(NUMBERS, augment.numbers[:, 0].T)))
+    augment = augmentation(size=32)
+    numbers = augment.numbers(torch.arange(4000), 0)
+    windows = augment._windows(32, dict(zip(NUMBERS, numbers.T)))
     width, x, height, y = windows[:, 0, 0], windows[:, 0, 2], windows[:, 1, 1], windows[:, 1, 2]
     assert ((width + x.abs() <= 1 + 1e-6) & (height + y.abs() <= 1 + 1e-6)).all()
     areas, aspects = width * height, width / height
@@ -143,7 +182,7 @@ def test_hue_turns_and_keeps_luminance_and_gray():
 
 
 def test_gray_and_untouched_images():
-    augment, pixels = augmentation("contrastive", num_images=6), images()
+    augment, pixels = augmentation("contrastive"), images()
     decide(augment, area=1.0, aspect=0.5, jitter=0.9, gray=0.9)
     assert torch.allclose(augment(batch(pixels))["pixel_values"], pixels.float(), atol=1e-2)
     decide(augment, gray=0.1)
@@ -156,6 +195,6 @@ def test_values_are_normalised():
     config = ProtoSphereConfig(
         image_size=32, num_labels=2, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]
     )
-    augment = BatchAugmentation(config, augmentation="none", horizontal_flip=False, num_images=6)
+    augment = BatchAugmentation(config, augmentation="none", horizontal_flip=False)
     expected = v2.functional.normalize(images() / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert torch.allclose(augment(batch(images()))["pixel_values"], expected, atol=1e-4)

@@ -62,7 +62,7 @@ def test_groups_by_frequency():
 def test_a_long_tailed_training_shows_and_saves_its_counts(digits_folder, tmp_path, capsys):
     arguments = TrainArguments(
         dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=1,
-        backbone="test_resnet", batch_size=8, num_workers=0, tensorboard=False,
+        backbone="test_resnet", batch_size=8, num_workers=0, report_to=["none"],
         imbalance="exp", imbalance_factor=0.1,
     )  # fmt: skip
     results = train(arguments)

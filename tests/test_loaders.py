@@ -3,13 +3,16 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
 
 from hf_protosphere import ProtoSphereConfig, loaders
 from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.data import load_image_dataset
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.image_cache import CachedImages
+from hf_protosphere.labels import labels_of
 from hf_protosphere.loaders import TrainingBatches, evaluation_loader
+from hf_protosphere.samplers import ClassBalancedBatches
 from hf_protosphere.transforms import build_image_processor
 
 
@@ -54,6 +57,30 @@ def test_an_epoch_repeats_itself_also_from_its_middle(images, cache_images, view
     for (pixels, labels), (again, labels_again) in zip(whole[3:], rest):
         assert torch.equal(pixels, again)
         assert torch.equal(labels, labels_again)
+
+
+@pytest.mark.parametrize("cache_images", [True, False])
+def test_class_balanced_batches(images, cache_images):
+    options = {"classes_per_batch": 2, "batch_size": 8, "cache_images": cache_images}
+    one = batches(images, **options, augmentation="crop")
+    whole = as_list(one.epoch(4))
+    assert len(whole) == 108 // 8
+    for _, labels in whole:
+        assert sorted(labels.bincount(minlength=3).tolist()) == [0, 4, 4]
+    rest = as_list(batches(images, **options, augmentation="crop").epoch(4, skip=5))
+    for (pixels, labels), (again, labels_again) in zip(whole[5:], rest, strict=True):
+        assert torch.equal(pixels, again)
+        assert torch.equal(labels, labels_again)
+    assert not torch.equal(whole[0][0], as_list(one.epoch(5))[0][0])
+
+
+def test_processes_get_class_balanced_batches_without_common_images(images):
+    labels = labels_of(images.splits["train"])
+    sampler = ClassBalancedBatches(labels, 3, 6, seed=0, batches_per_step=2)
+    shards = [BatchSamplerShard(sampler, 2, process) for process in range(2)]
+    assert len(shards[0]) == len(shards[1]) == 108 // 12
+    for first, second in zip(*shards, strict=True):
+        assert not {i % 108 for i in first} & {i % 108 for i in second}
 
 
 def test_evaluation_is_cached_on_request(images):

@@ -7,7 +7,7 @@ import pytest
 from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.checkpoints import read_metrics
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.monitoring import Stopwatch, first_reached
+from hf_protosphere.monitoring import Stopwatch, first_reached, score
 from hf_protosphere.training import train
 
 
@@ -54,7 +54,7 @@ def arguments(digits_folder, tmp_path):
         defaults = {
             "dataset_name": str(digits_folder), "output_dir": str(tmp_path / "run"),
             "backbone": "test_resnet", "epochs": 2, "batch_size": 16, "optimizer": "adamw",
-            "augmentation": "crop", "num_workers": 0, "tensorboard": False,
+            "augmentation": "crop", "num_workers": 0, "report_to": ["none"],
         }  # fmt: skip
         return TrainArguments(**defaults | kwargs)
 
@@ -103,3 +103,13 @@ def test_measuring_changes_nothing_that_is_trained(arguments, tmp_path):
 def test_refused_before_any_work(arguments, wrong, message):
     with pytest.raises(ArgumentError, match=message):
         arguments(**wrong)
+
+
+def test_score_is_higher_for_better():
+    record = {
+        "validation_accuracy": 0.9,
+        "validation_mean_class_accuracy": 0.8,
+        "validation_neural_collapse": {"attained": {"overall": 40.0, "nc1_cdnv": 70.0}},
+    }
+    names = ("accuracy", "mean_class_accuracy", "neural_collapse", "nc1_cdnv")
+    assert [score(record, name) for name in names] == [0.9, 0.8, 40.0, 70.0]

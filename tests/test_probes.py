@@ -44,7 +44,7 @@ def test_only_the_linear_probe_sees_norms():
 def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path, capsys):
     arguments = TrainArguments(
         dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=2,
-        backbone="test_resnet", batch_size=16, num_workers=0, tensorboard=False, objective="scl",
+        backbone="test_resnet", batch_size=16, num_workers=0, report_to=["none"], objective="scl",
         projection="mlp", projection_dim=16, linear_probe=True, normalized_linear_probe=True,
         probe_epochs=20, optimizer="adamw",
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_finished_run_is_probed_by_resuming_it(digits_folder, tmp_path):
     def run(**options):
         arguments = {
             "dataset_name": str(digits_folder), "output_dir": str(tmp_path / "run"), "epochs": 1,
-            "backbone": "test_resnet", "batch_size": 16, "num_workers": 0, "tensorboard": False,
+            "backbone": "test_resnet", "batch_size": 16, "num_workers": 0, "report_to": ["none"],
         }  # fmt: skip
         return train(TrainArguments(**arguments, **options))
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_protosphere.arguments import TrainArguments, parse_arguments
+from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.parsing import parse_arguments
 from hf_protosphere.planning import dry_run
 
 RECIPES = sorted((Path(__file__).parents[1] / "scripts" / "recipes").glob("*.yaml"))

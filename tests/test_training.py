@@ -31,7 +31,7 @@ def arguments(digits_folder, tmp_path):
             "augmentation": "crop",
             "horizontal_flip": False,
             "num_workers": 0,
-            "tensorboard": False,
+            "report_to": ["none"],
         }
         return TrainArguments(**{**defaults, **kwargs})
 
@@ -39,7 +39,9 @@ def arguments(digits_folder, tmp_path):
 
 
 def test_a_run_leaves_a_model_anyone_can_load_and_a_record(arguments, tmp_path):
-    results = train(arguments(epochs=12, batch_size=16, validation_fraction=0.2, tensorboard=True))
+    results = train(
+        arguments(epochs=12, batch_size=16, validation_fraction=0.2, report_to=["tensorboard"])
+    )
     run = tmp_path / "run"
     assert json.loads((run / "results.json").read_text()) == results
     assert results["test"]["num_images"] == 45
@@ -160,6 +162,75 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     checkpoint = newest_checkpoint(tmp_path / "run" / "checkpoints")
     weights = load_file(checkpoint / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_the_average_of_the_weights_is_evaluated_kept_and_resumed(arguments, tmp_path, monkeypatch):
+    options = {"epochs": 2, "batch_size": 16, "ema_decay": 0.9}
+    train(arguments(**options, output_dir=str(tmp_path / "whole")))
+    run = training.TrainingRun(arguments(**options, output_dir=str(tmp_path / "by_hand")))
+    last = {name: value.clone() for name, value in run.model.state_dict().items()}
+    average = dict(last)
+    for step, batches in enumerate(run.groups_of_batches(), 1):
+        run.step(batches)
+        run.progress.step += 1
+        last = {name: value.clone() for name, value in run.model.state_dict().items()}
+        decay = min(0.9, 1 - step ** (-2 / 3)) if step > 1 else 0.0
+        for name, value in last.items():
+            if value.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * value
+    kept = run.optimizer_step.evaluated_model.state_dict()
+    for name, value in average.items():
+        if value.is_floating_point():
+            assert torch.allclose(kept[name], value, atol=1e-5), name
+    assert not torch.equal(
+        last["protosphere.backbone.conv1.0.weight"], kept["protosphere.backbone.conv1.0.weight"]
+    )
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=9)
+        with pytest.raises(TrainingInterrupted):
+            train(arguments(**options))
+    train(arguments(**options, resume=True))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_label_smoothing_and_mixup_of_the_baseline(arguments, tmp_path):
+    plain = {"objective": "cross_entropy", "backbone_kwargs": {"drop_rate": 0.0}, "epochs": 1}
+    run = training.TrainingRun(arguments(**plain, label_smoothing=0.2))
+    batch = next(run.batches.epoch(0))
+    logits = run.model.train()(batch["pixel_values"]).logits
+    expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.2)
+    assert run.step([batch])[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+    mixed = {**plain, "mixup": 0.8, "output_dir": str(tmp_path / "mixed")}
+    run = training.TrainingRun(arguments(**mixed))
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    losses = []
+    for _ in range(2):  # the same step twice: the same shares
+        run.model.load_state_dict(weights)
+        batch = next(run.batches.epoch(0))
+        losses.append(run.step([batch])[0].item())
+    assert losses[0] == losses[1]
+    run.model.load_state_dict(weights)
+    logits = run.model.train()(next(run.batches.epoch(0))["pixel_values"]).logits
+    unmixed = F.cross_entropy(logits, batch["labels"]).item()
+    assert abs(losses[0] - unmixed) > 1e-3
+
+
+def test_early_stopping_by_a_figure_of_neural_collapse(arguments, tmp_path, capsys):
+    # Nothing changes, batch norm's statistics included: no epoch is better than the first.
+    still = {"backbone": "test_vit", "learning_rate": 1e-30, "weight_decay": 1e-30}
+    options = {**still, "best_metric": "nc1_cdnv", "nc_every": 0, "epochs": 9}
+    results = train(arguments(**options, early_stopping_patience=2))
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(records) == 3
+    assert all("validation_neural_collapse" in record for record in records)
+    assert "No better nc1_cdnv in 2 epochs: stopping early." in capsys.readouterr().out
+    assert results["best_epoch"] == 3  # of equals the last
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000009"
+    train(arguments(**options, early_stopping_patience=4, resume=True))  # goes on
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 5
 
 
 def test_the_output_folder_is_never_overwritten_by_accident(arguments, tmp_path):

@@ -41,7 +41,7 @@ def our_run(a: argparse.Namespace, folder: str, **options: object) -> TrainingRu
     defaults = {
         "dataset_name": a.dataset_name, "output_dir": folder, "backbone": a.backbone,
         "objective": "cross_entropy", "batch_size": a.batch_size, "epochs": 100,
-        "max_train_samples": a.images, "max_eval_samples": 1000, "tensorboard": False,
+        "max_train_samples": a.images, "max_eval_samples": 1000, "report_to": ["none"],
         "augmentation": "resized_crop", "overwrite": True, "nc_every": 0, "nc_train_samples": 0,
     }  # fmt: skip
     with redirect_stdout(StringIO()):

@@ -20,7 +20,7 @@ def start(digits_folder, folder, *more):
         *("--dataset_name", digits_folder, "--output_dir", folder, "--backbone", "test_resnet"),
         *("--objective", "scl", "--augmentation", "contrastive", "--epochs", 40),
         *("--batch_size", 16, "--optimizer", "adamw", "--num_workers", 0, "--nc_every", 2),
-        *("--tensorboard", "false", *more),
+        *("--report_to", "none", *more),
     ]
     log = Path(folder).with_suffix(".log").open("a")
     return subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)

@@ -1,0 +1,237 @@
+"""Groups of arguments that jobs share: the groups of `--help`, the base classes of `arguments`.
+
+The `help` of a field is its documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def flag(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    _argument_group_name = "data"
+
+    dataset_name: str = field(
+        metadata={
+            "help": "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of "
+            "images with one sub-folder per class, or a folder written by save_to_disk."
+        }
+    )
+    dataset_config: str | None = flag("Configuration (subset) of the data set.")
+    dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
+    image_column: str | None = flag("Column of images; found by its type when not given.")
+    label_column: str | None = flag("Column of labels; found by its type when not given.")
+    train_split: str = flag("Split to train on, or to take class means from.", "train")
+    on_bad_image: Literal["error", "skip"] = flag(
+        "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
+    )
+    check_images: bool = flag(
+        "Decode every image once before the work starts (remembered for the next time).", True
+    )
+    cache_images: bool | None = flag(
+        "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
+        "cache of datasets, and augments whole batches on the device. By default where they fit "
+        "on the disk; else, and with false, worker processes decode them in every epoch."
+    )
+    max_train_samples: int | None = flag("Use only so many training images, balanced by class.")
+    max_eval_samples: int | None = flag("Use only so many images of each other split.")
+    num_workers: int = flag(
+        "Processes that load images, for each training process. The result does not depend on it.",
+        2,
+    )
+
+
+@dataclass(kw_only=True)
+class SplitArguments:
+    _argument_group_name = "splits"
+
+    validation_split: str | None = flag(
+        "Split to validate on; by default one called validation, val, valid or dev, else "
+        "--validation_fraction of the training images."
+    )
+    test_split: str | None = flag("Split for the final evaluation; 'test' when there is one.")
+    validation_fraction: float = flag(
+        "Share of the training images, drawn class by class, to validate on when there is no "
+        "validation split. 0 trains on all images and validates on the training set.",
+        0.1,
+    )
+    imbalance: Literal["exp", "step"] | None = flag(
+        "Make the training images long-tailed: exp, each class a constant factor smaller than the "
+        "one before; step, the second half of the classes small. Other splits stay as they are."
+    )
+    imbalance_factor: float = flag("Images of the smallest class over the largest's.", 0.01)
+
+
+@dataclass(kw_only=True)
+class StreamingArguments:
+    _argument_group_name = "streaming"
+
+    streaming: bool = flag(
+        "Read the training images from the Hub, or the disk, as they are needed, instead of "
+        "downloading them first. Other splits are downloaded. The order then depends on the "
+        "number of processes and workers.",
+        False,
+    )
+    shuffle_buffer: int = flag(
+        "Images from which the next one is drawn, in each worker; files are shuffled as well.",
+        10_000,
+    )
+    num_train_images: int | None = flag(
+        "How many there are, when the data set does not say: the length of an epoch."
+    )
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    _argument_group_name = "model"
+
+    backbone: str = flag(
+        "A timm architecture, a transformers model type, or, with --pretrained, a transformers "
+        "checkpoint.",
+        "resnet18",
+    )
+    backbone_source: Literal["timm", "transformers"] = flag("Where the backbone is from.", "timm")
+    backbone_kwargs: str | None = flag(
+        "Options of the backbone as JSON, such as '{\"patch_size\": 4}'."
+    )
+    pretrained: bool = flag("Start from the backbone's pretrained weights.", False)
+    small_images: bool = flag(
+        "ResNets begin with a 3x3 convolution of stride 1 and no max-pooling: for 32 pixels or so.",
+        False,
+    )
+    projection: Literal["none", "linear", "mlp"] = flag(
+        "Map from the backbone's features to the sphere.", "none"
+    )
+    projection_dim: int = flag("Dimension of the embeddings, with a projection.", 128)
+    objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] = flag(
+        "What to train: nonl and ntce (prototypes against the batch), scl (views against views, "
+        "then class means), normface (images against prototypes), or the cross_entropy baseline.",
+        "nonl",
+    )
+    prototypes: Literal["learned", "simplex_etf", "class_means"] | None = flag(
+        "learned; simplex_etf, fixed at the optimum; or class_means, recomputed after every epoch "
+        "(the default for scl)."
+    )
+    temperature: float = flag("Cosines are divided by it, in the loss and in the scores.", 0.1)
+    image_size: int | None = flag(
+        "Side of the square input. By default the images' own size, rounded up to a multiple of "
+        "32, at most 224."
+    )
+    num_channels: int | None = flag("1 or 3; by default what the images have.")
+
+
+@dataclass(kw_only=True)
+class OptimizationArguments:
+    _argument_group_name = "optimisation"
+
+    epochs: int = flag("Passes over the training images.", 100)
+    batch_size: int = flag("Images per process and step; the negatives of NTCE and NONL.", 256)
+    classes_per_batch: int | None = flag(
+        "Every batch holds so many classes with the same number of images each: class-balanced "
+        "sampling, for long tails and many classes. By default images come at random."
+    )
+    gradient_accumulation_steps: int = flag(
+        "Batches per optimiser step. NTCE, NONL and SCL contrast across all of them, exactly, at "
+        "the price of one more forward pass.",
+        1,
+    )
+    optimizer: Literal["sgd", "adamw"] = flag("SGD with momentum, or AdamW.", "sgd")
+    learning_rate: float | None = flag(
+        "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW."
+    )
+    momentum: float = flag("Of SGD (Nesterov).", 0.9)
+    weight_decay: float | None = flag(
+        "Not applied to biases, norms and prototypes. By default 1e-4 for SGD, 0.05 for AdamW."
+    )
+    schedule: Literal["cosine", "constant"] = flag("Of the learning rate, after warm-up.", "cosine")
+    warmup_epochs: float = flag("Linear warm-up from 0; fractions of an epoch are fine.", 1.0)
+    max_grad_norm: float | None = flag("Clip the gradient to this norm.")
+    augmentation: Literal["none", "crop", "resized_crop", "contrastive"] = flag(
+        "crop: shift by an eighth; resized_crop: as for ImageNet; contrastive: with colour jitter, "
+        "as for SCL.",
+        "resized_crop",
+    )
+    horizontal_flip: bool = flag("Mirror images at random. Not for digits or text.", True)
+    views: int | None = flag(
+        "Augmented views of each image per step. By default 2 for scl, else 1."
+    )
+    sync_batchnorm: bool = flag(
+        "Batch norm over the images of all processes (several CUDA devices only).", False
+    )
+    label_smoothing: float = flag("Of the cross_entropy baseline only, in [0, 1).", 0.0)
+    mixup: float = flag(
+        "Mix pairs of images, by a share drawn from Beta(a, a): the cross_entropy baseline only.",
+        0.0,
+    )
+    ema_decay: float | None = flag(
+        "Evaluate and keep an exponential moving average of the weights, such as 0.999, in place "
+        "of the last ones."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = flag("Of the backbone, not the losses.", "no")
+    channels_last: bool = flag(
+        "Lay out images and convolutions channel by channel last: faster on recent GPUs.", False
+    )
+    compile: bool = flag("Compile the model with torch.compile: slow to start, then faster.", False)
+    seed: int = flag("Of weights, order, augmentation and the validation split.", 0)
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    _argument_group_name = "run"
+
+    output_dir: str = flag("Folder for the model, metrics, curves and checkpoints.", "outputs/run")
+    overwrite: bool = flag("Replace an earlier run in --output_dir.", False)
+    dry_run: bool = flag(
+        "Build everything, take two steps, print the plan with memory and time, and leave nothing "
+        "behind.",
+        False,
+    )
+    resume: bool = flag("Go on from the last checkpoint in --output_dir.", False)
+    eval_batch_size: int | None = flag("By default twice --batch_size.")
+    evaluate_every: int = flag("Epochs between evaluations on the validation split.", 1)
+    nc_every: int = flag(
+        "Epochs between neural-collapse metrics, at an evaluation; 0 for the end only.", 1
+    )
+    nc_every_steps: int = flag("Measure after every so many steps as well; 0 for never.", 0)
+    nc_train_samples: int | None = flag(
+        "Measure on so many training images too, a fixed sample balanced by class; 0 for none. By "
+        "default 1 %% of them, but at least 10 of each class and at most 10,000."
+    )
+    nc_target: float = flag(
+        "Report when each figure first attains this percentage of its optimum.", 95.0
+    )
+    best_metric: str = flag(
+        "What the best epoch, whose model is kept, is chosen by, on the validation split: "
+        "accuracy, mean_class_accuracy, neural_collapse (its least attained figure) or one of its "
+        "figures, such as nc1_cdnv.",
+        "accuracy",
+    )
+    early_stopping_patience: int | None = flag(
+        "Stop after so many epochs without a better --best_metric."
+    )
+    checkpoint_every: int = flag("Epochs between checkpoints to resume from.", 1)
+    keep_checkpoints: int = flag("How many of them to keep, the newest.", 1)
+    linear_probe: bool = flag(
+        "At the end, also train a linear layer on the frozen backbone's features, the usual way "
+        "after SCL: accuracy and time beside those of the class means.",
+        False,
+    )
+    normalized_linear_probe: bool = flag(
+        "The same on the sphere: features and weights of unit norm.", False
+    )
+    probe_epochs: int = flag("Passes over the features for each probe.", 90)
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Trackers: tensorboard, trackio, wandb, several of them, or none. By default "
+            "tensorboard when it is installed."
+        },
+    )
+    project: str = flag("Name of the project in trackio and wandb.", "hf_protosphere")
+    run_name: str | None = flag("Name of the run there; by default that of --output_dir.")
