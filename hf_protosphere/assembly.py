@@ -86,7 +86,6 @@ def load_training_data(arguments: TrainArguments) -> ImageDataset:
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
-        dynamo_backend="inductor" if arguments.compile else None,
         log_with=arguments.report_to or None,
         project_config=ProjectConfiguration(
             arguments.output_dir, f"{arguments.output_dir}/tensorboard"

@@ -39,7 +39,9 @@ class OptimizerStep:
         accelerator: Accelerator,
     ) -> None:
         self.arguments, self.model, self.accelerator = arguments, model, accelerator
-        self.prepared_model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Evaluation, whose batches have other shapes, runs the same weights uncompiled.
+        trained = torch.compile(model) if arguments.compile else model
+        self.prepared_model, self.optimizer = accelerator.prepare(trained, optimizer)
         self.scheduler = scheduler
         accelerator.register_for_checkpointing(scheduler)
         self.average: ModelEmaV3 | None = None

@@ -195,6 +195,33 @@ def test_the_average_of_the_weights_is_evaluated_kept_and_resumed(arguments, tmp
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_channels_last_is_the_same_training(arguments, tmp_path):
+    losses = []
+    for name in ("plain", "channels_last"):
+        options = {"channels_last": name == "channels_last", "objective": "scl", "epochs": 1}
+        run = training.TrainingRun(arguments(**options, output_dir=str(tmp_path / name)))
+        batches = run.batches.epoch(0)
+        losses.append([run.step([next(batches)])[0].item() for _ in range(2)])
+    weight = run.model.protosphere.backbone.conv1[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["nonl", "scl", "cross_entropy"])
+def test_compiled_training_is_the_same_and_resumes(arguments, tmp_path, monkeypatch, objective):
+    options = {"epochs": 2, "batch_size": 16, "objective": objective}
+    train(arguments(**options, output_dir=str(tmp_path / "plain")))
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=8)
+        with pytest.raises(TrainingInterrupted):
+            train(arguments(**options, compile=True))
+    train(arguments(**options, compile=True, resume=True))
+    plain, compiled = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("plain", "run"))
+    for expected, record in zip(plain, compiled, strict=True):
+        assert record["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
+
+
 def test_label_smoothing_and_mixup_of_the_baseline(arguments, tmp_path):
     plain = {"objective": "cross_entropy", "backbone_kwargs": {"drop_rate": 0.0}, "epochs": 1}
     run = training.TrainingRun(arguments(**plain, label_smoothing=0.2))

@@ -5,17 +5,21 @@
 
 - step: one optimiser step on a batch in memory, beside a bare loop of the same network.
 - data: images a second that come augmented, beside torchvision's transforms in a DataLoader with
-  two workers, which is how the examples of transformers and timm's script feed their networks.
+  two workers, which is how the examples of transformers and timm's script feed their networks; and
+  beside kornia, where it is installed, on the same cached images.
 - epoch: a whole epoch beside an Accelerate loop over such a DataLoader, as in the examples of
   transformers without a Trainer.
+- options: the step with --channels_last, --compile and both.
 - memory: resident memory after 3 and after 20 epochs of a small run.
 """
 
 import argparse
+import functools
+import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -30,8 +34,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from hf_protosphere.arguments import TrainArguments
+from hf_protosphere.image_cache import cached_pixels
 from hf_protosphere.stopping import Stop
 from hf_protosphere.training import TrainingRun
+from hf_protosphere.transforms import build_image_processor
 
 NETWORKS = 5  # pairs of them: forward and backward of two equal networks differed by up to 2 %
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -129,9 +135,46 @@ def step_times(a: argparse.Namespace, folder: str) -> list[list[float]]:
     run = our_run(argparse.Namespace(**vars(a) | {"images": 1000}), folder)
     plain = Plain(a, run)
     batch = next(run.batches.epoch(0))
-    run.prepared_model.train()
+    run.optimizer_step.prepared_model.train()
     plain.model.train()
     return interleaved(a.steps, lambda: run.step([batch]), lambda: plain.step(batch))
+
+
+def options_of_the_step(a: argparse.Namespace, folder: str) -> None:
+    """The same network and batch with each option, in turn."""
+    variants = {"--channels_last": {"channels_last": True}, "--compile": {"compile": True}}
+    variants |= {"both": {"channels_last": True, "compile": True}}
+    a = argparse.Namespace(**vars(a) | {"images": 1000})
+    plain, *others = (our_run(a, folder, **options) for options in ({}, *variants.values()))
+    batch = next(plain.batches.epoch(0))
+    for run in (plain, *others):
+        run.optimizer_step.prepared_model.train()
+    print(
+        f"\n| a step of {a.batch_size} images | seconds | without | ratio |\n|---|---:|---:|---:|"
+    )
+    for name, run in zip(variants, others):
+        with_option = functools.partial(run.step, [batch])
+        seconds = interleaved(a.steps, with_option, lambda: plain.step([batch]))
+        medians = [statistics.median(times) for times in seconds]
+        ratio = statistics.median(x / y for x, y in zip(*seconds))
+        print(f"| {name} | {medians[0]:.4f} | {medians[1]:.4f} | {ratio:.3f} |", flush=True)
+
+
+def kornia_batches(a: argparse.Namespace, run: TrainingRun) -> Iterator[Tensor]:
+    import kornia.augmentation as K
+
+    size = run.model.config.image_size
+    augment = K.AugmentationSequential(
+        K.RandomResizedCrop((size, size), scale=(0.5, 1.0)),
+        K.RandomHorizontalFlip(),
+        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        data_keys=["input"],
+    )
+    split, processor = run.images.splits["train"], build_image_processor(run.model.config)
+    pixels = torch.from_numpy(cached_pixels(split, processor, 0, "train"))
+    order = torch.randperm(len(pixels))
+    for index in order.split(a.batch_size)[: len(order) // a.batch_size]:
+        yield augment(pixels[index].float() / 255)
 
 
 def consume(batches: Iterable[object]) -> None:
@@ -153,7 +196,13 @@ def compare(a: argparse.Namespace, folder: str) -> None:
             3, lambda: consume(run.batches.epoch(0)), lambda: consume(plain.loader)
         )
         row(f"{num_images:,} images augmented (ratio of speeds)", ours, theirs, 8, invert=True)
-        for name, seconds in (("ours", ours), ("plain", theirs)):
+        speeds = [("ours", ours), ("plain", theirs)]
+        if importlib.util.find_spec("kornia"):
+            ours, theirs = interleaved(
+                3, lambda: consume(run.batches.epoch(0)), lambda: consume(kornia_batches(a, run))
+            )
+            speeds.append(("kornia", theirs))
+        for name, seconds in speeds:
             speed = num_images / statistics.median(seconds)
             print(f"|   images/s, {name} | {speed:,.0f} | | | |")
     if "epoch" in a.only:
@@ -197,13 +246,15 @@ if __name__ == "__main__":
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--images", type=int, default=20_000, help="training images used")
     parser.add_argument("--steps", type=int, default=40, help="timed steps of each")
-    parts = ["step", "data", "epoch", "memory"]
+    parts = ["step", "options", "data", "epoch", "memory"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="default all")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     print(f"{arguments.backbone}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as folder:
-        if set(arguments.only) != {"memory"}:
+        if {"step", "data", "epoch"} & set(arguments.only):
             compare(arguments, f"{folder}/speed")
+        if "options" in arguments.only:
+            options_of_the_step(arguments, f"{folder}/options")
         if "memory" in arguments.only:
             memory(arguments, f"{folder}/memory")
