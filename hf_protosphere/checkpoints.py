@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .errors import ArgumentError
 
-RUN_FOLDERS = ("checkpoints", "best", "tensorboard")
+RUN_FOLDERS = ("checkpoints", "best", "tensorboard", ".eval_results")
 RUN_FILES = (
     "arguments.yaml", "metrics.jsonl", "results.json", "snapshot.safetensors", "curves.png",
     "neural_collapse.png", "cosines.png", "margins.png", "sphere.png", "config.json",
