@@ -47,6 +47,7 @@ class ImageDataset:
     splits: dict[str, Dataset | IterableDataset]
     label_names: list[str]
     bad_images: dict[str, list[str]] = field(default_factory=dict)  # what was left out, by split
+    sources: dict[str, str] = field(default_factory=dict)  # the data set's own split of each one
     streamed_images: int | None = None  # how many a streamed training split has
 
     @property
@@ -130,7 +131,8 @@ def load_image_dataset(
         DataError: naming the flag, what was found, and the way out.
     """
     loaded = _load(dataset_name, dataset_config, revision, streaming)
-    chosen = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
+    sources = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
+    chosen = {role: loaded[name] for role, name in sources.items()}
     first = next(iter(chosen.values()))
     image_column = _image_column(first, image_column)
     label_column = _label_column(first, label_column)
@@ -163,6 +165,7 @@ def load_image_dataset(
             kept = np.setdiff1d(np.arange(len(splits["train"])), held_out)
             splits["validation"] = splits["train"].select(held_out)
             splits["train"] = splits["train"].select(kept)
+            sources["validation"] = sources["train"]
     for role, limit in (
         ("train", max_train_samples),
         ("validation", max_eval_samples),
@@ -172,10 +175,11 @@ def load_image_dataset(
             splits[role] = balanced_sample(splits[role], limit, seed)
     bad_images = {role: names for role, names in bad_images.items() if names}
     if stream is not None:
-        return ImageDataset({"train": stream, **splits}, names, bad_images, num_train_images)
+        splits = {"train": stream, **splits}
+        return ImageDataset(splits, names, bad_images, sources, num_train_images)
     if need_train:
         _require_all_classes(splits["train"], names)
-    return ImageDataset(splits, names, bad_images)
+    return ImageDataset(splits, names, bad_images, sources)
 
 
 def _load(
@@ -219,14 +223,15 @@ def _load(
 
 def _choose_splits(
     loaded: DatasetDict, train: str, validation: str | None, test: str | None, need_train: bool
-) -> dict[str, Dataset]:
+) -> dict[str, str]:
+    """The name of each split that is needed, by its role."""
     available = ", ".join(loaded)
     if validation is None:
         found = (name for name in VALIDATION_SPLITS if name in loaded and name != test)
         validation = next(found, None)
     if test is None and "test" in loaded:
         test = "test"
-    chosen: dict[str, Dataset] = {}
+    chosen: dict[str, str] = {}
     for role, name, required in (
         ("train", train, need_train),
         ("validation", validation, True),
@@ -239,7 +244,7 @@ def _choose_splits(
             raise DataError(f"--{flag} {name}: the data set has no such split, but {available}.")
         if isinstance(loaded[name], Dataset) and len(loaded[name]) == 0:
             raise DataError(f"split {name!r} of the data set holds no images.")
-        chosen[role] = loaded[name]
+        chosen[role] = name
     return chosen
 
 

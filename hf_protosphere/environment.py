@@ -1,4 +1,7 @@
-"""What a run needs to be repeated, beside its arguments: versions, commit, machine, data, seed."""
+"""What a run needs to be repeated, beside its arguments: versions, commit, machine, data, seed.
+
+Holds command lines and thus paths: for those who ran it, not for publishing (see `provenance`).
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,10 @@ def record_start(
         {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": sys.argv,
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": _device(accelerator.device),
+            "device": device_name(accelerator.device),
             "processes": accelerator.num_processes,
             "git": git_state(),
             "seed": arguments.seed,
@@ -93,7 +96,11 @@ def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
     return {"commit": commit, "changed_files": len(changed)}
 
 
-def _device(device: torch.device) -> str:
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine() if device.type == "cpu" else device.type
+    return f"CPU ({platform.machine()})" if device.type == "cpu" else device.type

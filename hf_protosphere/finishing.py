@@ -13,6 +13,7 @@ from .modeling_protosphere import ProtoSphereForImageClassification
 from .monitoring import first_reached
 from .pictures import draw_run
 from .probes import frozen_features, train_probe
+from .provenance import provenance
 from .reporting import format_classifiers, format_report
 from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import SnapshotCollector
@@ -34,6 +35,7 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     held_out = [split for split in ("validation", "test") if split in loaders] or ["train"]
     snapshot = SnapshotCollector(run.model.prototypes)
     results: dict[str, Any] = {
+        "provenance": provenance(run),
         "best_epoch": progress.best_epoch,
         "training_seconds": progress.training_seconds,
         "images_per_second": progress.step * run.images_per_step / progress.training_seconds,

@@ -1,0 +1,98 @@
+"""A finished run, read from the files that `protosphere train` left in its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .arguments import TrainArguments
+from .configuration_protosphere import ProtoSphereConfig
+from .errors import ArgumentError
+from .parsing import read_yaml
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Configuration, arguments and results, for what comes after training: cards, publishing."""
+
+    folder: Path
+    config: ProtoSphereConfig
+    arguments: TrainArguments
+    results: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> FinishedRun:
+        """
+        Raises:
+            ArgumentError: a folder or a file that is missing or not whole, and what writes it.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ArgumentError(f"{folder}: there is no such folder.")
+        again = (
+            f"`protosphere train --output_dir {folder} ...` writes it at the end of a run; the "
+            "same command with --resume ends one that was stopped."
+        )
+        for name in ("config.json", "arguments.yaml", "results.json"):
+            if not (folder / name).is_file():
+                raise ArgumentError(f"{folder} has no {name}: {again}")
+        try:
+            results = json.loads((folder / "results.json").read_text())
+        except ValueError as error:
+            raise ArgumentError(f"{folder}/results.json is not whole ({error}): {again}") from error
+        try:
+            config = ProtoSphereConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"{folder}/config.json cannot be read: {error}") from error
+        if "provenance" not in results:
+            raise ArgumentError(f"{folder}/results.json has no provenance: {again}")
+        arguments = TrainArguments(**read_yaml(str(folder / "arguments.yaml"), TrainArguments))
+        return cls(folder, config, arguments, results)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.results["provenance"]
+
+    @property
+    def class_names(self) -> list[str]:
+        return [self.config.id2label[i] for i in range(self.config.num_labels)]
+
+    @property
+    def classifier(self) -> str:
+        linear = self.config.objective == "cross_entropy"
+        return "linear" if linear else self.config.prototypes
+
+    @property
+    def held_out(self) -> list[str]:
+        """The evaluated splits; "train" where there were no others."""
+        return [split for split in ("validation", "test", "train") if split in self.results]
+
+    @property
+    def reported(self) -> str:
+        """The split that speaks for the model."""
+        return self.held_out[-1]
+
+    def is_drawn_from_training(self, split: str) -> bool:
+        splits = self.provenance["splits"]
+        return splits[split]["from"] == splits["train"]["from"]
+
+    @property
+    def dataset_id(self) -> str | None:
+        """On the Hub; None for a local one."""
+        return self.provenance["dataset"]
+
+    @property
+    def dataset_name(self) -> str:
+        """Of a local path only the last part, as it is: not safe to print."""
+        name = self.arguments.dataset_name.rstrip("/\\")
+        return self.dataset_id or re.split(r"[/\\]", name)[-1]
+
+    @property
+    def default_name(self) -> str:
+        """For a repository: ASCII letters, digits, - and _."""
+        parts = (self.dataset_name, self.config.backbone, self.config.objective)
+        slugs = [re.sub(r"[^A-Za-z0-9_]+", "-", part)[:28].strip("-_") for part in parts]
+        return "-".join(slug for slug in slugs if slug)
