@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := hf_protosphere scripts tests
 
-.PHONY: help demo test test-slow quality style clean
+.PHONY: help demo hub test test-slow quality style clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 demo: $(VENV)/.installed  ## Train, measure, save and load a classifier of digits (about a minute)
 	$(BIN)/python scripts/demo.py
+
+hub: $(VENV)/.installed  ## A Hub on this machine, to publish and load without an account
+	@$(BIN)/python -m tests.hub_server --port 8765 --folder outputs/hub
 
 test: $(VENV)/.installed  ## The default test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -15,6 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers.utils import logging
 
+from tests.hub_server.fixture import hub  # noqa: F401
+
 logging.disable_progress_bar()
 
 

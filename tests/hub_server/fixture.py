@@ -1,0 +1,51 @@
+"""The fixture `hub`: a fresh Hub, and this process's clients of it."""
+
+from collections.abc import Iterator
+
+import datasets
+import pytest
+import transformers.dynamic_module_utils
+from huggingface_hub import HfFileSystem, constants, hf_api
+
+from .server import HubServer
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch) -> Iterator[HubServer]:
+    """A Hub of its own for this test; huggingface_hub, datasets and transformers use it."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        use(server, monkeypatch)
+        yield server
+    HfFileSystem.clear_instance_cache()  # with what they remember of this Hub
+
+
+def use(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point this process at the server.
+
+    The libraries read the environment when they are imported, which has long happened; so what
+    they read is replaced where they keep it. Processes that a test starts find the environment.
+    """
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    home = server.variables["HF_HOME"]
+    replaced = {
+        constants: {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": f"{home}/hub",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        },
+        hf_api.api: {"endpoint": server.url},  # behind huggingface_hub.create_repo and the like
+        datasets.config: {
+            "HF_ENDPOINT": server.url,
+            "HUB_DATASETS_URL": server.url + "/datasets/{repo_id}/resolve/{revision}/{path}",
+            "HF_HUB_OFFLINE": False,
+        },
+        transformers.dynamic_module_utils: {"HF_MODULES_CACHE": f"{home}/modules"},
+    }
+    for target, attributes in replaced.items():
+        for name, value in attributes.items():
+            monkeypatch.setattr(target, name, value)
