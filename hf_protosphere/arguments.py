@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from .argument_groups import (
@@ -194,6 +195,38 @@ class PlotArguments:
     def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, "nc_target", "(0, 100]")
+
+
+@dataclass(kw_only=True)
+class PublishArguments:
+    """What to publish, and where. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "publish"
+
+    folder: str = field(metadata={"help": "Folder of a finished run."})
+    repo_id: str = field(metadata={"help": "Where: 'user/name' on the Hub."})
+    private: bool = flag("Make a new repository private.", False)
+    revision: str | None = flag("Tag the commit with this name, such as v1.0.")
+    create_pr: bool = flag("Open a pull request instead of a commit on main.", False)
+    license: str | None = flag(
+        "Of the weights, as the Hub names it, such as apache-2.0. Without one the card says so."
+    )
+    notes: str | None = flag("File of Markdown to be printed in the card.")
+    benchmark_task: str | None = flag(
+        "Enter the accuracy in the leaderboard of the data set under this task."
+    )
+    commit_message: str = flag("What the commit is called.", "Publish by hf_protosphere")
+
+    def __post_init__(self) -> None:
+        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
+            raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
+        if self.create_pr and self.revision is not None:
+            raise ArgumentError(
+                f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
+                "leave out one of the two."
+            )
+        if self.notes is not None and not Path(self.notes).is_file():
+            raise ArgumentError(f"--notes {self.notes}: there is no such file.")
 
 
 def _trackers(names: list[str] | str | None) -> list[str]:

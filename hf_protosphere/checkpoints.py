@@ -25,12 +25,16 @@ MAY_DIFFER_ON_RESUME = {
     "normalized_linear_probe", "probe_epochs", "early_stopping_patience",
 }  # fmt: skip
 RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb", ".eval_results")
+# Configuration, weights, image processor and the code that travels with them.
+MODEL_FILES = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json",
+    "preprocessor_config.json", "*_protosphere.py", "backbones.py", "contrast.py", "losses.py",
+    "prototypes.py",
+)  # fmt: skip
 RUN_FILES = (
-    "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
-    "snapshot.safetensors", "curves.png",
-    "neural_collapse.png", "cosines.png", "margins.png", "sphere.png", "config.json",
-    "model.safetensors", "preprocessor_config.json", "*_protosphere.py", "losses.py",
-    "contrast.py", "prototypes.py", "backbones.py",
+    *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
+    "snapshot.safetensors", "curves.png", "neural_collapse.png", "cosines.png", "margins.png",
+    "sphere.png",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ Image classifiers with class prototypes on the hypersphere.
 commands:
   train      train a classifier on a data set of the Hub or a local folder
   evaluate   accuracy and neural collapse of a checkpoint on a data set
+  publish    send a finished run to the Hub, with a card
   plot       draw the pictures of one run again, or compare several
 
 `protosphere COMMAND --help` explains every argument. For several processes or machines:
@@ -71,6 +72,22 @@ def _evaluate(argv: Sequence[str]) -> Any:
     return evaluate(arguments)
 
 
+def _publish(argv: Sequence[str]) -> Any:
+    from .arguments import PublishArguments
+    from .parsing import parse_arguments
+
+    description = (
+        "Publish a finished run on the Hub: weights, configuration, code, card, metrics and "
+        "pictures in one commit, then a tag. Log in by `hf auth login` first."
+    )
+    if argv and not argv[0].startswith("-"):  # `protosphere publish outputs/run`
+        argv = ["--folder", *argv]
+    arguments = parse_arguments(PublishArguments, argv, "protosphere publish", description)
+    from .hub import publish
+
+    return publish(arguments)
+
+
 def _plot(argv: Sequence[str]) -> Any:
     from .arguments import PlotArguments
     from .parsing import parse_arguments
@@ -90,6 +107,7 @@ def _plot(argv: Sequence[str]) -> Any:
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "publish": _publish,
     "plot": _plot,
 }
 

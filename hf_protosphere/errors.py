@@ -21,6 +21,10 @@ class TrainingError(UserError):
     """Training cannot go on; the last good checkpoint is kept."""
 
 
+class PublishError(UserError):
+    """The Hub cannot be reached or refuses; nothing is lost here, nothing was changed there."""
+
+
 class TrainingInterrupted(UserError):
     """Training was asked to stop by a signal, and has written a checkpoint to resume from."""
 
