@@ -30,7 +30,7 @@ RUN_FILES = (
     "snapshot.safetensors", "curves.png",
     "neural_collapse.png", "cosines.png", "margins.png", "sphere.png", "config.json",
     "model.safetensors", "preprocessor_config.json", "*_protosphere.py", "losses.py",
-    "contrast.py", "prototypes.py", "backbones.py",
+    "contrast.py", "prototypes.py", "backbones.py", "checking.py",
 )  # fmt: skip
 
 

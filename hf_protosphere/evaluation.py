@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers.utils import logging
 
 from .arguments import EvaluateArguments
 from .assembly import load_data
@@ -142,17 +144,30 @@ def evaluate_model(
 
 
 def load_classifier(name: str) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
-    """Model and image processor from a folder or the Hub."""
+    """Model and image processor from a folder or the Hub.
+
+    Raises:
+        ArgumentError: there is none, or it is damaged, or does not fit its configuration.
+    """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ArgumentError(f"--model {name}: there is no such folder.")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers would report in a table is an error here
     try:
         config = ProtoSphereConfig.from_pretrained(name)
         if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
             raise ArgumentError(f"--model {name} holds {config.architectures}, not a ProtoSphere.")
         model = ProtoSphereForImageClassification.from_pretrained(name)
         return model, AutoImageProcessor.from_pretrained(name)
+    except ArgumentError:
+        raise
     except OSError as error:
         raise ArgumentError(f"--model {name} is not a ProtoSphere checkpoint: {error}") from error
+    except (ValueError, TypeError, SafetensorError) as error:
+        # TypeError: an option that the backbone does not know.
+        raise ArgumentError(f"--model {name} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
