@@ -101,6 +101,10 @@ class ModelArguments:
         "Options of the backbone as JSON, such as '{\"patch_size\": 4}'."
     )
     pretrained: bool = flag("Start from the backbone's pretrained weights.", False)
+    resume_from: str | None = flag(
+        "Start from this ProtoSphere checkpoint, a folder or an id on the Hub: its network, "
+        "weights, objective and classes."
+    )
     small_images: bool = flag(
         "ResNets begin with a 3x3 convolution of stride 1 and no max-pooling: for 32 pixels or so.",
         False,

@@ -111,6 +111,11 @@ class TrainArguments(
             self.warmup_epochs = max(0.0, min(self.warmup_epochs, self.epochs / 2))
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
+        if self.resume_from is not None and self.pretrained:
+            raise ArgumentError(
+                f"--resume_from {self.resume_from} and --pretrained both give the first weights: "
+                "leave out one of the two."
+            )
         if self.eval_batch_size is None:
             self.eval_batch_size = 2 * self.batch_size
         if self.best_metric not in BEST_METRICS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import timm.optim
@@ -16,13 +17,50 @@ from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset, add_train_sample, load_image_dataset
 from .errors import ArgumentError
 from .imbalance import make_long_tailed
+from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
+
+# Arguments that a checkpoint decides, and what they are called in its configuration.
+OF_A_CHECKPOINT = {
+    "backbone": "backbone", "backbone_source": "backbone_source", "small_images": "small_images",
+    "backbone_options": "backbone_kwargs", "projection": "projection",
+    "projection_dim": "projection_dim", "objective": "objective", "prototypes": "prototypes",
+    "temperature": "softmax_temperature", "image_size": "image_size",
+    "num_channels": "num_channels",
+}  # fmt: skip
+
+
+def with_checkpoint(arguments: TrainArguments) -> tuple[TrainArguments, list[str] | None]:
+    """The arguments with the network and objective of `--resume_from`, and its classes in order.
+
+    Raises:
+        ArgumentError: there is no such checkpoint, or an argument says something else than it.
+    """
+    if arguments.resume_from is None:
+        return arguments, None
+    config = load_classifier(arguments.resume_from, "--resume_from")[0].config
+    ours = {name: getattr(config, theirs) for name, theirs in OF_A_CHECKPOINT.items()}
+    defaults = TrainArguments(dataset_name="", report_to="none")
+    for name, value in ours.items():
+        asked = getattr(arguments, name)
+        if asked not in (getattr(defaults, name), value):
+            flag = name.replace("options", "kwargs")
+            raise ArgumentError(
+                f"--{flag} {asked} does not fit --resume_from {arguments.resume_from}, which has "
+                f"{value}: leave it out."
+            )
+    ours["backbone_kwargs"] = ours.pop("backbone_options")
+    views = arguments.views if arguments.views > 1 else None
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    return dataclasses.replace(arguments, **ours, views=views), names
 
 
 def build_model(
     arguments: TrainArguments, images: ImageDataset
 ) -> ProtoSphereForImageClassification:
     """The model that the arguments and the data describe."""
+    if arguments.resume_from is not None:
+        return load_classifier(arguments.resume_from, "--resume_from")[0]
     channels = arguments.num_channels or images.num_channels
     config: dict[str, Any] = {
         "backbone_source": arguments.backbone_source,
@@ -65,10 +103,13 @@ def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
     )
 
 
-def load_training_data(arguments: TrainArguments) -> ImageDataset:
+def load_training_data(
+    arguments: TrainArguments, label_names: list[str] | None = None
+) -> ImageDataset:
     """All splits, the training split long-tailed if that was asked for, and its fixed sample."""
     images = load_data(
         arguments,
+        label_names=label_names,
         validation_split=arguments.validation_split,
         test_split=arguments.test_split,
         validation_fraction=arguments.validation_fraction,

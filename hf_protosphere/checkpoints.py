@@ -28,8 +28,8 @@ RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb", ".eval_results")
 # Configuration, weights, image processor and the code that travels with them.
 MODEL_FILES = (
     "config.json", "model*.safetensors", "model.safetensors.index.json",
-    "preprocessor_config.json", "*_protosphere.py", "backbones.py", "contrast.py", "losses.py",
-    "prototypes.py",
+    "preprocessor_config.json", "*_protosphere.py", "backbones.py", "checking.py", "contrast.py",
+    "losses.py", "prototypes.py",
 )  # fmt: skip
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
@@ -11,6 +12,7 @@ BACKBONE_SOURCES = ("timm", "transformers")
 PROJECTIONS = ("none", "linear", "mlp")
 PROTOTYPES = ("learned", "simplex_etf", "class_means")
 OBJECTIVES = ("nonl", "ntce", "scl", "normface", "cross_entropy")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, as numbered by `PIL.Image.Resampling`.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
@@ -74,6 +76,8 @@ class ProtoSphereConfig(PretrainedConfig):
     crop_pct: float = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {self.dtype!r}.")
         super().__post_init__(**kwargs)
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.prototypes is None:
@@ -84,6 +88,13 @@ class ProtoSphereConfig(PretrainedConfig):
         self._check()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and value:
+            classes = {str(key) for key in value} if isinstance(value, dict) else set()
+            if classes != {str(i) for i in range(len(value))}:
+                raise ValueError(
+                    "id2label must map 0, 1, 2, ... to the names of the classes, but got "
+                    f"{reprlib.repr(value)}."
+                )
         super().__setattr__(name, value)
         # Both maps or neither: a checkpoint loaded with another id2label must not keep label2id.
         if name == "id2label" and value:
@@ -119,6 +130,8 @@ class ProtoSphereConfig(PretrainedConfig):
                     f"{name} must hold one number per channel ({self.num_channels}), "
                     f"but got {getattr(self, name)}."
                 )
+        if getattr(self, "transformers_weights", None):  # it could name a pickled file
+            raise ValueError("transformers_weights must not be set: weights are model.safetensors.")
         if self.objective == "scl" and self.prototypes == "learned":
             raise ValueError(
                 "objective 'scl' contrasts views with each other and trains no prototypes: use "

@@ -13,14 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, BaseImageProcessor
 
 from .arguments import EvaluateArguments
 from .assembly import load_data
 from .checkpoints import writable_folder
-from .configuration_protosphere import ProtoSphereConfig
-from .errors import ArgumentError
 from .loaders import evaluation_loader
+from .loading import load_classifier
 from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .pictures import draw_snapshot
@@ -139,20 +137,6 @@ def evaluate_model(
             figures = collapse.compute(model.prototypes)
         report["neural_collapse"] = figures | {"optima": collapse.optima}
     return report
-
-
-def load_classifier(name: str) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
-    """Model and image processor from a folder or the Hub."""
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ArgumentError(f"--model {name}: there is no such folder.")
-    try:
-        config = ProtoSphereConfig.from_pretrained(name)
-        if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
-            raise ArgumentError(f"--model {name} holds {config.architectures}, not a ProtoSphere.")
-        model = ProtoSphereForImageClassification.from_pretrained(name)
-        return model, AutoImageProcessor.from_pretrained(name)
-    except OSError as error:
-        raise ArgumentError(f"--model {name} is not a ProtoSphere checkpoint: {error}") from error
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:

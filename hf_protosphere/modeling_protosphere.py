@@ -26,6 +26,7 @@ from .backbones import (
     timm_name,
     use_small_image_stem,
 )
+from .checking import check_fit, stored_dtypes
 from .configuration_protosphere import ProtoSphereConfig
 from .contrast import full_precision
 from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
@@ -109,18 +110,32 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
             module.init_non_persistent_buffers()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, but a backbone that was not loaded is an error."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        heads = ("head.", "classifier.")
-        lost = {key for key in info["missing_keys"] if not key.startswith(heads)}
-        lost |= {key for key, *_ in info["mismatched_keys"] if not key.startswith(heads)}
-        if lost:
-            raise ValueError(
-                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')} does not fit "
-                f"its configuration: {len(lost)} tensors are missing or of another shape, "
-                f"{sorted(lost)[0]!r} for one. Load it with the config it was saved with."
-            )
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `PreTrainedModel.from_pretrained`, from safetensors files only, and strict.
+
+        Args:
+            ignore_mismatched_sizes: start with a new head where the checkpoint's does not fit: for
+                other classes, or another objective.
+
+        Raises:
+            ValueError: the file is damaged, or does not fit the configuration; in one line.
+            OSError: there is no safetensors file.
+        """
+        name, kwargs = pretrained_model_name_or_path, {**kwargs, "use_safetensors": True}
+        dtypes = stored_dtypes(name, **kwargs)
+        # Misfits are all let through here, and judged below.
+        model, info = super().from_pretrained(
+            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        any_head = ignore_mismatched_sizes or model.base_model is model
+        check_fit(model, name, info, dtypes, any_head=any_head)
         for tensor in [*model.parameters(), *model.buffers()]:
             # safetensors maps tensors where they lie in the file. At an odd address matrix kernels
             # round differently, and the reloaded model would differ in the last bit.

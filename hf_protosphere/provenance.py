@@ -56,6 +56,8 @@ def hub_id(name: str) -> str | None:
 
 def base_model(arguments: TrainArguments) -> str | None:
     """The id on the Hub of the pretrained weights that training starts from."""
+    if arguments.resume_from is not None:
+        return hub_id(arguments.resume_from)
     if not arguments.pretrained:
         return None
     if arguments.backbone_source == "transformers":

@@ -17,7 +17,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from .arguments import TrainArguments
-from .assembly import build_accelerator, build_model, build_optimizer, load_training_data
+from .assembly import (
+    build_accelerator,
+    build_model,
+    build_optimizer,
+    load_training_data,
+    with_checkpoint,
+)
 from .checkpoints import (
     MetricsLog,
     Progress,
@@ -74,12 +80,13 @@ class TrainingRun:
     """A training run: built, and checked, by the constructor; then driven epoch by epoch."""
 
     def __init__(self, arguments: TrainArguments) -> None:
+        arguments, label_names = with_checkpoint(arguments)
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.accelerator = build_accelerator(arguments)
         set_seed(arguments.seed)
         with self.accelerator.main_process_first():
-            self.images = load_training_data(arguments)
+            self.images = load_training_data(arguments, label_names)
         streamed = self.images.is_streamed
         self.train_counts = None if streamed else self.images.class_counts("train")
         self.steps_per_epoch = self._check_batch_size()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import datasets
 import pytest
 import transformers.dynamic_module_utils
+import transformers.utils.hub
 from huggingface_hub import HfFileSystem, constants, hf_api
 
 from .server import HubServer
@@ -38,6 +39,7 @@ def use(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_OFFLINE": False,
         },
+        transformers.utils.hub: {"_hf_api": None},  # made at its first use, for one address
         hf_api.api: {"endpoint": server.url},  # behind huggingface_hub.create_repo and the like
         datasets.config: {
             "HF_ENDPOINT": server.url,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import ClassLabel, Features, load_dataset
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
@@ -60,7 +61,8 @@ def test_one_commit_with_everything_then_a_tag(hub, finished, capsys):
     assert names - {".gitattributes"} == {
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
         "configuration_protosphere.py", "modeling_protosphere.py", "losses.py", "contrast.py",
-        "prototypes.py", "backbones.py", "metrics.json", "metrics.jsonl", "curves.png",
+        "prototypes.py", "backbones.py", "checking.py", "metrics.json", "metrics.jsonl",
+        "curves.png",
         "neural_collapse.png", "sphere.png", "cosines.png", "margins.png",
         "training_arguments.yaml",
     }  # fmt: skip
@@ -216,6 +218,31 @@ def test_what_cannot_be_published_is_said_before_anything_is_sent(hub, finished,
     with pytest.raises(ArgumentError, match=r"--notes none.md: there is no such file"):
         arguments(finished, notes="none.md")
     assert hub.count("POST", r".*") == 0
+
+
+def test_training_goes_on_from_the_hub_on_data_from_the_hub(hub, finished, digits_folder, tmp_path):
+    publish(arguments(finished))
+    digits = load_dataset(str(digits_folder))
+    names = ["digit_2", "digit_0", "digit_1"]  # in another order: matched by name
+    features = digits["train"].features | {"label": ClassLabel(names=names)}
+    table = [names.index(name) for name in digits["train"].features["label"].names]
+    reordered = digits.map(lambda row: {"label": table[row["label"]]}, features=Features(features))
+    reordered.push_to_hub("user/digits-data")
+    run = tmp_path / "run"
+    command = (
+        f"train --dataset_name user/digits-data --resume_from {REPOSITORY} --output_dir {run} "
+        "--epochs 1 --learning_rate 1e-30 --weight_decay 1e-30 --batch_size 16 --num_workers 0 "
+        "--optimizer adamw --no_horizontal_flip --report_to none"
+    )
+    main(command.split())
+    before, after = (json.loads((f / "results.json").read_text()) for f in (finished, run))
+    assert after["test"]["accuracy"] == pytest.approx(before["test"]["accuracy"], abs=0.1)
+    model = AutoModelForImageClassification.from_pretrained(run)
+    assert list(model.config.id2label.values()) == ["digit_0", "digit_1", "digit_2"]
+    assert after["provenance"]["dataset"] == "user/digits-data"
+    assert after["provenance"]["base_model"] == REPOSITORY
+    with pytest.raises(SystemExit, match="2"):
+        main([*command.split(), "--overwrite", "--backbone", "resnet10t"])
 
 
 def test_offline(finished, monkeypatch):

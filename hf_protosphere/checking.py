@@ -1,0 +1,106 @@
+"""Refuses a checkpoint whose file, tensors and configuration do not fit together.
+
+Travels to the Hub with every checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+HEADS = ("head.", "classifier.")
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+HUB_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
+
+
+def stored_dtypes(name: Any, variant: str | None = None, **options: Any) -> dict[str, str]:
+    """Dtypes of the tensors in a checkpoint, {"head.weight": "F32", ...}, from its file's header.
+
+    Empty when the weights are not in one file, or there are none: transformers will say it.
+
+    Args:
+        name, variant, options: as for `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        ValueError: the file is cut short, or no safetensors file.
+    """
+    if name is None:  # the weights were given as a `state_dict`
+        return {}
+    stem, suffix = SAFE_WEIGHTS_NAME.split(".")
+    file = ".".join([stem, variant, suffix] if variant else [stem, suffix])
+    options = {key: value for key, value in options.items() if key in HUB_OPTIONS}
+    try:
+        path = Path(cached_file(name, file, **options))
+    except OSError:
+        return {}
+    size = path.stat().st_size
+    with path.open("rb") as opened:
+        # The length of a header, the header as JSON, the tensors one after the other.
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(length)) if length < size else {}
+            header.pop("__metadata__", None)
+            end = max(tensor["data_offsets"][1] for tensor in header.values())
+        except (ValueError, TypeError, AttributeError, LookupError):  # it is something else
+            end = None
+    if end is None or size != 8 + length + end:
+        raise ValueError(
+            f"{path} is cut short or no safetensors file ({size:,} bytes): download or save it "
+            "again. Weights in other formats are never loaded."
+        )
+    return {key: tensor["dtype"] for key, tensor in header.items()}
+
+
+def check_fit(
+    model: PreTrainedModel,
+    name: Any,
+    info: dict[str, Any],
+    dtypes: dict[str, str],
+    *,
+    any_head: bool,
+) -> None:
+    """
+    Args:
+        model, info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
+        dtypes: of the file, from `stored_dtypes`.
+        any_head: the head may be missing, of another shape or kind, or too much.
+
+    Raises:
+        ValueError: tensors are missing or too many, of another shape or kind of number than the
+            configuration makes them, or not finite.
+    """
+    tensors = model.state_dict()
+    ignored = HEADS if any_head else ()
+    prefix = f"{model.base_model_prefix}."
+    stored = {key.removeprefix(prefix): dtype for key, dtype in dtypes.items()}
+    problems = []
+    for what in ("missing", "unexpected"):
+        if keys := sorted(key for key in info[f"{what}_keys"] if not key.startswith(ignored)):
+            more = f" and {len(keys) - 1} more" if keys[1:] else ""
+            problems.append(f"{what} tensors: {keys[0]!r}{more}")
+    for key, in_file, by_config in sorted(info["mismatched_keys"]):
+        if not key.startswith(ignored):
+            labels = f" for {model.config.num_labels} classes" if key.startswith(HEADS) else ""
+            problems.append(f"{key!r} is {(*in_file,)}, and should be {(*by_config,)}{labels}")
+    for key, tensor in tensors.items():
+        dtype = stored.get(key.removeprefix(prefix))
+        if dtype and (dtype in FLOATS) != tensor.is_floating_point():
+            problems.append(f"{key!r} is stored as {dtype}, and should be {tensor.dtype}")
+    if problems:
+        raise ValueError(
+            f"{name} does not fit its configuration: {'; '.join(problems[:3])}. Load it with the "
+            "config it was saved with, or give ignore_mismatched_sizes=True for a new head."
+        )
+    for key, tensor in tensors.items():
+        if not tensor.is_meta and tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{name} cannot be used: {key!r} holds {count:,} values that are not finite in "
+                f"{tensor.dtype}. Take an earlier checkpoint, or another dtype."
+            )

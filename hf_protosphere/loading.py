@@ -1,0 +1,45 @@
+"""A trained classifier by its name, and every way in which that can go wrong, said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers.utils import logging
+
+from .configuration_protosphere import ProtoSphereConfig
+from .errors import ArgumentError
+from .modeling_protosphere import ProtoSphereForImageClassification
+
+
+def load_classifier(
+    name: str, flag: str = "--model"
+) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
+    """Model and image processor from a folder or the Hub.
+
+    Args:
+        flag: that gave the name, for messages.
+
+    Raises:
+        ArgumentError: there is none, or it is damaged, or does not fit its configuration.
+    """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ArgumentError(f"{flag} {name}: there is no such folder.")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers would report in a table is an error here
+    try:
+        config = ProtoSphereConfig.from_pretrained(name)
+        if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
+            raise ArgumentError(f"{flag} {name} holds {config.architectures}, not a ProtoSphere.")
+        model = ProtoSphereForImageClassification.from_pretrained(name)
+        return model, AutoImageProcessor.from_pretrained(name)
+    except ArgumentError:
+        raise
+    except OSError as error:
+        raise ArgumentError(f"{flag} {name} is not a ProtoSphere checkpoint: {error}") from error
+    except (ValueError, TypeError, SafetensorError) as error:
+        # TypeError: an option that the backbone does not know.
+        raise ArgumentError(f"{flag} {name} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
