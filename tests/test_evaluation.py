@@ -96,7 +96,7 @@ def test_a_lost_image_is_noticed(checkpoint, digits_folder):
         def __iter__(self):
             return iter(list(loader)[:-1])
 
-    with pytest.raises(RuntimeError, match="40 images were counted, but the data has 45"):
+    with pytest.raises(RuntimeError, match="40 images were counted, but there are 45"):
         evaluate_model(model, Lossy(), accelerator)
     assert isinstance(loader, DataLoader)
 
