@@ -13,12 +13,14 @@ from transformers import get_scheduler
 
 from .argument_groups import DataArguments
 from .arguments import TrainArguments
+from .checkpoints import keep_unwrapped
 from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset, add_train_sample, load_image_dataset
 from .errors import ArgumentError
 from .imbalance import make_long_tailed
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
+from .processes import check_processes
 
 # Arguments that a checkpoint decides, and what they are called in its configuration.
 OF_A_CHECKPOINT = {
@@ -125,13 +127,21 @@ def load_training_data(
 
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=arguments.report_to or None,
         project_config=ProjectConfiguration(
             arguments.output_dir, f"{arguments.output_dir}/tensorboard"
         ),
     )
+    check_processes(accelerator, accumulates=arguments.gradient_accumulation_steps > 1)
+    if deepspeed := accelerator.state.deepspeed_plugin:
+        deepspeed.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": arguments.batch_size,
+            "gradient_clipping": arguments.max_grad_norm or 0.0,
+        }
+    keep_unwrapped(accelerator)
+    return accelerator
 
 
 def build_optimizer(
@@ -140,8 +150,13 @@ def build_optimizer(
     *,
     images_per_step: int,
     steps_per_epoch: int,
+    fused: bool = True,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Optimiser and learning-rate schedule, stepped once per optimiser step."""
+    """Optimiser and learning-rate schedule, stepped once per optimiser step.
+
+    Args:
+        fused: one kernel for all parameters.
+    """
     sgd = arguments.optimizer == "sgd"
     weight_decay = arguments.weight_decay
     if weight_decay is None:
@@ -154,10 +169,10 @@ def build_optimizer(
     if sgd:
         momentum = arguments.momentum
         optimizer = torch.optim.SGD(
-            groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True
+            groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=fused
         )
     else:
-        optimizer = torch.optim.AdamW(groups, learning_rate, fused=True)
+        optimizer = torch.optim.AdamW(groups, learning_rate, fused=fused)
     scheduler = get_scheduler(
         "cosine" if arguments.schedule == "cosine" else "constant_with_warmup",
         optimizer,
@@ -165,3 +180,43 @@ def build_optimizer(
         num_training_steps=arguments.epochs * steps_per_epoch,
     )
     return optimizer, scheduler
+
+
+def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Accelerator) -> int:
+    """Optimiser steps of an epoch: whole ones only.
+
+    Raises:
+        ArgumentError: there is none, or a batch needs more classes than there are.
+    """
+    times = accelerator.num_processes * arguments.gradient_accumulation_steps
+    steps = images.num_train // (arguments.batch_size * times)
+    if steps == 0:
+        each = f", {times} of them per step," if times > 1 else ""
+        raise ArgumentError(
+            f"--batch_size {arguments.batch_size}{each} is larger than the training set "
+            f"of {images.num_train} images: use at most {images.num_train // times}."
+        )
+    classes = arguments.classes_per_batch
+    if classes is not None and classes > images.num_labels:
+        raise ArgumentError(
+            f"--classes_per_batch {classes} is more than the {images.num_labels} classes there are."
+        )
+    return steps
+
+
+def with_synchronized_batchnorm(
+    model: ProtoSphereForImageClassification, accelerator: Accelerator
+) -> ProtoSphereForImageClassification:
+    """Batch norm over the images of all processes, where there are several.
+
+    Raises:
+        ArgumentError: they do not run on CUDA devices.
+    """
+    if accelerator.num_processes == 1:
+        return model
+    if accelerator.device.type != "cuda":
+        raise ArgumentError(
+            "--sync_batchnorm works on CUDA devices only, but the processes run on "
+            f"{accelerator.device.type}: leave it out."
+        )
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

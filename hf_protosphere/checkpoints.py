@@ -15,14 +15,18 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from transformers import BaseImageProcessor, PreTrainedModel
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import BaseImageProcessor
 
 from .errors import ArgumentError
+from .modeling_protosphere import ProtoSphereForImageClassification
 
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
     "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe",
     "normalized_linear_probe", "probe_epochs", "early_stopping_patience",
+    "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
 RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb", ".eval_results")
 # Configuration, weights, image processor and the code that travels with them.
@@ -42,6 +46,8 @@ RUN_FILES = (
 class Progress:
     """How far a run has come; saved with every checkpoint."""
 
+    images_per_step: int  # of all processes
+    sharding: str  # "none", "FSDP" or "DeepSpeed": their checkpoints have forms of their own
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
@@ -51,6 +57,23 @@ class Progress:
     epoch_totals: tuple[float, float] = (0.0, 0.0)  # sums over the epoch's steps: loss, accuracy
     training_seconds: float = 0.0
     collapse_seconds: float = 0.0  # spent on measuring neural collapse
+
+    @classmethod
+    def start(cls, accelerator: Accelerator, images_per_step: int) -> Progress:
+        sharding = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed"}
+        return cls(images_per_step, sharding.get(accelerator.distributed_type, "none"))
+
+    def differences(self, other: Progress) -> list[str]:
+        """Why steps of `other` cannot follow, in words; the number of processes is no reason."""
+        found = []
+        if self.images_per_step != other.images_per_step:
+            found.append(
+                f"a step had {self.images_per_step} images, has {other.images_per_step} "
+                "(--batch_size x --gradient_accumulation_steps x processes)"
+            )
+        if self.sharding != other.sharding:
+            found.append(f"the sharding was {self.sharding}, is {other.sharding}")
+        return found
 
 
 def prepare_output_dir(folder: Path, *, resume: bool, overwrite: bool, bytes_needed: int) -> None:
@@ -90,7 +113,7 @@ def writable_folder(folder: str | Path, flag: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # several processes may try at once
     except OSError as error:
         raise ArgumentError(f"{flag} {folder} cannot be written: {error}") from error
     return folder
@@ -120,38 +143,73 @@ def save_checkpoint(
     return final
 
 
+def keep_unwrapped(accelerator: Accelerator) -> None:
+    """Checkpoints hold the model without DistributedDataParallel's prefix of its names, so that
+    another number of processes, or one, goes on from them."""
+
+    def on_save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+        if weights:  # FSDP and DeepSpeed have saved theirs
+            weights[:] = [accelerator.get_state_dict(model) for model in models]
+
+    def on_load(models: list[nn.Module], folder: str) -> None:
+        models[:] = [accelerator.unwrap_model(model) for model in models]
+
+    accelerator.register_save_state_pre_hook(on_save)
+    accelerator.register_load_state_pre_hook(on_load)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint in the folder, if any."""
     complete = [p.parent for p in folder.glob("step-*/progress.json") if not p.parent.suffix]
     return max(complete, key=lambda path: path.name, default=None)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress:
-    accelerator.load_state(str(checkpoint))
+def read_progress(checkpoint: Path) -> Progress:
     progress = json.loads((checkpoint / "progress.json").read_text())
     return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
 
 
-def refuse_changed_arguments(folder: Path, arguments: Any) -> None:
+def refuse_changed_arguments(
+    folder: Path, arguments: Any, checkpoint: Progress, start: Progress
+) -> None:
     """
+    Args:
+        checkpoint, start: of the run in the folder, and of the one that would go on.
+
     Raises:
         ArgumentError: naming what differs from the run in the folder and would change its results.
     """
     before = yaml.safe_load((folder / "arguments.yaml").read_text())
+    may_differ = set(MAY_DIFFER_ON_RESUME)
+    if arguments.classes_per_batch or arguments.streaming:  # batches are made for each process
+        may_differ -= {"batch_size", "gradient_accumulation_steps"}
     changed = [
         f"--{name} was {before[name]!r}, is {value!r}"
         for name, value in vars(arguments).items()
-        if name not in MAY_DIFFER_ON_RESUME and name in before and before[name] != value
+        if name not in may_differ and name in before and before[name] != value
     ]
-    if changed:
+    if changed := changed + checkpoint.differences(start):
         raise ArgumentError(
             f"--resume continues the run in {folder} as it was, but {'; '.join(changed)}. Give the "
             "same values, or another --output_dir."
         )
 
 
-def save_model(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:
-    """Weights, configuration, image processor and modelling code: a folder anyone can load."""
+def save_model(
+    model: ProtoSphereForImageClassification,
+    processor: BaseImageProcessor,
+    folder: Path,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Weights, configuration, image processor and modelling code: a folder anyone can load.
+
+    Args:
+        state_dict: all weights, of a model that holds shards of them.
+    """
+    if state_dict is not None:  # FSDP has made the model one of its own classes
+        model = ProtoSphereForImageClassification.from_pretrained(
+            None, config=model.config, state_dict=state_dict
+        )
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

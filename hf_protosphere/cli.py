@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import TrainingInterrupted, UserError
+
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # of this process among those of its launcher
+SECONDS_ALONE = 5
 
 USAGE = """usage: protosphere COMMAND [--help] [arguments]
 
@@ -34,10 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{USAGE}\nprotosphere: error: there is no command {command!r}.")
     try:
         COMMANDS[command](rest)
-    except TrainingInterrupted as interruption:
-        print(f"protosphere {command}: {interruption}", file=sys.stderr)
+    except TrainingInterrupted as interruption:  # of all processes together
+        if LOCAL_RANK == 0:
+            print(f"protosphere {command}: {interruption}", file=sys.stderr)
         raise SystemExit(128 + interruption.signal) from None
     except UserError as error:
+        if LOCAL_RANK > 0:
+            # Mostly all processes fail alike. The first one says why, and the launcher ends the
+            # others; one that is alone with its error lives on and says it itself.
+            time.sleep(SECONDS_ALONE)
         print(f"protosphere {command}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -22,6 +23,7 @@ from .loading import load_classifier
 from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .pictures import draw_snapshot
+from .processes import check_processes, main_process_first
 from .prototypes import class_means
 from .reporting import format_report
 from .snapshots import FILE_NAME as SNAPSHOT
@@ -40,6 +42,8 @@ def predictions(
     Raises:
         RuntimeError: when the number of images that came back is not the data set's.
     """
+    for buffer in model.buffers():
+        broadcast(buffer)  # batch norm's running statistics: the main process's are saved
     was_training = model.training
     model.eval()
     seen = 0
@@ -145,10 +149,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         if path is not None:  # before the work
             writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
     accelerator = Accelerator()
+    check_processes(accelerator)
     model, processor = load_classifier(arguments.model)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     on_train = arguments.split == arguments.train_split
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         images = load_data(
             arguments,
             test_split=None if on_train else arguments.split,

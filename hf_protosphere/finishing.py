@@ -27,13 +27,13 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     arguments, accelerator, progress, loaders = (
         run.arguments, run.accelerator, run.progress, run.eval_loaders
     )  # fmt: skip
-    best = ProtoSphereForImageClassification.from_pretrained(run.output_dir / "best")
-    run.model.load_state_dict(best.state_dict())
+    model = ProtoSphereForImageClassification.from_pretrained(run.output_dir / "best")
+    model.to(accelerator.device)
     started = time.perf_counter()
-    means = training_class_means(run.model, loaders["train"], accelerator)
+    means = training_class_means(model, loaders["train"], accelerator)
     seconds_of_means = time.perf_counter() - started
     held_out = [split for split in ("validation", "test") if split in loaders] or ["train"]
-    snapshot = SnapshotCollector(run.model.prototypes)
+    snapshot = SnapshotCollector(model.prototypes)
     results: dict[str, Any] = {
         "provenance": provenance(run),
         "best_epoch": progress.best_epoch,
@@ -45,19 +45,19 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
     for split in held_out:
         last = snapshot if split == held_out[-1] else None
-        report = evaluate_model(run.model, loaders[split], accelerator, means=means, snapshot=last)
+        report = evaluate_model(model, loaders[split], accelerator, means=means, snapshot=last)
         if arguments.imbalance:
             by_frequency = accuracy_by_frequency(report["class_accuracies"], run.train_counts)
             report["accuracy_by_frequency"] = by_frequency
         results[split] = report
-    if probes := _probes(run, held_out[-1]):
+    if probes := _probes(run, model, held_out[-1]):
         accuracy = results[held_out[-1]]["class_means_accuracy"]
         of_means = {"accuracy": accuracy, "pass_seconds": seconds_of_means, "training_seconds": 0.0}
         results["classifiers"] = {"class_means": of_means} | probes
     if accelerator.is_main_process:
         records = read_metrics(run.output_dir / "metrics.jsonl")
         results["first_reached"] = first_reached(records, arguments.nc_target)
-        save_model(run.model, run.processor, run.output_dir)
+        save_model(model, run.processor, run.output_dir)
         (run.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         snapshot.snapshot(run.images.label_names, held_out[-1]).save(run.output_dir / SNAPSHOT)
         pictures = draw_run(run.output_dir, target=arguments.nc_target)
@@ -69,7 +69,9 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     return results
 
 
-def _probes(run: TrainingRun, split: str) -> dict[str, dict[str, float]]:
+def _probes(
+    run: TrainingRun, model: ProtoSphereForImageClassification, split: str
+) -> dict[str, dict[str, float]]:
     """Those that were asked for, on features of the training images and of one split."""
     arguments = run.arguments
     asked = []
@@ -80,9 +82,9 @@ def _probes(run: TrainingRun, split: str) -> dict[str, dict[str, float]]:
     if not asked:
         return {}
     started = time.perf_counter()
-    train = frozen_features(run.model, run.eval_loaders["train"], run.accelerator, "train")
+    train = frozen_features(model, run.eval_loaders["train"], run.accelerator, "train")
     pass_seconds = time.perf_counter() - started
-    evaluation = frozen_features(run.model, run.eval_loaders[split], run.accelerator, split)
+    evaluation = frozen_features(model, run.eval_loaders[split], run.accelerator, split)
     probes = {}
     for kind in asked:
         probe = train_probe(

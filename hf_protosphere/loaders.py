@@ -17,6 +17,7 @@ from .data import ImageDataset
 from .errors import ArgumentError
 from .image_cache import CachedImages, cache_path, cached_pixels
 from .labels import labels_of
+from .processes import main_process_first
 from .samplers import ClassBalancedBatches, EpochSampler
 from .streaming import EvaluationStream
 from .transforms import (
@@ -142,7 +143,7 @@ def _cached(
     num_workers: int,
     accelerator: Accelerator,
 ) -> CachedImages | None:
-    with accelerator.local_main_process_first():  # one writes, the others find the file
+    with main_process_first(accelerator, local=True):  # one writes, the others find the file
         pixels = cached_pixels(images.splits[split], processor, num_workers, split)
     if pixels is None:
         return None

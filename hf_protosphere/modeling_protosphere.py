@@ -97,6 +97,9 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False  # the objectives average over the batch by themselves
 
+    def get_input_embeddings(self) -> None:
+        """Images have no table of embeddings: Accelerate asks when it shards a model (FSDP2)."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PrototypeHead):

@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -18,15 +18,20 @@ from .errors import ArgumentError
 T = TypeVar("T")
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse's prints a page of usage and exits
+        raise ArgumentError(f"{message}; --help explains every argument.")
+
+
 def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
     """Flags over the YAML file given by `--config` over defaults.
 
     Raises:
         ArgumentError: an unreadable file, an unknown or malformed argument.
-        SystemExit: as argparse does, for `--help` and for flags it cannot read.
+        SystemExit: as argparse does, for `--help`.
     """
     groups = [base for base in reversed(cls.__mro__) if "_argument_group_name" in vars(base)]
-    parser = HfArgumentParser(groups, prog=prog, description=description)
+    parser = _Parser(groups, prog=prog, description=description)
     parser.add_argument("--config", help="YAML file with any of these arguments; flags win.")
     # Read first: what the file gives is not required any more.
     config_parser = ArgumentParser(add_help=False, allow_abbrev=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .accumulation import backward_as_one_batch
 from .arguments import TrainArguments
+from .errors import ArgumentError
 from .modeling_protosphere import ProtoSphereForImageClassification
 
 CONTRASTS_IMAGES = ("nonl", "ntce", "scl")  # a batch in parts would be another loss
@@ -39,6 +40,13 @@ class OptimizerStep:
         accelerator: Accelerator,
     ) -> None:
         self.arguments, self.model, self.accelerator = arguments, model, accelerator
+        if arguments.ema_decay is not None and (
+            accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin
+        ):
+            raise ArgumentError(
+                f"--ema_decay {arguments.ema_decay} needs all weights in every process, but they "
+                "are sharded: leave it out, or train without FSDP and DeepSpeed."
+            )
         # Evaluation, whose batches have other shapes, runs the same weights uncompiled.
         trained = torch.compile(model) if arguments.compile else model
         self.prepared_model, self.optimizer = accelerator.prepare(trained, optimizer)

@@ -32,16 +32,20 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM asks for a checkpoint and an end; the second one insists."""
+def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
+    """SIGINT or SIGTERM asks for a checkpoint and an end; SIGINT thereafter insists.
+
+    SIGTERM does not: a scheduler sends it to the launcher and to every process, and the launcher
+    then sends it to every process again.
+    """
     stop = Stop()
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: Any) -> None:
+        if not stop.signal and is_main_process:
+            tqdm.write("Stopping soon, with a checkpoint. Ctrl-C to stop at once.")
         stop.signal = number
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        tqdm.write("Stopping after this step, with a checkpoint. Once more to stop at once.")
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for s in before:
         signal.signal(s, ask)

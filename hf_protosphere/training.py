@@ -6,7 +6,9 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -21,15 +23,17 @@ from .assembly import (
     build_accelerator,
     build_model,
     build_optimizer,
+    count_steps,
     load_training_data,
     with_checkpoint,
+    with_synchronized_batchnorm,
 )
 from .checkpoints import (
     MetricsLog,
     Progress,
-    load_checkpoint,
     newest_checkpoint,
     prepare_output_dir,
+    read_progress,
     refuse_changed_arguments,
     save_checkpoint,
     save_model,
@@ -42,6 +46,7 @@ from .finishing import finish
 from .loaders import TrainingBatches, evaluation_loader
 from .monitoring import CollapseMonitor, score
 from .parsing import write_yaml
+from .processes import main_process_first, on_main_process
 from .reporting import epoch_line, flat_record
 from .steps import OptimizerStep
 from .stopping import Stop, stop_signals
@@ -69,7 +74,7 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
     """
     transformers_logging.disable_progress_bar()
     run = TrainingRun(arguments)
-    with stop_signals() as stop:
+    with stop_signals(run.accelerator.is_main_process) as stop:
         while not run.is_over:
             run.train_epoch(stop)
             run.finish_epoch()
@@ -85,14 +90,14 @@ class TrainingRun:
         self.output_dir = Path(arguments.output_dir)
         self.accelerator = build_accelerator(arguments)
         set_seed(arguments.seed)
-        with self.accelerator.main_process_first():
+        with main_process_first(self.accelerator):
             self.images = load_training_data(arguments, label_names)
         streamed = self.images.is_streamed
         self.train_counts = None if streamed else self.images.class_counts("train")
-        self.steps_per_epoch = self._check_batch_size()
+        self.steps_per_epoch = count_steps(arguments, self.images, self.accelerator)
         self.model = build_model(arguments, self.images)
-        if arguments.sync_batchnorm and self._can_synchronize_batchnorm():
-            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if arguments.sync_batchnorm:
+            self.model = with_synchronized_batchnorm(self.model, self.accelerator)
         self.processor = build_image_processor(self.model.config)
         self._prepare_output_dir()
 
@@ -112,6 +117,8 @@ class TrainingRun:
                 self.model,
                 images_per_step=self.images_per_step,
                 steps_per_epoch=self.steps_per_epoch,
+                # torch's fused SGD takes no sharded parameters
+                fused=not self.accelerator.is_fsdp2,
             ),
             self.accelerator,
         )
@@ -123,7 +130,9 @@ class TrainingRun:
             every_epochs=arguments.nc_every,
             every_steps=arguments.nc_every_steps,
         )
-        self.progress = self._resume() if arguments.resume else Progress()
+        self.progress = Progress.start(self.accelerator, self.images_per_step)
+        if arguments.resume:
+            self.progress = self._resume()
         self.monitor.stopwatch.seconds = self.progress.collapse_seconds
         run_id = ""
         if self.accelerator.is_main_process:
@@ -137,47 +146,24 @@ class TrainingRun:
 
     # Building
 
-    def _check_batch_size(self) -> int:
-        arguments, processes = self.arguments, self.accelerator.num_processes
-        times = processes * arguments.gradient_accumulation_steps
-        num_train = self.images.num_train
-        steps = num_train // (arguments.batch_size * times)
-        if steps == 0:
-            each = f", {times} of them per step," if times > 1 else ""
-            raise ArgumentError(
-                f"--batch_size {arguments.batch_size}{each} is larger than the training set "
-                f"of {num_train} images: use at most {num_train // times}."
-            )
-        classes = arguments.classes_per_batch
-        if classes is not None and classes > self.images.num_labels:
-            raise ArgumentError(
-                f"--classes_per_batch {classes} is more than the {self.images.num_labels} classes "
-                "there are."
-            )
-        return steps
-
-    def _can_synchronize_batchnorm(self) -> bool:
-        several = self.accelerator.num_processes > 1
-        if several and self.accelerator.device.type != "cuda":
-            raise ArgumentError(
-                "--sync_batchnorm works on CUDA devices only, but the processes run on "
-                f"{self.accelerator.device.type}: leave it out."
-            )
-        return several
-
     def _prepare_output_dir(self) -> None:
-        if self.accelerator.is_main_process:
-            # Checkpoints hold weights and an optimiser state of at most twice their size, one more
-            # while it replaces another; and there are two copies of the model.
-            copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
-            weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
-            prepare_output_dir(
-                self.output_dir,
-                resume=self.arguments.resume,
-                overwrite=self.arguments.overwrite,
-                bytes_needed=copies * weights + 2**24,
+        # Checkpoints hold weights and an optimiser state of at most twice their size, one more
+        # while it replaces another; and there are two copies of the model.
+        copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
+        weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
+        prepare = partial(
+            prepare_output_dir,
+            self.output_dir,
+            resume=self.arguments.resume,
+            overwrite=self.arguments.overwrite,
+            bytes_needed=copies * weights + 2**24,
+        )
+        on_main_process(self.accelerator, prepare)
+        if not self.output_dir.is_dir():
+            raise ArgumentError(
+                f"--output_dir {self.output_dir} must be a folder that all machines share, but "
+                f"{gethostname()} does not see what the main process made."
             )
-        self.accelerator.wait_for_everyone()
 
     def _training_batches(self) -> TrainingBatches | StreamedBatches:
         arguments, config = self.arguments, self.model.config
@@ -208,9 +194,10 @@ class TrainingRun:
         checkpoint = newest_checkpoint(self.output_dir / "checkpoints")
         if checkpoint is None:
             self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
-            return Progress()
-        refuse_changed_arguments(self.output_dir, self.arguments)
-        progress = load_checkpoint(self.accelerator, checkpoint)
+            return self.progress
+        progress = read_progress(checkpoint)
+        refuse_changed_arguments(self.output_dir, self.arguments, progress, self.progress)
+        self.accelerator.load_state(str(checkpoint))
         self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
         return progress
 
@@ -244,9 +231,7 @@ class TrainingRun:
         """The rest of the current epoch."""
         progress, monitor, started = self.progress, self.monitor, time.perf_counter()
         monitored = monitor.stopwatch.seconds
-        totals = torch.tensor(progress.epoch_totals, dtype=torch.float64)
-        totals = totals.to(self.accelerator.device)
-        unchecked: list[Tensor] = []
+        unseen: list[Tensor] = []  # (2,) loss and accuracy of each step since the last look
         first_step = progress.step_in_epoch
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -261,9 +246,7 @@ class TrainingRun:
 
         def look() -> None:
             """Show and check the loss; stop with a checkpoint if that was asked for."""
-            self._check_finite(unchecked)
-            unchecked.clear()
-            progress.epoch_totals = tuple(totals.tolist())
+            self._add_to_totals(unseen)
             steps, seconds = progress.step_in_epoch, trained_seconds()
             loss, accuracy = (total / steps for total in progress.epoch_totals)
             pace = seconds / (steps - first_step) if steps > first_step else 0.0  # s per step
@@ -290,8 +273,7 @@ class TrainingRun:
                 loss, accuracy = self.step(batches)
                 progress.step += 1
                 progress.step_in_epoch += 1
-                totals += torch.stack([loss, accuracy]).double()
-                unchecked.append(loss)
+                unseen.append(torch.stack([loss, accuracy]))
                 bar.update()
                 at_end = progress.step_in_epoch == self.steps_per_epoch
                 if monitor.due_at_step(progress.step) and not at_end:
@@ -317,14 +299,20 @@ class TrainingRun:
         """One optimiser step; loss and accuracy, without waiting for the device."""
         return self.optimizer_step(batches, self.progress.step)
 
-    def _check_finite(self, losses: list[Tensor]) -> None:
-        values = torch.stack(losses).tolist() if losses else []
-        for i, value in enumerate(values):
-            if not math.isfinite(value):
+    def _add_to_totals(self, steps: list[Tensor]) -> None:
+        """Move loss and accuracy (2,) of this process's steps to the epoch's totals, of all."""
+        if not steps:
+            return
+        values = self.accelerator.reduce(torch.stack(steps), reduction="mean").tolist()
+        steps.clear()
+        for i, (loss, accuracy) in enumerate(values):
+            losses, accuracies = self.progress.epoch_totals
+            self.progress.epoch_totals = (losses + loss, accuracies + accuracy)
+            if not math.isfinite(loss):
                 step = self.progress.step - len(values) + i + 1
                 kept = newest_checkpoint(self.output_dir / "checkpoints")
                 raise TrainingError(
-                    f"the loss is {value} at step {step} (epoch {self.progress.epoch + 1}). "
+                    f"the loss is {loss} at step {step} (epoch {self.progress.epoch + 1}). "
                     f"{f'{kept} is the last good checkpoint' if kept else 'No checkpoint yet'}. "
                     "Try a lower --learning_rate, --max_grad_norm 1, or a higher --temperature."
                 )
@@ -355,8 +343,11 @@ class TrainingRun:
             if better >= 0:
                 progress.best_score += better
                 progress.best_epoch = progress.epoch
+                sharded = self.accelerator.is_fsdp2
+                weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
                 if self.accelerator.is_main_process:
-                    save_model(step.evaluated_model, self.processor, self.output_dir / "best")
+                    best = self.output_dir / "best"
+                    save_model(step.evaluated_model, self.processor, best, weights)
         self._log(record)
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()

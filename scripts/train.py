@@ -2,7 +2,10 @@
 
 import sys
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from hf_protosphere.cli import main
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    # An error is the launcher's too: its summary tells the first one, of many that follow from it.
+    record(main)(["train", *sys.argv[1:]])

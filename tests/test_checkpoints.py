@@ -34,10 +34,10 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     accelerator = Accelerator(cpu=True)
     (tmp_path / "step-00000001.unfinished").mkdir()  # of a run that was killed
     for step in (2, 4, 6, 8):
-        save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=3)
+        save_checkpoint(accelerator, tmp_path, Progress(16, "none", step=step), keep=3)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step-00000004", "step-00000006", "step-00000008"]
-    save_checkpoint(accelerator, tmp_path, Progress(step=8))  # again, and only it
+    save_checkpoint(accelerator, tmp_path, Progress(16, "none", step=8))  # again, and only it
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
 

@@ -1,0 +1,252 @@
+"""Several processes under real launchers: together they train what one does, and end together."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_protosphere import finishing, training
+from hf_protosphere.checkpoints import newest_checkpoint, read_metrics
+from hf_protosphere.cli import main
+
+from .trainings import in_float64, no_pictures
+
+ROOT = Path(__file__).parents[2]
+TRAININGS = Path(__file__).with_name("trainings.py")
+TORCHRUN = (
+    "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
+    "--nproc_per_node",
+)  # fmt: skip
+ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
+IMAGES_PER_STEP = 32
+CASES = {
+    "nonl": ("--objective", "nonl", "--backbone", "test_efficientnet_gn"),
+    "scl": ("--objective", "scl", "--augmentation", "contrastive", "--backbone", "test_vit"),
+    "cross_entropy": ("--objective", "cross_entropy", "--backbone", "test_vit"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_in_the_script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_model", in_float64)
+        patch.setattr(finishing, "draw_run", no_pictures)
+        yield
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flags(digits_folder):
+    def make(folder, num_processes, *more, images_per_step=IMAGES_PER_STEP):
+        return [
+            "--dataset_name", str(digits_folder), "--output_dir", str(folder),
+            "--batch_size", str(images_per_step // num_processes), "--eval_batch_size", "7",
+            "--epochs", "2", "--num_workers", "0", "--report_to", "none", *more,
+        ]  # fmt: skip
+
+    return make
+
+
+def launch(environment, *command, timeout=300):
+    command = [sys.executable, "-m", *map(str, command)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=timeout
+    )
+    for pid in re.findall(r"^process (\d+)$", result.stdout, re.MULTILINE):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    return result
+
+
+def launch_trainings(environment, launcher, trainings, **interference):
+    job = json.dumps({"trainings": trainings, **interference})
+    return launch(environment, *launcher, TRAININGS, job)
+
+
+def assert_same_training(one, other):
+    records, others = (read_metrics(run / "metrics.jsonl") for run in (one, other))
+    for ours, theirs in zip(records, others, strict=True):
+        assert theirs["step"] == ours["step"]
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], abs=1e-10)
+        assert theirs["train_accuracy"] == pytest.approx(ours["train_accuracy"])
+        assert theirs["validation_accuracy"] == pytest.approx(ours["validation_accuracy"])
+    weights, others = (load_file(run / "model.safetensors") for run in (one, other))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        assert torch.allclose(others[name], weight, rtol=0, atol=1e-10), name
+
+
+@pytest.fixture(scope="module")
+def one(flags, tmp_path_factory):
+    """What one process trains: folders of runs, one in each, by case."""
+    folder = tmp_path_factory.mktemp("one")
+    for name, case in CASES.items():
+        main(["train", *flags(folder / name, 1, *case)])
+    return folder
+
+
+STOPPED = ("--objective", "nonl", "--backbone", "test_vit")
+STOPPED_STEP = {"images_per_step": 8}  # 13 steps an epoch: the loop looks for signals at every 10th
+
+
+@pytest.fixture(scope="module")
+def two(flags, environment, tmp_path_factory):
+    """What two processes train, with batch norm as well, and one that SIGTERM stops at the end."""
+    folder = tmp_path_factory.mktemp("two")
+    trainings = [flags(folder / name, 2, *case) for name, case in CASES.items()]
+    trainings.append(flags(folder / "batch_norm", 2, "--backbone", "test_resnet"))
+    trainings.append(flags(folder / "stopped", 2, *STOPPED, **STOPPED_STEP))
+    result = launch_trainings(environment, (*TORCHRUN, 2), trainings, stop_at=5)
+    return folder, result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_what_one_does(one, two, case):
+    assert_same_training(one / case, two[0] / case)
+
+
+def test_one_process_writes_and_every_image_counts_once(one, two):
+    folder, result = two
+    assert result.stdout.count(": the model, results.json") == len(CASES) + 1
+    assert len(re.findall(r"^nonl on", result.stdout, re.MULTILINE)) == 3
+    for name in CASES:
+        assert len(read_metrics(folder / name / "metrics.jsonl")) == 2
+        results = [json.loads((run / name / "results.json").read_text()) for run in (one, folder)]
+        for split, images in (("validation", 12), ("test", 45)):
+            ours, theirs = (report[split] for report in results)
+            assert theirs["num_images"] == ours["num_images"] == images
+            assert theirs["accuracy"] == ours["accuracy"]
+            for figure in ("nc1_cdnv", "nc2_equiangular"):
+                value = ours["neural_collapse"][figure]
+                assert theirs["neural_collapse"][figure] == pytest.approx(value, rel=1e-3)
+
+
+def test_what_is_measured_is_what_is_saved(two):
+    """Each process has its own running statistics of batch norm."""
+    run = two[0] / "batch_norm"
+    results = json.loads((run / "results.json").read_text())
+    record = read_metrics(run / "metrics.jsonl")[results["best_epoch"] - 1]
+    measured, saved = record["validation_neural_collapse"], results["validation"]["neural_collapse"]
+    assert measured["nc1_cdnv"] == pytest.approx(saved["nc1_cdnv"], rel=1e-4)
+
+
+def test_sigterm_to_launcher_and_processes_leaves_a_checkpoint(two):
+    folder, result = two
+    assert result.returncode == 1  # torchrun's and accelerate launch's, whatever ended it
+    assert result.stderr.count("stopped after step 10;") == 1
+    assert "got signal: 15" in result.stderr
+    (checkpoint,) = (folder / "stopped" / "checkpoints").iterdir()
+    assert checkpoint.name == "step-00000010"
+
+
+def test_one_process_goes_on_with_what_two_began(two, flags, tmp_path, capsys):
+    stopped = two[0] / "stopped"
+    with pytest.raises(SystemExit):
+        main(["train", *flags(stopped, 1, *STOPPED, "--resume", images_per_step=4)])
+    assert "a step had 8 images, has 4 (--batch_size x" in capsys.readouterr().err
+    main(["train", *flags(tmp_path / "whole", 1, *STOPPED, **STOPPED_STEP)])
+    main(["train", *flags(stopped, 1, *STOPPED, "--resume", **STOPPED_STEP)])
+    assert_same_training(tmp_path / "whole", stopped)
+
+
+def test_an_error_on_one_process_ends_all(flags, environment, tmp_path):
+    job = flags(tmp_path / "run", 2, *STOPPED)
+    started = time.monotonic()
+    result = launch_trainings(environment, (*TORCHRUN, 2), [job], fail_at=[1, 4])
+    assert time.monotonic() - started < 120  # most of it: importing torch
+    assert result.returncode == 1
+    root_cause = result.stderr.split("Root Cause")[1]
+    assert "rank      : 1" in root_cause
+    assert "RuntimeError: process 1 fails in step 4" in root_cause
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000003"
+
+
+@pytest.mark.slow
+def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
+    trainings = [flags(tmp_path / name, 4, *case) for name, case in CASES.items()]
+    accumulated = ("--gradient_accumulation_steps", "2", *CASES["nonl"])
+    trainings.append(flags(tmp_path / "accumulated", 8, *accumulated))
+    result = launch_trainings(environment, (*TORCHRUN, 4), trainings)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in CASES:
+        assert_same_training(one / name, tmp_path / name)
+    assert_same_training(one / "nonl", tmp_path / "accumulated")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--batch_size", "999"), "--batch_size 999, 2 of them per step, is larger"),
+        (("--objective", "hope"), "argument --objective: invalid choice: 'hope'"),
+        (("--no_such_flag",), "unrecognized arguments: --no_such_flag; --help explains"),
+        (("--dataset_name", "/no/such"), "--dataset_name /no/such: there is no such file"),
+        (("--output_dir", str(ROOT)), "is not empty: go on with that run by --resume"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_once(flags, environment, tmp_path, more, message):
+    script = ROOT / "scripts" / "train.py"
+    result = launch(environment, *TORCHRUN, 2, script, *flags(tmp_path / "run", 2, *more))
+    assert result.returncode == 1
+    assert result.stderr.count("protosphere train: error: ") == 1
+    assert message in result.stderr
+    assert "hf_protosphere/" not in result.stderr  # no traceback of ours
+
+
+@pytest.mark.slow
+def test_accelerate_launch(one, flags, environment, tmp_path):
+    launcher = (*ACCELERATE, "--config_file", ROOT / "scripts/accelerate/two_processes_cpu.yaml")
+    trainings = [flags(tmp_path / "nonl", 2, *CASES["nonl"])]
+    trainings.append(flags(tmp_path / "stopped", 2, *STOPPED, **STOPPED_STEP))
+    result = launch_trainings(environment, launcher, trainings, stop_at=5)
+    assert_same_training(one / "nonl", tmp_path / "nonl")
+    assert result.returncode == 1
+    assert result.stderr.count("stopped after step 10;") == 1
+
+    script = ROOT / "scripts" / "train.py"
+    more = (*STOPPED, "--resume")
+    resumed = flags(tmp_path / "stopped", 2, *more, **STOPPED_STEP)
+    result = launch(environment, *launcher, script, *resumed)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Resuming at step 10 (epoch 1)." in result.stdout
+    assert json.loads((tmp_path / "stopped" / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["fsdp2", "deepspeed_zero2"])
+def test_sharded_models(one, flags, environment, tmp_path, sharding):
+    if sharding == "deepspeed_zero2":
+        pytest.importorskip("deepspeed")
+    config = ROOT / "scripts" / "accelerate" / f"{sharding}.yaml"
+    launcher = (*ACCELERATE, "--config_file", config)
+    environment = {k: v for k, v in environment.items() if k != "ACCELERATE_USE_CPU"}
+    cases = {name: ("--backbone", "test_vit", *case[:-2]) for name, case in CASES.items()}
+    cases["clipped"] = (*STOPPED, "--max_grad_norm", "0.5")
+    for name, case in cases.items():
+        main(["train", *flags(tmp_path / "one" / name, 1, *case)])
+    main(["train", *flags(tmp_path / "one" / "stopped", 1, *STOPPED, **STOPPED_STEP)])
+
+    trainings = [flags(tmp_path / name, 2, *case) for name, case in cases.items()]
+    stopped = flags(tmp_path / "stopped", 2, *STOPPED, **STOPPED_STEP)
+    result = launch_trainings(environment, launcher, [*trainings, stopped], stop_at=5)
+    assert result.stderr.count("stopped after step 10;") == 1, result.stderr[-3000:]
+    result = launch_trainings(environment, launcher, [[*stopped, "--resume"]])
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in (*cases, "stopped"):
+        assert_same_training(tmp_path / "one" / name, tmp_path / name)
+        files = {path.name for path in (tmp_path / name / "best").iterdir()}
+        assert files == {path.name for path in (one / "nonl" / "best").iterdir()}

@@ -1,0 +1,66 @@
+"""Run by test_processes.py under a launcher: trainings, one after another in the same processes.
+
+    trainings.py '{"trainings": [[flag, value, ...], ...], "stop_at": 5, "fail_at": [1, 5]}'
+
+`stop_at` and `fail_at` are steps of the last training. At the first, every process and the launcher
+get SIGTERM, as a scheduler sends it; at the other, the process of that rank raises.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from hf_protosphere import assembly, finishing, training
+from hf_protosphere.cli import main
+
+
+def in_float64(arguments, images):
+    """The model, so that another order of summation is no difference."""
+    return assembly.build_model(arguments, images).double()
+
+
+def no_pictures(*_, **__):
+    """Most of the time of a short training."""
+    return []
+
+
+def interfere(stop_at, fail_at):
+    """Let something happen in `TrainingRun.step`, whose first step is 1."""
+    original, rank = training.TrainingRun.step, int(os.environ["RANK"])
+
+    def step(self, batches):
+        number = self.progress.step + 1
+        if [rank, number] == fail_at:
+            raise RuntimeError(f"process {rank} fails in step {number}")
+        if number == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if rank == 0:
+                os.kill(os.getppid(), signal.SIGTERM)
+        return original(self, batches)
+
+    training.TrainingRun.step = step
+
+
+@record
+def run(trainings, stop_at=None, fail_at=None):
+    print("process", os.getpid(), flush=True)
+    training.build_model, finishing.draw_run = in_float64, no_pictures
+    # The end of a training destroys the process group, which the next one needs.
+    PartialState.destroy_process_group = lambda *_, **__: None
+    if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        # Accelerate shards models on GPUs only, though torch and DeepSpeed do on CPUs as well.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    for flags in trainings[:-1]:
+        main(["train", *flags])
+    interfere(stop_at, fail_at)
+    main(["train", *trainings[-1]])
+
+
+if __name__ == "__main__":
+    run(**json.loads(sys.argv[1]))
