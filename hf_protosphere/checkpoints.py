@@ -24,7 +24,7 @@ MAY_DIFFER_ON_RESUME = {
     "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe",
     "normalized_linear_probe", "probe_epochs", "early_stopping_patience",
 }  # fmt: skip
-RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb")
+RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb", "onnx", "torch_export")
 RUN_FILES = (
     "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
     "snapshot.safetensors", "curves.png",
