@@ -234,6 +234,52 @@ class PublishArguments:
             raise ArgumentError(f"--notes {self.notes}: there is no such file.")
 
 
+@dataclass(kw_only=True)
+class ExportArguments:
+    """What to export, and how. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "export"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    format: Literal["onnx", "torch_export"] = flag(
+        "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
+    )
+    output_dir: str | None = flag(
+        "Folder for the exported model and its README; by default one called as the format, in "
+        "that of the model."
+    )
+    dataset_name: str | None = flag(
+        "Compare the exported model with the checkpoint on images of this data set; by default on "
+        "noise. As for `protosphere evaluate`."
+    )
+    dataset_config: str | None = flag("Configuration (subset) of the data set.")
+    image_column: str | None = flag("Column of images; found by its type when not given.")
+    label_column: str | None = flag("Column of labels; found by its type when not given.")
+    split: str = flag("Split to take images from.", "test")
+    num_images: int = flag("How many of them, balanced by class.", 64)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "num_images")
+        if self.output_dir is None:
+            if not Path(self.model).is_dir():
+                raise ArgumentError(
+                    f"--model {self.model} is no folder here: give --output_dir, for the result."
+                )
+            self.output_dir = str(Path(self.model) / self.format)
+        if Path(self.output_dir).resolve() == Path(self.model).resolve():
+            raise ArgumentError(
+                f"--output_dir {self.output_dir} is the model's own folder, whose README.md would "
+                "be replaced: give another, or leave it out."
+            )
+        packages = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
+        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+            raise ArgumentError(
+                f"--format {self.format} needs what is not installed: pip install "
+                f"{' '.join(missing)}."
+            )
+
+
 def _trackers(names: list[str] | str | None) -> list[str]:
     """Those that were asked for, all of them installed.
 

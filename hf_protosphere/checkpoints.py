@@ -28,7 +28,9 @@ MAY_DIFFER_ON_RESUME = {
     "normalized_linear_probe", "probe_epochs", "early_stopping_patience",
     "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
-RUN_FOLDERS = ("checkpoints", "best", "tensorboard", "wandb", ".eval_results")
+RUN_FOLDERS = (
+    "checkpoints", "best", "tensorboard", "wandb", ".eval_results", "onnx", "torch_export"
+)  # fmt: skip
 # Configuration, weights, image processor and the code that travels with them.
 MODEL_FILES = (
     "config.json", "model*.safetensors", "model.safetensors.index.json",

@@ -22,6 +22,7 @@ commands:
   evaluate   accuracy and neural collapse of a checkpoint on a data set
   publish    send a finished run to the Hub, with a card
   plot       draw the pictures of one run again, or compare several
+  export     write a checkpoint as ONNX or as a torch.export program
 
 `protosphere COMMAND --help` explains every argument. For several processes or machines:
 `accelerate launch scripts/COMMAND.py [arguments]`, with the same arguments.
@@ -114,11 +115,25 @@ def _plot(argv: Sequence[str]) -> Any:
     return plot(arguments)
 
 
+def _export(argv: Sequence[str]) -> Any:
+    from .arguments import ExportArguments
+    from .parsing import parse_arguments
+
+    description = "A checkpoint as ONNX or torch.export program, compared with the checkpoint."
+    if argv and not argv[0].startswith("-"):  # `protosphere export outputs/run`
+        argv = ["--model", *argv]
+    arguments = parse_arguments(ExportArguments, argv, "protosphere export", description)
+    from .export import export
+
+    return export(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "evaluate": _evaluate,
     "publish": _publish,
     "plot": _plot,
+    "export": _export,
 }
 
 

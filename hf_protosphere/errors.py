@@ -17,6 +17,10 @@ class CacheError(UserError):
     """Decoded images cannot be kept on the disk."""
 
 
+class ExportError(UserError):
+    """An exported model that does not compute what the checkpoint does."""
+
+
 class TrainingError(UserError):
     """Training cannot go on; the last good checkpoint is kept."""
 
