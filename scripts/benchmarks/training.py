@@ -210,6 +210,7 @@ def compare(a: argparse.Namespace, folder: str) -> None:
         def our_epoch() -> None:
             run.train_epoch(Stop())
             run.progress.epoch, run.progress.step_in_epoch = 0, 0
+            run.progress.epoch_totals = (0.0, 0.0)
 
         ours, theirs = interleaved(2, our_epoch, plain.epoch)
         row(f"an epoch of {num_images:,} images", ours, theirs, 0.9)
