@@ -132,18 +132,26 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress:
     return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
 
 
+def changed_arguments(folder: Path, arguments: Any) -> list[str]:
+    """What differs from the run in the folder and would change its results, in words."""
+    before = yaml.safe_load((folder / "arguments.yaml").read_text()) or {}
+    return [
+        f"--{name} was {before[name]!r}, is {value!r}"
+        for name, value in vars(arguments).items()
+        if name not in MAY_DIFFER_ON_RESUME
+        and name in before
+        and before[name] != value
+        # Left to the disk, it was written down as it was decided.
+        and not (name == "cache_images" and value is None)
+    ]
+
+
 def refuse_changed_arguments(folder: Path, arguments: Any) -> None:
     """
     Raises:
         ArgumentError: naming what differs from the run in the folder and would change its results.
     """
-    before = yaml.safe_load((folder / "arguments.yaml").read_text())
-    changed = [
-        f"--{name} was {before[name]!r}, is {value!r}"
-        for name, value in vars(arguments).items()
-        if name not in MAY_DIFFER_ON_RESUME and name in before and before[name] != value
-    ]
-    if changed:
+    if changed := changed_arguments(folder, arguments):
         raise ArgumentError(
             f"--resume continues the run in {folder} as it was, but {'; '.join(changed)}. Give the "
             "same values, or another --output_dir."

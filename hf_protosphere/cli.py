@@ -16,6 +16,7 @@ commands:
   train      train a classifier on a data set of the Hub or a local folder
   evaluate   accuracy and neural collapse of a checkpoint on a data set
   publish    send a finished run to the Hub, with a card
+  release    train and publish a whole matrix of recipes, objectives and seeds
   plot       draw the pictures of one run again, or compare several
 
 `protosphere COMMAND --help` explains every argument. For several processes or machines:
@@ -88,6 +89,23 @@ def _publish(argv: Sequence[str]) -> Any:
     return publish(arguments)
 
 
+def _release(argv: Sequence[str]) -> Any:
+    from .arguments import ReleaseArguments
+    from .parsing import parse_arguments
+
+    description = (
+        "Train what is missing of a matrix of recipes, objectives and seeds, and publish it with "
+        "cards that compare the models, and a page that lists them. The YAML file says which. "
+        "The same command goes on after an interruption."
+    )
+    if argv and not argv[0].startswith("-"):  # `protosphere release RELEASE.yaml`
+        argv = ["--config", *argv]
+    arguments = parse_arguments(ReleaseArguments, argv, "protosphere release", description)
+    from .release import release
+
+    return release(arguments)
+
+
 def _plot(argv: Sequence[str]) -> Any:
     from .arguments import PlotArguments
     from .parsing import parse_arguments
@@ -108,6 +126,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "evaluate": _evaluate,
     "publish": _publish,
+    "release": _release,
     "plot": _plot,
 }
 
