@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from .argument_groups import (
@@ -18,7 +17,12 @@ from .argument_groups import (
     flag,
 )
 from .errors import ArgumentError
-from .parsing import check_choices, check_counts, check_positive, check_range
+from .parsing import (
+    check_choices,
+    check_counts,
+    check_positive,
+    check_range,
+)
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # What the best epoch can be chosen by, beside any figure of neural collapse.
@@ -200,84 +204,6 @@ class PlotArguments:
     def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, "nc_target", "(0, 100]")
-
-
-@dataclass(kw_only=True)
-class PublishArguments:
-    """What to publish, and where. Invalid values raise `ArgumentError` at once."""
-
-    _argument_group_name = "publish"
-
-    folder: str = field(metadata={"help": "Folder of a finished run."})
-    repo_id: str = field(metadata={"help": "Where: 'user/name' on the Hub."})
-    private: bool = flag("Make a new repository private.", False)
-    revision: str | None = flag("Tag the commit with this name, such as v1.0.")
-    create_pr: bool = flag("Open a pull request instead of a commit on main.", False)
-    license: str | None = flag(
-        "Of the weights, as the Hub names it, such as apache-2.0. Without one the card says so."
-    )
-    notes: str | None = flag("File of Markdown to be printed in the card.")
-    benchmark_task: str | None = flag(
-        "Enter the accuracy in the leaderboard of the data set under this task."
-    )
-    commit_message: str = flag("What the commit is called.", "Publish by hf_protosphere")
-
-    def __post_init__(self) -> None:
-        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
-            raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
-        if self.create_pr and self.revision is not None:
-            raise ArgumentError(
-                f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
-                "leave out one of the two."
-            )
-        if self.notes is not None and not Path(self.notes).is_file():
-            raise ArgumentError(f"--notes {self.notes}: there is no such file.")
-
-
-@dataclass(kw_only=True)
-class ExportArguments:
-    """What to export, and how. Invalid values raise `ArgumentError` at once."""
-
-    _argument_group_name = "export"
-
-    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
-    format: Literal["onnx", "torch_export"] = flag(
-        "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
-    )
-    output_dir: str | None = flag(
-        "Folder for the exported model and its README; by default one called as the format, in "
-        "that of the model."
-    )
-    dataset_name: str | None = flag(
-        "Compare the exported model with the checkpoint on images of this data set; by default on "
-        "noise. As for `protosphere evaluate`."
-    )
-    dataset_config: str | None = flag("Configuration (subset) of the data set.")
-    image_column: str | None = flag("Column of images; found by its type when not given.")
-    label_column: str | None = flag("Column of labels; found by its type when not given.")
-    split: str = flag("Split to take images from.", "test")
-    num_images: int = flag("How many of them, balanced by class.", 64)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "num_images")
-        if self.output_dir is None:
-            if not Path(self.model).is_dir():
-                raise ArgumentError(
-                    f"--model {self.model} is no folder here: give --output_dir, for the result."
-                )
-            self.output_dir = str(Path(self.model) / self.format)
-        if Path(self.output_dir).resolve() == Path(self.model).resolve():
-            raise ArgumentError(
-                f"--output_dir {self.output_dir} is the model's own folder, whose README.md would "
-                "be replaced: give another, or leave it out."
-            )
-        packages = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
-        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-            raise ArgumentError(
-                f"--format {self.format} needs what is not installed: pip install "
-                f"{' '.join(missing)}."
-            )
 
 
 def _trackers(names: list[str] | str | None) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,9 +23,10 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from .comparison import applicable_metrics, compare
 from .errors import ArgumentError
-from .metrics import METRICS, MetricInfo
 from .objectives import OBJECTIVES, PAPER_BIBTEX, PAPER_URL
+from .parsing import check_license
 from .reporting import CLASSIFIERS, FREQUENCIES
 from .runs import FinishedRun
 
@@ -39,6 +41,7 @@ def render_card(
     repo_id: str | None = None,
     license: str | None = None,
     notes: str | None = None,
+    compare_with: Sequence[str | Path] = (),
 ) -> ModelCard:
     """The model card of a finished run, with metadata for the Hub.
 
@@ -48,16 +51,17 @@ def render_card(
         license: of the weights, as the Hub names it ("apache-2.0"). Without one the card says that
             none was stated.
         notes: Markdown of the authors, printed as it is, in a section of its own.
+        compare_with: folders of finished runs of the same recipe with other objectives and seeds,
+            for a table. Each is linked as a repository with the name of its folder, of the user
+            in `repo_id`.
 
     Raises:
-        ArgumentError: a file that is missing or not whole; `repo_id` or `license` malformed.
+        ArgumentError: a file that is missing or not whole; `repo_id` or `license` malformed; runs
+            that cannot be compared.
     """
     run = FinishedRun.read(folder)
     repo_id = _checked_repo_id(repo_id) if repo_id else f"user/{run.default_name}"
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ArgumentError(
-            f"license must be an identifier of the Hub, such as apache-2.0, but got {license!r}."
-        )
+    check_license(license)
     name = repo_id.split("/")[-1]
     metadata = _metadata(run, name, license)
     words = _words(run) | {
@@ -65,6 +69,7 @@ def render_card(
         "repo_id": repo_id,
         "license": license,
         "notes": notes,
+        "comparison": _comparison(run, compare_with, repo_id),
     }
     return ModelCard.from_template(metadata, template_path=str(TEMPLATE), **words)
 
@@ -100,37 +105,34 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
-def write_card(
-    folder: str | Path,
-    *,
-    repo_id: str | None = None,
-    license: str | None = None,
-    notes: str | None = None,
-    benchmark_task: str | None = None,
-) -> list[Path]:
-    """Write README.md into the folder of a finished run, over an earlier one.
+def card_files(
+    folder: str | Path, *, benchmark_task: str | None = None, **options: Any
+) -> dict[str, str]:
+    """{path in the repository: text}: README.md and, for a benchmark, .eval_results/.
 
     Args:
-        benchmark_task: also write .eval_results/, as `render_evaluation_results` explains.
+        benchmark_task: as `render_evaluation_results` explains.
+        options: as of `render_card`, which also says what is raised.
+    """
+    files = {"README.md": str(render_card(folder, **options))}
+    if benchmark_task is not None:
+        results = render_evaluation_results(folder, benchmark_task)
+        files[".eval_results/hf_protosphere.yaml"] = results
+    return files
 
-    The rest, and what is raised, as in `render_card`.
+
+def write_card(folder: str | Path, **options: Any) -> list[Path]:
+    """Write `card_files` into the folder of a finished run, over earlier ones.
 
     Returns:
         The files.
     """
-    folder = Path(folder)
-    files = {
-        folder / "README.md": str(
-            render_card(folder, repo_id=repo_id, license=license, notes=notes)
-        )
-    }
-    if benchmark_task is not None:
-        results = render_evaluation_results(folder, benchmark_task)
-        files[folder / ".eval_results" / "hf_protosphere.yaml"] = results
-    for path, text in files.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return list(files)
+    written = []
+    for name, text in card_files(folder, **options).items():
+        written.append(Path(folder) / name)
+        written[-1].parent.mkdir(exist_ok=True)
+        written[-1].write_text(text, encoding="utf-8")
+    return written
 
 
 def inline(text: object) -> str:
@@ -195,7 +197,10 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
         if arguments.imbalance:
             figures["mean_class_accuracy"] = ("Mean class accuracy", report["mean_class_accuracy"])
         if split == run.reported:
-            figures |= {m.name: (m.title, report["neural_collapse"][m.name]) for m in _shown(run)}
+            figures |= {
+                m.name: (m.title, report["neural_collapse"][m.name])
+                for m in applicable_metrics(run)
+            }
         on = ""
         if split != "train" and run.is_drawn_from_training(split):
             on = f" on {report['num_images']} held-out images"  # no split of the data set
@@ -220,11 +225,6 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
 
 def _one_line_or_none(text: str | None) -> str | None:
     return None if text is None else one_line(text)
-
-
-def _shown(run: FinishedRun) -> list[MetricInfo]:
-    """Figures of neural collapse that apply to the classifier."""
-    return [m for m in METRICS if not (run.classifier == "linear" and m.needs_prototypes)]
 
 
 def _rounded(value: float) -> float:
@@ -281,7 +281,7 @@ def _words(run: FinishedRun) -> dict[str, Any]:
                 "optimum": f"{report['neural_collapse']['optima'][metric.name]:.4g}",
                 "attained": f"{report['neural_collapse']['attained'][metric.name]:.1f} %",
             }
-            for metric in _shown(run)
+            for metric in applicable_metrics(run)
         ],
         "pictures": [
             name
@@ -310,6 +310,37 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+def _comparison(
+    run: FinishedRun, folders: Sequence[str | Path], repo_id: str
+) -> list[dict[str, Any]]:
+    if not folders:
+        return []
+    user = repo_id.split("/")[0]
+    ids = {run.folder: repo_id} | {
+        path: _checked_repo_id(f"{user}/{path.resolve().name}")
+        for path in map(Path, folders)
+        if path.resolve() != run.folder.resolve()
+    }
+    siblings = [FinishedRun.read(path) for path in ids if path != run.folder]
+    return [
+        {
+            "title": row.title,
+            "accuracy": row.accuracy,
+            "neural_collapse": row.neural_collapse,
+            "is_own": run in row.runs,
+            "models": [
+                {
+                    "seed": other.arguments.seed,
+                    "address": f"https://huggingface.co/{ids[other.folder]}",
+                    "is_own": other is run,
+                }
+                for other in row.runs
+            ],
+        }
+        for row in compare(run, siblings)
+    ]
 
 
 def _accuracies(run: FinishedRun, split: str) -> dict[str, Any]:

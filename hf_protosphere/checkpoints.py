@@ -171,6 +171,23 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
 
 
+def changed_arguments(folder: Path, arguments: Any) -> list[str]:
+    """What differs from the run in the folder and would change its results, in words."""
+    before = yaml.safe_load((folder / "arguments.yaml").read_text()) or {}
+    may_differ = set(MAY_DIFFER_ON_RESUME)
+    if arguments.classes_per_batch or arguments.streaming:  # batches are made for each process
+        may_differ -= {"batch_size", "gradient_accumulation_steps"}
+    return [
+        f"--{name} was {before[name]!r}, is {value!r}"
+        for name, value in vars(arguments).items()
+        if name not in may_differ
+        and name in before
+        and before[name] != value
+        # Left to the disk, it was written down as it was decided.
+        and not (name == "cache_images" and value is None)
+    ]
+
+
 def refuse_changed_arguments(
     folder: Path, arguments: Any, checkpoint: Progress, start: Progress
 ) -> None:
@@ -181,15 +198,7 @@ def refuse_changed_arguments(
     Raises:
         ArgumentError: naming what differs from the run in the folder and would change its results.
     """
-    before = yaml.safe_load((folder / "arguments.yaml").read_text())
-    may_differ = set(MAY_DIFFER_ON_RESUME)
-    if arguments.classes_per_batch or arguments.streaming:  # batches are made for each process
-        may_differ -= {"batch_size", "gradient_accumulation_steps"}
-    changed = [
-        f"--{name} was {before[name]!r}, is {value!r}"
-        for name, value in vars(arguments).items()
-        if name not in may_differ and name in before and before[name] != value
-    ]
+    changed = changed_arguments(folder, arguments)
     if changed := changed + checkpoint.differences(start):
         raise ArgumentError(
             f"--resume continues the run in {folder} as it was, but {'; '.join(changed)}. Give the "

@@ -21,6 +21,7 @@ commands:
   train      train a classifier on a data set of the Hub or a local folder
   evaluate   accuracy and neural collapse of a checkpoint on a data set
   publish    send a finished run to the Hub, with a card
+  release    train and publish a whole matrix of recipes, objectives and seeds
   plot       draw the pictures of one run again, or compare several
   export     write a checkpoint as ONNX or as a torch.export program
 
@@ -84,8 +85,8 @@ def _evaluate(argv: Sequence[str]) -> Any:
 
 
 def _publish(argv: Sequence[str]) -> Any:
-    from .arguments import PublishArguments
     from .parsing import parse_arguments
+    from .sharing_arguments import PublishArguments
 
     description = (
         "Publish a finished run on the Hub: weights, configuration, code, card, metrics and "
@@ -97,6 +98,23 @@ def _publish(argv: Sequence[str]) -> Any:
     from .hub import publish
 
     return publish(arguments)
+
+
+def _release(argv: Sequence[str]) -> Any:
+    from .parsing import parse_arguments
+    from .sharing_arguments import ReleaseArguments
+
+    description = (
+        "Train what is missing of a matrix of recipes, objectives and seeds, and publish it with "
+        "cards that compare the models, and a page that lists them. The YAML file says which. "
+        "The same command goes on after an interruption."
+    )
+    if argv and not argv[0].startswith("-"):  # `protosphere release RELEASE.yaml`
+        argv = ["--config", *argv]
+    arguments = parse_arguments(ReleaseArguments, argv, "protosphere release", description)
+    from .release import release
+
+    return release(arguments)
 
 
 def _plot(argv: Sequence[str]) -> Any:
@@ -116,8 +134,8 @@ def _plot(argv: Sequence[str]) -> Any:
 
 
 def _export(argv: Sequence[str]) -> Any:
-    from .arguments import ExportArguments
     from .parsing import parse_arguments
+    from .sharing_arguments import ExportArguments
 
     description = "A checkpoint as ONNX or torch.export program, compared with the checkpoint."
     if argv and not argv[0].startswith("-"):  # `protosphere export outputs/run`
@@ -132,6 +150,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "evaluate": _evaluate,
     "publish": _publish,
+    "release": _release,
     "plot": _plot,
     "export": _export,
 }

@@ -29,6 +29,10 @@ class PublishError(UserError):
     """The Hub cannot be reached or refuses; nothing is lost here, nothing was changed there."""
 
 
+class ReleaseError(UserError):
+    """Some models of a release could not be trained or published; all others were."""
+
+
 class TrainingInterrupted(UserError):
     """Training was asked to stop by a signal, and has written a checkpoint to resume from."""
 

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from .arguments import ExportArguments
 from .checkpoints import writable_folder
 from .data import load_image_dataset
 from .errors import ExportError
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
+from .sharing_arguments import ExportArguments
 from .transforms import pixels_of
 
 TOLERANCE = 1e-4  # of logits and embeddings, absolute

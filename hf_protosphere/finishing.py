@@ -58,9 +58,12 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         records = read_metrics(run.output_dir / "metrics.jsonl")
         results["first_reached"] = first_reached(records, arguments.nc_target)
         save_model(model, run.processor, run.output_dir)
-        (run.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         snapshot.snapshot(run.images.label_names, held_out[-1]).save(run.output_dir / SNAPSHOT)
         pictures = draw_run(run.output_dir, target=arguments.nc_target)
+        # Last, and whole: where it is, the run is finished.
+        unfinished = run.output_dir / "results.unfinished"
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+        unfinished.replace(run.output_dir / "results.json")
         print(f"\n{_summary(run, results, held_out[-1])}")
         written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
         print(f"\n{run.output_dir}: the model, {', '.join(written)}")

@@ -8,9 +8,10 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -19,16 +20,17 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
 
-from .arguments import PublishArguments
-from .card import PICTURES, write_card
+from .card import PICTURES, card_files, write_card
 from .checkpoints import MODEL_FILES
 from .errors import ArgumentError, PublishError
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .runs import FinishedRun
+from .sharing_arguments import PublishArguments
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,6 +42,7 @@ PRIVATE_ARGUMENTS = (
 )  # fmt: skip
 RETRY_AFTER = (1, 5, 20)  # seconds
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+CAUSES = (HfHubHTTPError, httpx.HTTPError, LocalTokenNotFoundError, OSError)
 
 
 def publish(arguments: PublishArguments) -> str:
@@ -62,33 +65,93 @@ def publish(arguments: PublishArguments) -> str:
         ProtoSphereForImageClassification.from_pretrained(run.folder)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{run.folder} holds no whole model: {error}") from error
-    notes = Path(arguments.notes).read_text() if arguments.notes else None
-    written = write_card(
-        run.folder,
-        repo_id=arguments.repo_id,
-        license=arguments.license,
-        notes=notes,
-        benchmark_task=arguments.benchmark_task,
-    )
-    files = publishable_files(run)
-    files |= {str(path.relative_to(run.folder)): path.read_bytes() for path in written}
+    write_card(run.folder, **_card_options(arguments))
+    files = publishable_files(run, arguments)
     try:
         address = _patiently(lambda: _upload(HfApi(), arguments, files))
-    except (HfHubHTTPError, httpx.HTTPError, LocalTokenNotFoundError, OSError) as error:
+    except CAUSES as error:
         raise PublishError(
-            f"{arguments.repo_id} was not published: {_reason(error, arguments)}\n"
+            f"{arguments.repo_id} was not published: {_reason(error, arguments.repo_id)}\n"
             f"{run.folder} is complete. To try again:\n  {command(arguments)}"
         ) from error
     print(f"{address}")
     return address
 
 
-def publishable_files(run: FinishedRun) -> dict[str, bytes | Path]:
-    """{path in the repository: content}, all but the card. Nothing in them tells of this machine.
+def is_published(arguments: PublishArguments) -> bool:
+    """Whether `publish` with these arguments would find everything in its place, tag included.
 
-    The model with its configuration, image processor and code; metrics.json, the final evaluations;
-    metrics.jsonl, a line for each measurement during training; training_arguments.yaml, for
-    `protosphere train --config`; and the pictures.
+    Raises:
+        PublishError: the Hub cannot be asked.
+    """
+    files = publishable_files(FinishedRun.read(arguments.folder), arguments)
+    repo_id, revision = arguments.repo_id, arguments.revision or "main"
+    try:
+        return not _patiently(lambda: changed_files(HfApi(), repo_id, files, revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return False
+    except CAUSES as error:
+        raise PublishError(f"{repo_id}: {_reason(error, repo_id)}") from error
+
+
+def account() -> str:
+    """The name of whoever is logged in.
+
+    Raises:
+        PublishError: nobody, or the Hub cannot be asked.
+    """
+    try:
+        return str(_patiently(lambda: HfApi().whoami())["name"])
+    except CAUSES as error:
+        raise PublishError(f"nothing can be published: {_reason(error, 'the Hub')}") from error
+
+
+def publish_collection(
+    title: str, repo_ids: Sequence[str], *, namespace: str, description: str | None, private: bool
+) -> str:
+    """A page of these models, in this order; those that it has already stay where they are.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        PublishError: the Hub cannot be reached or refuses. It can be called again.
+    """
+    api = HfApi()
+    try:
+        collection = _patiently(
+            lambda: api.create_collection(
+                title, namespace=namespace, description=description, private=private, exists_ok=True
+            )
+        )
+        there = {item.item_id for item in collection.items if item.item_type == "model"}
+        for repo_id in repo_ids:
+            if repo_id not in there:
+                add = partial(api.add_collection_item, collection.slug, repo_id, "model")
+                _patiently(partial(add, exists_ok=True))
+    except CAUSES as error:
+        raise PublishError(
+            f"the collection {title!r} is not complete: {_reason(error, 'the collection')}"
+        ) from error
+    return collection.url
+
+
+def _card_options(arguments: PublishArguments) -> dict[str, Any]:
+    return {
+        "repo_id": arguments.repo_id,
+        "license": arguments.license,
+        "notes": Path(arguments.notes).read_text() if arguments.notes else None,
+        "compare_with": arguments.compare_with or [],
+        "benchmark_task": arguments.benchmark_task,
+    }
+
+
+def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str, bytes | Path]:
+    """{path in the repository: content}. Nothing in them tells of this machine.
+
+    The model with its configuration, image processor and code; the card; metrics.json, the final
+    evaluations; metrics.jsonl, a line for each measurement during training;
+    training_arguments.yaml, for `protosphere train --config`; and the pictures.
     """
     files: dict[str, bytes | Path] = {}
     for pattern in (*MODEL_FILES, *PICTURES, "metrics.jsonl"):
@@ -103,7 +166,8 @@ def publishable_files(run: FinishedRun) -> dict[str, bytes | Path]:
     public["backbone"] = Path(run.arguments.backbone).name if _is_path(run) else public["backbone"]
     text = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
     files["training_arguments.yaml"] = text.encode()
-    return files
+    card = card_files(run.folder, **_card_options(arguments))
+    return files | {name: text.encode() for name, text in card.items()}
 
 
 def _is_path(run: FinishedRun) -> bool:
@@ -179,14 +243,14 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def _reason(error: Exception, arguments: PublishArguments) -> str:
+def _reason(error: Exception, target: str) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return "the Hub does not know the token (401). Log in by `hf auth login`."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return "the Hub wants a token (401). Log in by `hf auth login`, or set HF_TOKEN."
     if status == 403:
-        return f"the token may not write to {arguments.repo_id} (403)."
+        return f"the token may not write to {target} (403)."
     if status in (409, 412):
         return f"somebody else changed it at the same time ({status})."
     if isinstance(error, OfflineModeIsEnabled):
@@ -204,5 +268,6 @@ def command(arguments: PublishArguments) -> str:
     for field in dataclasses.fields(arguments):
         value = getattr(arguments, field.name)
         if field.name != "folder" and value != field.default:
-            words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{field.name}", *([] if value is True else map(str, values))]
     return shlex.join(words)

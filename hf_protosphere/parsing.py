@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
@@ -60,13 +61,24 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
         raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")
     beside = str(Path(path).parent / str(base))
     inherited = read_yaml(beside, cls, (*above, path)) if base else {}
-    names = [f.name for f in dataclasses.fields(cls)]
-    for name in values:
-        if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ArgumentError(f"--config {path} has an unknown argument {name!r}.{hint}")
+    check_known(values, field_names(cls), f"--config {path} has an unknown argument")
     return inherited | values
+
+
+def field_names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def check_known(names: Iterable[Any], known: Collection[str], complaint: str) -> None:
+    """
+    Raises:
+        ArgumentError: the complaint about the first name that is not known, and the nearest one.
+    """
+    for name in names:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(f"{complaint} {name!r}.{hint}")
 
 
 def write_yaml(arguments: Any, path: Path) -> None:
@@ -119,6 +131,13 @@ def check_range(arguments: Any, name: str, interval: str) -> None:
     below = (value <= high if interval[-1] == "]" else value < high) if above else False
     if not below:
         raise ArgumentError(f"--{name} must be in {interval}, but got {value!r}.")
+
+
+def check_license(license: str | None) -> None:
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ArgumentError(
+            f"license must be an identifier of the Hub, such as apache-2.0, but got {license!r}."
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -47,7 +47,7 @@ def format_report(
     header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
     header.append(f"{reached_on} at {target:g} %")
     columns = 5 if reached is not None else 4
-    return _table([row[:columns] for row in [header, *rows]])
+    return format_table([row[:columns] for row in [header, *rows]])
 
 
 CLASSIFIERS = {
@@ -67,10 +67,10 @@ def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> 
         ]
         for name, c in classifiers.items()
     ]  # fmt: skip
-    return _table([header, *rows])
+    return format_table([header, *rows])
 
 
-def _table(rows: list[list[str]]) -> str:
+def format_table(rows: list[list[str]]) -> str:
     """The first row is the header; columns but the first to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [

@@ -94,5 +94,9 @@ class FinishedRun:
     def default_name(self) -> str:
         """For a repository: ASCII letters, digits, - and _."""
         parts = (self.dataset_name, self.config.backbone, self.config.objective)
-        slugs = [re.sub(r"[^A-Za-z0-9_]+", "-", part)[:28].strip("-_") for part in parts]
-        return "-".join(slug for slug in slugs if slug)
+        return "-".join(filter(None, map(slug, parts)))
+
+
+def slug(text: str) -> str:
+    """The text as a part of a repository's name: ASCII letters, digits, - and _, at most 28."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:28].strip("-_")

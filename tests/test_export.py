@@ -14,10 +14,10 @@ from PIL import Image
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere import export as export_module
-from hf_protosphere.arguments import ExportArguments
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, DataError, ExportError
 from hf_protosphere.export import export, largest_difference
+from hf_protosphere.sharing_arguments import ExportArguments
 from hf_protosphere.transforms import build_image_processor, pixels_of
 
 NAMES = {0: "zero", 1: "one", 2: "two"}

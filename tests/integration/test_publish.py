@@ -15,10 +15,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 from hf_protosphere import hub as publishing
-from hf_protosphere.arguments import PublishArguments, TrainArguments
+from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, PublishError
 from hf_protosphere.hub import publish
+from hf_protosphere.sharing_arguments import PublishArguments
 from hf_protosphere.training import train
 
 REPOSITORY = "user/digits"
