@@ -138,6 +138,7 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
     if deepspeed := accelerator.state.deepspeed_plugin:
         deepspeed.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": arguments.batch_size,
+            "train_batch_size": arguments.batch_size * accelerator.num_processes,
             "gradient_clipping": arguments.max_grad_norm or 0.0,
         }
     keep_unwrapped(accelerator)

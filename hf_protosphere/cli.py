@@ -11,7 +11,7 @@ from typing import Any
 from .errors import TrainingInterrupted, UserError
 
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # of this process among those of its launcher
-SECONDS_ALONE = 5
+PATIENCE = 15  # seconds, more than the first process takes to end
 
 USAGE = """usage: protosphere COMMAND [--help] [arguments]
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if LOCAL_RANK > 0:
             # Mostly all processes fail alike. The first one says why, and the launcher ends the
             # others; one that is alone with its error lives on and says it itself.
-            time.sleep(SECONDS_ALONE)
+            time.sleep(PATIENCE)
         print(f"protosphere {command}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

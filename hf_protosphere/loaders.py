@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
@@ -145,6 +146,6 @@ def _cached(
 ) -> CachedImages | None:
     with main_process_first(accelerator, local=True):  # one writes, the others find the file
         pixels = cached_pixels(images.splits[split], processor, num_workers, split)
-    if pixels is None:
+    if not all(gather_object([pixels is not None])):  # of a machine without room: then none has it
         return None
     return CachedImages(pixels, torch.tensor(labels_of(images.splits[split])))

@@ -69,6 +69,20 @@ def test_yaml_errors(tmp_path):
         parse("--config", str(tmp_path / "missing.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--objective", "hope"), "argument --objective: invalid choice: 'hope'.*--help"),
+        (("--epochs", "many"), "argument --epochs: invalid int value: 'many'"),
+        (("--wings", "2"), "unrecognized arguments: --wings 2"),
+    ],
+)
+def test_flags_that_cannot_be_read(flags, message, capsys):
+    with pytest.raises(ArgumentError, match=message):
+        parse("--dataset_name", "x", *flags)
+    assert capsys.readouterr().err == ""  # no page of usage
+
+
 @pytest.mark.parametrize("cls", [TrainArguments, EvaluateArguments, PlotArguments])
 def test_help_explains_every_argument(cls, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -1,12 +1,15 @@
 """The command line: sub-commands, exit codes, messages without tracebacks."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hf_protosphere import cli
 from hf_protosphere.cli import COMMANDS, main
+from hf_protosphere.errors import TrainingInterrupted
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -45,6 +48,23 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("protosphere train: error: --dataset_name")
     assert "Traceback" not in error
+
+
+def test_of_several_processes_the_first_one_speaks(tmp_path, capsys, monkeypatch):
+    argv = ("train", "--dataset_name", str(tmp_path / "nothing"))
+    waited = []
+    monkeypatch.setattr(cli, "LOCAL_RANK", 1)
+    monkeypatch.setattr(cli.time, "sleep", waited.append)  # until the launcher ends this process
+    assert exit_code(*argv) == 2
+    assert waited == [cli.PATIENCE]
+    assert "error: --dataset_name" in capsys.readouterr().err  # the launcher did not
+
+    def interrupted(argv):
+        raise TrainingInterrupted("stopped", signal.SIGTERM)
+
+    monkeypatch.setitem(COMMANDS, "train", interrupted)
+    assert exit_code("train") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == ""
 
 
 def test_help_of_the_script_is_quick_and_needs_no_training_code():

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from hf_protosphere.checkpoints import read_metrics
 from hf_protosphere.cli import main
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -71,25 +70,3 @@ def test_images_are_classified_where_the_package_is_missing(trained, digits_fold
     assert len(lines) == len(files)
     right = sum(f"AutoModel {Path(line.split(':')[0]).parent.name} " in line for line in lines)
     assert right > len(files) / 2
-
-
-def test_two_processes_train_together_and_count_every_image_once(digits_folder, tmp_path):
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-        *("--master_addr", "127.0.0.1", "--master_port", "29517", SCRIPTS / "train.py"),
-        *("--dataset_name", digits_folder, "--output_dir", tmp_path / "run"),
-        *("--backbone", "test_resnet", "--epochs", "2", "--batch_size", "16"),
-        *("--eval_batch_size", "7", "--num_workers", "0", "--optimizer", "adamw"),
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "steps of 32 images, 2 process(es)" in result.stdout
-    assert result.stdout.count("the model, results.json") == 1
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["test"]["num_images"] == 45
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [record["step"] for record in records] == [3, 6]
-    assert "collective" not in result.stderr.lower()

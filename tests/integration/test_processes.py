@@ -3,13 +3,13 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from hf_protosphere import finishing, training
@@ -77,17 +77,17 @@ def launch_trainings(environment, launcher, trainings, **interference):
     return launch(environment, *launcher, TRAININGS, job)
 
 
-def assert_same_training(one, other):
+def assert_same_training(one, other, tolerance=1e-10):
     records, others = (read_metrics(run / "metrics.jsonl") for run in (one, other))
     for ours, theirs in zip(records, others, strict=True):
         assert theirs["step"] == ours["step"]
-        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], abs=1e-10)
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], abs=tolerance)
         assert theirs["train_accuracy"] == pytest.approx(ours["train_accuracy"])
         assert theirs["validation_accuracy"] == pytest.approx(ours["validation_accuracy"])
     weights, others = (load_file(run / "model.safetensors") for run in (one, other))
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
-        assert torch.allclose(others[name], weight, rtol=0, atol=1e-10), name
+        assert (others[name] - weight).abs().max() < tolerance, name
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,6 @@ def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
     ("more", "message"),
     [
         (("--batch_size", "999"), "--batch_size 999, 2 of them per step, is larger"),
-        (("--objective", "hope"), "argument --objective: invalid choice: 'hope'"),
         (("--no_such_flag",), "unrecognized arguments: --no_such_flag; --help explains"),
         (("--dataset_name", "/no/such"), "--dataset_name /no/such: there is no such file"),
         (("--output_dir", str(ROOT)), "is not empty: go on with that run by --resume"),
@@ -227,14 +226,17 @@ def test_accelerate_launch(one, flags, environment, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["fsdp2", "deepspeed_zero2"])
-def test_sharded_models(one, flags, environment, tmp_path, sharding):
+@pytest.mark.parametrize(
+    ("sharding", "tolerance"),
+    [("fsdp2", 1e-10), ("deepspeed_zero2", 1e-4)],  # DeepSpeed makes the weights float32
+)
+def test_sharded_models(one, flags, environment, tmp_path, sharding, tolerance):
     if sharding == "deepspeed_zero2":
         pytest.importorskip("deepspeed")
     config = ROOT / "scripts" / "accelerate" / f"{sharding}.yaml"
     launcher = (*ACCELERATE, "--config_file", config)
     environment = {k: v for k, v in environment.items() if k != "ACCELERATE_USE_CPU"}
-    cases = {name: ("--backbone", "test_vit", *case[:-2]) for name, case in CASES.items()}
+    cases = {name: (*case, "--backbone", "test_vit") for name, case in CASES.items()}
     cases["clipped"] = (*STOPPED, "--max_grad_norm", "0.5")
     for name, case in cases.items():
         main(["train", *flags(tmp_path / "one" / name, 1, *case)])
@@ -247,6 +249,48 @@ def test_sharded_models(one, flags, environment, tmp_path, sharding):
     result = launch_trainings(environment, launcher, [[*stopped, "--resume"]])
     assert result.returncode == 0, result.stderr[-3000:]
     for name in (*cases, "stopped"):
-        assert_same_training(tmp_path / "one" / name, tmp_path / name)
+        assert_same_training(tmp_path / "one" / name, tmp_path / name, tolerance)
         files = {path.name for path in (tmp_path / name / "best").iterdir()}
         assert files == {path.name for path in (one / "nonl" / "best").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_is_stopped_and_queued_again(flags, environment, tmp_path):
+    """The batch script for real; programs of SLURM that do what it expects of them on one node."""
+    programs = {
+        "srun": f'shift 2; echo $$ > {tmp_path}/srun; exec "$@"',
+        "scancel": f"kill -TERM $(cat {tmp_path}/srun)",
+        "scontrol": f'if [ $1 = show ]; then echo 127.0.0.1; else echo "$@" > {tmp_path}/told; fi',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in programs.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {
+        **environment, "PORT": port, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "one",
+        "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "1",
+        "PATH": os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent),
+                                 os.environ["PATH"]]),
+    }  # fmt: skip
+    run = tmp_path / "run"
+    command = ["bash", "scripts/slurm/train.sbatch", *flags(run, 2, *STOPPED, "--epochs", "40")]
+    job = subprocess.Popen(command, env=environment, cwd=ROOT)
+    while len(read_metrics(run / "metrics.jsonl")) < 2:
+        time.sleep(0.2)
+        assert job.poll() is None
+    job.terminate()
+    assert job.wait(60) == 1
+    assert (tmp_path / "told").read_text() == "requeue 7\n"
+    stopped = newest_checkpoint(run / "checkpoints").name
+    assert stopped < f"step-{40 * 3:08d}"
+
+    (tmp_path / "told").unlink()
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"Resuming at step {int(stopped[5:])} " in result.stdout
+    assert len(read_metrics(run / "metrics.jsonl")) == 40
+    assert not (tmp_path / "told").exists()
