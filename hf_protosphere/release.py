@@ -186,7 +186,7 @@ def _print_plan(
         if namespace and will_finish and state != "published":
             steps.append(f"publish as {namespace}/{row.name}")
         table.append([row.name, state, ", ".join(steps) or "nothing"])
-    print(format_table(table))
+    print(format_table(table, text_columns=3))
 
 
 def _print_summary(selected: list[Row], failures: dict[str, str]) -> None:
@@ -195,7 +195,7 @@ def _print_summary(selected: list[Row], failures: dict[str, str]) -> None:
         finished = row.state() == FINISHED
         state = "failed" if row.name in failures else FINISHED if finished else MISSING
         table.append([row.name, state, *(_figures(row) if finished else ("", ""))])
-    print(f"\n{format_table(table)}")
+    print(f"\n{format_table(table, text_columns=2)}")
 
 
 def _figures(row: Row) -> tuple[str, str]:

@@ -70,11 +70,14 @@ def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> 
     return format_table([header, *rows])
 
 
-def format_table(rows: list[list[str]]) -> str:
-    """The first row is the header; columns but the first to the right."""
+def format_table(rows: list[list[str]], text_columns: int = 1) -> str:
+    """The first row is the header; the first columns are text, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
+        "  ".join(
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
