@@ -196,6 +196,30 @@ class PlotArguments:
         check_range(self, "nc_target", "(0, 100]")
 
 
+@dataclass(kw_only=True)
+class DemoArguments:
+    """What page to show, and where. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "demo"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    unknown_angle: float | None = flag(
+        "An image farther than this from every prototype is unknown, in degrees. By default as "
+        "far as 95 %% of the held-out images in the checkpoint's snapshot keep within; without a "
+        "snapshot, half the angle between two prototypes at neural collapse."
+    )
+    host: str = flag("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
+    port: int | None = flag("Port to listen on; by default the first free one from 7860.")
+    space: str | None = flag(
+        "Show nothing: write the files of a Hub Space that shows this page into this folder."
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self, "unknown_angle", "(0, 180]")
+        check_counts(self, "port")
+        check_range(self, "port", "[1, 65535]")
+
+
 def _trackers(names: list[str] | str | None) -> list[str]:
     """Those that were asked for, all of them installed.
 

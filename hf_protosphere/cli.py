@@ -16,9 +16,10 @@ commands:
   train      train a classifier on a data set of the Hub or a local folder
   evaluate   accuracy and neural collapse of a checkpoint on a data set
   plot       draw the pictures of one run again, or compare several
+  demo       a page in the browser: upload an image, see where it falls on the sphere
 
 `protosphere COMMAND --help` explains every argument. For several processes or machines:
-`accelerate launch scripts/COMMAND.py [arguments]`, with the same arguments.
+`accelerate launch scripts/train.py [arguments]`, or scripts/evaluate.py, with the same arguments.
 """
 
 
@@ -79,18 +80,37 @@ def _plot(argv: Sequence[str]) -> Any:
         "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "
         "once training is over, cosines.png, margins.png and sphere.png."
     )
-    if argv and not argv[0].startswith("-"):  # `protosphere plot outputs/run`
-        argv = ["--runs", *argv]
+    argv = _first_named("--runs", argv)  # `protosphere plot outputs/run`
     arguments = parse_arguments(PlotArguments, argv, "protosphere plot", description)
     from .pictures import plot
 
     return plot(arguments)
 
 
+def _demo(argv: Sequence[str]) -> Any:
+    from .arguments import DemoArguments
+    from .parsing import parse_arguments
+
+    description = (
+        "A page in the browser, by Gradio: upload an image, see its scores, its angles to the "
+        'prototypes, where it falls on the sphere, and "unknown" when it is far from all.'
+    )
+    argv = _first_named("--model", argv)  # `protosphere demo outputs/run`
+    arguments = parse_arguments(DemoArguments, argv, "protosphere demo", description)
+    from .demo_page import demo
+
+    return demo(arguments)
+
+
+def _first_named(flag: str, argv: Sequence[str]) -> Sequence[str]:
+    return [flag, *argv] if argv and not argv[0].startswith("-") else argv
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "train": _train,
     "evaluate": _evaluate,
     "plot": _plot,
+    "demo": _demo,
 }
 
 
