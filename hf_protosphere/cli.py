@@ -24,9 +24,10 @@ commands:
   release    train and publish a whole matrix of recipes, objectives and seeds
   plot       draw the pictures of one run again, or compare several
   export     write a checkpoint as ONNX or as a torch.export program
+  demo       a page in the browser: upload an image, see where it falls on the sphere
 
 `protosphere COMMAND --help` explains every argument. For several processes or machines:
-`accelerate launch scripts/COMMAND.py [arguments]`, with the same arguments.
+`accelerate launch scripts/train.py [arguments]`, or scripts/evaluate.py, with the same arguments.
 """
 
 
@@ -92,8 +93,7 @@ def _publish(argv: Sequence[str]) -> Any:
         "Publish a finished run on the Hub: weights, configuration, code, card, metrics and "
         "pictures in one commit, then a tag. Log in by `hf auth login` first."
     )
-    if argv and not argv[0].startswith("-"):  # `protosphere publish outputs/run`
-        argv = ["--folder", *argv]
+    argv = _first_named("--folder", argv)  # `protosphere publish outputs/run`
     arguments = parse_arguments(PublishArguments, argv, "protosphere publish", description)
     from .hub import publish
 
@@ -109,8 +109,7 @@ def _release(argv: Sequence[str]) -> Any:
         "cards that compare the models, and a page that lists them. The YAML file says which. "
         "The same command goes on after an interruption."
     )
-    if argv and not argv[0].startswith("-"):  # `protosphere release RELEASE.yaml`
-        argv = ["--config", *argv]
+    argv = _first_named("--config", argv)  # `protosphere release RELEASE.yaml`
     arguments = parse_arguments(ReleaseArguments, argv, "protosphere release", description)
     from .release import release
 
@@ -125,8 +124,7 @@ def _plot(argv: Sequence[str]) -> Any:
         "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "
         "once training is over, cosines.png, margins.png and sphere.png."
     )
-    if argv and not argv[0].startswith("-"):  # `protosphere plot outputs/run`
-        argv = ["--runs", *argv]
+    argv = _first_named("--runs", argv)  # `protosphere plot outputs/run`
     arguments = parse_arguments(PlotArguments, argv, "protosphere plot", description)
     from .pictures import plot
 
@@ -138,12 +136,30 @@ def _export(argv: Sequence[str]) -> Any:
     from .sharing_arguments import ExportArguments
 
     description = "A checkpoint as ONNX or torch.export program, compared with the checkpoint."
-    if argv and not argv[0].startswith("-"):  # `protosphere export outputs/run`
-        argv = ["--model", *argv]
+    argv = _first_named("--model", argv)  # `protosphere export outputs/run`
     arguments = parse_arguments(ExportArguments, argv, "protosphere export", description)
     from .export import export
 
     return export(arguments)
+
+
+def _demo(argv: Sequence[str]) -> Any:
+    from .parsing import parse_arguments
+    from .sharing_arguments import DemoArguments
+
+    description = (
+        "A page in the browser, by Gradio: upload an image, see its scores, its angles to the "
+        'prototypes, where it falls on the sphere, and "unknown" when it is far from all.'
+    )
+    argv = _first_named("--model", argv)  # `protosphere demo outputs/run`
+    arguments = parse_arguments(DemoArguments, argv, "protosphere demo", description)
+    from .demo_page import demo
+
+    return demo(arguments)
+
+
+def _first_named(flag: str, argv: Sequence[str]) -> Sequence[str]:
+    return [flag, *argv] if argv and not argv[0].startswith("-") else argv
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
@@ -153,6 +169,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "release": _release,
     "plot": _plot,
     "export": _export,
+    "demo": _demo,
 }
 
 

@@ -31,6 +31,7 @@ from .errors import ArgumentError, PublishError
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .runs import FinishedRun
 from .sharing_arguments import PublishArguments
+from .snapshots import FILE_NAME as SNAPSHOT
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -154,7 +155,7 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
     training_arguments.yaml, for `protosphere train --config`; and the pictures.
     """
     files: dict[str, bytes | Path] = {}
-    for pattern in (*MODEL_FILES, *PICTURES, "metrics.jsonl"):
+    for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
         files |= {path.name: path for path in sorted(run.folder.glob(pattern))}
     files["metrics.json"] = (json.dumps(run.results, indent=2) + "\n").encode()
     public = {

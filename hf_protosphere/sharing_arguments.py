@@ -10,7 +10,14 @@ from typing import Any, Literal, get_args, get_type_hints
 from .argument_groups import flag
 from .arguments import TrainArguments
 from .errors import ArgumentError
-from .parsing import check_choices, check_counts, check_known, check_license, field_names
+from .parsing import (
+    check_choices,
+    check_counts,
+    check_known,
+    check_license,
+    check_range,
+    field_names,
+)
 
 # Arguments of training that a release's overrides cannot change: the row, and its recipe's network.
 OF_THE_ROW = ("backbone", "objective", "seed", "output_dir", "overwrite", "resume", "dry_run")
@@ -170,3 +177,27 @@ class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix):
                 there = sorted(map(str, Path(recipe).parent.glob("*.yaml")))
                 check_known([recipe], there, "recipes: there is no file")
                 raise ArgumentError(f"recipes: {recipe} is not a file.")
+
+
+@dataclass(kw_only=True)
+class DemoArguments:
+    """What page to show, and where. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "demo"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    unknown_angle: float | None = flag(
+        "An image farther than this from every prototype is unknown, in degrees. By default as "
+        "far as 95 %% of the held-out images in the checkpoint's snapshot keep within; without a "
+        "snapshot, half the angle between two prototypes at neural collapse."
+    )
+    host: str = flag("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
+    port: int | None = flag("Port to listen on; by default the first free one from 7860.")
+    space: str | None = flag(
+        "Show nothing: write the files of a Hub Space that shows this page into this folder."
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self, "unknown_angle", "(0, 180]")
+        check_counts(self, "port")
+        check_range(self, "port", "[1, 65535]")

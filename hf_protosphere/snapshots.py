@@ -36,6 +36,14 @@ class Snapshot:
     class_names: list[str]
     split: str
 
+    @classmethod
+    def of_prototypes(cls, prototypes: Tensor, class_names: list[str]) -> Snapshot:
+        """Without images: prototypes (K, D), unit rows, stand for the class means too."""
+        prototypes = prototypes.detach().float().cpu()
+        none, cosines = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        embeddings = prototypes[:0]
+        return cls(embeddings, none, prototypes, prototypes, cosines, cosines, class_names, "")
+
     def save(self, path: Path) -> None:
         tensors = {k: v.contiguous() for k, v in vars(self).items() if isinstance(v, Tensor)}
         metadata = {"class_names": json.dumps(self.class_names), "split": self.split}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ CLASS_MARKERS = "osD^v<>phX"
 SHOWN_CLASSES = len(CLASS_COLORS)  # in pictures of points
 NAMED_CLASSES = 30  # beside matrices
 PRINTED_CLASSES = 12  # with numbers in the cells
+QUERY_COLOR = "#FF3B00"  # unlike any class
+
+Styles = dict[int, tuple[str, str]]  # colour and marker of each class that is shown
 
 
 def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
@@ -100,8 +103,13 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
-def plot_sphere(snapshot: Snapshot, picture: Path, classes: Sequence[str] | None = None) -> None:
-    """Embeddings, class means and prototypes on the sphere.
+def plot_sphere(
+    snapshot: Snapshot,
+    picture: Path | BinaryIO,
+    classes: Sequence[str] | None = None,
+    query: Tensor | None = None,
+) -> None:
+    """Embeddings, class means and prototypes on the sphere; prototypes alone where no images are.
 
     In 2 and 3 dimensions exactly where they are. In more, two orthogonal projections, both labelled
     as such: onto the plane through the class means of three classes (after Müller et al., "When
@@ -109,64 +117,73 @@ def plot_sphere(snapshot: Snapshot, picture: Path, classes: Sequence[str] | None
     the two directions in which the class means vary most.
 
     Args:
-        picture: the file to write; its suffix says the format.
-        classes: names of the classes to show, at most ten; by default those nearest to another.
+        picture: the file to write; its suffix says the format, which is PNG in an open file.
+        classes: names of the classes to show, at most ten; by default those nearest to another,
+            or to the query.
+        query: (D,), unit norm, the embedding of one more image, to mark.
 
     Raises:
         ValueError: an unknown class, fewer than two, or more than ten.
     """
-    shown = _classes_to_show(snapshot, classes)
+    shown = _classes_to_show(snapshot, classes, query)
     dim = snapshot.prototypes.shape[1]
+    images = f"{snapshot.split} images" if len(snapshot.embeddings) else "Prototypes"
     if dim == 3:
         figure = new_figure(9, 8)
         axes = figure.add_subplot(projection="3d")
         _draw_globe(axes)
-        _draw_points(axes, snapshot, shown, torch.eye(3))
-        title = f"{snapshot.split} images on the unit sphere"
+        _draw_points(axes, snapshot, _styles(shown), torch.eye(3), query)
+        title = f"{images} on the unit sphere"
     elif dim == 2:
         figure = new_figure(9, 7.5)
         axes = figure.subplots()
         _draw_circle(axes)
-        _draw_points(axes, snapshot, shown, torch.eye(2))
-        title = f"{snapshot.split} images on the unit circle"
+        _draw_points(axes, snapshot, _styles(shown), torch.eye(2), query)
+        title = f"{images} on the unit circle"
     else:
         figure = new_figure(16, 7)
-        _draw_projections(*figure.subplots(1, 2), snapshot, shown)
-        title = f"{snapshot.split} images on the unit sphere of {dim} dimensions"
+        _draw_projections(*figure.subplots(1, 2), snapshot, shown, query)
+        title = f"{images} on the unit sphere of {dim} dimensions"
     if len(shown) < len(snapshot.class_names):
-        which = ", those nearest to another" if classes is None else ""
+        nearest_to = "another" if query is None else "this image"
+        which = f", those nearest to {nearest_to}" if classes is None else ""
         title += f": {len(shown)} of {len(snapshot.class_names)} classes{which}"
     figure.suptitle(title)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(picture, dpi=110)
 
 
-def _draw_projections(left: Axes, right: Axes, snapshot: Snapshot, shown: list[int]) -> None:
-    means, corners = F.normalize(snapshot.class_means, dim=1), shown[:3]
+def _draw_projections(
+    left: Axes, right: Axes, snapshot: Snapshot, shown: list[int], query: Tensor | None
+) -> None:
+    means, corners, styles = F.normalize(snapshot.class_means, dim=1), shown[:3], _styles(shown)
+    what = "class means" if len(snapshot.embeddings) else "prototypes"
     plane = _plane(means[corners])
     _draw_circle(left)
-    _draw_points(left, snapshot, corners, plane)
+    _draw_points(left, snapshot, {c: styles[c] for c in corners}, plane, query)
     triangle = (means[[*corners, corners[0]]] @ plane).T.tolist()
     left.plot(*triangle, color="0.4", linewidth=1, zorder=0)
     left.set_title(
-        "Projected onto the plane through three class means\n"
+        f"Projected onto the plane through three {what}\n"
         "(at neural collapse an equilateral triangle)"
         if len(corners) == 3
-        else "Projected onto the plane of both class means"
+        else f"Projected onto the plane of both {what}"
     )
     left.legend(loc="upper left", fontsize="small")
 
     principal = torch.linalg.svd(means - means.mean(0), full_matrices=False)
     variances = principal.S.square()
     _draw_circle(right)
-    _draw_points(right, snapshot, shown, principal.Vh[:2].T)
+    _draw_points(right, snapshot, styles, principal.Vh[:2].T, query)
     right.set_title(
-        "Projected onto the two directions in which the class means vary most\n"
+        f"Projected onto the two directions in which the {what} vary most\n"
         f"({variances[:2].sum() / variances.sum():.0%} of their variance)"
     )
 
 
-def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None) -> list[int]:
+def _classes_to_show(
+    snapshot: Snapshot, classes: Sequence[str] | None, query: Tensor | None
+) -> list[int]:
     names = snapshot.class_names
     if classes is not None:
         unknown = [name for name in classes if name not in names]
@@ -176,6 +193,9 @@ def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None) -> list[
                 f"{', '.join(unknown or classes)}."
             )
         return [names.index(name) for name in classes]
+    if query is not None:
+        nearest = (snapshot.prototypes @ query).argsort(descending=True).tolist()
+        return nearest[:SHOWN_CLASSES]
     cosines = _cosines(snapshot.class_means).fill_diagonal_(-2)
     first, second = divmod(int(cosines.argmax()), len(cosines))
     # The closest pair, and who is closest to them; then the others by their nearest neighbour.
@@ -185,23 +205,39 @@ def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None) -> list[
     return list(dict.fromkeys(order))[: min(SHOWN_CLASSES, len(names))]
 
 
-def _draw_points(axes: Axes, snapshot: Snapshot, shown: list[int], directions: Tensor) -> None:
+def _styles(shown: list[int]) -> Styles:
+    """In the order of the classes: of ten or fewer, each looks the same in every picture."""
+    return dict(zip(sorted(shown), zip(CLASS_COLORS, CLASS_MARKERS)))
+
+
+def _draw_points(
+    axes: Axes, snapshot: Snapshot, styles: Styles, directions: Tensor, query: Tensor | None
+) -> None:
     """Of some classes, in the coordinates along `directions` (D, 2 or 3)."""
-    flat = directions.shape[1] == 2
-    for c, color, marker in zip(shown, CLASS_COLORS, CLASS_MARKERS):
-        points = (snapshot.embeddings[snapshot.labels == c] @ directions).T.tolist()
+    flat, with_images = directions.shape[1] == 2, len(snapshot.embeddings) > 0
+    on_top = {"zorder": 5} if flat else {"depthshade": False}
+    for c, (color, marker) in styles.items():
         name = _shortened(snapshot.class_names[c])
-        axes.scatter(*points, s=14, color=color, marker=marker, alpha=0.5, linewidths=0, label=name)
         ends = torch.stack([snapshot.class_means[c], snapshot.prototypes[c]]) @ directions
-        on_top = {"zorder": 5} if flat else {"depthshade": False}
         outlined = {"color": color, "edgecolors": "black", **on_top}
-        axes.plot(*ends.T.tolist(), color="black", linewidth=1)
-        axes.scatter(*ends[:1].T.tolist(), s=140, marker=marker, linewidths=1.5, **outlined)
-        axes.scatter(*ends[1:].T.tolist(), s=240, marker="*", linewidths=1.0, **outlined)
+        if with_images:
+            points = (snapshot.embeddings[snapshot.labels == c] @ directions).T.tolist()
+            axes.scatter(*points, s=14, color=color, marker=marker, alpha=0.5, linewidths=0,
+                         label=name)  # fmt: skip
+            axes.plot(*ends.T.tolist(), color="black", linewidth=1)
+            axes.scatter(*ends[:1].T.tolist(), s=140, marker=marker, linewidths=1.5, **outlined)
+        axes.scatter(*ends[1:].T.tolist(), s=240, marker="*", linewidths=1.0, **outlined,
+                     label=None if with_images else name)  # fmt: skip
     nowhere = [[]] * directions.shape[1]
     hollow = {"facecolors": "none", "edgecolors": "black"}
-    axes.scatter(*nowhere, s=100, label="large: class mean", **hollow)
-    axes.scatter(*nowhere, s=140, marker="*", label="its prototype", **hollow)
+    if with_images:
+        axes.scatter(*nowhere, s=100, label="large: class mean", **hollow)
+        axes.scatter(*nowhere, s=140, marker="*", label="its prototype", **hollow)
+    if query is not None:
+        burst = {"marker": (8, 1), "color": QUERY_COLOR, "edgecolors": "black"}
+        point = (query @ directions)[:, None].tolist()
+        axes.scatter(*point, s=500, linewidths=1.5, **burst, **(on_top | {"zorder": 6}))
+        axes.scatter(*nowhere, s=140, label="this image", **burst)
 
 
 def _draw_circle(axes: Axes) -> None:

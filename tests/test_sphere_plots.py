@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hf_protosphere import sphere_plots
 from hf_protosphere.plots import new_figure
 from hf_protosphere.prototypes import simplex_etf
-from hf_protosphere.snapshots import SnapshotCollector
+from hf_protosphere.snapshots import Snapshot, SnapshotCollector
 from hf_protosphere.sphere_plots import plot_cosines, plot_margins, plot_sphere
 
 
@@ -85,6 +85,54 @@ def test_classes_shown_are_the_nearest_or_those_asked_for(tmp_path, figures):
     for classes in (["class 3", "fly"], ["class 3"], snapshot.class_names[:11]):
         with pytest.raises(ValueError, match="2 to 10 of the 40 class names"):
             plot_sphere(snapshot, tmp_path / "sphere.png", classes=classes)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16])
+def test_one_more_image_is_marked_where_it_falls(tmp_path, figures, dim):
+    snapshot = snapshot_of(3, dim)
+    query = F.normalize(torch.ones(dim), dim=0)
+    plot_sphere(snapshot, tmp_path / "sphere.png", query=query)
+    for axes in figures[0].axes:
+        assert "this image" in axes.get_legend_handles_labels()[1]
+    if dim == 2:
+        assert any(torch.allclose(o.float(), query[None]) for o in offsets(axes) if len(o) == 1)
+
+
+def test_classes_nearest_to_the_image_are_shown(tmp_path, figures):
+    snapshot = snapshot_of(40, 16)
+    query = snapshot.prototypes[7]
+    with open(tmp_path / "sphere", "wb") as file:
+        plot_sphere(snapshot, file, query=query)
+    nearest = (snapshot.prototypes @ query).topk(10).indices.tolist()
+    left, right = (axes.get_legend_handles_labels()[1] for axes in figures[0].axes)
+    assert {f"class {c}" for c in nearest[:3]} < set(left)
+    assert {f"class {c}" for c in nearest} < set(right)
+    assert "10 of 40 classes, those nearest to this image" in figures[0].get_suptitle()
+
+
+def test_a_class_looks_the_same_whatever_is_near(tmp_path, figures):
+    snapshot = snapshot_of(6, 16)
+    for c in range(2):
+        plot_sphere(snapshot, tmp_path / "sphere.png", query=snapshot.prototypes[c])
+    colors = [
+        {points.get_label(): points.get_facecolor().tolist() for points in axes.collections}
+        for figure in figures
+        for axes in figure.axes
+    ]
+    for name in snapshot.class_names:
+        found = [of_axes[name] for of_axes in colors if name in of_axes]
+        assert found == found[:1] * len(found)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16])
+def test_prototypes_are_drawn_without_images(tmp_path, figures, dim):
+    whole = snapshot_of(3, dim)
+    snapshot = Snapshot.of_prototypes(whole.prototypes, whole.class_names)
+    plot_sphere(snapshot, tmp_path / "sphere.png", query=whole.embeddings[0])
+    assert figures[0].get_suptitle().startswith("Prototypes on the unit")
+    for axes in figures[0].axes:
+        assert set(axes.get_legend_handles_labels()[1]) == {*whole.class_names, "this image"}
+        assert "class means" not in axes.get_title()
 
 
 def test_two_classes(tmp_path):

@@ -65,7 +65,7 @@ def test_one_commit_with_everything_then_a_tag(hub, finished, capsys):
         "prototypes.py", "backbones.py", "checking.py", "metrics.json", "metrics.jsonl",
         "curves.png",
         "neural_collapse.png", "sphere.png", "cosines.png", "margins.png",
-        "training_arguments.yaml",
+        "training_arguments.yaml", "snapshot.safetensors",
     }  # fmt: skip
     card = ModelCard.load(REPOSITORY)
     assert card.data.license == "mit"
