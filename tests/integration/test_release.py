@@ -163,6 +163,7 @@ def test_a_row_that_fails_leaves_the_others(hub, prepared, capsys):
     assert collection_of(hub) == [f"user/{name}" for name in NAMES[2:]]
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_it_goes_on_from_the_checkpoint(prepared, capsys):
     file, runs = prepared(NONL, overrides={NONL: {"epochs": 8}})
 
