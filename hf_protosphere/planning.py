@@ -13,7 +13,12 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from .arguments import TrainArguments
-from .training import TrainingRun
+from .training import TrainingRun, train
+
+
+def train_or_plan(arguments: TrainArguments) -> dict[str, Any]:
+    """What `protosphere train` does, with `--dry_run` or without."""
+    return dry_run(arguments) if arguments.dry_run else train(arguments)
 
 
 def dry_run(arguments: TrainArguments) -> dict[str, Any]:
