@@ -596,7 +596,7 @@ def test_three_processes_equal_one(tmp_path):
     processes = [context.Process(target=_compute_in_process, args=args) for args in arguments]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=60) for _ in range(len(processes) * (len(KEEPS) + 1))]
+    results = [queue.get(timeout=240) for _ in range(len(processes) * (len(KEEPS) + 1))]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
