@@ -56,6 +56,7 @@ class Progress:
     best_score: float = -1.0
     best_epoch: int = 0  # the last one with that score
     improved_epoch: int = 0  # the first one with that score
+    evaluated_epoch: int = 0  # the last one that has a score
     epoch_totals: tuple[float, float] = (0.0, 0.0)  # sums over the epoch's steps: loss, accuracy
     training_seconds: float = 0.0
     collapse_seconds: float = 0.0  # spent on measuring neural collapse

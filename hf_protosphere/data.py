@@ -160,19 +160,12 @@ def load_image_dataset(
     if need_train and stream is None:
         _require_all_classes(splits["train"], names)
         if "validation" not in splits and validation_fraction > 0:
-            rng = np.random.default_rng(seed)
-            held_out = _stratified(labels_of(splits["train"]), validation_fraction, rng)
-            kept = np.setdiff1d(np.arange(len(splits["train"])), held_out)
-            splits["validation"] = splits["train"].select(held_out)
-            splits["train"] = splits["train"].select(kept)
+            splits |= _with_held_out(splits["train"], validation_fraction, seed)
             sources["validation"] = sources["train"]
-    for role, limit in (
-        ("train", max_train_samples),
-        ("validation", max_eval_samples),
-        ("test", max_eval_samples),
-    ):
-        if role in splits and limit is not None and limit < len(splits[role]):
-            splits[role] = balanced_sample(splits[role], limit, seed)
+    for role, split in splits.items():
+        limit = max_train_samples if role == "train" else max_eval_samples
+        if limit is not None and limit < len(split):
+            splits[role] = balanced_sample(split, limit, seed)
     bad_images = {role: names for role, names in bad_images.items() if names}
     if stream is not None:
         splits = {"train": stream, **splits}
@@ -357,6 +350,13 @@ def _require_all_classes(split: Dataset, names: list[str]) -> None:
             f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. Remove "
             "the classes from the data set, add images, or raise --max_train_samples."
         )
+
+
+def _with_held_out(train: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
+    """The training split in two, "train" and "validation"."""
+    held_out = _stratified(labels_of(train), fraction, np.random.default_rng(seed))
+    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    return {"train": train.select(kept), "validation": train.select(held_out)}
 
 
 def _stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -51,8 +51,8 @@ p { margin: 0; font-size: var(--text-sm); opacity: 0.7 }
 """
 SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
 
-from hf_protosphere.sharing_arguments import DemoArguments
 from hf_protosphere.demo_page import demo
+from hf_protosphere.sharing_arguments import DemoArguments
 
 demo(DemoArguments(model="{model}", unknown_angle={unknown_angle}, host="0.0.0.0", port=7860))
 """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from .card import PICTURES, card_files, write_card
 from .checkpoints import MODEL_FILES
@@ -75,7 +76,7 @@ def publish(arguments: PublishArguments) -> str:
             f"{arguments.repo_id} was not published: {_reason(error, arguments.repo_id)}\n"
             f"{run.folder} is complete. To try again:\n  {command(arguments)}"
         ) from error
-    print(f"{address}")
+    print(address)
     return address
 
 
@@ -210,19 +211,22 @@ def changed_files(
     api: HfApi, repo_id: str, files: dict[str, bytes | Path], revision: str
 ) -> list[str]:
     """The names of those files that the repository does not hold as they are."""
-    there = {
-        entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
-        for entry in api.list_repo_tree(repo_id, recursive=True, revision=revision)
-        if isinstance(entry, RepoFile)
-    }
-    changed = []
-    for name, content in files.items():
-        data = content.read_bytes() if isinstance(content, Path) else content
-        as_lfs = hashlib.sha256(data).hexdigest()
-        as_blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        if there.get(name) not in (as_lfs, as_blob):
-            changed.append(name)
-    return changed
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    return [name for name, content in files.items() if not _is_same(content, there.get(name))]
+
+
+def _is_same(content: bytes | Path, entry: RepoFile | None) -> bool:
+    """By the hash that the Hub keeps: weights, which it stores as LFS, are read piece by piece."""
+    if entry is None:
+        return False
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    if size != entry.size:
+        return False
+    with content.open("rb") if isinstance(content, Path) else BytesIO(content) as file:
+        if entry.lfs:
+            return sha_fileobj(file).hex() == entry.lfs.sha256
+        return git_hash(file.read()) == entry.blob_id
 
 
 def _patiently(action: Callable[[], T]) -> T:

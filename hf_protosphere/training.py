@@ -336,13 +336,13 @@ class TrainingRun:
             by_collapse = arguments.best_metric not in ("accuracy", "mean_class_accuracy")
             due = last or by_collapse or self.monitor.due_at_epoch(progress.epoch, progress.step)
             record |= self.monitor.validate(neural_collapse=due)
-            better = score(record, arguments.best_metric) - progress.best_score
-            if better > 0:
+            progress.evaluated_epoch = progress.epoch
+            value = score(record, arguments.best_metric)
+            if value > progress.best_score:
                 progress.improved_epoch = progress.epoch
             # Of equals the last: collapse goes on after the accuracy stands still.
-            if better >= 0:
-                progress.best_score += better
-                progress.best_epoch = progress.epoch
+            if value >= progress.best_score:
+                progress.best_score, progress.best_epoch = value, progress.epoch
                 sharded = self.accelerator.is_fsdp2
                 weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
                 if self.accelerator.is_main_process:
@@ -361,7 +361,7 @@ class TrainingRun:
     def is_over(self) -> bool:
         """Whether all epochs are done, or none was better for `--early_stopping_patience`."""
         progress, patience = self.progress, self.arguments.early_stopping_patience
-        waited = progress.epoch - progress.improved_epoch
+        waited = progress.evaluated_epoch - progress.improved_epoch
         return progress.epoch >= self.arguments.epochs or (patience or math.inf) <= waited
 
     def _save_checkpoint(self) -> Path:

@@ -260,6 +260,17 @@ def test_early_stopping_by_a_figure_of_neural_collapse(arguments, tmp_path, caps
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 5
 
 
+def test_patience_counts_evaluated_epochs_and_equals_are_not_better(
+    arguments, tmp_path, monkeypatch
+):
+    # -1 + (0.9 + 1) is not 0.9 in binary: scores are compared, not added up.
+    record = {"validation_accuracy": 0.9}
+    monkeypatch.setattr(training.CollapseMonitor, "validate", lambda *_, **__: dict(record))
+    results = train(arguments(epochs=20, evaluate_every=4, early_stopping_patience=2))
+    assert results["best_epoch"] == 8  # 4 was better than nothing, 8 as good: the end
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
+
+
 def test_the_output_folder_is_never_overwritten_by_accident(arguments, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")

@@ -5,6 +5,7 @@ import evaluate
 import torch
 
 from hf_protosphere.metrics import NeuralCollapse as NeuralCollapseMetric
+from hf_protosphere.objectives import PAPER_BIBTEX
 
 _DESCRIPTION = """\
 Neural collapse is the optimum of supervised classification: the embeddings of a class contract to
@@ -38,23 +39,13 @@ Example:
     0.0
 """
 
-_CITATION = """\
-@inproceedings{koromilas2026neural,
-  title     = {Neural Collapse by Design: Learning Class Prototypes on the Hypersphere},
-  author    = {Koromilas, Panagiotis and Giannakopoulos, Theodoros and Nicolaou, Mihalis A. and
-               Panagakis, Yannis},
-  booktitle = {Proceedings of the 43rd International Conference on Machine Learning (ICML)},
-  year      = {2026},
-}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class NeuralCollapse(evaluate.Metric):
     def _info(self):
         info = evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=PAPER_BIBTEX,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
                 {
