@@ -77,8 +77,8 @@ _COMMANDS = (
     ),
     Command(
         "evaluate",
-        "arguments.EvaluateArguments",
-        "evaluation.evaluate",
+        "evaluation_arguments.EvaluateArguments",
+        "assessment.evaluate",
         "accuracy and neural collapse of a checkpoint on a data set",
         "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint.",
     ),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,18 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .arguments import EvaluateArguments
-from .assembly import load_data
-from .checkpoints import writable_folder
-from .loaders import evaluation_loader
-from .loading import load_classifier
 from .metrics import NeuralCollapse
 from .modeling_protosphere import ProtoSphereForImageClassification
-from .pictures import draw_snapshot
-from .processes import check_processes, main_process_first
 from .prototypes import class_means
-from .reporting import format_report
-from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import SnapshotCollector
 
 
@@ -140,63 +129,4 @@ def evaluate_model(
         with stopwatch:
             figures = collapse.compute(model.prototypes)
         report["neural_collapse"] = figures | {"optima": collapse.optima}
-    return report
-
-
-def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does."""
-    for flag, path in (("pictures", arguments.pictures), ("output", arguments.output)):
-        if path is not None:  # before the work
-            writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
-    accelerator = Accelerator()
-    check_processes(accelerator)
-    model, processor = load_classifier(arguments.model)
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    on_train = arguments.split == arguments.train_split
-    with main_process_first(accelerator):
-        images = load_data(
-            arguments,
-            test_split=None if on_train else arguments.split,
-            validation_fraction=0.0,
-            need_train=on_train,
-            label_names=names,
-        )
-    model = model.to(accelerator.device)
-
-    def loader(split: str) -> DataLoader:
-        return evaluation_loader(
-            images, split, processor, arguments.batch_size, arguments.num_workers, accelerator
-        )
-
-    means = None
-    if arguments.class_means and "train" in images.splits:
-        means = training_class_means(model, loader("train"), accelerator)
-    snapshot = SnapshotCollector(model.prototypes) if arguments.pictures else None
-    report = evaluate_model(
-        model,
-        loader("train" if on_train else "test"),
-        accelerator,
-        means=means,
-        snapshot=snapshot,
-    )
-    report = {
-        "model": arguments.model,
-        "dataset": arguments.dataset_name,
-        "split": arguments.split,
-        **report,
-    }
-    if accelerator.is_main_process:
-        if arguments.json:
-            print(json.dumps(report, indent=2))
-        else:
-            print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
-            if arguments.class_means and means is None:
-                print(f"(no split {arguments.train_split!r} to take class means from)")
-        if snapshot is not None:
-            folder = Path(arguments.pictures)
-            snapshot.snapshot(names, arguments.split).save(folder / SNAPSHOT)
-            for path in draw_snapshot(folder, folder):
-                print(path)
-        if arguments.output:
-            Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
     return report

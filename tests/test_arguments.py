@@ -2,8 +2,9 @@
 
 import pytest
 
-from hf_protosphere.arguments import EvaluateArguments, PlotArguments, TrainArguments
+from hf_protosphere.arguments import PlotArguments, TrainArguments
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.evaluation_arguments import EvaluateArguments
 from hf_protosphere.parsing import parse_arguments, write_yaml
 
 

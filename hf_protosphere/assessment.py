@@ -1,0 +1,103 @@
+"""Everything that `protosphere evaluate` says of a checkpoint on a data set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor
+
+from .assembly import load_data
+from .checkpoints import writable_folder
+from .data import ImageDataset
+from .evaluation import evaluate_model, training_class_means
+from .evaluation_arguments import EvaluateArguments
+from .loaders import evaluation_loader
+from .loading import load_classifier
+from .modeling_protosphere import ProtoSphereForImageClassification
+from .pictures import draw_snapshot
+from .processes import check_processes, main_process_first
+from .reporting import format_report
+from .snapshots import FILE_NAME as SNAPSHOT
+from .snapshots import SnapshotCollector
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A checkpoint on its device, and the images that it is measured on: split "test", and "train"
+    where class means are wanted and there is one."""
+
+    arguments: EvaluateArguments
+    accelerator: Accelerator
+    model: ProtoSphereForImageClassification
+    processor: BaseImageProcessor
+    images: ImageDataset
+
+    @classmethod
+    def start(cls, arguments: EvaluateArguments) -> Assessment:
+        accelerator = Accelerator()
+        check_processes(accelerator)
+        model, processor = load_classifier(arguments.model)
+        on_train = arguments.split == arguments.train_split
+        with main_process_first(accelerator):
+            images = load_data(
+                arguments,
+                test_split=None if on_train else arguments.split,
+                validation_fraction=0.0,
+                need_train=on_train,
+                label_names=[model.config.id2label[i] for i in range(model.config.num_labels)],
+            )
+        return cls(arguments, accelerator, model.to(accelerator.device), processor, images)
+
+    @property
+    def split(self) -> str:
+        """The split that is measured, by its role."""
+        return "train" if self.arguments.split == self.arguments.train_split else "test"
+
+    def loader(self, split: str) -> DataLoader:
+        arguments = self.arguments
+        return evaluation_loader(
+            self.images, split, self.processor, arguments.batch_size, arguments.num_workers,
+            self.accelerator,
+        )  # fmt: skip
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does."""
+    for flag, path in (("pictures", arguments.pictures), ("output", arguments.output)):
+        if path is not None:  # before the work
+            writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
+    assessment = Assessment.start(arguments)
+    model, accelerator = assessment.model, assessment.accelerator
+    means = None
+    if arguments.class_means and "train" in assessment.images.splits:
+        means = training_class_means(model, assessment.loader("train"), accelerator)
+    snapshot = SnapshotCollector(model.prototypes) if arguments.pictures else None
+    loader = assessment.loader(assessment.split)
+    report = {
+        "model": arguments.model,
+        "dataset": arguments.dataset_name,
+        "split": arguments.split,
+        **evaluate_model(model, loader, accelerator, means=means, snapshot=snapshot),
+    }
+    if accelerator.is_main_process:
+        if arguments.json:
+            print(json.dumps(report, indent=2))
+        else:
+            print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
+            if arguments.class_means and means is None:
+                print(f"(no split {arguments.train_split!r} to take class means from)")
+        if snapshot is not None:
+            folder = Path(arguments.pictures)
+            snapshot.snapshot(assessment.images.label_names, arguments.split).save(
+                folder / SNAPSHOT
+            )
+            for path in draw_snapshot(folder, folder):
+                print(path)
+        if arguments.output:
+            Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    return report
