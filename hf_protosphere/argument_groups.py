@@ -66,6 +66,9 @@ class SplitArguments:
         "one before; step, the second half of the classes small. Other splits stay as they are."
     )
     imbalance_factor: float = flag("Images of the smallest class over the largest's.", 0.01)
+    images_per_class: int | None = flag(
+        "Few shots: train on so many images of each class, drawn by the seed."
+    )
 
 
 @dataclass(kw_only=True)
@@ -128,6 +131,30 @@ class ModelArguments:
         "32, at most 224."
     )
     num_channels: int | None = flag("1 or 3; by default what the images have.")
+
+
+@dataclass(kw_only=True)
+class AdaptationArguments:
+    _argument_group_name = "adaptation"
+
+    finetune_from: str | None = flag(
+        "Start from the network of this ProtoSphere checkpoint, a folder or an id on the Hub, for "
+        "the classes of the data set. Those that it knows by name keep their prototypes."
+    )
+    freeze_backbone: bool = flag("Train the projection and the head only.", False)
+    layer_decay: float | None = flag(
+        "Learning rate of a layer over that of the layer above, such as 0.75: the nearer to the "
+        "image, the less a layer changes."
+    )
+    lora_rank: int | None = flag(
+        "Train low-rank adapters of the backbone (peft) beside the projection and the head, and "
+        "merge them into the weights that are saved."
+    )
+    imprint: bool = flag(
+        "Learned prototypes start from the class means of the training images, where the "
+        "checkpoint knows no prototype of the class: one more pass.",
+        False,
+    )
 
 
 @dataclass(kw_only=True)
@@ -221,6 +248,9 @@ class RunArguments:
     )
     checkpoint_every: int = flag("Epochs between checkpoints to resume from.", 1)
     keep_checkpoints: int = flag("How many of them to keep, the newest.", 1)
+    pictures: bool = flag(
+        "Draw the run's pictures at its end; `protosphere plot` draws them later.", True
+    )
     linear_probe: bool = flag(
         "At the end, also train a linear layer on the frozen backbone's features, the usual way "
         "after SCL: accuracy and time beside those of the class means.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .argument_groups import (
+    AdaptationArguments,
     DataArguments,
     ModelArguments,
     OptimizationArguments,
@@ -33,6 +34,7 @@ BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 class TrainArguments(
     RunArguments,
     OptimizationArguments,
+    AdaptationArguments,
     ModelArguments,
     StreamingArguments,
     SplitArguments,
@@ -54,6 +56,7 @@ class TrainArguments(
             "image_size", "projection_dim", "views", "gradient_accumulation_steps",
             "max_train_samples", "max_eval_samples", "probe_epochs", "keep_checkpoints",
             "classes_per_batch", "early_stopping_patience", "shuffle_buffer", "num_train_images",
+            "images_per_class", "lora_rank",
         )  # fmt: skip
         check_counts(
             self, "nc_every", "nc_every_steps", "nc_train_samples", "num_workers", at_least=0
@@ -64,7 +67,9 @@ class TrainArguments(
         check_range(self, "label_smoothing", "[0, 1)")
         check_range(self, "mixup", "[0, 10]")
         check_range(self, "ema_decay", "(0, 1)")
+        check_range(self, "layer_decay", "(0, 1]")
         self._check_objective()
+        self._check_adaptation()
         self._check_sampling()
         self._check_run()
         self.backbone_options  # noqa: B018  (malformed JSON is an error now, not later)
@@ -88,6 +93,16 @@ class TrainArguments(
                 f"--mixup mixes pairs: --batch_size must be even, but got {self.batch_size}."
             )
 
+    def _check_adaptation(self) -> None:
+        if self.freeze_backbone and (self.layer_decay is not None or self.lora_rank is not None):
+            other = "layer_decay" if self.layer_decay is not None else "lora_rank"
+            raise ArgumentError(
+                f"--{other} {getattr(self, other)} is about a backbone that is trained, but "
+                "--freeze_backbone keeps it as it is: leave out one of the two."
+            )
+        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
+            raise ArgumentError(f"--lora_rank {self.lora_rank} needs peft: pip install peft.")
+
     def _check_sampling(self) -> None:
         classes = self.classes_per_batch
         if classes is not None and self.batch_size % classes:
@@ -102,6 +117,7 @@ class TrainArguments(
             "imbalance": self.imbalance is not None,
             "classes_per_batch": classes is not None,
             "max_train_samples": self.max_train_samples is not None,
+            "images_per_class": self.images_per_class is not None,
             "nc_train_samples": bool(self.nc_train_samples),
         }
         if impossible := [f"--{name}" for name, given in asked.items() if given]:
@@ -115,10 +131,14 @@ class TrainArguments(
             self.warmup_epochs = max(0.0, min(self.warmup_epochs, self.epochs / 2))
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
-        if self.resume_from is not None and self.pretrained:
+        weights = {
+            f"--resume_from {self.resume_from}": self.resume_from is not None,
+            f"--finetune_from {self.finetune_from}": self.finetune_from is not None,
+            "--pretrained": self.pretrained,
+        }
+        if len(given := [name for name, is_given in weights.items() if is_given]) > 1:
             raise ArgumentError(
-                f"--resume_from {self.resume_from} and --pretrained both give the first weights: "
-                "leave out one of the two."
+                f"{given[0]} and {given[1]} both give the first weights: leave out one of the two."
             )
         if self.eval_batch_size is None:
             self.eval_batch_size = 2 * self.batch_size

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import timm.optim
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from transformers import get_scheduler
 
+from .adaptation import choose_trained, parameter_groups, start_from_checkpoint
 from .argument_groups import DataArguments
 from .arguments import TrainArguments
 from .checkpoints import keep_unwrapped
 from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset, add_train_sample, load_image_dataset
 from .errors import ArgumentError
-from .imbalance import make_long_tailed
+from .imbalance import make_few_shot, make_long_tailed
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .processes import check_processes
@@ -30,28 +30,36 @@ OF_A_CHECKPOINT = {
     "temperature": "softmax_temperature", "image_size": "image_size",
     "num_channels": "num_channels",
 }  # fmt: skip
+# Those of them that may be others for other classes.
+OF_THE_LOSS = ("objective", "prototypes", "temperature")
 
 
 def with_checkpoint(arguments: TrainArguments) -> tuple[TrainArguments, list[str] | None]:
-    """The arguments with the network and objective of `--resume_from`, and its classes in order.
+    """The arguments with what the checkpoint of `--resume_from` or `--finetune_from` decides: its
+    network; and of `--resume_from` its objective, and its classes in order.
 
     Raises:
         ArgumentError: there is no such checkpoint, or an argument says something else than it.
     """
-    if arguments.resume_from is None:
+    flag = "--resume_from" if arguments.resume_from is not None else "--finetune_from"
+    checkpoint = arguments.resume_from or arguments.finetune_from
+    if checkpoint is None:
         return arguments, None
-    config = load_classifier(arguments.resume_from, "--resume_from")[0].config
+    config = load_classifier(checkpoint, flag)[0].config
     ours = {name: getattr(config, theirs) for name, theirs in OF_A_CHECKPOINT.items()}
+    if arguments.resume_from is None:
+        ours = {name: value for name, value in ours.items() if name not in OF_THE_LOSS}
     defaults = TrainArguments(dataset_name="", report_to="none")
     for name, value in ours.items():
         asked = getattr(arguments, name)
         if asked not in (getattr(defaults, name), value):
-            flag = name.replace("options", "kwargs")
             raise ArgumentError(
-                f"--{flag} {asked} does not fit --resume_from {arguments.resume_from}, which has "
-                f"{value}: leave it out."
+                f"--{name.replace('options', 'kwargs')} {asked} does not fit {flag} {checkpoint}, "
+                f"which has {value}: leave it out."
             )
     ours["backbone_kwargs"] = ours.pop("backbone_options")
+    if arguments.resume_from is None:
+        return dataclasses.replace(arguments, **ours), None
     views = arguments.views if arguments.views > 1 else None
     names = [config.id2label[i] for i in range(config.num_labels)]
     return dataclasses.replace(arguments, **ours, views=views), names
@@ -60,7 +68,15 @@ def with_checkpoint(arguments: TrainArguments) -> tuple[TrainArguments, list[str
 def build_model(
     arguments: TrainArguments, images: ImageDataset
 ) -> ProtoSphereForImageClassification:
-    """The model that the arguments and the data describe."""
+    """The model that the arguments and the data describe, with gradients for what they train."""
+    model = _build_model(arguments, images)
+    choose_trained(model, arguments)
+    return model
+
+
+def _build_model(
+    arguments: TrainArguments, images: ImageDataset
+) -> ProtoSphereForImageClassification:
     if arguments.resume_from is not None:
         return load_classifier(arguments.resume_from, "--resume_from")[0]
     channels = arguments.num_channels or images.num_channels
@@ -79,6 +95,8 @@ def build_model(
     if arguments.image_size is not None or not arguments.pretrained:
         config["image_size"] = arguments.image_size or images.suggested_image_size()
     try:
+        if arguments.finetune_from is not None:
+            return start_from_checkpoint(arguments, images.label_names)
         if arguments.pretrained:
             return ProtoSphereForImageClassification.from_backbone(arguments.backbone, **config)
         config = ProtoSphereConfig(backbone=arguments.backbone, **config)
@@ -121,6 +139,8 @@ def load_training_data(
     )
     if arguments.imbalance:
         make_long_tailed(images, arguments.imbalance, arguments.imbalance_factor, arguments.seed)
+    if arguments.images_per_class is not None:
+        make_few_shot(images, arguments.images_per_class, arguments.seed)
     if not images.is_streamed:
         add_train_sample(images, arguments.nc_train_samples, arguments.seed)
     return images
@@ -147,7 +167,7 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
 
 def build_optimizer(
     arguments: TrainArguments,
-    model: torch.nn.Module,
+    model: ProtoSphereForImageClassification,
     *,
     images_per_step: int,
     steps_per_epoch: int,
@@ -163,10 +183,7 @@ def build_optimizer(
     if weight_decay is None:
         weight_decay = 1e-4 if sgd else 0.05
     learning_rate = arguments.learning_rate or (0.1 * images_per_step / 256 if sgd else 1e-3)
-    # Decay would only shrink the prototypes' norm, which is not used.
-    groups = timm.optim.param_groups_weight_decay(
-        model, weight_decay, no_weight_decay_list=("head.weight",)
-    )
+    groups = parameter_groups(model, learning_rate, weight_decay, arguments.layer_decay)
     if sgd:
         momentum = arguments.momentum
         optimizer = torch.optim.SGD(

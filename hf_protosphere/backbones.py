@@ -6,6 +6,7 @@ Travels to the Hub with every checkpoint.
 from __future__ import annotations
 
 import inspect
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def use_small_image_stem(backbone: nn.Module, name: str) -> None:
     setattr(owner, pool, nn.Identity())
 
 
+def source_of(name: str) -> str:
+    """ "timm" where it knows the name or saved the folder, else "transformers"."""
+    saved = Path(name) / "config.json"
+    if saved.is_file():
+        return "timm" if "architecture" in json.loads(saved.read_text()) else "transformers"
+    return "timm" if timm.is_model(timm_name(name)) else "transformers"
+
+
 def timm_name(name: str) -> str:
     return name.removeprefix("hf-hub:").removeprefix("timm/")
 
@@ -94,10 +103,21 @@ def _unknown(name: str, known: list[str], library: str, hint: str) -> str:
 def load_timm(
     name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
 ) -> tuple[nn.Module | None, dict[str, Any]]:
-    name = timm_name(name)
+    if (folder := Path(name)).is_dir():  # as timm saves models for the Hub
+        saved = json.loads((folder / "config.json").read_text())
+        name = saved["architecture"]
+        if pretrained is True:
+            pretrained = folder / "model.safetensors"
+            if not pretrained.is_file():
+                raise ValueError(f"{folder} has no model.safetensors: nothing is unpickled.")
+    else:
+        saved, name = {}, timm_name(name)
     if not timm.is_model(name):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
     cfg = timm.get_pretrained_cfg(name)
+    for key in ("input_size", "interpolation", "crop_pct", "mean", "std"):
+        if key in saved.get("pretrained_cfg", {}):
+            setattr(cfg, key, saved["pretrained_cfg"][key])
     channels = config.get("num_channels", 3)
     defaults = {
         "backbone": name,

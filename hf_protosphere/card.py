@@ -300,6 +300,7 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "validation_images": splits.get("validation", {}).get("images"),
         "test_split": inline(splits["test"]["from"]) if "test" in splits else None,
         "base_model": origin["base_model"],
+        "pretrained": origin["from_pretrained_weights"],
         "base_model_text": inline(origin["base_model"]),
         "images_per_step": origin["images_per_step"],
         "learning_rate": f"{origin['learning_rate']:.3g}",

@@ -25,9 +25,10 @@ from .modeling_protosphere import ProtoSphereForImageClassification
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
     "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe",
-    "normalized_linear_probe", "probe_epochs", "early_stopping_patience",
+    "normalized_linear_probe", "probe_epochs", "early_stopping_patience", "pictures",
     "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
+MAY_DIFFER_BETWEEN_ROWS = {"mode", "compare", "shots", "trials"}  # more or fewer of them
 RUN_FOLDERS = (
     "checkpoints", "best", "tensorboard", "wandb", ".eval_results", "onnx", "torch_export"
 )  # fmt: skip
@@ -40,7 +41,7 @@ MODEL_FILES = (
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
     "snapshot.safetensors", "curves.png", "neural_collapse.png", "cosines.png", "margins.png",
-    "sphere.png",
+    "sphere.png", "transfer.yaml", "rows.jsonl", "comparison.json", "shots.png",
 )  # fmt: skip
 
 
@@ -174,10 +175,29 @@ def read_progress(checkpoint: Path) -> Progress:
 
 def changed_arguments(folder: Path, arguments: Any) -> list[str]:
     """What differs from the run in the folder and would change its results, in words."""
-    before = yaml.safe_load((folder / "arguments.yaml").read_text()) or {}
     may_differ = set(MAY_DIFFER_ON_RESUME)
     if arguments.classes_per_batch or arguments.streaming:  # batches are made for each process
         may_differ -= {"batch_size", "gradient_accumulation_steps"}
+    return _changed(folder / "arguments.yaml", arguments, may_differ)
+
+
+def refuse_changed_transfer(folder: Path, arguments: Any) -> None:
+    """
+    Raises:
+        ArgumentError: naming what differs from the transfer in the folder and would change rows.
+    """
+    file = folder / "transfer.yaml"
+    of_a_step = {"batch_size", "gradient_accumulation_steps"}
+    may_differ = MAY_DIFFER_ON_RESUME - of_a_step | MAY_DIFFER_BETWEEN_ROWS
+    if file.exists() and (changed := _changed(file, arguments, may_differ)):
+        raise ArgumentError(
+            f"--resume continues the transfer in {folder} as it was, but {'; '.join(changed)}. "
+            "Give the same values, or another --output_dir."
+        )
+
+
+def _changed(file: Path, arguments: Any, may_differ: set[str]) -> list[str]:
+    before = yaml.safe_load(file.read_text()) or {}
     return [
         f"--{name} was {before[name]!r}, is {value!r}"
         for name, value in vars(arguments).items()

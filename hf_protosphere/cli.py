@@ -83,6 +83,14 @@ _COMMANDS = (
         "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint.",
     ),
     Command(
+        "finetune",
+        "finetune_arguments.FinetuneArguments",
+        "transfer.finetune",
+        "transfer a checkpoint, or a timm or transformers backbone, to other classes",
+        "Transfer a trained network to another data set: by training it in one of several ways, or "
+        "without, by probes, nearest neighbours or the class means; compare them, few-shot too.",
+    ),
+    Command(
         "publish",
         "sharing_arguments.PublishArguments",
         "hub.publish",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -76,9 +76,40 @@ def evaluate_model(
     snapshot: SnapshotCollector | None = None,
     stopwatch: AbstractContextManager | None = None,
 ) -> dict[str, Any]:
+    """Accuracies in [0, 1] and neural-collapse metrics of a model over one split.
+
+    As `evaluate_predictions`, of what the model predicts.
+    """
+    return evaluate_predictions(
+        predictions(model, loader, accelerator, description),
+        accelerator,
+        num_classes=model.config.num_labels,
+        embedding_dim=model.protosphere.embedding_dim,
+        prototypes=model.prototypes,
+        means=means,
+        neural_collapse=neural_collapse,
+        snapshot=snapshot,
+        stopwatch=stopwatch,
+    )
+
+
+def evaluate_predictions(
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    accelerator: Accelerator,
+    *,
+    num_classes: int,
+    embedding_dim: int,
+    prototypes: Tensor | None = None,
+    means: Tensor | None = None,
+    neural_collapse: bool = True,
+    snapshot: SnapshotCollector | None = None,
+    stopwatch: AbstractContextManager | None = None,
+) -> dict[str, Any]:
     """Accuracies in [0, 1] and neural-collapse metrics over one split.
 
     Args:
+        batches: embeddings (M, D), logits (M, K) and labels (M,), the same on every process.
+        prototypes: (K, D) of unit norm; without them their figures are left out.
         means: (K, D) class means, to classify by them as well.
         snapshot: takes part in every batch.
         stopwatch: entered for what neural collapse costs beside the accuracies.
@@ -91,13 +122,13 @@ def evaluate_model(
     """
     stopwatch = stopwatch or nullcontext()
     correct = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
-    by_class = torch.zeros(2, model.config.num_labels, device=accelerator.device)  # right, all
+    by_class = torch.zeros(2, num_classes, device=accelerator.device)  # right, all
     total = 0
-    collapse = NeuralCollapse(model.config.num_labels, model.protosphere.embedding_dim)
+    collapse = NeuralCollapse(num_classes, embedding_dim)
     collapse.to(accelerator.device)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    top = min(5, model.config.num_labels)
-    for embeddings, logits, labels in predictions(model, loader, accelerator, description):
+    top = min(5, num_classes)
+    for embeddings, logits, labels in batches:
         hits = logits.topk(top).indices == labels[:, None]  # (M, top)
         correct[0] += hits[:, 0].sum()
         correct[1] += hits.sum()
@@ -121,12 +152,12 @@ def evaluate_model(
         "mean_class_accuracy": sum(seen) / len(seen),
         "class_accuracies": class_accuracies,
     }
-    if model.config.num_labels > top:
+    if num_classes > top:
         report["top5_accuracy"] = in_top5
     if means is not None:
         report["class_means_accuracy"] = by_mean
     if neural_collapse:
         with stopwatch:
-            figures = collapse.compute(model.prototypes)
+            figures = collapse.compute(prototypes)
         report["neural_collapse"] = figures | {"optima": collapse.optima}
     return report

@@ -12,7 +12,7 @@ from .imbalance import accuracy_by_frequency
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .monitoring import first_reached
 from .pictures import draw_run
-from .probes import frozen_features, train_probe
+from .probes import frozen_images, train_probe
 from .provenance import provenance
 from .reporting import format_classifiers, format_report
 from .snapshots import FILE_NAME as SNAPSHOT
@@ -59,7 +59,9 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         results["first_reached"] = first_reached(records, arguments.nc_target)
         save_model(model, run.processor, run.output_dir)
         snapshot.snapshot(run.images.label_names, held_out[-1]).save(run.output_dir / SNAPSHOT)
-        pictures = draw_run(run.output_dir, target=arguments.nc_target)
+        pictures = []
+        if arguments.pictures:
+            pictures = draw_run(run.output_dir, target=arguments.nc_target)
         # Last, and whole: where it is, the run is finished.
         unfinished = run.output_dir / "results.unfinished"
         unfinished.write_text(json.dumps(results, indent=2) + "\n")
@@ -85,13 +87,14 @@ def _probes(
     if not asked:
         return {}
     started = time.perf_counter()
-    train = frozen_features(model, run.eval_loaders["train"], run.accelerator, "train")
+    train = frozen_images(model, run.eval_loaders["train"], run.accelerator, "train")
     pass_seconds = time.perf_counter() - started
-    evaluation = frozen_features(model, run.eval_loaders[split], run.accelerator, split)
+    held_out = frozen_images(model, run.eval_loaders[split], run.accelerator, split)
     probes = {}
     for kind in asked:
         probe = train_probe(
-            kind, train, evaluation, run.images.num_labels,
+            kind, (train.features, train.labels), (held_out.features, held_out.labels),
+            run.images.num_labels,
             epochs=arguments.probe_epochs, temperature=arguments.temperature, seed=arguments.seed,
         )  # fmt: skip
         probes[kind] = {

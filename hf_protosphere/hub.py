@@ -40,7 +40,7 @@ T = TypeVar("T")
 # About this machine and this way of running, not about the model.
 PRIVATE_ARGUMENTS = (
     "output_dir", "overwrite", "resume", "dry_run", "report_to", "project", "run_name",
-    "num_workers", "resume_from",
+    "num_workers", "resume_from", "finetune_from", "pictures",
 )  # fmt: skip
 RETRY_AFTER = (1, 5, 20)  # seconds
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)

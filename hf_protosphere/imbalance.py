@@ -1,4 +1,4 @@
-"""Long-tailed training sets out of balanced ones, and accuracy by how many images a class had."""
+"""Training sets with few images: long-tailed, or a few of each class; and accuracy by frequency."""
 
 from __future__ import annotations
 
@@ -46,12 +46,30 @@ def long_tailed_counts(available: Sequence[int], kind: str, factor: float) -> li
 def make_long_tailed(images: ImageDataset, kind: str, factor: float, seed: int) -> None:
     """Leave `long_tailed_counts` of the training images of each class, drawn by the seed."""
     counts = long_tailed_counts(images.class_counts("train"), kind, factor)
-    labels, rng = labels_of(images.splits["train"]), np.random.default_rng(seed)
+    kept = drawn(labels_of(images.splits["train"]), counts, seed)
+    images.splits["train"] = images.splits["train"].select(kept)
+
+
+def make_few_shot(images: ImageDataset, images_per_class: int, seed: int) -> None:
+    """Leave so many training images of each class, or all that there are, drawn by the seed."""
+    counts = [images_per_class] * images.num_labels
+    kept = drawn(labels_of(images.splits["train"]), counts, seed)
+    images.splits["train"] = images.splits["train"].select(kept)
+
+
+def drawn(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
+    """Indices of at most `counts[c]` members of each class c, drawn by the seed; sorted.
+
+    Example:
+        >>> len(drawn(np.array([0, 0, 0, 1]), [2, 2], seed=0))
+        3
+    """
+    rng = np.random.default_rng(seed)
     kept = [
         rng.permutation(np.flatnonzero(labels == label))[:count]
         for label, count in enumerate(counts)
     ]
-    images.splits["train"] = images.splits["train"].select(np.sort(np.concatenate(kept)))
+    return np.sort(np.concatenate(kept))
 
 
 def accuracy_by_frequency(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from .backbones import (
     load_timm,
     load_transformers,
     pooled_features,
-    timm_name,
+    source_of,
     use_small_image_stem,
 )
 from .checking import check_fit, stored_dtypes
@@ -330,8 +329,8 @@ class ProtoSphereForImageClassification(ProtoSpherePreTrainedModel):
         """A new classifier that starts from pretrained backbone weights.
 
         Args:
-            name: a timm model ("resnet18", "timm/vit_tiny_patch16_224.augreg_in21k"), or a
-                transformers checkpoint on the Hub or in a folder.
+            name: a timm model ("resnet18", "timm/vit_tiny_patch16_224.augreg_in21k") or a folder
+                that timm saved, or a transformers checkpoint on the Hub or in a folder.
             pretrained: download or read the weights; `False` for random ones; or the path of a
                 file with weights of a timm model.
             backbone_source: "timm" or "transformers"; by default timm where it knows the name.
@@ -340,7 +339,7 @@ class ProtoSphereForImageClassification(ProtoSpherePreTrainedModel):
                 interpolation and crop default to what the backbone was trained with.
         """
         if backbone_source is None:
-            backbone_source = "timm" if timm.is_model(timm_name(name)) else "transformers"
+            backbone_source = source_of(name)
         load = load_timm if backbone_source == "timm" else load_transformers
         backbone_kwargs = dict(backbone_kwargs or {})
         source, defaults = load(name, pretrained, backbone_kwargs, config_kwargs)

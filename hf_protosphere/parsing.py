@@ -41,7 +41,9 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, descrip
     values = read_yaml(config, cls) if config else {}
     for action in parser._actions:
         action.required = action.required and action.dest not in values
-    parser.set_defaults(**values)
+    # Of the class itself, whose defaults may differ from those of its groups.
+    fields = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
+    parser.set_defaults(**{f.name: f.default for f in fields} | values)
     namespace = vars(parser.parse_args(argv))
     del namespace["config"]
     return cls(**namespace)

@@ -41,7 +41,7 @@ def dry_run(arguments: TrainArguments) -> dict[str, Any]:
             )
         )  # fmt: skip
         batches = run.groups_of_batches()
-        run.optimizer_step.prepared_model.train()
+        run.optimizer_step.train_mode()
         run.step(next(batches))
         _synchronize(run.accelerator.device)
         started = time.perf_counter()

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -34,16 +35,32 @@ class Probe:
 
     accuracy: float
     training_seconds: float
+    weight: Tensor  # (K, F); of a normalised probe with unit norm
+    bias: Tensor | None = None  # (K,), of a linear probe
+    logits: Tensor | None = None  # (N, K) of the evaluation images
+
+
+@dataclass(frozen=True)
+class FrozenImages:
+    """What a network makes of a split, on the CPU or the device that it is on."""
+
+    features: Tensor  # (N, F), the backbone's, pooled
+    embeddings: Tensor  # (N, D), unit norm
+    labels: Tensor  # (N,)
+
+    def of_rows(self, rows: np.ndarray) -> FrozenImages:
+        indices = torch.as_tensor(rows, device=self.labels.device)
+        return FrozenImages(self.features[indices], self.embeddings[indices], self.labels[indices])
 
 
 @torch.no_grad()
-def frozen_features(
+def frozen_images(
     model: ProtoSphereForImageClassification,
     loader: DataLoader,
     accelerator: Accelerator,
     description: str,
-) -> tuple[Tensor, Tensor]:
-    """The backbone's pooled features (N, F) and labels (N,) of all images, on every process."""
+) -> FrozenImages:
+    """One pass over all images; the result is whole on every process."""
     was_training = model.training
     model.eval()
     parts = []
@@ -52,11 +69,11 @@ def frozen_features(
         disable=not accelerator.is_main_process,
     ):  # fmt: skip
         with accelerator.autocast():
-            features = model.protosphere(batch["pixel_values"]).pooler_output.float()
-        parts.append(accelerator.gather_for_metrics((features, batch["labels"])))
+            output = model.protosphere(batch["pixel_values"], return_dict=True)
+        frozen = output.pooler_output.float(), output.embeddings, batch["labels"]
+        parts.append(accelerator.gather_for_metrics(frozen))
     model.train(was_training)
-    features, labels = (torch.cat(tensors) for tensors in zip(*parts))
-    return features, labels
+    return FrozenImages(*(torch.cat(tensors) for tensors in zip(*parts)))
 
 
 def train_probe(
@@ -108,7 +125,9 @@ def train_probe(
             schedule.step()
     with torch.no_grad():
         x, y = evaluation
-        directions = F.normalize(weight, dim=1) if normalized else weight
-        logits = F.linear(x, directions, None if normalized else bias)
+        weight = F.normalize(weight, dim=1) if normalized else weight.detach()
+        bias = None if normalized else bias.detach()
+        x = F.normalize(x, dim=1) if normalized else x
+        logits = F.linear(x, weight, bias) / (temperature if normalized else 1)
         accuracy = (logits.argmax(1) == y).double().mean().item()
-    return Probe(accuracy, time.perf_counter() - started)
+    return Probe(accuracy, time.perf_counter() - started, weight, bias, logits)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
+from .adaptation import count_parameters, count_trained_parameters
 from .backbones import timm_name
 from .environment import device_name, versions
 
@@ -21,9 +22,10 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
 
     Returns:
         {"dataset" and "base_model" (their ids on the Hub; None for local ones, and without
-        pretrained weights), "splits" (of each the number of images, and which of the data set's
-        own splits they are from), "parameters", "embedding_dim", "images_per_step",
-        "learning_rate" (the peak), "weight_decay", "device", "processes", "versions"}.
+        pretrained weights), "from_pretrained_weights" (whether there were any), "splits" (of each
+        the number of images, and which of the data set's own splits they are from), "parameters",
+        "trainable_parameters", "embedding_dim", "images_per_step", "learning_rate" (the peak),
+        "weight_decay", "device", "processes", "versions"}.
     """
     arguments, splits = run.arguments, run.images.splits
     return {
@@ -36,7 +38,9 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
             for role, source in run.images.sources.items()
         },
         "base_model": base_model(arguments),
-        "parameters": run.model.num_parameters(),
+        "from_pretrained_weights": starts_from_weights(arguments),
+        "parameters": count_parameters(run.model),
+        "trainable_parameters": count_trained_parameters(run.model),
         "embedding_dim": run.model.protosphere.embedding_dim,
         "images_per_step": run.images_per_step,
         "learning_rate": max(run.optimizer_step.scheduler.base_lrs),
@@ -54,10 +58,15 @@ def hub_id(name: str) -> str | None:
     return None if Path(name).expanduser().exists() else name
 
 
+def starts_from_weights(arguments: TrainArguments) -> bool:
+    """Whether training starts from weights that were trained before."""
+    return bool(arguments.pretrained or arguments.resume_from or arguments.finetune_from)
+
+
 def base_model(arguments: TrainArguments) -> str | None:
     """The id on the Hub of the pretrained weights that training starts from."""
-    if arguments.resume_from is not None:
-        return hub_id(arguments.resume_from)
+    if (checkpoint := arguments.resume_from or arguments.finetune_from) is not None:
+        return hub_id(checkpoint)
     if not arguments.pretrained:
         return None
     if arguments.backbone_source == "transformers":

@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from .accumulation import backward_as_one_batch
+from .adaptation import without_adapters
 from .arguments import TrainArguments
 from .errors import ArgumentError
 from .modeling_protosphere import ProtoSphereForImageClassification
@@ -40,13 +41,13 @@ class OptimizerStep:
         accelerator: Accelerator,
     ) -> None:
         self.arguments, self.model, self.accelerator = arguments, model, accelerator
-        if arguments.ema_decay is not None and (
-            accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin
-        ):
-            raise ArgumentError(
-                f"--ema_decay {arguments.ema_decay} needs all weights in every process, but they "
-                "are sharded: leave it out, or train without FSDP and DeepSpeed."
-            )
+        for name in ("ema_decay", "lora_rank"):
+            value = getattr(arguments, name)
+            if value is not None and (accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin):
+                raise ArgumentError(
+                    f"--{name} {value} needs all weights in every process, but they are sharded: "
+                    "leave it out, or train without FSDP and DeepSpeed."
+                )
         # Evaluation, whose batches have other shapes, runs the same weights uncompiled.
         trained = torch.compile(model) if arguments.compile else model
         self.prepared_model, self.optimizer = accelerator.prepare(trained, optimizer)
@@ -70,6 +71,17 @@ class OptimizerStep:
     def evaluated_model(self) -> ProtoSphereForImageClassification:
         """Whose figures count and which is kept: the average of the weights, where there is one."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def kept_model(self) -> ProtoSphereForImageClassification:
+        """What is saved: `evaluated_model` as a model like any other."""
+        adapted = self.arguments.lora_rank is not None
+        return without_adapters(self.evaluated_model) if adapted else self.evaluated_model
+
+    def train_mode(self) -> None:
+        self.prepared_model.train()
+        if self.arguments.freeze_backbone:  # its running statistics too
+            self.model.protosphere.backbone.eval()
 
     def set_prototypes(self, prototypes: Tensor) -> None:
         """(K, D), for the model in training and for its average alike."""

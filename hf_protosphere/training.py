@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from .adaptation import first_prototypes
 from .arguments import TrainArguments
 from .assembly import (
     build_accelerator,
@@ -47,7 +48,7 @@ from .loaders import TrainingBatches, evaluation_loader
 from .monitoring import CollapseMonitor, score
 from .parsing import write_yaml
 from .processes import main_process_first, on_main_process
-from .reporting import epoch_line, flat_record
+from .reporting import announcement, epoch_line, flat_record
 from .steps import OptimizerStep
 from .stopping import Stop, stop_signals
 from .streaming import StreamedBatches
@@ -140,9 +141,9 @@ class TrainingRun:
             run_id = record_start(self.output_dir, arguments, self.images, self.accelerator)
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
         start_trackers(self.accelerator, self.arguments, run_id)
-        self._announce()
+        self.accelerator.print(announcement(self))
         if self.progress.step == 0 and not arguments.dry_run:
-            self._update_class_means()
+            self._update_class_means(first=True)
 
     # Building
 
@@ -201,30 +202,6 @@ class TrainingRun:
         self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
         return progress
 
-    def _announce(self) -> None:
-        config, arguments = self.model.config, self.arguments
-        parameters = sum(p.numel() for p in self.model.parameters())
-        sizes = ", ".join(
-            f"{name} {self.images.num_train if name == 'train' else len(split)}"
-            for name, split in self.images.splits.items()
-        )
-        self.accelerator.print(
-            f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters, "
-            f"embeddings of {self.model.protosphere.embedding_dim}, {config.prototypes} "
-            f"prototypes)\n"
-            f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
-            f"{config.image_size} px, {config.num_channels} channel(s)\n"
-            f"{arguments.epochs} epochs of {self.steps_per_epoch} steps of {self.images_per_step} "
-            f"images, {self.accelerator.num_processes} process(es) on "
-            f"{self.accelerator.device.type}"
-            f"{'' if arguments.dry_run else f'; → {self.output_dir}'}"
-        )
-        if arguments.imbalance:
-            counts = ", ".join(map(str, self.train_counts))
-            self.accelerator.print(f"long-tailed ({arguments.imbalance}): {counts} images a class")
-        if self.validation == "train":
-            self.accelerator.print("No validation images: validating on the training set.")
-
     # Training
 
     def train_epoch(self, stop: Stop) -> None:
@@ -268,7 +245,7 @@ class TrainingRun:
                 )
 
         with bar:
-            self.optimizer_step.prepared_model.train()
+            self.optimizer_step.train_mode()
             for batches in self.groups_of_batches():
                 loss, accuracy = self.step(batches)
                 progress.step += 1
@@ -347,7 +324,7 @@ class TrainingRun:
                 weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
                 if self.accelerator.is_main_process:
                     best = self.output_dir / "best"
-                    save_model(step.evaluated_model, self.processor, best, weights)
+                    save_model(step.kept_model, self.processor, best, weights)
         self._log(record)
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()
@@ -378,11 +355,15 @@ class TrainingRun:
         del flat["step"]  # trackers have it beside the values
         self.accelerator.log(flat, step=self.progress.step)
 
-    def _update_class_means(self) -> None:
-        step = self.optimizer_step
-        if self.model.config.prototypes == "class_means":
+    def _update_class_means(self, *, first: bool = False) -> None:
+        step, config = self.optimizer_step, self.model.config
+        imprints = first and self.arguments.imprint and config.prototypes == "learned"
+        imprints = imprints and config.objective != "cross_entropy"  # its head has none
+        if imprints or config.prototypes == "class_means":
             loader = self.eval_loaders["train"]
             means = training_class_means(step.evaluated_model, loader, self.accelerator)
+            if imprints:
+                means = first_prototypes(self.model, means, self.arguments.finetune_from)
             step.set_prototypes(means)
 
 
