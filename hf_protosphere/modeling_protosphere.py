@@ -28,8 +28,9 @@ from .backbones import (
 from .checking import check_fit, stored_dtypes
 from .configuration_protosphere import ProtoSphereConfig
 from .contrast import full_precision
+from .editable_classes import EditableClasses
 from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
-from .prototypes import simplex_etf
+from .prototypes import cosines_to, simplex_etf
 
 PROTOTYPE_LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's convert("L")
@@ -206,7 +207,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         return self.config.return_dict if return_dict is None else return_dict
 
 
-class ProtoSphereForImageClassification(ProtoSpherePreTrainedModel):
+class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedModel):
     """Classifies by the cosine to one prototype per class.
 
     With `labels` the forward computes the configured objective, so that `transformers.Trainer` or
@@ -292,7 +293,7 @@ class ProtoSphereForImageClassification(ProtoSpherePreTrainedModel):
                     self.classifier.bias.to(embeddings.dtype),
                 )
             else:
-                cosines = embeddings @ self.prototypes.to(embeddings.dtype).T
+                cosines = cosines_to(embeddings, self.prototypes.to(embeddings.dtype))
                 logits = cosines / self.config.softmax_temperature  # (M[, V], K)
             loss = None if labels is None else self.objective(embeddings, logits, labels)
         if logits.dim() == 3:

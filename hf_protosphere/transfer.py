@@ -199,7 +199,9 @@ class Transfer:
         return {
             "split": frozen.split,
             **_figures(report),
-            "seconds": frozen.seconds + classifier.seconds,
+            # Of the pass, what these images took of it.
+            "seconds": frozen.seconds * len(train_images.labels) / len(frozen.train.labels)
+            + classifier.seconds,
             "trainable_parameters": classifier.parameters,
         }
 

@@ -1,0 +1,198 @@
+"""Classes that come and go without training: a class is a row of prototypes and a name.
+
+Travels to the Hub with every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoImageProcessor
+
+from .prototypes import class_means
+
+
+class EditableClasses:
+    """Adds, removes and merges the classes of a `ProtoSphereForImageClassification`.
+
+    Logits of the classes that stay are the same as before, to the bit.
+    """
+
+    @torch.no_grad()
+    def add_classes(
+        self,
+        images: Mapping[str, Tensor | Iterable[Any]],
+        processor: Any = None,
+        *,
+        shrinkage: float = 0.0,
+        center: Tensor | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """New classes from a few images each, in one forward pass over all of them.
+
+        The prototype of a class is the mean embedding of its images, scaled to unit norm: where
+        its learned prototype would be at neural collapse (weight imprinting, Qi et al. 2018).
+
+        Args:
+            images: for each new name (n, C, H, W) pixel values, or PIL images, read one batch at a
+                time.
+            processor: makes pixel values of PIL images; by default the checkpoint's.
+            shrinkage: κ ≥ 0, in images. The mean of n embeddings is averaged, with weights n and κ,
+                with what the known classes say of it: their prototypes, weighted by the softmax of
+                its cosines. κ of about 10 steadies a class of one image or two, and moves a
+                prototype of many images little.
+            center: (D,) the mean embedding of the training images, which is subtracted from the
+                mean of each class. Where a model is far from neural collapse, its embeddings share
+                a direction that learned and ETF prototypes have not; a prototype that keeps it is
+                nearer to the images of every class than their own. Of class-mean prototypes leave
+                it out: they all keep it.
+
+        Raises:
+            ValueError: a cross-entropy model, a known name, no images, or a mean without direction.
+        """
+        self._require_prototypes("add_classes")
+        names = [str(name) for name in images]
+        if known := [name for name in names if name in self.config.label2id]:
+            raise ValueError(
+                f"the model has a class {known[0]!r} already: give another name, or "
+                "remove_classes first."
+            )
+        if not names:
+            raise ValueError("add_classes got no classes: give {'name': images, ...}.")
+        if shrinkage < 0:
+            raise ValueError(f"shrinkage must be 0 or more images, but got {shrinkage}.")
+        was_training = self.training
+        self.eval()
+        counts: Counter[int] = Counter()
+        batches = self._embedded(images, processor, batch_size, counts)
+        try:
+            # Lengths of means matter below, so the rows are not scaled yet.
+            sums = self.prototypes.new_zeros(len(names), self.prototypes.shape[1]).double()
+            for embeddings, labels in batches:
+                sums.index_add_(0, labels, embeddings.double())
+        finally:
+            self.train(was_training)
+        if empty := [name for i, name in enumerate(names) if not counts[i]]:
+            raise ValueError(f"class {empty[0]!r} has no images: give at least one.")
+        totals = torch.tensor([[counts[i]] for i in range(len(names))]).to(sums)  # (n, 1)
+        means = sums / totals
+        if center is not None:
+            means = means - center.to(means)
+        if shrinkage:
+            cosines = F.normalize(means, dim=1) @ self.prototypes.double().T
+            told = (cosines / self.config.softmax_temperature).softmax(1) @ self.prototypes.double()
+            means = (totals * means + shrinkage * told) / (totals + shrinkage)
+        prototypes = class_means(means, torch.arange(len(names)).to(means.device), group="local")
+        rows = torch.cat([self.head.weight, prototypes.to(self.head.weight)])
+        self._replace_head(rows, [*self._class_names(), *names])
+
+    def remove_classes(self, names: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: an unknown name, or fewer than two classes would be left.
+        """
+        self._require_prototypes("remove_classes")
+        gone = set(self._indices(names))
+        kept = [i for i in range(self.config.num_labels) if i not in gone]
+        if len(kept) < 2:
+            raise ValueError(f"a classifier has at least two classes, but {len(kept)} would stay.")
+        every = self._class_names()
+        self._replace_head(self.head.weight[kept], [every[i] for i in kept])
+
+    @torch.no_grad()
+    def merge_classes(self, merged: Mapping[str, Sequence[str]]) -> None:
+        """Several classes as one, at the place of the first: its prototype is their mean, scaled
+        to unit norm.
+
+        Args:
+            merged: {"new name": ["old name", "old name", ...], ...}; the new name may be one of the
+                old ones.
+
+        Raises:
+            ValueError: an unknown name, one that is merged twice, a new name that another class
+                has, or fewer than two classes would be left.
+        """
+        self._require_prototypes("merge_classes")
+        groups = {new: self._indices(old) for new, old in merged.items()}
+        members = [i for indices in groups.values() for i in indices]
+        if twice := [i for i, count in Counter(members).items() if count > 1]:
+            raise ValueError(f"class {self._class_names()[twice[0]]!r} is merged twice.")
+        rows, names = self.head.weight.detach().clone(), self._class_names()
+        for new, indices in groups.items():
+            rows[indices[0]] = class_means(
+                self.prototypes[indices], torch.zeros_like(torch.tensor(indices)).to(rows.device),
+                group="local",
+            )[0]  # fmt: skip
+            names[indices[0]] = str(new)
+        gone = {i for indices in groups.values() for i in indices[1:]}
+        kept = [i for i in range(len(names)) if i not in gone]
+        names = [names[i] for i in kept]
+        if len(kept) < 2:
+            raise ValueError(f"a classifier has at least two classes, but {len(kept)} would stay.")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"the model has a class {twice[0]!r} already: give another name.")
+        self._replace_head(rows[kept], names)
+
+    def _embedded(
+        self,
+        images: Mapping[str, Tensor | Iterable[Any]],
+        processor: Any,
+        batch_size: int,
+        counts: Counter[int],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Embeddings (m, D) and labels (m,) of all classes, in batches that cross their borders."""
+        for pixels, labels in self._pixels(images, processor, batch_size):
+            counts.update(labels.tolist())
+            output = self.base_model(pixels.to(self.device), return_dict=True)
+            yield output.embeddings, labels.to(self.device)
+
+    def _pixels(
+        self, images: Mapping[str, Any], processor: Any, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        pairs = ((image, i) for i, of_class in enumerate(images.values()) for image in of_class)
+        while batch := list(islice(pairs, batch_size)):
+            items, labels = zip(*batch)
+            if isinstance(items[0], Tensor):
+                pixels = torch.stack(items)
+            else:
+                if processor is None:
+                    processor = AutoImageProcessor.from_pretrained(self.config._name_or_path)
+                items = [image.convert("RGB") for image in items]
+                pixels = processor(items, return_tensors="pt")["pixel_values"]
+            yield pixels, torch.tensor(labels)
+
+    def _require_prototypes(self, method: str) -> None:
+        if self.config.objective == "cross_entropy":
+            raise ValueError(
+                f"{method} needs prototypes, but a cross_entropy model has a linear head: make a "
+                "prototype classifier of it by `protosphere finetune --mode prototypes`."
+            )
+
+    def _class_names(self) -> list[str]:
+        return [self.config.id2label[i] for i in range(self.config.num_labels)]
+
+    def _indices(self, names: Sequence[str]) -> list[int]:
+        if isinstance(names, str) or not names:
+            raise ValueError(f"expected a list of names of classes, but got {names!r}.")
+        for name in names:
+            if name not in self.config.label2id:
+                raise ValueError(f"the model has no class {name!r}, but {self._class_names()}.")
+        return [self.config.label2id[name] for name in names]
+
+    @torch.no_grad()
+    def _replace_head(self, rows: Tensor, names: list[str]) -> None:
+        """Rows (K, D) become the prototypes as they are: scaling them again could change a bit."""
+        if self.config.prototypes == "simplex_etf":  # of other classes they are none
+            self.config.prototypes = "class_means"
+        head = type(self.head)(len(names), rows.shape[1], self.config.prototypes)
+        head.to(device=rows.device, dtype=rows.dtype)
+        head.weight.copy_(rows)
+        head.weight.requires_grad_(self.head.weight.requires_grad)
+        self.head = head
+        self.config.id2label = dict(enumerate(names))

@@ -1,0 +1,145 @@
+"""Classes come and go without training, and those that stay say what they said, to the bit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.prototypes import cosines_to
+from hf_protosphere.transforms import build_image_processor, pixels_of
+
+
+def build(num_classes=3, **options):
+    torch.manual_seed(0)
+    names = {i: f"class {i}" for i in range(num_classes)}
+    defaults = {"backbone": "test_resnet", "image_size": 32, "id2label": names}
+    return ProtoSphereForImageClassification(ProtoSphereConfig(**defaults | options)).eval()
+
+
+def logits_of(model, images):
+    with torch.no_grad():
+        return model.eval()(images).logits
+
+
+IMAGES = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("prototypes", ["learned", "simplex_etf", "class_means"])
+def test_logits_of_classes_that_stay_are_the_same_to_the_bit(prototypes):
+    model = build(6, prototypes=prototypes)
+    before = logits_of(model, IMAGES)
+    model.add_classes({"new": IMAGES[:4]})
+    assert torch.equal(logits_of(model, IMAGES)[:, :6], before)
+    model.add_classes({f"more {i}": IMAGES[i % 9][None] + 0.1 * i for i in range(150)})
+    after = logits_of(model, IMAGES)
+    assert torch.equal(after[:, :6], before)
+    model.remove_classes(["class 1", "more 3"])
+    assert torch.equal(logits_of(model, IMAGES)[:, :5], before[:, [0, 2, 3, 4, 5]])
+    model.merge_classes({"both": ["class 2", "class 5"]})
+    merged = logits_of(model, IMAGES)
+    assert torch.equal(merged[:, [0, 2, 3]], before[:, [0, 3, 4]])
+    assert model.config.num_labels == merged.shape[1] == 6 + 151 - 2 - 1
+    assert [model.config.id2label[i] for i in range(4)] == ["class 0", "both", "class 3", "class 4"]
+
+
+def test_a_plain_product_would_change_the_last_bits():
+    # What `cosines_to` is for: if this fails, matrix kernels have become the same for all shapes.
+    generator = torch.Generator().manual_seed(0)
+    x, w = (F.normalize(torch.randn(n, 96, generator=generator), dim=1) for n in (64, 700))
+    shapes = [(k, k + more) for k in (2, 6, 10) for more in (1, 4, 600)]
+    assert any(not torch.equal(x @ w[:a].T, (x @ w[:b].T)[:, :a]) for a, b in shapes)
+    for a, b in shapes:
+        assert torch.equal(cosines_to(x, w[:a]), cosines_to(x, w[:b])[:, :a])
+        torch.testing.assert_close(cosines_to(x, w[:a]), x @ w[:a].T)
+
+
+def test_a_new_prototype_is_the_mean_embedding():
+    model = build()
+    with torch.no_grad():
+        embeddings = model(IMAGES).embeddings
+    model.add_classes({"a": IMAGES[:4], "b": IMAGES[4:]}, batch_size=3)
+    for row, part in ((3, embeddings[:4]), (4, embeddings[4:])):
+        expected = F.normalize(part.mean(0), dim=0)
+        torch.testing.assert_close(model.prototypes[row], expected)
+    assert model.config.label2id["b"] == 4
+    assert isinstance(model.head.weight, torch.nn.Parameter)
+    assert model.head.weight.requires_grad
+
+
+def test_shrinkage_and_center():
+    model, center = build(), F.normalize(torch.ones(96), dim=0)
+    with torch.no_grad():
+        mean = model(IMAGES).embeddings.double().mean(0)
+    prototypes = model.prototypes.double()
+    model.add_classes({"plain": IMAGES, "centred": IMAGES}, center=center)
+    expected = F.normalize(mean - center, dim=0).float()
+    torch.testing.assert_close(model.prototypes[4], expected)
+
+    model = build()
+    model.add_classes({"shrunk": IMAGES}, shrinkage=3.0)
+    told = (prototypes @ F.normalize(mean, dim=0) / 0.1).softmax(0) @ prototypes
+    expected = F.normalize((9 * mean + 3 * told) / 12, dim=0).float()
+    torch.testing.assert_close(model.prototypes[3], expected)
+
+
+def test_images_by_the_checkpoints_processor_saved_and_loaded(tmp_path):
+    model = build(prototypes="simplex_etf")
+    processor = build_image_processor(model.config)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model = ProtoSphereForImageClassification.from_pretrained(tmp_path)
+    photos = [Image.effect_noise((40, 30), 50), Image.effect_noise((32, 32), 90)]
+    model.add_classes({"noise": (photo for photo in photos)})
+    pixels = pixels_of(photos, processor)
+    with torch.no_grad():
+        mean = model.eval()(pixels).embeddings.mean(0)
+    torch.testing.assert_close(model.prototypes[3], F.normalize(mean, dim=0))
+    model.save_pretrained(tmp_path / "more")
+    again = ProtoSphereForImageClassification.from_pretrained(tmp_path / "more")
+    assert torch.equal(logits_of(again, pixels), logits_of(model, pixels))
+    assert again.config.prototypes == "class_means"  # no simplex ETF any more
+    assert again.config.id2label[3] == "noise"
+
+
+def test_training_mode_comes_back_and_nothing_changes_when_it_fails():
+    model = build().train()
+    with pytest.raises(ValueError, match="class 'empty' has no images"):
+        model.add_classes({"full": IMAGES, "empty": []})
+    assert model.training
+    assert model.config.num_labels == len(model.head.weight) == 3
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.add_classes({"class 1": IMAGES}), "has a class 'class 1' already"),
+        (lambda m: m.add_classes({}), "no classes"),
+        (lambda m: m.add_classes({"x": IMAGES}, shrinkage=-1), "0 or more images, but got -1"),
+        (lambda m: m.remove_classes(["x"]), "no class 'x', but"),
+        (lambda m: m.remove_classes("class 1"), "expected a list of names"),
+        (lambda m: m.remove_classes(["class 0", "class 1"]), "at least two classes, but 1"),
+        (lambda m: m.merge_classes({"a": ["class 0"], "b": ["class 0"]}), "'class 0' is merged"),
+        (lambda m: m.merge_classes({"class 2": ["class 0", "class 1"]}), "a class 'class 2'"),
+        (lambda m: m.merge_classes({"a": ["class 0", "class 1", "class 2"]}), "1 would stay"),
+    ],
+)
+def test_errors_leave_the_model_alone(edit, message):
+    model = build()
+    weight = model.head.weight.detach().clone()
+    with pytest.raises(ValueError, match=message):
+        edit(model)
+    assert torch.equal(model.head.weight, weight)
+    assert model.config.num_labels == 3
+
+
+def test_a_linear_head_has_no_prototypes():
+    with pytest.raises(ValueError, match="protosphere finetune --mode prototypes"):
+        build(objective="cross_entropy").add_classes({"x": IMAGES})
+
+
+def test_a_thousand_classes_in_one_pass():
+    model, passes = build(), []
+    model.protosphere.register_forward_hook(lambda *_: passes.append(1))
+    model.add_classes({str(i): IMAGES[i % 9][None] for i in range(1000)}, batch_size=100)
+    assert (len(passes), model.config.num_labels) == (10, 1003)
