@@ -1,7 +1,7 @@
 """An index of images on disk: their embeddings, and where each image is.
 
-One Parquet file, which 🤗 datasets and pandas read too. It is written beside the old one and renamed:
-whatever ends the process, one of the two is there, whole.
+One Parquet file, which 🤗 datasets and pandas read too. It is written beside the old one and
+renamed: whatever ends the process, one of the two is there, whole.
 """
 
 from __future__ import annotations
@@ -236,10 +236,9 @@ class ImageIndex:
         return self._split[image.row]["image"]
 
     def name(self, row: int) -> str:
+        """The path of an image in its folder, or such as "test 17" of a data set."""
         image = self.images[row]
-        return (
-            image.path if image.path is not None else f"{self.origin.dataset['split']} {image.row}"
-        )
+        return image.path or f"{self.origin.dataset['split']} {image.row}"
 
     @cached_property
     def _embedder(self) -> Embedder:

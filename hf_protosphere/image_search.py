@@ -93,7 +93,7 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Queries:
     paths: list[Path]
-    labels: list[str | None]  # where the file is one of the index's own
+    labels: list[str | None]
     embeddings: Tensor
 
 
@@ -109,6 +109,8 @@ def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> _Queries
     if found.origin.folder is not None:
         own = {Path(found.origin.folder) / image.path: image.label for image in found.images}
     labels = [own.get(path.resolve()) for path in paths]
+    if arguments.labels_from_folders:
+        labels = [path.resolve().parent.name for path in paths]
     return _Queries(paths, labels, embeddings)
 
 

@@ -82,6 +82,11 @@ class _SearchOptions:
     model: str | None = flag(
         "Folder or Hub id of the checkpoint, where it is not any more where the index was made."
     )
+    labels_from_folders: bool = flag(
+        "The label of a query is the name of the folder it lies in, for the colours of --picture. "
+        "Images of the index have theirs from it.",
+        False,
+    )
     k: int = flag("Neighbours of each query.", 10)
     picture: str | None = flag("Draw the queries and their neighbours into this file.")
     evaluate: bool = flag(
