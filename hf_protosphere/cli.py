@@ -51,12 +51,14 @@ class Command:
     summary: str
     description: str
     first: str | None = None  # what a first argument without a name is
+    then: str | None = None  # what those after it are
 
     def __call__(self, argv: Sequence[str]) -> Any:
         from .parsing import parse_arguments
 
         if self.first and argv and not argv[0].startswith("-"):
-            argv = [self.first, *argv]
+            more = [self.then] if self.then and not "".join(argv[1:2]).startswith("-") else []
+            argv = [self.first, argv[0], *(more if argv[1:] else []), *argv[1:]]
         prog = f"protosphere {self.name}"
         arguments = parse_arguments(_imported(self.arguments), argv, prog, self.description)
         return _imported(self.job)(arguments)
@@ -125,6 +127,25 @@ _COMMANDS = (
         "write a checkpoint as ONNX or as a torch.export program",
         "A checkpoint as ONNX or torch.export program, compared with the checkpoint.",
         first="--model",
+    ),
+    Command(
+        "index",
+        "retrieval_arguments.IndexArguments",
+        "image_search.index",
+        "embed a folder of images, or a data set, to search in it",
+        "Embed all images of a folder, at any depth, or of a data set, and write an index of them. "
+        "Again, it embeds what is new in the folder and drops what is gone.",
+        first="--images",
+    ),
+    Command(
+        "search",
+        "retrieval_arguments.SearchArguments",
+        "image_search.search",
+        "find the images of an index that are nearest to yours",
+        "Find the images of an index that are nearest to yours, by cosine, or measure how well "
+        "images find their own class.",
+        first="--index",
+        then="--queries",
     ),
     Command(
         "demo",

@@ -175,6 +175,26 @@ def load_image_dataset(
     return ImageDataset(splits, names, bad_images, sources)
 
 
+def load_split(
+    dataset_name: str,
+    split: str,
+    *,
+    dataset_config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Dataset:
+    """One split by itself, with its own classes; arguments and columns are as above. Images are not
+    checked."""
+    loaded = _load(dataset_name, dataset_config, revision, streaming=False)
+    if split not in loaded or len(loaded[split]) == 0:
+        raise DataError(f"--split {split}: of the splits {', '.join(loaded)} none has such images.")
+    chosen = loaded[split]
+    label_column = _label_column(chosen, label_column)
+    chosen = _two_columns(chosen, _image_column(chosen, image_column), label_column)
+    return map_labels(chosen, split, find_class_names({split: chosen}, label_column))
+
+
 def _load(
     name: str, config: str | None, revision: str | None, streaming: bool
 ) -> DatasetDict | IterableDatasetDict:
