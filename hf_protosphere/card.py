@@ -247,8 +247,9 @@ def _words(run: FinishedRun) -> dict[str, Any]:
     return {
         "paper_url": PAPER_URL,
         "paper_bibtex": PAPER_BIBTEX,
-        "num_classes": config.num_labels,
+        "num_classes": len(run.class_names),
         "class_names": _listed(run.class_names),
+        "added_classes": _listed(list(run.added_classes)) if run.added_classes else None,
         "dataset": dataset,
         "backbone": inline(config.backbone),
         "embedding_dim": origin["embedding_dim"],

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from typing import Any
 
 from .errors import TrainingInterrupted, UserError
@@ -50,15 +51,19 @@ class Command:
     job: str  # module.function
     summary: str
     description: str
-    first: str | None = None  # what a first argument without a name is
-    then: str | None = None  # what those after it are
+    positional: tuple[str, ...] = ()  # what the first arguments are, without a name; the last of
+    # these takes all that are left
 
     def __call__(self, argv: Sequence[str]) -> Any:
         from .parsing import parse_arguments
 
-        if self.first and argv and not argv[0].startswith("-"):
-            more = [self.then] if self.then and not "".join(argv[1:2]).startswith("-") else []
-            argv = [self.first, argv[0], *(more if argv[1:] else []), *argv[1:]]
+        argv = list(argv)
+        for flag in self.positional:
+            count = len(list(takewhile(lambda word: not word.startswith("-"), argv)))
+            if count == 0:
+                break
+            taken = count if flag == self.positional[-1] else 1
+            argv = [*argv[taken:], flag, *argv[:taken]]
         prog = f"protosphere {self.name}"
         arguments = parse_arguments(_imported(self.arguments), argv, prog, self.description)
         return _imported(self.job)(arguments)
@@ -86,11 +91,20 @@ _COMMANDS = (
     ),
     Command(
         "finetune",
-        "finetune_arguments.FinetuneArguments",
+        "transfer_arguments.FinetuneArguments",
         "transfer.finetune",
         "transfer a checkpoint, or a timm or transformers backbone, to other classes",
         "Transfer a trained network to another data set: by training it in one of several ways, or "
         "without, by probes, nearest neighbours or the class means; compare them, few-shot too.",
+    ),
+    Command(
+        "add-class",
+        "transfer_arguments.AddClassArguments",
+        "class_addition.add_class",
+        "teach a checkpoint a new class from a few images, without training",
+        "New classes for a checkpoint without training: their prototypes are the mean embeddings "
+        "of a few images. What it says of the classes that it knows stays the same, to the bit.",
+        positional=("--folder", "--name", "--images"),
     ),
     Command(
         "publish",
@@ -99,7 +113,7 @@ _COMMANDS = (
         "send a finished run to the Hub, with a card",
         "Publish a finished run on the Hub: weights, configuration, code, card, metrics and "
         "pictures in one commit, then a tag. Log in by `hf auth login` first.",
-        first="--folder",
+        positional=("--folder",),
     ),
     Command(
         "release",
@@ -109,7 +123,7 @@ _COMMANDS = (
         "Train what is missing of a matrix of recipes, objectives and seeds, and publish it with "
         "cards that compare the models, and a page that lists them. The YAML file says which. "
         "The same command goes on after an interruption.",
-        first="--config",
+        positional=("--config",),
     ),
     Command(
         "plot",
@@ -118,7 +132,7 @@ _COMMANDS = (
         "draw the pictures of one run again, or compare several",
         "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "
         "once training is over, cosines.png, margins.png and sphere.png.",
-        first="--runs",
+        positional=("--runs",),
     ),
     Command(
         "export",
@@ -126,7 +140,7 @@ _COMMANDS = (
         "export.export",
         "write a checkpoint as ONNX or as a torch.export program",
         "A checkpoint as ONNX or torch.export program, compared with the checkpoint.",
-        first="--model",
+        positional=("--model",),
     ),
     Command(
         "index",
@@ -135,7 +149,7 @@ _COMMANDS = (
         "embed a folder of images, or a data set, to search in it",
         "Embed all images of a folder, at any depth, or of a data set, and write an index of them. "
         "Again, it embeds what is new in the folder and drops what is gone.",
-        first="--images",
+        positional=("--images",),
     ),
     Command(
         "search",
@@ -144,8 +158,7 @@ _COMMANDS = (
         "find the images of an index that are nearest to yours",
         "Find the images of an index that are nearest to yours, by cosine, or measure how well "
         "images find their own class.",
-        first="--index",
-        then="--queries",
+        positional=("--index", "--queries"),
     ),
     Command(
         "demo",
@@ -154,7 +167,7 @@ _COMMANDS = (
         "a page in the browser: upload an image, see where it falls on the sphere",
         "A page in the browser, by Gradio: upload an image, see its scores, its angles to the "
         'prototypes, where it falls on the sphere, and "unknown" when it is far from all.',
-        first="--model",
+        positional=("--model",),
     ),
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {c.name: c for c in _COMMANDS}

@@ -33,7 +33,7 @@ class EditableClasses:
         shrinkage: float = 0.0,
         center: Tensor | None = None,
         batch_size: int = 64,
-    ) -> None:
+    ) -> Tensor:
         """New classes from a few images each, in one forward pass over all of them.
 
         The prototype of a class is the mean embedding of its images, scaled to unit norm: where
@@ -52,6 +52,9 @@ class EditableClasses:
                 a direction that learned and ETF prototypes have not; a prototype that keeps it is
                 nearer to the images of every class than their own. Of class-mean prototypes leave
                 it out: they all keep it.
+
+        Returns:
+            (n, D) the mean embeddings of the new classes, scaled to unit norm.
 
         Raises:
             ValueError: a cross-entropy model, a known name, no images, or a mean without direction.
@@ -82,6 +85,7 @@ class EditableClasses:
             raise ValueError(f"class {empty[0]!r} has no images: give at least one.")
         totals = torch.tensor([[counts[i]] for i in range(len(names))]).to(sums)  # (n, 1)
         means = sums / totals
+        unshifted = F.normalize(means, dim=1).to(self.prototypes)
         if center is not None:
             means = means - center.to(means)
         if shrinkage:
@@ -91,6 +95,7 @@ class EditableClasses:
         prototypes = class_means(means, torch.arange(len(names)).to(means.device), group="local")
         rows = torch.cat([self.head.weight, prototypes.to(self.head.weight)])
         self._replace_head(rows, [*self._class_names(), *names])
+        return unshifted
 
     def remove_classes(self, names: Sequence[str]) -> None:
         """

@@ -58,7 +58,14 @@ class FinishedRun:
 
     @property
     def class_names(self) -> list[str]:
-        return [self.config.id2label[i] for i in range(self.config.num_labels)]
+        """Of the classes that it was trained on, in the order of its figures."""
+        names = [self.config.id2label[i] for i in range(self.config.num_labels)]
+        return [name for name in names if name not in self.added_classes]
+
+    @property
+    def added_classes(self) -> dict[str, int]:
+        """Classes that came without training, and how many images their prototypes are made of."""
+        return self.results.get("added_classes", {})
 
     @property
     def classifier(self) -> str:

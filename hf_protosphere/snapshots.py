@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,6 +46,13 @@ class Snapshot:
         embeddings = prototypes[:0]
         return cls(embeddings, none, prototypes, prototypes, cosines, cosines, class_names, "")
 
+    @property
+    def center(self) -> Tensor:
+        """(D,) the mean of the embeddings that it holds, each class as much as another."""
+        sums = torch.zeros_like(self.class_means).index_add_(0, self.labels, self.embeddings)
+        counts = self.labels.bincount(minlength=len(sums))
+        return (sums[counts > 0] / counts[counts > 0, None]).mean(0)
+
     def save(self, path: Path) -> None:
         tensors = {k: v.contiguous() for k, v in vars(self).items() if isinstance(v, Tensor)}
         metadata = {"class_names": json.dumps(self.class_names), "split": self.split}
@@ -65,6 +74,17 @@ class Snapshot:
             return cls(**tensors, **metadata)
         except (SafetensorError, KeyError, TypeError) as error:
             raise ArgumentError(f"{path} is not a whole snapshot: {error}") from error
+
+
+def snapshot_of(name: str) -> Snapshot | None:
+    """The snapshot beside a checkpoint, a folder or an id on the Hub, if there is one."""
+    if Path(name).is_dir():
+        path = Path(name) / FILE_NAME
+        return Snapshot.load(path) if path.exists() else None
+    try:
+        return Snapshot.load(Path(hf_hub_download(name, FILE_NAME)))
+    except EntryNotFoundError:
+        return None
 
 
 class SnapshotCollector:

@@ -22,7 +22,6 @@ from .configuration_protosphere import ProtoSphereConfig
 from .data import ImageDataset
 from .errors import ArgumentError
 from .evaluation import evaluate_predictions
-from .finetune_arguments import TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, fit
 from .imbalance import drawn
 from .labels import labels_of
@@ -34,6 +33,7 @@ from .planning import dry_run
 from .probes import FrozenImages, frozen_images
 from .processes import main_process_first, on_main_process
 from .training import train
+from .transfer_arguments import TRAINED_MODES, FinetuneArguments
 from .transfer_report import format_summary, plot_shots, summarize
 from .transforms import build_image_processor
 

@@ -34,7 +34,7 @@ def test_every_command_and_its_script_explain_themselves(command, capsys):
     assert exit_code(command, "--help") == 0
     assert f"usage: protosphere {command}" in capsys.readouterr().out
     if command != "demo":  # a page is one process; scripts/demo.py is that of `make demo`
-        assert (SCRIPTS / f"{command}.py").exists()
+        assert (SCRIPTS / f"{command.replace('-', '_')}.py").exists()
 
 
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):

@@ -143,3 +143,49 @@ class FinetuneArguments(
             sgd = 0.01 * images_per_step / 256
             shared["learning_rate"] = sgd if self.optimizer == "sgd" else 1e-4
         return TrainArguments(**{**shared, **adaptation, "imprint": True, **more})
+
+
+@dataclass(kw_only=True)
+class AddClassArguments:
+    """New classes for a checkpoint. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "new classes"
+
+    folder: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    name: str | None = flag("Of the new class.")
+    images: list[str] | None = field(
+        default=None, metadata={"help": "Images of the new class: files and folders of them."}
+    )
+    dataset_name: str | None = flag(
+        "In place of a name and images: a data set, on the Hub or local. Those of its classes that "
+        "the checkpoint does not know are added, in one pass."
+    )
+    split: str = flag("Of the data set.", "train")
+    shrinkage: float = flag(
+        "Steady a class of very few images: its mean is averaged with what the known classes say "
+        "of it, as if that were so many images. Try 10 for one image or two.",
+        0.0,
+    )
+    center: bool = flag(
+        "Subtract the mean embedding of the checkpoint's own classes, which its snapshot holds: "
+        "away from neural collapse a new class would otherwise attract the images of all others. "
+        "Not done for class-mean prototypes.",
+        True,
+    )
+    batch_size: int = flag("Images embedded at once.", 64)
+    output_dir: str | None = flag("Folder for the new checkpoint; by default the same one.")
+
+    def __post_init__(self) -> None:
+        check_counts(self, "batch_size")
+        if not (isinstance(self.shrinkage, int | float) and 0 <= self.shrinkage < float("inf")):
+            raise ArgumentError(f"--shrinkage must be 0 or more, but got {self.shrinkage!r}.")
+        if self.dataset_name is None and not (self.name and self.images):
+            raise ArgumentError(
+                "give a checkpoint, the name of the class and its images, as in `protosphere "
+                "add-class outputs/run okapi okapi_1.jpg okapi_2.jpg`, or --dataset_name."
+            )
+        if self.dataset_name is not None and (self.name or self.images):
+            raise ArgumentError(
+                "--dataset_name gives names and images of the new classes: leave out --name and "
+                "--images."
+            )

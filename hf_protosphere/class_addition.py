@@ -1,0 +1,160 @@
+"""New classes for a checkpoint, from images on disk or a data set: `protosphere add-class`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .checkpoints import RUN_FILES, save_model, writable_folder
+from .data import load_image_dataset
+from .errors import ArgumentError, DataError
+from .labels import labels_of, some
+from .loading import load_classifier
+from .modeling_protosphere import ProtoSphereForImageClassification
+from .snapshots import FILE_NAME as SNAPSHOT
+from .snapshots import Snapshot, snapshot_of
+from .transfer_arguments import AddClassArguments
+from .transforms import UNDECODABLE
+
+
+def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification:
+    """Add classes to a checkpoint, as `protosphere add-class` does.
+
+    A run's figures stay those of the classes that it was trained on, and its results.json says
+    which ones were added; its snapshot gets their prototypes and means.
+
+    Raises:
+        ArgumentError: no checkpoint, one that takes no classes, a name that it knows, no images.
+        DataError: images that cannot be decoded, before anything is written.
+    """
+    source = Path(arguments.folder)
+    if arguments.output_dir is None and not source.is_dir():
+        raise ArgumentError(
+            f"{arguments.folder} is not a folder here: give --output_dir for the new checkpoint."
+        )
+    folder = writable_folder(arguments.output_dir or source, "--output_dir")
+    model, processor = load_classifier(arguments.folder, "--folder")
+    images = _images_of(arguments, model)
+    snapshot = snapshot_of(arguments.folder)
+    options: dict[str, Any] = {
+        "center": _center(model, snapshot) if arguments.center else None,
+        "shrinkage": arguments.shrinkage,
+        "batch_size": arguments.batch_size,
+    }
+    bar = tqdm(total=sum(map(len, images.values())), desc="embedding", unit=" images", leave=False)
+
+    def opened(loaders: list[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
+        for load in loaders:
+            yield load()
+            bar.update()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with bar:
+        try:
+            means = model.to(device).add_classes(
+                {name: opened(of_class) for name, of_class in images.items()}, processor, **options
+            )
+        except DataError:
+            raise
+        except ValueError as error:
+            raise ArgumentError(f"--folder {arguments.folder}: {error}") from error
+    model = model.cpu()
+    if folder.resolve() != source.resolve() and source.is_dir():
+        for pattern in RUN_FILES:
+            for path in source.glob(pattern):
+                shutil.copy2(path, folder / path.name)
+    if snapshot is not None:
+        _with_classes(snapshot, model, means.cpu()).save(folder / SNAPSHOT)
+    _note_in_results(folder, {name: len(of_class) for name, of_class in images.items()})
+    save_model(model, processor, folder)
+    print(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
+    if options["center"] is None and model.config.prototypes == "learned":
+        print(
+            "The prototypes were not centred, for want of "
+            + (f"a {SNAPSHOT}." if snapshot is None else "--center.")
+        )
+    return model
+
+
+def _images_of(
+    arguments: AddClassArguments, model: ProtoSphereForImageClassification
+) -> dict[str, list[Callable[[], Image.Image]]]:
+    """Functions that load the images of each new class."""
+    if arguments.dataset_name is None:
+        paths = [path for given in arguments.images or [] for path in _files(Path(given))]
+        if not paths:
+            raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
+        return {str(arguments.name): [_opener(path) for path in paths]}
+    loaded = load_image_dataset(
+        arguments.dataset_name, train_split=arguments.split, validation_fraction=0
+    )
+    split, known = loaded.splits["train"], model.config.label2id
+    labels = labels_of(split)
+    new = {i: name for i, name in enumerate(loaded.label_names) if name not in known}
+    if not new:
+        raise ArgumentError(
+            f"--dataset_name {arguments.dataset_name}: the checkpoint knows all of its classes, "
+            f"{some(loaded.label_names)}."
+        )
+    return {
+        name: [(lambda row=row: split[row]["image"]) for row in (labels == i).nonzero()[0].tolist()]
+        for i, name in new.items()
+    }
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        known = Image.registered_extensions()
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
+    if not path.exists():
+        raise ArgumentError(f"--images {path}: there is no such file or folder.")
+    return [path]
+
+
+def _opener(path: Path) -> Callable[[], Image.Image]:
+    def load() -> Image.Image:
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except UNDECODABLE as error:
+            raise DataError(f"--images {path} cannot be decoded: {error}") from error
+
+    return load
+
+
+def _center(model: ProtoSphereForImageClassification, snapshot: Snapshot | None) -> Tensor | None:
+    """(D,) mean embedding of the classes, each as much as another; None where it is not wanted."""
+    if model.config.prototypes == "class_means" or snapshot is None or not snapshot.labels.numel():
+        return None
+    return snapshot.center
+
+
+def _with_classes(
+    snapshot: Snapshot, model: ProtoSphereForImageClassification, means: Tensor
+) -> Snapshot:
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    return dataclasses.replace(
+        snapshot,
+        class_means=torch.cat([snapshot.class_means, means.to(snapshot.class_means)]),
+        prototypes=model.prototypes.detach().float().cpu(),
+        class_names=names,
+    )
+
+
+def _note_in_results(folder: Path, added: dict[str, int]) -> None:
+    path = folder / "results.json"
+    if path.exists():
+        results = json.loads(path.read_text())
+        results["added_classes"] = {**results.get("added_classes", {}), **added}
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+        unfinished.replace(path)
