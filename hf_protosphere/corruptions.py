@@ -134,17 +134,20 @@ def check_side(side: int) -> None:
 
 @cache  # it is asked for with every image
 def load_library() -> Callable[..., np.ndarray]:
-    """The library's `corrupt`.
+    """The library's `corrupt`. OpenCV, which it uses, works on one thread from then on.
 
     Raises:
         ArgumentError: it is missing or cannot be imported, with what to install.
     """
     try:
         metadata.version(LIBRARY)  # the unmaintained original is imported by the same name
+        import cv2
         from imagecorruptions import corrupt as library
     except ImportError as error:  # also of a distribution that is not installed
         raise ArgumentError(
             f"--corruptions needs `pip install {LIBRARY}` (and `pip uninstall imagecorruptions`, "
             f"which no longer works, where that is installed), but: {error}."
         ) from error
+    # Before workers are forked: they would wait for ever for threads that they do not inherit.
+    cv2.setNumThreads(0)
     return library

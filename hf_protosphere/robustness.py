@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .corrupted_data import (
-    CorruptedImages,
     FittedImages,
     fitted,
     input_size,
@@ -264,17 +263,8 @@ def _errors(
         for buffer in classifier.model.buffers():
             broadcast(buffer)  # as in `predictions`
         classifier.model.eval()
-    made = isinstance(images.datasets[-1], CorruptedImages)
-    loader = accelerator.prepare_data_loader(
-        DataLoader(
-            images,
-            batch_size,
-            num_workers=num_workers,
-            worker_init_fn=_one_thread
-            if isinstance(images.datasets[-1], CorruptedImages)
-            else None,
-        )
-    )
+    loader = DataLoader(images, batch_size, num_workers=num_workers)
+    loader = accelerator.prepare_data_loader(loader)
     wrong, resized = [], 0
     for batch in tqdm(
         loader, desc="corruptions", leave=False, disable=not accelerator.is_main_process
@@ -293,12 +283,6 @@ def _errors(
         raise RuntimeError(f"corruptions: {len(wrong)} of {len(images)} images were counted.")
     parts = wrong.split([len(part) for part in images.datasets])
     return torch.stack([part.double().mean(0) for part in parts], 1).tolist(), resized
-
-
-def _one_thread(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)  # workers share the cores already
 
 
 def _degradation(report: dict[str, Any], corruption: str) -> float:
