@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
@@ -22,7 +23,7 @@ from .modeling_protosphere import ProtoSphereForImageClassification
 from .pictures import draw_snapshot
 from .processes import check_processes, main_process_first
 from .reporting import format_report, format_robustness
-from .robustness import draw_robustness, measure_robustness
+from .robustness import corruption_errors, draw_robustness
 from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import SnapshotCollector
 
@@ -87,9 +88,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     }
     if arguments.measures_robustness:
         images = assessment.images.splits[assessment.split]
-        report["robustness"] = measure_robustness(
-            arguments, model, images, assessment.processor, accelerator
-        )
+        report["robustness"] = _robustness(assessment, images)
     if accelerator.is_main_process:
         if arguments.json:
             print(json.dumps(report, indent=2))
@@ -113,4 +112,26 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
                     print(path)
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _robustness(assessment: Assessment, images: Dataset) -> dict[str, Any]:
+    arguments, baseline = assessment.arguments, None
+    if arguments.baseline is not None:
+        baseline = load_classifier(arguments.baseline, "--baseline")
+    report = corruption_errors(
+        assessment.model,
+        images,
+        assessment.processor,
+        assessment.accelerator,
+        corruptions=arguments.corruptions or "all",
+        severities=arguments.severities,
+        baseline=baseline,
+        corrupted_dataset=arguments.corrupted_dataset,
+        max_images=arguments.max_eval_samples,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
+    if baseline is not None:
+        report["baseline"]["model"] = arguments.baseline
     return report

@@ -28,9 +28,7 @@ from .corrupted_data import (
 )
 from .corruptions import SEVERITIES, parse_corruptions, parse_severities
 from .errors import ArgumentError
-from .evaluation_arguments import EvaluateArguments
 from .labels import some
-from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .robustness_plots import plot_corrupted_images, plot_corruption_errors
 
@@ -160,30 +158,6 @@ def corruption_figures(
             undefined[name] = f"the baseline {what} under {', '.join(without)}"
     figures["errors_over_baseline"] = over
     return figures | ({"undefined": undefined} if undefined else {})
-
-
-def measure_robustness(
-    arguments: EvaluateArguments,
-    model: ProtoSphereForImageClassification,
-    split: Dataset,
-    processor: BaseImageProcessor,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """What `protosphere evaluate --corruptions` reports, and draws with `--pictures`.
-
-    Raises:
-        ArgumentError, DataError: as `corruption_errors`; or there is no such baseline.
-    """
-    baseline = load_classifier(arguments.baseline, "--baseline") if arguments.baseline else None
-    options = {"corruptions": arguments.corruptions or "all", "severities": arguments.severities}
-    report = corruption_errors(
-        model, split, processor, accelerator, **options, baseline=baseline,
-        corrupted_dataset=arguments.corrupted_dataset, max_images=arguments.max_eval_samples,
-        batch_size=arguments.batch_size, num_workers=arguments.num_workers,
-    )  # fmt: skip
-    if baseline is not None:
-        report["baseline"]["model"] = arguments.baseline
-    return report
 
 
 def draw_robustness(
