@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
@@ -21,7 +22,8 @@ from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .pictures import draw_snapshot
 from .processes import check_processes, main_process_first
-from .reporting import format_report
+from .reporting import format_report, format_robustness
+from .robustness import corruption_errors, draw_robustness
 from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import SnapshotCollector
 
@@ -84,6 +86,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         "split": arguments.split,
         **evaluate_model(model, loader, accelerator, means=means, snapshot=snapshot),
     }
+    if arguments.measures_robustness:
+        images = assessment.images.splits[assessment.split]
+        report["robustness"] = _robustness(assessment, images)
     if accelerator.is_main_process:
         if arguments.json:
             print(json.dumps(report, indent=2))
@@ -91,6 +96,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
             if arguments.class_means and means is None:
                 print(f"(no split {arguments.train_split!r} to take class means from)")
+            if "robustness" in report:
+                print(f"\n{format_robustness(report['robustness'])}")
         if snapshot is not None:
             folder = Path(arguments.pictures)
             snapshot.snapshot(assessment.images.label_names, arguments.split).save(
@@ -98,6 +105,33 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             )
             for path in draw_snapshot(folder, folder):
                 print(path)
+            if "robustness" in report:
+                for path in draw_robustness(
+                    report["robustness"], images, assessment.processor, folder
+                ):
+                    print(path)
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _robustness(assessment: Assessment, images: Dataset) -> dict[str, Any]:
+    arguments, baseline = assessment.arguments, None
+    if arguments.baseline is not None:
+        baseline = load_classifier(arguments.baseline, "--baseline")
+    report = corruption_errors(
+        assessment.model,
+        images,
+        assessment.processor,
+        assessment.accelerator,
+        corruptions=arguments.corruptions or "all",
+        severities=arguments.severities,
+        baseline=baseline,
+        corrupted_dataset=arguments.corrupted_dataset,
+        max_images=arguments.max_eval_samples,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
+    if baseline is not None:
+        report["baseline"]["model"] = arguments.baseline
     return report

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .argument_groups import DataArguments, flag
+from .corruptions import load_library, parse_corruptions, parse_severities
+from .errors import ArgumentError
 from .parsing import check_choices, check_counts
 
 
@@ -26,10 +29,54 @@ class _EvaluationArguments:
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(_EvaluationArguments, DataArguments):
+class RobustnessArguments:
+    _argument_group_name = "robustness"
+
+    corruptions: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Also measure errors on corrupted images: all, for the 15 corruptions of "
+            "ImageNet-C, noise, blur, weather, digital, extra (4 more), or single names such as "
+            "fog. The means are over those asked for.",
+            "nargs": "+",
+        },
+    )
+    severities: str = flag("Severities of the corruptions, as 1-5 or 1,3,5.", "1-5")
+    baseline: str | None = flag(
+        "Folder or Hub id of a ProtoSphere checkpoint whose errors on the same corrupted images "
+        "the model's are divided by, as the benchmark does with AlexNet's."
+    )
+    corrupted_dataset: str | None = flag(
+        "Folder of images that are corrupted already, laid out as ImageNet-C "
+        "(corruption/severity/class/image) or CIFAR-10-C (corruption.npy, labels.npy), instead of "
+        "corrupting those of --split. Those of the model's input size are not resized again."
+    )
+
+    @property
+    def measures_robustness(self) -> bool:
+        return self.corruptions is not None or self.corrupted_dataset is not None
+
+    def check_robustness(self) -> None:
+        if self.corruptions is not None:
+            parse_corruptions(self.corruptions)
+        parse_severities(self.severities)
+        if self.baseline is not None and not self.measures_robustness:
+            raise ArgumentError("--baseline is compared on corrupted images: give --corruptions.")
+        if self.corrupted_dataset is not None:
+            if not Path(self.corrupted_dataset).is_dir():
+                raise ArgumentError(
+                    f"--corrupted_dataset {self.corrupted_dataset}: there is no such folder."
+                )
+        elif self.corruptions is not None:
+            load_library()
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(_EvaluationArguments, RobustnessArguments, DataArguments):
     """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
         check_counts(self, "num_workers", at_least=0)
+        self.check_robustness()
