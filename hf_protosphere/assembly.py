@@ -62,7 +62,9 @@ def build_model(
 ) -> ProtoSphereForImageClassification:
     """The model that the arguments and the data describe."""
     if arguments.resume_from is not None:
-        return load_classifier(arguments.resume_from, "--resume_from")[0]
+        model = load_classifier(arguments.resume_from, "--resume_from")[0]
+        model.config.forget_calibration()
+        return model
     channels = arguments.num_channels or images.num_channels
     config: dict[str, Any] = {
         "backbone_source": arguments.backbone_source,

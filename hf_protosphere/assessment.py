@@ -19,6 +19,8 @@ from .evaluation_arguments import EvaluateArguments
 from .loaders import evaluation_loader
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
+from .ood import Detection, detect_unknown, format_detection, load_unknown_images
+from .open_set_plots import plot_unknown
 from .pictures import draw_snapshot
 from .processes import check_processes, main_process_first
 from .reporting import format_report
@@ -35,7 +37,7 @@ class Assessment:
     accelerator: Accelerator
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
-    images: ImageDataset
+    images: ImageDataset  # with --ood_dataset, that is its split "unknown"
 
     @classmethod
     def start(cls, arguments: EvaluateArguments) -> Assessment:
@@ -51,6 +53,8 @@ class Assessment:
                 need_train=on_train,
                 label_names=[model.config.id2label[i] for i in range(model.config.num_labels)],
             )
+            if arguments.ood_dataset is not None:
+                images.splits["unknown"] = load_unknown_images(arguments)
         return cls(arguments, accelerator, model.to(accelerator.device), processor, images)
 
     @property
@@ -84,6 +88,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         "split": arguments.split,
         **evaluate_model(model, loader, accelerator, means=means, snapshot=snapshot),
     }
+    detection: Detection | None = None
+    if arguments.ood_dataset is not None:
+        detection = detect_unknown(
+            model, assessment.loader, assessment.images, assessment.split, accelerator
+        )
+        report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
     if accelerator.is_main_process:
         if arguments.json:
             print(json.dumps(report, indent=2))
@@ -91,6 +101,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
             if arguments.class_means and means is None:
                 print(f"(no split {arguments.train_split!r} to take class means from)")
+            if detection is not None:
+                print(f"\n{format_detection(report['ood'])}")
         if snapshot is not None:
             folder = Path(arguments.pictures)
             snapshot.snapshot(assessment.images.label_names, arguments.split).save(
@@ -98,6 +110,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             )
             for path in draw_snapshot(folder, folder):
                 print(path)
+            if detection is not None:
+                plot_unknown(detection, folder / "unknown.png", model.config.rejection_threshold)
+                print(folder / "unknown.png")
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
     return report

@@ -40,7 +40,7 @@ MODEL_FILES = (
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
     "snapshot.safetensors", "curves.png", "neural_collapse.png", "cosines.png", "margins.png",
-    "sphere.png",
+    "sphere.png", "calibration.json", "reliability.png",
 )  # fmt: skip
 
 

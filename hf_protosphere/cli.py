@@ -83,6 +83,15 @@ _COMMANDS = (
         "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint.",
     ),
     Command(
+        "calibrate",
+        "evaluation_arguments.CalibrateArguments",
+        "calibration.calibrate",
+        'scores that can be trusted, and a threshold below which an image is "unknown"',
+        "Choose a checkpoint's threshold for unknown images and the temperature of its scores on "
+        "images that it was not trained on, and save both in its configuration.",
+        first="--model",
+    ),
+    Command(
         "publish",
         "sharing_arguments.PublishArguments",
         "hub.publish",

@@ -130,11 +130,11 @@ def load_image_dataset(
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
-    loaded = _load(dataset_name, dataset_config, revision, streaming)
+    loaded = load_splits(dataset_name, dataset_config, revision, streaming)
     sources = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
     chosen = {role: loaded[name] for role, name in sources.items()}
     first = next(iter(chosen.values()))
-    image_column = _image_column(first, image_column)
+    image_column = find_image_column(first, image_column)
     label_column = _label_column(first, label_column)
     splits = {
         role: _two_columns(split, image_column, label_column) for role, split in chosen.items()
@@ -152,7 +152,7 @@ def load_image_dataset(
     bad_images: dict[str, list[str]] = {}
     if check_images:
         for role, split in splits.items():
-            splits[role], bad_images[role] = _check_images(split, role, on_bad_image)
+            splits[role], bad_images[role] = without_bad_images(split, role, on_bad_image)
     if stream is None:
         names = label_names or find_class_names(splits, label_column)
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
@@ -175,9 +175,11 @@ def load_image_dataset(
     return ImageDataset(splits, names, bad_images, sources)
 
 
-def _load(
-    name: str, config: str | None, revision: str | None, streaming: bool
-) -> DatasetDict | IterableDatasetDict:
+def load_splits(
+    name: str, config: str | None, revision: str | None = None, streaming: bool = False,
+    flag: str = "--dataset_name",
+) -> DatasetDict | IterableDatasetDict:  # fmt: skip
+    """All splits of a data set, as they are; a `DataError` names the flag that gave it."""
     path = Path(name).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -192,14 +194,14 @@ def _load(
         elif path.is_dir():
             loaded = datasets.load_dataset(str(path), config, streaming=streaming)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise DataError(f"--dataset_name {name}: there is no such file or folder.")
+            raise DataError(f"{flag} {name}: there is no such file or folder.")
         else:
             loaded = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
     except RuntimeError as error:
         if "Dataset scripts are no longer supported" not in str(error):
             raise
         raise DataError(
-            f"--dataset_name {name} needs a loading script, which datasets no longer runs: use a "
+            f"{flag} {name} needs a loading script, which datasets no longer runs: use a "
             "Parquet version of it (see its page on the Hub), or a folder of images with one "
             "sub-folder per class."
         ) from error
@@ -207,7 +209,7 @@ def _load(
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"--dataset_name {name} cannot be loaded: {type(error).__name__}: {error}\n"
+            f"{flag} {name} cannot be loaded: {type(error).__name__}: {error}\n"
             "It must be a data set on the Hub that can be reached, a folder of Parquet files, or a "
             "folder of images with one sub-folder per class."
         ) from error
@@ -241,24 +243,24 @@ def _choose_splits(
     return chosen
 
 
-def _image_column(split: Dataset, name: str | None) -> str:
+def find_image_column(split: Dataset, name: str | None, flag: str = "--image_column") -> str:
     columns = _describe(split)
     if name is not None:
         if name not in split.features:
-            raise DataError(f"--image_column {name}: there is no such column, but {columns}.")
+            raise DataError(f"{flag} {name}: there is no such column, but {columns}.")
         feature = split.features[name]
         if (
             not isinstance(feature, Image)
             and "bytes" not in str(feature)
             and "binary" not in str(feature)
         ):
-            raise DataError(f"--image_column {name} holds no images: the columns are {columns}.")
+            raise DataError(f"{flag} {name} holds no images: the columns are {columns}.")
         return name
     found = [column for column, feature in split.features.items() if isinstance(feature, Image)]
     if len(found) == 1:
         return found[0]
     problem = "has no column of images" if not found else "has several columns of images"
-    raise DataError(f"the data set {problem}: give --image_column, one of {columns}.")
+    raise DataError(f"the data set {problem}: give {flag}, one of {columns}.")
 
 
 def _label_column(split: Dataset, name: str | None) -> str:
@@ -301,7 +303,7 @@ def _two_columns(split: Dataset, image_column: str, label_column: str) -> Datase
     return split.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def _check_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
+def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
     """Decode every image once. Returns the split without the bad ones, and their names."""
     raw = split.select_columns("image").cast_column("image", Image(decode=False))
     checked = raw.map(
