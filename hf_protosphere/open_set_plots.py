@@ -62,10 +62,11 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
     known = {name: scores.double().numpy() for name, scores in detection.known.items()}
     unknown = {name: scores.double().numpy() for name, scores in detection.unknown.items()}
     figure = new_figure(15, 9)
-    *panels, roc = figure.subplots(2, 3).flatten()
-    for axes in panels[len(known) :]:
-        axes.axis("off")
-    for axes, name in zip(panels, known):
+    # The ROC is twice as wide, three times where a score is missing.
+    top, bottom = [*known][:3], [*known][3:]
+    panels = figure.subplot_mosaic([top, bottom + ["roc"] * (3 - len(bottom))])
+    roc = panels.pop("roc")
+    for name, axes in panels.items():
         both = np.concatenate([known[name], unknown[name]])
         # Mahalanobis distances have long tails: beyond the outermost bins lies 1 %.
         bins = np.linspace(*np.quantile(both, (0.005, 0.995)), 61)
