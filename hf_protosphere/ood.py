@@ -91,8 +91,9 @@ def detect_unknown(
 ) -> Detection:
     """Score the known images and those of split "unknown".
 
-    Mahalanobis distances are those of the embeddings, with one covariance for all classes, of at
-    most 20,000 training images.
+    Maximum softmax and energy (Hendrycks & Gimpel 2017, Liu et al. 2020) are those of the logits
+    that the model returns, with its calibration. Mahalanobis distances are those of the embeddings,
+    with one covariance for all classes, of at most 20,000 training images.
 
     Args:
         loader: batches of a split of `images`, by its name.

@@ -85,7 +85,7 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
             axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
         axes.set(title=SCORES[name], xlabel="score", ylabel="share of the images (%)")
         axes.margins(y=0.25)  # room for the legend
-        axes.legend(loc="upper center")
+        axes.legend(loc="upper left")
     for i, name in enumerate(known):
         truth = np.repeat([1, 0], [len(known[name]), len(unknown[name])])
         rates = roc_curve(truth, np.concatenate([known[name], unknown[name]]))[:2]
