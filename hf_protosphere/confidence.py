@@ -41,6 +41,7 @@ def reliability(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Rel
         num_bins: B; bin b holds the confidences in (b/B, (b + 1)/B].
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]]).log()
         >>> bins = reliability(logits, torch.tensor([0, 1, 1]), num_bins=2)
         >>> bins.counts.tolist(), round(bins.expected_calibration_error, 4)
@@ -103,8 +104,9 @@ def rejection_threshold(cosines: Tensor, false_rejection_rate: float) -> float:
         ValueError: too few images for that rate.
 
     Example:
-        >>> rejection_threshold(torch.linspace(0.01, 1, 100), 0.05)
-        0.05
+        >>> import torch
+        >>> rejection_threshold(torch.arange(-50, 50) / 64, 0.05)  # the fifth
+        -0.71875
     """
     n = len(cosines)
     # What is a whole number but for the rounding of a product counts as one.
