@@ -158,9 +158,12 @@ def calibration_images(
             f"{arguments.model} {reason}: give --split, one that was not trained on."
         )
     source = images.sources["validation"]
-    if source == images.sources.get("train"):
-        return images, f"held out of {source} by the run"
-    return images, source
+    if source != images.sources.get("train"):
+        return images, source
+    words = f"held out of {source} by the run"
+    if run.dataset_name != arguments.dataset_name:  # the same one by another path, one hopes
+        words += f", of {run.dataset_name}"
+    return images, words
 
 
 def _cosines_and_logits(

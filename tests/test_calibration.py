@@ -1,5 +1,6 @@
 """Thresholds keep their promise, temperatures are the likelihood's, `calibrate` saves both."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -206,6 +207,12 @@ def test_the_held_out_images_of_a_run_are_found_again(
     assert validation[:]["label"] == expected.splits["validation"][:]["label"]
     assert pixels(validation) == pixels(expected.splits["validation"])
     assert not pixels(validation) & pixels(expected.splits["train"])
+
+    write_yaml(
+        dataclasses.replace(run, dataset_name="user/digits"), model_folder / "arguments.yaml"
+    )
+    _, source = calibration_images(arguments(model_folder, digits_folder, split=None), model)
+    assert source == "held out of train by the run, of user/digits"
 
 
 def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_path):
