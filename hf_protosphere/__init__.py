@@ -18,12 +18,20 @@ __all__ = ["ProtoSphereConfig", "ProtoSphereForImageClassification", "ProtoSpher
 
 def _register_models() -> None:
     from transformers import AutoModel, AutoModelForImageClassification
+    from transformers.pipelines import PIPELINE_REGISTRY
 
+    from .configuration_protosphere import OPEN_SET_TASK
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
+    from .pipeline_protosphere import OpenSetImageClassificationPipeline
 
     AutoModel.register(ProtoSphereConfig, ProtoSphereModel, exist_ok=True)
     AutoModelForImageClassification.register(
         ProtoSphereConfig, ProtoSphereForImageClassification, exist_ok=True
+    )
+    PIPELINE_REGISTRY.register_pipeline(
+        OPEN_SET_TASK,
+        pipeline_class=OpenSetImageClassificationPipeline,
+        pt_model=AutoModelForImageClassification,
     )
 
 

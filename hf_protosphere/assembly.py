@@ -78,7 +78,9 @@ def _build_model(
     arguments: TrainArguments, images: ImageDataset
 ) -> ProtoSphereForImageClassification:
     if arguments.resume_from is not None:
-        return load_classifier(arguments.resume_from, "--resume_from")[0]
+        model = load_classifier(arguments.resume_from, "--resume_from")[0]
+        model.config.forget_calibration()
+        return model
     channels = arguments.num_channels or images.num_channels
     config: dict[str, Any] = {
         "backbone_source": arguments.backbone_source,

@@ -20,6 +20,8 @@ from .evaluation_arguments import EvaluateArguments
 from .loaders import evaluation_loader
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
+from .ood import Detection, detect_unknown, format_detection, load_unknown_images
+from .open_set_plots import plot_unknown
 from .pictures import draw_snapshot
 from .processes import check_processes, main_process_first
 from .reporting import format_report, format_robustness
@@ -37,7 +39,7 @@ class Assessment:
     accelerator: Accelerator
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
-    images: ImageDataset
+    images: ImageDataset  # with --ood_dataset, that is its split "unknown"
 
     @classmethod
     def start(cls, arguments: EvaluateArguments) -> Assessment:
@@ -53,6 +55,8 @@ class Assessment:
                 need_train=on_train,
                 label_names=[model.config.id2label[i] for i in range(model.config.num_labels)],
             )
+            if arguments.ood_dataset is not None:
+                images.splits["unknown"] = load_unknown_images(arguments)
         return cls(arguments, accelerator, model.to(accelerator.device), processor, images)
 
     @property
@@ -89,6 +93,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if arguments.measures_robustness:
         images = assessment.images.splits[assessment.split]
         report["robustness"] = _robustness(assessment, images)
+    detection: Detection | None = None
+    if arguments.ood_dataset is not None:
+        detection = detect_unknown(
+            model, assessment.loader, assessment.images, assessment.split, accelerator
+        )
+        report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
     if accelerator.is_main_process:
         if arguments.json:
             print(json.dumps(report, indent=2))
@@ -98,6 +108,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
                 print(f"(no split {arguments.train_split!r} to take class means from)")
             if "robustness" in report:
                 print(f"\n{format_robustness(report['robustness'])}")
+            if detection is not None:
+                print(f"\n{format_detection(report['ood'])}")
         if snapshot is not None:
             folder = Path(arguments.pictures)
             snapshot.snapshot(assessment.images.label_names, arguments.split).save(
@@ -110,6 +122,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
                     report["robustness"], images, assessment.processor, folder
                 ):
                     print(path)
+            if detection is not None:
+                plot_unknown(detection, folder / "unknown.png", model.config.rejection_threshold)
+                print(folder / "unknown.png")
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
     return report

@@ -41,7 +41,8 @@ MODEL_FILES = (
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
     "snapshot.safetensors", "curves.png", "neural_collapse.png", "cosines.png", "margins.png",
-    "sphere.png", "transfer.yaml", "rows.jsonl", "comparison.json", "shots.png",
+    "sphere.png", "calibration.json", "reliability.png", "transfer.yaml", "rows.jsonl",
+    "comparison.json", "shots.png",
 )  # fmt: skip
 
 

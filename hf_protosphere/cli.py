@@ -107,6 +107,15 @@ _COMMANDS = (
         positional=("--folder", "--name", "--images"),
     ),
     Command(
+        "calibrate",
+        "evaluation_arguments.CalibrateArguments",
+        "calibration.calibrate",
+        'scores that can be trusted, and a threshold below which an image is "unknown"',
+        "Choose a checkpoint's threshold for unknown images and the temperature of its scores on "
+        "images that it was not trained on, and save both in its configuration.",
+        positional=("--model",),
+    ),
+    Command(
         "publish",
         "sharing_arguments.PublishArguments",
         "hub.publish",

@@ -7,6 +7,7 @@ import reprlib
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 BACKBONE_SOURCES = ("timm", "transformers")
 PROJECTIONS = ("none", "linear", "mlp")
@@ -15,6 +16,9 @@ OBJECTIVES = ("nonl", "ntce", "scl", "normface", "cross_entropy")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, as numbered by `PIL.Image.Resampling`.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+OPEN_SET_TASK = "open-set-image-classification"
+OPEN_SET_PIPELINE = "pipeline_protosphere.OpenSetImageClassificationPipeline"
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -48,6 +52,11 @@ class ProtoSphereConfig(PretrainedConfig):
         interpolation: Pillow's name for resizing: "bicubic", "bilinear", ...
         crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and
             crops the centre.
+        rejection_threshold: in [-1, 1]; an image whose largest cosine to a prototype is below it is
+            unknown. None, the default, knows every image. `protosphere calibrate` chooses it.
+        false_rejection_rate: in (0, 1), the share of known images that the threshold may reject.
+        calibration_temperature: > 0; the logits that a classifier returns are divided by it, after
+            the loss is computed. The order of the classes stays. `protosphere calibrate` fits it.
 
     `num_labels` or `id2label` give the classes, as everywhere in transformers.
 
@@ -56,7 +65,7 @@ class ProtoSphereConfig(PretrainedConfig):
     """
 
     model_type = "protosphere"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings"]  # by Trainer
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings", "is_unknown"]  # by Trainer
 
     backbone: str = "resnet18"
     backbone_source: str = "timm"
@@ -74,6 +83,9 @@ class ProtoSphereConfig(PretrainedConfig):
     image_std: list[float] | None = None
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    rejection_threshold: float | None = None
+    false_rejection_rate: float | None = None
+    calibration_temperature: float = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
@@ -86,6 +98,26 @@ class ProtoSphereConfig(PretrainedConfig):
         self.image_mean = list(self.image_mean or (IMAGENET_MEAN if color else [0.5]))
         self.image_std = list(self.image_std or (IMAGENET_STD if color else [0.5]))
         self._check()
+
+    def forget_calibration(self) -> None:
+        """For a model that changes: its threshold and temperature are those of what it was."""
+        self.rejection_threshold = self.false_rejection_rate = None
+        self.calibration_temperature = 1.0
+
+    @property
+    def custom_pipelines(self) -> dict[str, Any]:
+        """Tasks that `transformers.pipeline` runs by code beside the checkpoint. Where the package
+        is imported there are none: the task is in transformers' registry, and needs no trust."""
+        remote = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
+        if not remote or self.rejection_threshold is None:
+            return {}
+        return {
+            OPEN_SET_TASK: {"impl": OPEN_SET_PIPELINE, "pt": ["AutoModelForImageClassification"]}
+        }
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, value: dict[str, Any]) -> None:
+        """Nothing: `Pipeline.save_pretrained` would write down what follows from the class."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "id2label" and value:
@@ -118,8 +150,15 @@ class ProtoSphereConfig(PretrainedConfig):
         one_of("prototypes", PROTOTYPES)
         one_of("objective", OBJECTIVES)
         one_of("interpolation", INTERPOLATIONS)
-        for name in ("softmax_temperature", "projection_dim", "image_size", "crop_pct"):
+        for name in (
+            "softmax_temperature", "calibration_temperature", "projection_dim", "image_size",
+            "crop_pct",
+        ):  # fmt: skip
             positive(name)
+        for name, low, high in (("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+                raise ValueError(f"{name} must be in [{low}, {high}] or None, but got {value!r}.")
         if self.num_channels not in (1, 3):
             raise ValueError(
                 f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}."

@@ -16,16 +16,15 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import (
-    ClassLabel,
     Dataset,
     DatasetDict,
     Image,
     IterableDataset,
     IterableDatasetDict,
-    Value,
 )
 from PIL import Image as PILImage
 
+from .columns import find_image_column, find_label_column, two_columns
 from .errors import DataError
 from .labels import find_class_names, labels_of, map_labels, some
 from .streaming import decoded, downloaded, stream_class_names, stream_length
@@ -33,7 +32,6 @@ from .transforms import UNDECODABLE
 
 logger = logging.getLogger(__name__)
 
-LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 TRAIN_SAMPLE = "train sample"  # a split of training images that is measured during training
 
@@ -130,14 +128,14 @@ def load_image_dataset(
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
-    loaded = _load(dataset_name, dataset_config, revision, streaming)
+    loaded = load_splits(dataset_name, dataset_config, revision, streaming)
     sources = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
     chosen = {role: loaded[name] for role, name in sources.items()}
     first = next(iter(chosen.values()))
-    image_column = _image_column(first, image_column)
-    label_column = _label_column(first, label_column)
+    image_column = find_image_column(first, image_column)
+    label_column = find_label_column(first, label_column)
     splits = {
-        role: _two_columns(split, image_column, label_column) for role, split in chosen.items()
+        role: two_columns(split, image_column, label_column) for role, split in chosen.items()
     }
     stream = splits.pop("train", None) if streaming else None
     if stream is not None:
@@ -152,7 +150,7 @@ def load_image_dataset(
     bad_images: dict[str, list[str]] = {}
     if check_images:
         for role, split in splits.items():
-            splits[role], bad_images[role] = _check_images(split, role, on_bad_image)
+            splits[role], bad_images[role] = without_bad_images(split, role, on_bad_image)
     if stream is None:
         names = label_names or find_class_names(splits, label_column)
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
@@ -186,18 +184,20 @@ def load_split(
 ) -> Dataset:
     """One split by itself, with its own classes; arguments and columns are as above. Images are not
     checked."""
-    loaded = _load(dataset_name, dataset_config, revision, streaming=False)
+    loaded = load_splits(dataset_name, dataset_config, revision)
     if split not in loaded or len(loaded[split]) == 0:
         raise DataError(f"--split {split}: of the splits {', '.join(loaded)} none has such images.")
     chosen = loaded[split]
-    label_column = _label_column(chosen, label_column)
-    chosen = _two_columns(chosen, _image_column(chosen, image_column), label_column)
+    label_column = find_label_column(chosen, label_column)
+    chosen = two_columns(chosen, find_image_column(chosen, image_column), label_column)
     return map_labels(chosen, split, find_class_names({split: chosen}, label_column))
 
 
-def _load(
-    name: str, config: str | None, revision: str | None, streaming: bool
-) -> DatasetDict | IterableDatasetDict:
+def load_splits(
+    name: str, config: str | None, revision: str | None = None, streaming: bool = False,
+    flag: str = "--dataset_name",
+) -> DatasetDict | IterableDatasetDict:  # fmt: skip
+    """All splits of a data set, as they are; a `DataError` names the flag that gave it."""
     path = Path(name).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -212,14 +212,14 @@ def _load(
         elif path.is_dir():
             loaded = datasets.load_dataset(str(path), config, streaming=streaming)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise DataError(f"--dataset_name {name}: there is no such file or folder.")
+            raise DataError(f"{flag} {name}: there is no such file or folder.")
         else:
             loaded = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
     except RuntimeError as error:
         if "Dataset scripts are no longer supported" not in str(error):
             raise
         raise DataError(
-            f"--dataset_name {name} needs a loading script, which datasets no longer runs: use a "
+            f"{flag} {name} needs a loading script, which datasets no longer runs: use a "
             "Parquet version of it (see its page on the Hub), or a folder of images with one "
             "sub-folder per class."
         ) from error
@@ -227,7 +227,7 @@ def _load(
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"--dataset_name {name} cannot be loaded: {type(error).__name__}: {error}\n"
+            f"{flag} {name} cannot be loaded: {type(error).__name__}: {error}\n"
             "It must be a data set on the Hub that can be reached, a folder of Parquet files, or a "
             "folder of images with one sub-folder per class."
         ) from error
@@ -261,67 +261,7 @@ def _choose_splits(
     return chosen
 
 
-def _image_column(split: Dataset, name: str | None) -> str:
-    columns = _describe(split)
-    if name is not None:
-        if name not in split.features:
-            raise DataError(f"--image_column {name}: there is no such column, but {columns}.")
-        feature = split.features[name]
-        if (
-            not isinstance(feature, Image)
-            and "bytes" not in str(feature)
-            and "binary" not in str(feature)
-        ):
-            raise DataError(f"--image_column {name} holds no images: the columns are {columns}.")
-        return name
-    found = [column for column, feature in split.features.items() if isinstance(feature, Image)]
-    if len(found) == 1:
-        return found[0]
-    problem = "has no column of images" if not found else "has several columns of images"
-    raise DataError(f"the data set {problem}: give --image_column, one of {columns}.")
-
-
-def _label_column(split: Dataset, name: str | None) -> str:
-    columns = _describe(split)
-    if name is not None:
-        if name not in split.features:
-            raise DataError(f"--label_column {name}: there is no such column, but {columns}.")
-        return name
-    found = [c for c, feature in split.features.items() if isinstance(feature, ClassLabel)]
-    if not found:
-        found = [
-            column for column in LABEL_COLUMNS if isinstance(split.features.get(column), Value)
-        ]
-    if len(found) == 1:
-        return found[0]
-    problem = "has no column of labels" if not found else "has several columns of labels"
-    raise DataError(f"the data set {problem}: give --label_column, one of {columns}.")
-
-
-def _describe(split: Dataset) -> str:
-    def kind(feature: Any) -> str:
-        return feature.dtype if isinstance(feature, Value) else type(feature).__name__
-
-    return ", ".join(f"{name} ({kind(feature)})" for name, feature in split.features.items())
-
-
-def _two_columns(split: Dataset, image_column: str, label_column: str) -> Dataset:
-    for flag, column in (("image_column", image_column), ("label_column", label_column)):
-        if column not in split.features:
-            raise DataError(
-                f"--{flag} {column} is missing in one of the splits, which has {_describe(split)}."
-            )
-    if isinstance(split, IterableDataset):
-        # First of all: what comes later would decode images and encode them again.
-        split = split.cast_column(image_column, Image(decode=False))
-    split = split.select_columns([image_column, label_column])
-    if not isinstance(split.features[image_column], Image):
-        split = split.cast_column(image_column, Image())
-    names = {image_column: "image", label_column: "label"}
-    return split.rename_columns({old: new for old, new in names.items() if old != new})
-
-
-def _check_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
+def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
     """Decode every image once. Returns the split without the bad ones, and their names."""
     raw = split.select_columns("image").cast_column("image", Image(decode=False))
     checked = raw.map(

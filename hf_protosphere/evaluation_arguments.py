@@ -8,7 +8,7 @@ from pathlib import Path
 from .argument_groups import DataArguments, flag
 from .corruptions import load_library, parse_corruptions, parse_severities
 from .errors import ArgumentError
-from .parsing import check_choices, check_counts
+from .parsing import check_choices, check_counts, check_range
 
 
 @dataclass(kw_only=True)
@@ -72,7 +72,20 @@ class RobustnessArguments:
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(_EvaluationArguments, RobustnessArguments, DataArguments):
+class OpenSetArguments:
+    _argument_group_name = "unknown images"
+
+    ood_dataset: str | None = flag(
+        "Also tell the images of --split from those of this data set, given like --dataset_name: "
+        "images of none of the classes. It needs no labels."
+    )
+    ood_split: str | None = flag("Its split; by default 'test', or the only one.")
+    ood_config: str | None = flag("Its configuration (subset).")
+    ood_image_column: str | None = flag("Its column of images; found by its type when not given.")
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(_EvaluationArguments, OpenSetArguments, RobustnessArguments, DataArguments):
     """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
@@ -80,3 +93,36 @@ class EvaluateArguments(_EvaluationArguments, RobustnessArguments, DataArguments
         check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
         check_counts(self, "num_workers", at_least=0)
         self.check_robustness()
+        for name in ("ood_split", "ood_config", "ood_image_column"):
+            if getattr(self, name) is not None and self.ood_dataset is None:
+                raise ArgumentError(
+                    f"--{name} {getattr(self, name)} says more of --ood_dataset, which is missing."
+                )
+
+
+@dataclass(kw_only=True)
+class _CalibrationArguments:
+    _argument_group_name = "calibration"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    split: str | None = flag(
+        "Split to calibrate on, which was not trained on. By default what the run in the folder "
+        "validated on: a split, or the images that it held out of its training split; of another "
+        "checkpoint a split called validation, val, valid or dev."
+    )
+    false_rejection_rate: float = flag(
+        "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
+    )
+    output_dir: str | None = flag("Save the calibrated model here; by default where it is.")
+    batch_size: int = flag("Images per process and step.", 256)
+
+
+@dataclass(kw_only=True)
+class CalibrateArguments(_CalibrationArguments, DataArguments):
+    """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
+        check_counts(self, "num_workers", at_least=0)
+        check_range(self, "false_rejection_rate", "(0, 1)")

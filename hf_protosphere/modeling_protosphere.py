@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,11 @@ from .configuration_protosphere import ProtoSphereConfig
 from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
-from .prototypes import cosines_to, simplex_etf
+from .prototypes import cosines_to, nearest_cosines, simplex_etf
+
+if TYPE_CHECKING:
+    # Never imported here: it is copied beside every checkpoint because this line names it.
+    from .pipeline_protosphere import OpenSetImageClassificationPipeline  # noqa: F401
 
 PROTOTYPE_LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's convert("L")
@@ -55,13 +59,17 @@ class ProtoSphereImageClassifierOutput(ModelOutput):
     """
     Args:
         loss: scalar, the configured objective, when labels were given.
-        logits: (M, K), cosines / softmax_temperature; the mean over views where there are several.
+        logits: (M, K), cosines / softmax_temperature / calibration_temperature; the mean over views
+            where there are several.
         embeddings: (M, D) or (M, V, D), unit norm.
+        is_unknown: (M,) bool, where the largest cosine to a prototype is below the configuration's
+            `rejection_threshold`; None without one.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     embeddings: Tensor | None = None
+    is_unknown: Tensor | None = None
 
 
 class PrototypeHead(nn.Module):
@@ -296,9 +304,13 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 cosines = cosines_to(embeddings, self.prototypes.to(embeddings.dtype))
                 logits = cosines / self.config.softmax_temperature  # (M[, V], K)
             loss = None if labels is None else self.objective(embeddings, logits, labels)
+            is_unknown, threshold = None, self.config.rejection_threshold
+            if threshold is not None:
+                is_unknown = nearest_cosines(embeddings, self.prototypes) < threshold
         if logits.dim() == 3:
             logits = logits.mean(1)
-        result = ProtoSphereImageClassifierOutput(loss, logits, embeddings)
+        logits = logits / self.config.calibration_temperature  # by 1.0 nothing changes
+        result = ProtoSphereImageClassifierOutput(loss, logits, embeddings, is_unknown)
         return result if self.protosphere._wants_dict(return_dict) else result.to_tuple()
 
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from .configuration_protosphere import ProtoSphereConfig
 from .errors import ArgumentError
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
@@ -56,8 +57,8 @@ class OpenSetClassifier:
         """
         Args:
             name: folder or Hub id of a checkpoint.
-            unknown_angle: the threshold in degrees; by default `default_threshold` of the
-                checkpoint's snapshot.
+            unknown_angle: the threshold in degrees; by default the one that `protosphere calibrate`
+                saved in the configuration, else `default_threshold` of the checkpoint's snapshot.
 
         Raises:
             ArgumentError: no checkpoint, one without prototypes, or one with the snapshot of
@@ -81,10 +82,12 @@ class OpenSetClassifier:
                 f"--model {name}: its {SNAPSHOT} is that of other prototypes. Remove it, or write "
                 "it again with `protosphere evaluate --pictures`."
             )
-        if unknown_angle is None:
-            threshold = default_threshold(snapshot)
-        else:
+        if unknown_angle is not None:
             threshold = Threshold(unknown_angle, "as asked for")
+        elif config.rejection_threshold is not None:
+            threshold = calibrated_threshold(config)
+        else:
+            threshold = default_threshold(snapshot)
         return cls(model.eval(), processor, snapshot, threshold)
 
     @torch.no_grad()
@@ -114,6 +117,16 @@ def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
     # In double precision: the arc cosine turns an error of 1e-7 near 1 into 0.03 degrees.
     cosines = F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0)
     return _degrees(cosines)
+
+
+def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:
+    """The angle of the configuration's `rejection_threshold`, which is not None."""
+    origin = "the configuration's rejection_threshold"
+    if config.false_rejection_rate is not None:
+        origin += (
+            f", calibrated to reject at most {config.false_rejection_rate:.3g} of the known images"
+        )
+    return Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
 
 
 def default_threshold(snapshot: Snapshot) -> Threshold:

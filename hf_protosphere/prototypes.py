@@ -1,4 +1,4 @@
-"""Prototypes on the unit sphere: the simplex ETF, and exact class means.
+"""Prototypes on the unit sphere: the simplex ETF, exact class means, and the nearest of them.
 
 Travels to the Hub with every checkpoint and imports nothing but torch.
 """
@@ -147,3 +147,22 @@ def class_means(
     if (zero := (means.norm(dim=1) == 0).nonzero().flatten().tolist()) != []:
         raise ValueError(f"the mean of class {', '.join(map(str, zero))} is zero: no direction.")
     return F.normalize(means, dim=1).to(dtype)
+
+
+def nearest_cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """The cosine of every image to the prototype nearest to it.
+
+    Args:
+        embeddings: (M, D), unit rows; or (M, V, D), V views, of which the mean direction counts.
+        prototypes: (K, D), unit rows.
+
+    Returns:
+        (M,) in [-1, 1], in the dtype of the embeddings.
+
+    Example:
+        >>> nearest_cosines(torch.tensor([[0.6, 0.8], [-1.0, 0.0]]), torch.eye(2))
+        tensor([0.8000, 0.0000])
+    """
+    if embeddings.dim() == 3:
+        embeddings = F.normalize(embeddings.mean(1), dim=-1)
+    return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)

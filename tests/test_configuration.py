@@ -1,5 +1,7 @@
 """The configuration: defaults, checks, and the round trip through JSON."""
 
+import json
+
 import pytest
 
 from hf_protosphere import ProtoSphereConfig
@@ -17,6 +19,9 @@ def test_round_trip(tmp_path):
         num_channels=1,
         image_mean=[0.1],
         image_std=[0.2],
+        rejection_threshold=0.4,
+        false_rejection_rate=0.05,
+        calibration_temperature=1.3,
         id2label={0: "cat", 1: "dog", 2: "eel"},
     )
     config.save_pretrained(tmp_path)
@@ -25,7 +30,7 @@ def test_round_trip(tmp_path):
 
 
 def test_unknown_keywords_are_kept_for_newer_versions():
-    assert ProtoSphereConfig(rejection_threshold=0.3).to_dict()["rejection_threshold"] == 0.3
+    assert ProtoSphereConfig(something_newer=0.3).to_dict()["something_newer"] == 0.3
 
 
 def test_defaults_depend_on_the_objective_and_the_channels():
@@ -54,6 +59,10 @@ def test_label_maps_never_disagree(tmp_path):
         ({"interpolation": "sinc"}, "interpolation must be one of"),
         ({"softmax_temperature": 0.0}, "softmax_temperature must be positive"),
         ({"softmax_temperature": float("inf")}, "softmax_temperature must be positive"),
+        ({"rejection_threshold": 1.1}, r"rejection_threshold must be in \[-1, 1\].*1.1"),
+        ({"rejection_threshold": float("nan")}, "rejection_threshold must be in .*nan"),
+        ({"false_rejection_rate": "5%"}, r"false_rejection_rate must be in \[0, 1\].*5%"),
+        ({"calibration_temperature": 0}, "calibration_temperature must be positive.*0"),
         ({"image_size": -1}, "image_size must be positive"),
         ({"num_channels": 4}, "num_channels must be 1 .* or 3"),
         ({"image_mean": [0.5]}, "image_mean must hold one number per channel"),
@@ -65,3 +74,18 @@ def test_label_maps_never_disagree(tmp_path):
 def test_errors_name_argument_and_value(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ProtoSphereConfig(**kwargs)
+
+
+def test_calibration_is_forgotten_and_absent_from_older_checkpoints(tmp_path):
+    config = ProtoSphereConfig(rejection_threshold=0.4, calibration_temperature=1.3)
+    config.save_pretrained(tmp_path)
+    config.forget_calibration()
+    del config.auto_map  # which saving has set
+    assert config.to_dict() == ProtoSphereConfig().to_dict()
+    older = json.loads((tmp_path / "config.json").read_text())
+    for name in ("rejection_threshold", "false_rejection_rate", "calibration_temperature"):
+        older.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    config = ProtoSphereConfig.from_pretrained(tmp_path)
+    assert config.rejection_threshold is config.false_rejection_rate is None
+    assert config.calibration_temperature == 1

@@ -136,6 +136,48 @@ def test_cross_entropy_is_the_classical_linear_head():
         model.set_prototypes(torch.ones(5, 96))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_unknown_below_the_threshold(objective):
+    model = build(objective=objective).eval()
+    pixels, views = images(12, 3, 32, 32), images(12, 2, 3, 32, 32)
+    plain, plain_views = model(pixels), model(views)
+    assert plain.is_unknown is None
+    mean = F.normalize(plain_views.embeddings.mean(1), dim=-1)
+    for given, embeddings in ((pixels, plain.embeddings), (views, mean)):
+        cosines = (embeddings @ model.prototypes.T).amax(-1)
+        model.config.rejection_threshold = cosines.sort().values[4:6].mean().item()
+        output = model(given)
+        assert output.is_unknown.sum() == 5
+        assert torch.equal(output.is_unknown, cosines < model.config.rejection_threshold)
+    assert torch.equal(model(pixels).logits, plain.logits)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 7.3])
+def test_the_calibration_temperature_divides_logits_and_nothing_else(objective, temperature):
+    model = build(objective=objective).eval()
+    pixels, labels = images(6, 2, 3, 32, 32), torch.arange(6) % 3
+    plain = model(pixels, labels=labels)
+    model.config.calibration_temperature = temperature
+    output = model(pixels, labels=labels)
+    assert torch.equal(output.loss, plain.loss)
+    assert torch.equal(output.embeddings, plain.embeddings)
+    assert torch.equal(output.logits, plain.logits / temperature)
+    assert torch.equal(output.logits.argmax(-1), plain.logits.argmax(-1))
+
+
+def test_a_calibrated_model_compiles_and_exports():
+    model = build(rejection_threshold=0.0, calibration_temperature=2.0).eval()
+    pixels = images(4, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixels)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(pixels)
+        exported = torch.export.export(model, (pixels,)).module()(pixels)
+    for output in (compiled, exported):
+        assert torch.equal(output.is_unknown, expected.is_unknown)
+        assert torch.allclose(output.logits, expected.logits, atol=1e-5)
+
+
 def test_views_are_embedded_together_and_their_logits_averaged():
     model = build().eval()
     pixels = images(4, 2, 3, 32, 32)
@@ -314,7 +356,8 @@ class _Digits(torch.utils.data.Dataset):
 
 def test_the_stock_trainer_trains_it(tmp_path):
     digits = _Digits()
-    model = build(num_labels=10, num_channels=1)
+    # With a threshold the output has one field more: predictions must stay the logits.
+    model = build(num_labels=10, num_channels=1, rejection_threshold=0.5)
 
     def accuracy(prediction):
         return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean()}

@@ -128,3 +128,15 @@ def test_what_has_no_prototypes_or_those_of_another_model_is_refused(tmp_path):
         OpenSetClassifier.load(str(tmp_path / "other"))
     with pytest.raises(ArgumentError, match=r"there is no such folder"):
         OpenSetClassifier.load(str(tmp_path / "nothing"))
+
+
+def test_a_calibrated_threshold_comes_before_the_snapshot(tmp_path):
+    model = save_checkpoint(tmp_path, rejection_threshold=0.5, false_rejection_rate=0.05)
+    classify = OpenSetClassifier.load(str(tmp_path))
+    assert classify.threshold.degrees == pytest.approx(60)
+    assert "calibrated to reject at most 0.05 of the known images" in classify.threshold.origin
+    assert OpenSetClassifier.load(str(tmp_path), 20).threshold.origin == "as asked for"
+    for seed in range(5):
+        with torch.no_grad():
+            output = model(pixels_of([noise(seed)], classify.processor))
+        assert (classify(noise(seed)).label is None) == output.is_unknown.item()

@@ -61,7 +61,8 @@ def test_one_commit_with_everything_then_a_tag(hub, finished, capsys):
     names = set(HfApi().list_repo_files(REPOSITORY, revision="v1.0"))
     assert names - {".gitattributes"} == {
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
-        "configuration_protosphere.py", "modeling_protosphere.py", "losses.py", "contrast.py",
+        "configuration_protosphere.py", "modeling_protosphere.py",
+        "pipeline_protosphere.py", "losses.py", "contrast.py",
         "prototypes.py", "backbones.py", "checking.py", "metrics.json", "metrics.jsonl",
         "curves.png",
         "neural_collapse.png", "sphere.png", "cosines.png", "margins.png",

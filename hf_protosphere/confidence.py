@@ -1,0 +1,122 @@
+"""How far a classifier's confidence can be trusted, and the cosine below which it knows nothing.
+
+Tensors in, numbers out. Sums are in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_BINS = 15  # of equal width: Guo et al. 2017
+# A power of ten lower than what 32-bit cosines differ by in batches of other sizes.
+THRESHOLD_DIGITS = 6
+LARGEST_TEMPERATURE = 1000.0  # and its inverse the smallest that is tried
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy, in bins of equal width over [0, 1]."""
+
+    counts: Tensor  # (B,) images whose confidence, the largest score, falls into each bin
+    accuracy: Tensor  # (B,) share of them that is classified right; 0 in an empty bin
+    confidence: Tensor  # (B,) their mean confidence; 0 in an empty bin
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Σ_b n_b/N |accuracy_b − confidence_b|, in [0, 1]; 0 is the optimum (Naeini et al. 2015,
+        Guo et al. 2017)."""
+        gaps = (self.accuracy - self.confidence).abs()
+        return (self.counts @ gaps / self.counts.sum()).item()
+
+
+def reliability(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Reliability:
+    """
+    Args:
+        logits: (M, K), with M ≥ 1.
+        labels: (M,) int64 in [0, K).
+        num_bins: B; bin b holds the confidences in (b/B, (b + 1)/B].
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]]).log()
+        >>> bins = reliability(logits, torch.tensor([0, 1, 1]), num_bins=2)
+        >>> bins.counts.tolist(), round(bins.expected_calibration_error, 4)
+        ([0.0, 3.0], 0.0667)
+    """
+    confidences, predictions = logits.double().softmax(-1).max(-1)  # (M,), (M,)
+    bins = (confidences * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+    counts = bins.bincount(minlength=num_bins).double()
+    right = bins.bincount((predictions == labels).double(), num_bins)
+    total = bins.bincount(confidences, num_bins)
+    return Reliability(counts, right / counts.clamp(min=1), total / counts.clamp(min=1))
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    """The mean of −log softmax(logits / temperature) at the labels: logits (M, K), labels (M,)."""
+    return F.cross_entropy(logits.double() / temperature, labels).item()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
+    """The T > 0 for which softmax(logits / T) has the least negative log-likelihood.
+
+    One number, which changes no prediction (temperature scaling, Guo et al. 2017). The likelihood
+    is convex in 1/T: there is one optimum, or none.
+
+    Args:
+        logits: (M, K), undivided.
+        labels: (M,) int64 in [0, K).
+
+    Returns:
+        T in (0.001, 1000); or None where none is best: when every image is classified right, a
+        smaller one is always better, and when they are right no more than by chance a larger one.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits, bound = logits.double().cpu(), math.log(LARGEST_TEMPERATURE)
+    labels = labels.cpu()
+    found = minimize_scalar(
+        lambda log: negative_log_likelihood(logits, labels, math.exp(log)),
+        bounds=(-bound, bound),
+        method="bounded",
+        options={"xatol": 1e-7},
+    )
+    all_right = bool((logits.argmax(-1) == labels).all())
+    return None if all_right or abs(found.x) > bound - 1e-3 else math.exp(found.x)
+
+
+def rejection_threshold(cosines: Tensor, false_rejection_rate: float) -> float:
+    """The cosine below which an image is unknown, so that at most that share of known ones is.
+
+    With k = ⌊rate · (n + 1)⌋ it is the k-th smallest cosine, rounded down. Below it lie at most
+    k − 1 of the n images here; and an image drawn like them falls below it with a probability of
+    at most k / (n + 1) ≤ rate, whatever the distribution (split conformal prediction, Vovk et al.
+    2005).
+
+    Args:
+        cosines: (n,) of known images to their nearest prototype.
+        false_rejection_rate: in (0, 1).
+
+    Raises:
+        ValueError: too few images for that rate.
+
+    Example:
+        >>> import torch
+        >>> rejection_threshold(torch.arange(-50, 50) / 64, 0.05)  # the fifth
+        -0.71875
+    """
+    n = len(cosines)
+    # What is a whole number but for the rounding of a product counts as one.
+    k = math.floor(false_rejection_rate * (n + 1) + 1e-9)
+    if k < 1:
+        needed = math.ceil(1 / false_rejection_rate - 1e-9) - 1
+        raise ValueError(
+            f"a false rejection rate of {false_rejection_rate:g} takes at least {needed} known "
+            f"images to keep, but there are {n}."
+        )
+    scale = 10**THRESHOLD_DIGITS
+    cosine = cosines.double().kthvalue(k).values.item()
+    return max(math.floor(cosine * scale) / scale, -1.0)

@@ -1,0 +1,55 @@
+"""Two processes calibrate as one does, and tell unknown images as one does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.assessment import evaluate
+from hf_protosphere.calibration import calibrate
+from hf_protosphere.evaluation_arguments import CalibrateArguments, EvaluateArguments
+from hf_protosphere.transforms import build_image_processor
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def test_two_processes_find_what_one_does(digits_folder, tmp_path):
+    torch.manual_seed(0)
+    names = {i: f"digit_{i}" for i in range(3)}
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=names)
+    ProtoSphereForImageClassification(config).save_pretrained(tmp_path / "one")
+    build_image_processor(config).save_pretrained(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    data = ("--dataset_name", digits_folder, "--num_workers", "0", "--batch_size", "7")
+    ood = ("--ood_dataset", digits_folder, "--ood_split", "train", "--output", tmp_path / "report")
+    for script, *more in (("calibrate.py", "--split", "test"), ("evaluate.py", *ood)):
+        command = [sys.executable, *LAUNCHER, SCRIPTS / script, "--model", tmp_path / "two"]
+        result = subprocess.run(
+            [*command, *data, *more], capture_output=True, text=True, env=environment, timeout=300
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    one = {"model": str(tmp_path / "one"), "dataset_name": str(digits_folder), "num_workers": 0}
+    expected = calibrate(CalibrateArguments(**one, split="test"))
+    found = json.loads((tmp_path / "two" / "calibration.json").read_text())
+    assert found["num_images"] == expected["num_images"] == 45
+    assert found["rejection_threshold"] == pytest.approx(expected["rejection_threshold"], abs=2e-6)
+    assert found["negative_log_likelihood"] == pytest.approx(
+        expected["negative_log_likelihood"], rel=1e-5
+    )
+    expected = evaluate(EvaluateArguments(**one, ood_dataset=str(digits_folder), ood_split="train"))
+    found = json.loads((tmp_path / "report").read_text())["ood"]
+    assert found["num_images"] == expected["ood"]["num_images"] == 120
+    for name, figures in expected["ood"]["scores"].items():
+        assert found["scores"][name] == pytest.approx(figures, abs=0.02)
