@@ -15,10 +15,10 @@ from datasets import Dataset, Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .columns import find_image_column
 from .data import (
     ImageDataset,
     balanced_sample,
-    find_image_column,
     load_splits,
     without_bad_images,
 )

@@ -38,8 +38,8 @@ class Scale:
     backbone: str = "test_resnet"
     small_images: bool = False
     train_per_class: int = 1000
-    epochs: int = 8
-    long_tailed_epochs: int = 10
+    epochs: int = 16
+    long_tailed_epochs: int = 20
     batch_size: int = 128
     mixed_precision: str = "no"
 
@@ -109,7 +109,7 @@ def arguments_of(
         small_images=scale.small_images, batch_size=scale.batch_size,
         epochs=scale.long_tailed_epochs if long_tailed else scale.epochs,
         mixed_precision=scale.mixed_precision, image_size=32, augmentation="crop", num_workers=0,
-        report_to=["none"], check_images=False, best_metric="accuracy",
+        report_to=["none"], check_images=False, pictures=False, best_metric="accuracy",
         nc_every_steps=23,  # twice an epoch of the default scale
         resume=True, **OBJECTIVES[objective], **more,
     )  # fmt: skip
