@@ -38,8 +38,8 @@ class Scale:
     backbone: str = "test_resnet"
     small_images: bool = False
     train_per_class: int = 1000
-    epochs: int = 16
-    long_tailed_epochs: int = 20
+    epochs: int = 30
+    long_tailed_epochs: int = 40
     batch_size: int = 128
     mixed_precision: str = "no"
 
