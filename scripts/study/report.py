@@ -109,8 +109,8 @@ def _race(rows: Rows, seeds: Sequence[int]) -> str:
     table = _table(["", *(FIGURES[name] for name in RACE)], lines)
     return (
         f"{table}\n\nOptimiser steps until a figure is as near to its optimum as cross-entropy's "
-        f"is at the end of its training ({goals} % attained), on validation images, measured twice an "
-        "epoch. Where not every seed got there, how many did: the mean is theirs alone."
+        f"is at the end of its training ({goals} % attained), on validation images, measured twice "
+        "an epoch. Where not every seed got there, how many did: the mean is theirs alone."
     )
 
 
