@@ -113,7 +113,7 @@ def test_few_shots_with_confidence_resumed_without_doing_it_again(run, tmp_path,
 def test_the_images_of_the_shots_are_those_of_training(run, digits_folder, monkeypatch):
     seen = []
 
-    def fake_train(arguments):
+    def fake_train(arguments, last):
         seen.append(arguments)
         raise KeyboardInterrupt
 
