@@ -33,7 +33,8 @@ def test_two_processes_transfer_as_one_does(digits_folder, tmp_path):
         "num_workers": 0, "pictures": False,
     }  # fmt: skip
     flags = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
-    command = [sys.executable, *LAUNCHER, SCRIPT, *flags, "--no_pictures", "--report_to", "none"]
+    flags += ["--num_workers", "0", "--no_pictures", "--report_to", "none"]
+    command = [sys.executable, *LAUNCHER, SCRIPT, *flags]
     result = subprocess.run(
         [*command, "--output_dir", tmp_path / "two"], capture_output=True, text=True,
         env=environment, timeout=300,
