@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,17 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_protosphere.assessment import evaluate
 from hf_protosphere.checkpoints import read_metrics
+from hf_protosphere.data import load_image_dataset
 from hf_protosphere.evaluation_arguments import EvaluateArguments
+from hf_protosphere.imbalance import drawn
+from hf_protosphere.labels import labels_of
+from hf_protosphere.loading import load_classifier
+from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
+from hf_protosphere.snapshots import snapshot_of
 from hf_protosphere.transfer import finetune
 from hf_protosphere.transfer_arguments import FinetuneArguments
+from hf_protosphere.transforms import pixels_of
 
 from .training import OBJECTIVES, Network, Scale
 
 TRANSFER_MODES = "prototypes,linear_probe,full"
 SHOTS = "5,50"
 CORRUPTED_IMAGES, SEVERITY = 600, 3
+NEW_CLASS_IMAGES = 20  # of each class that is added
 # Figures of neural collapse whose value at the end of cross-entropy the other losses race to.
 RACE = ("nc1_cdnv", "nc2_equiangular", "nc3_self_duality")
 Row = dict[str, Any]
@@ -164,8 +175,49 @@ def _transfer(
     return {"rows": everything["rows"] + few["rows"]}
 
 
+def _new_classes(
+    data: dict[str, Path], output_dir: Path, scale: Scale, objective: str, seed: int
+) -> Row | None:
+    """Accuracy among all ten classes once the other four were added from a few images each, with
+    and without centring; None of cross-entropy, which has no prototypes."""
+    if objective == "cross_entropy":
+        return None
+    folder = str(Network(objective, seed).folder(output_dir))
+    network, processor = load_classifier(folder)
+    images = {
+        part: load_image_dataset(str(path), validation_fraction=0, check_images=False)
+        for part, path in data.items()
+    }
+    new = images["unknown"]
+    rows = drawn(labels_of(new.splits["train"]), [NEW_CLASS_IMAGES] * new.num_labels, seed)
+    few = new.splits["train"].select(rows)
+    by_class: dict[str, list[Any]] = {name: [] for name in new.label_names}
+    for image, label in zip(few["image"], few["label"]):
+        by_class[new.label_names[label]].append(image)
+
+    def accuracy(model: ProtoSphereForImageClassification, part: str) -> float:
+        split, right = images[part].splits["test"], 0
+        names = images[part].label_names
+        for start in range(0, len(split), 250):
+            batch = split[start : start + 250]
+            with torch.no_grad():
+                predicted = model(pixels_of(batch["image"], processor)).logits.argmax(1)
+            wanted = [model.config.label2id[names[label]] for label in batch["label"]]
+            right += (predicted == torch.tensor(wanted)).sum().item()
+        return right / len(split)
+
+    row: Row = {"before": accuracy(network.eval(), "known")}
+    center = snapshot_of(folder).center
+    for name, options in (("plain", {}), ("centred", {"center": center})):
+        model = copy.deepcopy(network)
+        model.add_classes(by_class, processor, **options)
+        row[name] = {part: accuracy(model, part) for part in ("known", "unknown")}
+    return row
+
+
 MEASURED: dict[str, Callable[[dict[str, Path], Path, Scale, str, int], Row]] = {
     "unknown": _unknown,
     "corruptions": _corruptions,
     "transfer": _transfer,
+    "new_classes": _new_classes,
 }

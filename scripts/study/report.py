@@ -10,7 +10,7 @@ from typing import Any
 from hf_protosphere.checkpoints import read_metrics
 from hf_protosphere.plots import COLORS, STYLES, new_figure
 
-from .measuring import RACE, SHOTS, TRANSFER_MODES
+from .measuring import NEW_CLASS_IMAGES, RACE, SHOTS, TRANSFER_MODES
 from .training import OBJECTIVES, Network
 
 Row = dict[str, Any]
@@ -36,6 +36,7 @@ def write_report(rows: Rows, seeds: Sequence[int], output_dir: Path, folder: Pat
             ("Accuracy and neural collapse on the six known classes", _known),
             ("Steps to the neural collapse that cross-entropy ends with", _race),
             ("Transfer to the four other classes", _transfer),
+            ("The four other classes added without training", _new_classes),
             ("Telling the four other classes from the six", _unknown),
             ("Long-tailed training", _long_tailed),
             ("Corruptions", _corruptions),
@@ -143,6 +144,27 @@ def _transfer(rows: Rows, seeds: Sequence[int]) -> str:
         f"{_table(header, lines)}\n\nTest accuracy (%) with so many training images of each class. "
         "Prototypes are class means of the embeddings, the linear probe takes the backbone's "
         "features, full fine-tuning keeps the objective."
+    )
+
+
+def _new_classes(rows: Rows, seeds: Sequence[int]) -> str:
+    added = rows["new_classes"]
+    columns: dict[str, Callable[[Row], float]] = {
+        "six classes, before": lambda row: row["before"],
+        "the six of ten": lambda row: row["plain"]["known"],
+        "the four of ten": lambda row: row["plain"]["unknown"],
+        "the six, centred": lambda row: row["centred"]["known"],
+        "the four, centred": lambda row: row["centred"]["unknown"],
+    }
+    lines = [
+        [title, *(_cell(_values(added, name, seeds, of), scale=100) for of in columns.values())]
+        for name, title in TITLES.items()
+        if name != "cross_entropy"
+    ]
+    return (
+        f"{_table(['', *columns], lines)}\n\nTest accuracy (%) of the six known classes and of the "
+        f"four new ones, of {NEW_CLASS_IMAGES} images each, when all ten can be answered. Centred: "
+        "the mean embedding of the known classes is subtracted from the new means."
     )
 
 

@@ -39,7 +39,7 @@ def test_the_whole_study_and_what_is_done_is_not_done_again(tmp_path, monkeypatc
         train_network(data["known"], out, scale, network)
     assert networks_to_train(out, seeds) == []
     rows = rows_to_measure(out, seeds)
-    assert len(rows) == 18
+    assert len(rows) == 24
     for row in rows:
         measure_row(data, out, scale, row)
     assert rows_to_measure(out, seeds) == []
