@@ -305,10 +305,11 @@ def _unknown(run: FinishedRun) -> dict[str, Any] | None:
         "calibration": None,
     }
     if report is not None:
-        error = report["expected_calibration_error"]
+        error, missing = report["expected_calibration_error"], report["classes_without_images"]
         words["calibration"] = {
             "images": f"{report['num_images']:,}",
             "source": inline(report["source"]),
+            "missing": listed(missing) if missing else None,
             "rate": percent(report["false_rejection_rate"]),
             "rejected": percent(report["rejected"]),
             "temperature": f"{report['calibration_temperature']:.3f}",
