@@ -176,6 +176,21 @@ def test_what_is_saved_is_what_the_model_does(model_folder, digits_folder, capsy
     assert again == report
 
 
+def test_classes_without_images_are_named(model_folder, digits_folder, tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("digit_0", "digit_2"):
+            shutil.copytree(digits_folder / split / name, tmp_path / "two" / split / name)
+    report = calibrate(arguments(model_folder, tmp_path / "two"))
+    assert report["classes_without_images"] == ["digit_1"]
+    assert "There was no image of digit_1: how many of theirs" in capsys.readouterr().out
+    # Nor do those have to be in the training split, of which a run held images out.
+    run = TrainArguments(dataset_name=str(digits_folder), output_dir="", report_to="none")
+    write_yaml(run, model_folder / "arguments.yaml")
+    assert calibrate(
+        arguments(model_folder, tmp_path / "two", split=None, false_rejection_rate=0.2)
+    )
+
+
 def test_another_folder_gets_a_whole_model(checkpoint, digits_folder, tmp_path):
     config = (checkpoint / "config.json").read_bytes()
     calibrate(arguments(checkpoint, digits_folder, output_dir=str(tmp_path / "calibrated")))
