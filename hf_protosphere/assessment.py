@@ -17,6 +17,7 @@ from .checkpoints import writable_folder
 from .data import ImageDataset
 from .evaluation import evaluate_model, training_class_means
 from .evaluation_arguments import EvaluateArguments
+from .labels import some
 from .loaders import evaluation_loader
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
@@ -53,6 +54,7 @@ class Assessment:
                 test_split=None if on_train else arguments.split,
                 validation_fraction=0.0,
                 need_train=on_train,
+                need_all_classes=False,
                 label_names=[model.config.id2label[i] for i in range(model.config.num_labels)],
             )
             if arguments.ood_dataset is not None:
@@ -79,16 +81,20 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
     assessment = Assessment.start(arguments)
     model, accelerator = assessment.model, assessment.accelerator
-    means = None
-    if arguments.class_means and "train" in assessment.images.splits:
+    means, classes_without_images = None, assessment.images.classes_without_images
+    has_train = arguments.class_means and "train" in assessment.images.splits
+    if has_train and not classes_without_images("train"):
         means = training_class_means(model, assessment.loader("train"), accelerator)
     snapshot = SnapshotCollector(model.prototypes) if arguments.pictures else None
     loader = assessment.loader(assessment.split)
+    missing = classes_without_images(assessment.split)
     report = {
         "model": arguments.model,
         "dataset": arguments.dataset_name,
         "split": arguments.split,
-        **evaluate_model(model, loader, accelerator, means=means, snapshot=snapshot),
+        **evaluate_model(
+            model, loader, accelerator, means=means, snapshot=snapshot, neural_collapse=not missing
+        ),
     }
     if arguments.measures_robustness:
         images = assessment.images.splits[assessment.split]
@@ -104,8 +110,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             print(json.dumps(report, indent=2))
         else:
             print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
+            if missing:
+                print(f"(no image of {some(missing)}: neural collapse is not defined)")
             if arguments.class_means and means is None:
-                print(f"(no split {arguments.train_split!r} to take class means from)")
+                what = "a class has no images in the" if has_train else "no"
+                print(f"({what} split {arguments.train_split!r} to take class means from)")
             if "robustness" in report:
                 print(f"\n{format_robustness(report['robustness'])}")
             if detection is not None:

@@ -27,6 +27,7 @@ from .data import ImageDataset
 from .errors import ArgumentError, DataError
 from .evaluation import predictions
 from .evaluation_arguments import CalibrateArguments
+from .labels import some
 from .loaders import evaluation_loader
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
@@ -44,9 +45,10 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
 
     Returns:
         The report, as calibration.json holds it: "source" (the images, in words), "num_images",
-        "rejection_threshold" (a cosine), "false_rejection_rate", "rejected" (the share),
-        "accuracy", "accuracy_of_accepted", "calibration_temperature", "has_best_temperature", and
-        "expected_calibration_error" and "negative_log_likelihood", each {"before", "after"}.
+        "classes_without_images" (of which nothing is promised), "rejection_threshold" (a cosine),
+        "false_rejection_rate", "rejected" (the share), "accuracy", "accuracy_of_accepted",
+        "calibration_temperature", "has_best_temperature", and "expected_calibration_error" and
+        "negative_log_likelihood", each {"before", "after"}.
 
     Raises:
         ArgumentError: no images but those of training, or too few; a folder that cannot be written.
@@ -83,6 +85,7 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
         "model": arguments.model,
         "source": source,
         "num_images": len(labels),
+        "classes_without_images": images.classes_without_images("validation"),
         "rejection_threshold": threshold,
         "false_rejection_rate": arguments.false_rejection_rate,
         "rejected": (~accepted).double().mean().item(),
@@ -144,6 +147,7 @@ def calibration_images(
             validation_fraction=fraction,
             seed=run.seed if run else 0,
             need_train=fraction > 0,
+            need_all_classes=False,  # some may have been added to those of the run
             label_names=names,
         )
     except DataError as error:
@@ -213,6 +217,8 @@ def format_calibration(report: dict[str, Any]) -> str:
 
 def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -> None:
     print(format_calibration(report))
+    if missing := report["classes_without_images"]:
+        print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
     (folder / FILE_NAME).write_text(json.dumps(report, indent=2) + "\n")
     temperature = report["calibration_temperature"]
     titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}

@@ -1,13 +1,12 @@
 """The model card of a finished run, from its files alone: no model is loaded, nothing is trained.
 
 The words are in `model_card_template.md`; here is what fills them. Whatever comes from data sets,
-such as names of classes, is made safe to print by `inline`; paths never enter.
+such as names of classes, is made safe to print by `markdown.inline`; paths never enter.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,15 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .comparison import applicable_metrics, compare
 from .errors import ArgumentError
+from .markdown import duration, inline, listed, one_line, percent
 from .objectives import OBJECTIVES, PAPER_BIBTEX, PAPER_URL
 from .parsing import check_license
 from .reporting import CLASSIFIERS, FREQUENCIES
-from .runs import FinishedRun
+from .runs import RELIABILITY, FinishedRun
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURES = ("curves.png", "neural_collapse.png", "sphere.png", "cosines.png", "margins.png")
-CLASSES_SHOWN, LEAST_ACCURATE_SHOWN, NAME_LENGTH = 10, 5, 60
+LEAST_ACCURATE_SHOWN = 5
 
 
 def render_card(
@@ -135,28 +135,6 @@ def write_card(folder: str | Path, **options: Any) -> list[Path]:
     return written
 
 
-def inline(text: object) -> str:
-    """Foreign text as one short line of Markdown that shows it as it is.
-
-    Not for the beginning of a line, where "-" or "1)" would start a list.
-
-    >>> inline("golden_retriever | <script>")
-    'golden_retriever &#124; &#60;script&#62;'
-    """
-    # Entities: the Hub reads a backslash escape of a backslash before "(" as a formula. An
-    # underscore between letters is no markup.
-    special = r"[!-&*.:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])"
-    line = one_line(text)
-    line = line if len(line) <= NAME_LENGTH else f"{line[: NAME_LENGTH - 1]}…"
-    return re.sub(special, lambda found: f"&#{ord(found[0])};", line)
-
-
-def one_line(text: object) -> str:
-    """Foreign text without line breaks and other characters that cannot be seen."""
-    printable = "".join(c if c.isprintable() else " " for c in str(text))
-    return " ".join(printable.split()) or "unnamed"
-
-
 def _checked_repo_id(repo_id: str) -> str:
     try:
         validate_repo_id(repo_id)
@@ -248,8 +226,9 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "paper_url": PAPER_URL,
         "paper_bibtex": PAPER_BIBTEX,
         "num_classes": len(run.class_names),
-        "class_names": _listed(run.class_names),
-        "added_classes": _listed(list(run.added_classes)) if run.added_classes else None,
+        "num_known": config.num_labels,
+        "class_names": listed(run.class_names),
+        "added_classes": listed(list(run.added_classes)) if run.added_classes else None,
         "dataset": dataset,
         "backbone": inline(config.backbone),
         "embedding_dim": origin["embedding_dim"],
@@ -260,7 +239,7 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "objective": objective,
         "temperature": config.softmax_temperature,
         "projection": "none" if config.projection == "none" else projection,
-        "accuracy": _percent(report["accuracy"]),
+        "accuracy": percent(report["accuracy"]),
         "reported": {"split": run.reported, "images": report["num_images"]},
         "reports": [_accuracies(run, split) for split in run.held_out],
         "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
@@ -268,7 +247,7 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "classifiers": [
             {
                 "title": CLASSIFIERS[name],
-                "accuracy": _percent(figures["accuracy"]),
+                "accuracy": percent(figures["accuracy"]),
                 "pass_seconds": f"{figures['pass_seconds']:.1f}",
                 "training_seconds": f"{figures['training_seconds']:.1f}",
             }
@@ -290,6 +269,7 @@ def _words(run: FinishedRun) -> dict[str, Any]:
             # A linear layer has no prototypes, which all but the curves show.
             if (run.folder / name).is_file() and (not linear or name == "curves.png")
         ],
+        "unknown": _unknown(run),
         "arguments": arguments,
         "best_epoch": results["best_epoch"],
         "best_on": "validation" if "validation" in splits else "training",
@@ -306,12 +286,38 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "images_per_step": origin["images_per_step"],
         "learning_rate": f"{origin['learning_rate']:.3g}",
         "weight_decay": f"{origin['weight_decay']:.3g}",
-        "training_time": _duration(results["training_seconds"]),
+        "training_time": duration(results["training_seconds"]),
         "images_per_second": f"{results['images_per_second']:,.0f}",
         "processes": origin["processes"],
         "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+def _unknown(run: FinishedRun) -> dict[str, Any] | None:
+    """The threshold below which an image is unknown, and what was measured of it, if anything."""
+    config, report = run.config, run.calibration
+    if config.rejection_threshold is None:
+        return None
+    words: dict[str, Any] = {
+        "cosine": f"{config.rejection_threshold:.4f}",
+        "degrees": f"{math.degrees(math.acos(config.rejection_threshold)):.1f}",
+        "calibration": None,
+    }
+    if report is not None:
+        error, missing = report["expected_calibration_error"], report["classes_without_images"]
+        words["calibration"] = {
+            "images": f"{report['num_images']:,}",
+            "source": inline(report["source"]),
+            "missing": listed(missing) if missing else None,
+            "rate": percent(report["false_rejection_rate"]),
+            "rejected": percent(report["rejected"]),
+            "temperature": f"{report['calibration_temperature']:.3f}",
+            "before": percent(error["before"]),
+            "after": percent(error["after"]),
+            "has_picture": (run.folder / RELIABILITY).is_file(),
+        }
+    return words
 
 
 def _comparison(
@@ -354,28 +360,11 @@ def _accuracies(run: FinishedRun, split: str) -> dict[str, Any]:
         names.append("mean_class_accuracy")
     figures = {name: report[name] for name in names if name in report}
     figures |= report.get("accuracy_by_frequency", {})
-    accuracies = {name: _percent(value) for name, value in figures.items()}
+    accuracies = {name: percent(value) for name, value in figures.items()}
     return {"split": split, "images": report["num_images"], "accuracies": accuracies}
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(inline(name) for name in names[:CLASSES_SHOWN])
-    more = len(names) - CLASSES_SHOWN
-    return f"{shown} and {more:,} more, all in config.json" if more > 0 else shown
 
 
 def _least_accurate(names: list[str], accuracies: list[float | None]) -> str:
     below = [(a, name) for a, name in zip(accuracies, names) if a is not None and a < 1]
     worst = sorted(below, key=lambda pair: pair[0])[:LEAST_ACCURATE_SHOWN]
-    return ", ".join(f"{inline(name)} ({_percent(accuracy)})" for accuracy, name in worst)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}".replace("%", " %")
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.3g} seconds"
+    return ", ".join(f"{inline(name)} ({percent(accuracy)})" for accuracy, name in worst)

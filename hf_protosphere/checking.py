@@ -57,6 +57,16 @@ def stored_dtypes(name: Any, variant: str | None = None, **options: Any) -> dict
     return {key: tensor["dtype"] for key, tensor in header.items()}
 
 
+def has_new_head(info: dict[str, Any]) -> bool:
+    """Whether a tensor of the head is not the checkpoint's.
+
+    Args:
+        info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
+    """
+    new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    return any(key.startswith(HEADS) for key in new)
+
+
 def check_fit(
     model: PreTrainedModel,
     name: Any,

@@ -9,6 +9,8 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -243,12 +245,23 @@ def save_model(
         model = ProtoSphereForImageClassification.from_pretrained(
             None, config=model.config, state_dict=state_dict
         )
+    with replacing_files(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder for new files, which come to `folder` one after the other once all are whole."""
+    folder = folder.resolve()  # "." has no name
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
+    unfinished.mkdir(parents=True)
+    yield unfinished
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(unfinished.iterdir()):
+    # Configuration and weights fit only each other: they come last, in one breath.
+    pair = ("config.json", "model.safetensors")
+    for path in sorted(unfinished.iterdir(), key=lambda path: (path.name in pair, path.name)):
         os.replace(path, folder / path.name)
     unfinished.rmdir()
 

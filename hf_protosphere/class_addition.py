@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import RUN_FILES, save_model, writable_folder
+from .checkpoints import MODEL_FILES, RUN_FILES, replacing_files, writable_folder
 from .data import load_image_dataset
 from .errors import ArgumentError, DataError
 from .labels import labels_of, some
@@ -34,7 +34,7 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
 
     Raises:
         ArgumentError: no checkpoint, one that takes no classes, a name that it knows, no images.
-        DataError: images that cannot be decoded, before anything is written.
+        DataError: images that cannot be decoded; nothing has been written then.
     """
     source = Path(arguments.folder)
     if arguments.output_dir is None and not source.is_dir():
@@ -68,19 +68,26 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
         except ValueError as error:
             raise ArgumentError(f"--folder {arguments.folder}: {error}") from error
     model = model.cpu()
-    if folder.resolve() != source.resolve() and source.is_dir():
-        for pattern in RUN_FILES:
-            for path in source.glob(pattern):
-                shutil.copy2(path, folder / path.name)
-    if snapshot is not None:
-        _with_classes(snapshot, model, means.cpu()).save(folder / SNAPSHOT)
-    _note_in_results(folder, {name: len(of_class) for name, of_class in images.items()})
-    save_model(model, processor, folder)
+    with replacing_files(folder) as unfinished:
+        if source.is_dir() and folder.resolve() != source.resolve():
+            _copy_run(source, unfinished)
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        if snapshot is not None:
+            _with_classes(snapshot, model, means.cpu()).save(unfinished / SNAPSHOT)
+        if (results := source / "results.json").exists():
+            added = {name: len(of_class) for name, of_class in images.items()}
+            (unfinished / results.name).write_text(_with_note(results, added))
     print(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
     if options["center"] is None and model.config.prototypes == "learned":
         print(
             "The prototypes were not centred, for want of "
             + (f"a {SNAPSHOT}." if snapshot is None else "--center.")
+        )
+    if model.config.rejection_threshold is not None:
+        print(
+            "Its threshold and temperature are those of the classes before: to choose them again, "
+            f"`protosphere calibrate {folder} --dataset_name ...`, with images of all classes."
         )
     return model
 
@@ -150,11 +157,14 @@ def _with_classes(
     )
 
 
-def _note_in_results(folder: Path, added: dict[str, int]) -> None:
-    path = folder / "results.json"
-    if path.exists():
-        results = json.loads(path.read_text())
-        results["added_classes"] = {**results.get("added_classes", {}), **added}
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
-        unfinished.replace(path)
+def _copy_run(source: Path, folder: Path) -> None:
+    """All that a run has left but the model."""
+    for pattern in set(RUN_FILES) - set(MODEL_FILES):
+        for path in source.glob(pattern):
+            shutil.copy2(path, folder / path.name)
+
+
+def _with_note(results: Path, added: dict[str, int]) -> str:
+    content = json.loads(results.read_text())
+    content["added_classes"] = {**content.get("added_classes", {}), **added}
+    return json.dumps(content, indent=2) + "\n"

@@ -55,6 +55,7 @@ class ProtoSphereConfig(PretrainedConfig):
         rejection_threshold: in [-1, 1]; an image whose largest cosine to a prototype is below it is
             unknown. None, the default, knows every image. `protosphere calibrate` chooses it.
         false_rejection_rate: in (0, 1), the share of known images that the threshold may reject.
+            None where that was not measured, or not since classes came or went.
         calibration_temperature: > 0; the logits that a classifier returns are divided by it, after
             the loss is computed. The order of the classes stays. `protosphere calibrate` fits it.
 

@@ -69,6 +69,11 @@ class ImageDataset:
         """Images of each class of a split that is not streamed."""
         return np.bincount(labels_of(self.splits[split]), minlength=self.num_labels).tolist()
 
+    def classes_without_images(self, split: str) -> list[str]:
+        """Of a split that is not streamed."""
+        counts = self.class_counts(split)
+        return [name for name, count in zip(self.label_names, counts) if not count]
+
     def suggested_image_size(self) -> int:
         """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
         sides = [min(image.size) for image in self._first_images]
@@ -105,6 +110,7 @@ def load_image_dataset(
     on_bad_image: str = "error",
     check_images: bool = True,
     need_train: bool = True,
+    need_all_classes: bool = True,
     label_names: list[str] | None = None,
     streaming: bool = False,
     num_train_images: int | None = None,
@@ -120,7 +126,8 @@ def load_image_dataset(
             validated on.
         on_bad_image: "error", or "skip" to leave out images that cannot be decoded.
         check_images: decode every image once; remembered by the data set's fingerprint.
-        need_train: there must be a training split with images of every class.
+        need_train: there must be a training split.
+        need_all_classes: it must have images of every class.
         label_names: a trained model's classes, in order; by default the training split's.
         streaming: do not download the training split; the others are.
         num_train_images: of a streamed training split that does not say how many it has.
@@ -156,7 +163,8 @@ def load_image_dataset(
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
 
     if need_train and stream is None:
-        _require_all_classes(splits["train"], names)
+        if need_all_classes:
+            _require_all_classes(splits["train"], names)
         if "validation" not in splits and validation_fraction > 0:
             splits |= _with_held_out(splits["train"], validation_fraction, seed)
             sources["validation"] = sources["train"]
@@ -168,7 +176,7 @@ def load_image_dataset(
     if stream is not None:
         splits = {"train": stream, **splits}
         return ImageDataset(splits, names, bad_images, sources, num_train_images)
-    if need_train:
+    if need_train and need_all_classes:
         _require_all_classes(splits["train"], names)
     return ImageDataset(splits, names, bad_images, sources)
 

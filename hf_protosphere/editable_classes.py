@@ -21,7 +21,11 @@ from .prototypes import class_means
 class EditableClasses:
     """Adds, removes and merges the classes of a `ProtoSphereForImageClassification`.
 
-    Logits of the classes that stay are the same as before, to the bit.
+    Logits of the classes that stay are the same as before, to the bit. So a calibrated model keeps
+    its temperature, and its rejection threshold too, a cosine that goes on to serve. What they were
+    chosen for does not stay: a new prototype makes more images known, one that is gone fewer, and
+    of images of a new class nothing was measured. `config.false_rejection_rate`, the promise of
+    the threshold, becomes None until `protosphere calibrate` is run again.
     """
 
     @torch.no_grad()
@@ -201,3 +205,4 @@ class EditableClasses:
         head.weight.requires_grad_(self.head.weight.requires_grad)
         self.head = head
         self.config.id2label = dict(enumerate(names))
+        self.config.false_rejection_rate = None  # measured for the classes as they were

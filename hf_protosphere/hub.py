@@ -30,7 +30,7 @@ from .card import PICTURES, card_files, write_card
 from .checkpoints import MODEL_FILES
 from .errors import ArgumentError, PublishError
 from .modeling_protosphere import ProtoSphereForImageClassification
-from .runs import FinishedRun
+from .runs import RELIABILITY, FinishedRun
 from .sharing_arguments import PublishArguments
 from .snapshots import FILE_NAME as SNAPSHOT
 
@@ -152,12 +152,15 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
     """{path in the repository: content}. Nothing in them tells of this machine.
 
     The model with its configuration, image processor and code; the card; metrics.json, the final
-    evaluations; metrics.jsonl, a line for each measurement during training;
-    training_arguments.yaml, for `protosphere train --config`; and the pictures.
+    evaluations; metrics.jsonl, a line for each measurement during training; calibration.json of
+    a calibrated model; training_arguments.yaml, for `protosphere train --config`; and the pictures.
     """
     files: dict[str, bytes | Path] = {}
     for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
         files |= {path.name: path for path in sorted(run.folder.glob(pattern))}
+    if run.calibration is not None:
+        files["calibration.json"] = (json.dumps(run.calibration, indent=2) + "\n").encode()
+        files |= {path.name: path for path in run.folder.glob(RELIABILITY)}
     files["metrics.json"] = (json.dumps(run.results, indent=2) + "\n").encode()
     public = {
         name: value

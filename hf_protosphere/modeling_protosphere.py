@@ -25,7 +25,7 @@ from .backbones import (
     source_of,
     use_small_image_stem,
 )
-from .checking import check_fit, stored_dtypes
+from .checking import check_fit, has_new_head, stored_dtypes
 from .configuration_protosphere import ProtoSphereConfig
 from .contrast import full_precision
 from .editable_classes import EditableClasses
@@ -133,7 +133,8 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
 
         Args:
             ignore_mismatched_sizes: start with a new head where the checkpoint's does not fit: for
-                other classes, or another objective.
+                other classes, or another objective. A calibration is that of the old head: a new
+                one has none.
 
         Raises:
             ValueError: the file is damaged, or does not fit the configuration; in one line.
@@ -147,6 +148,8 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         )
         any_head = ignore_mismatched_sizes or model.base_model is model
         check_fit(model, name, info, dtypes, any_head=any_head)
+        if has_new_head(info):
+            model.config.forget_calibration()
         for tensor in [*model.parameters(), *model.buffers()]:
             # safetensors maps tensors where they lie in the file. At an odd address matrix kernels
             # round differently, and the reloaded model would differ in the last bit.
@@ -254,7 +257,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
 
     @torch.no_grad()
     def set_prototypes(self, prototypes: Tensor) -> None:
-        """Replace the prototypes, for instance by `class_means`.
+        """Replace the prototypes, for instance by `class_means`. An earlier calibration, which was
+        that of the old ones, is forgotten.
 
         Args:
             prototypes: (K, D), any norm but zero; stored with unit norm.
@@ -277,6 +281,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             wrong = (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist()
             raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
         self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
+        self.config.forget_calibration()
 
     def forward(
         self,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
@@ -19,7 +16,7 @@ from .errors import ArgumentError
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .snapshots import FILE_NAME as SNAPSHOT
-from .snapshots import Snapshot
+from .snapshots import Snapshot, snapshot_of
 from .transforms import pixels_of
 
 KNOWN_SHARE = 0.95  # of the images in the snapshot, which the default threshold leaves known
@@ -71,7 +68,7 @@ class OpenSetClassifier:
                 f"--model {name} was trained with cross_entropy: its linear head has no prototypes "
                 "that an image could be near to or far from. Give a model of another objective."
             )
-        snapshot = _snapshot_of(name)
+        snapshot = snapshot_of(name)
         if snapshot is None:
             names = [config.id2label[i] for i in range(config.num_labels)]
             snapshot = Snapshot.of_prototypes(model.prototypes, names)
@@ -150,13 +147,3 @@ def default_threshold(snapshot: Snapshot) -> Threshold:
 
 def _degrees(cosines: Tensor) -> Tensor:
     return cosines.clamp(-1, 1).acos().rad2deg()
-
-
-def _snapshot_of(name: str) -> Snapshot | None:
-    path = Path(name) / SNAPSHOT
-    if Path(name).is_dir():
-        return Snapshot.load(path) if path.exists() else None
-    try:
-        return Snapshot.load(Path(hf_hub_download(name, SNAPSHOT)))
-    except EntryNotFoundError:
-        return None

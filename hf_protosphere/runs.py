@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from .arguments import TrainArguments
 from .configuration_protosphere import ProtoSphereConfig
 from .errors import ArgumentError
 from .parsing import read_yaml
+
+RELIABILITY = "reliability.png"  # drawn by `protosphere calibrate`
+# In calibration.json as in the configuration, unless the model has changed since.
+CALIBRATED = ("rejection_threshold", "false_rejection_rate", "calibration_temperature")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,30 @@ class FinishedRun:
     def added_classes(self) -> dict[str, int]:
         """Classes that came without training, and how many images their prototypes are made of."""
         return self.results.get("added_classes", {})
+
+    @cached_property
+    def calibration(self) -> dict[str, Any] | None:
+        """What `protosphere calibrate` measured of the model, without paths; None where it is that
+        of other classes or prototypes, or there is none.
+
+        Raises:
+            ArgumentError: calibration.json is not whole.
+        """
+        path = self.folder / "calibration.json"
+        if not path.is_file():
+            return None
+        try:
+            report = json.loads(path.read_text())
+        except ValueError as error:
+            raise ArgumentError(
+                f"{path} is not whole ({error}): `protosphere calibrate {self.folder} ...` writes "
+                "it again."
+            ) from error
+        if any(report.get(name) != getattr(self.config, name) for name in CALIBRATED):
+            return None
+        del report["model"]
+        report["source"] = report["source"].replace(self.arguments.dataset_name, self.dataset_name)
+        return report
 
     @property
     def classifier(self) -> str:

@@ -1,6 +1,7 @@
 """Evaluation counts every image once, and its report can be read by people and programs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -62,6 +63,21 @@ def test_figures_are_those_of_all_images_at_once(checkpoint, digits_folder, tmp_
     expected = metric.compute(model.prototypes)
     for info in METRICS:
         assert report["neural_collapse"][info.name] == pytest.approx(expected[info.name], rel=1e-3)
+
+
+def test_a_data_set_of_some_of_the_classes(checkpoint, digits_folder, tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("digit_0", "digit_2"):
+            shutil.copytree(digits_folder / split / name, tmp_path / split / name)
+    report = evaluate(
+        EvaluateArguments(model=str(checkpoint), dataset_name=str(tmp_path), num_workers=0)
+    )
+    assert report["num_images"] == 30
+    assert report["class_accuracies"][1] is None
+    assert not {"neural_collapse", "class_means_accuracy"} & report.keys()
+    printed = capsys.readouterr().out
+    assert "(no image of digit_1: neural collapse is not defined)" in printed
+    assert "(a class has no images in the split 'train' to take class means from)" in printed
 
 
 def test_json_for_programs(checkpoint, digits_folder, capsys):

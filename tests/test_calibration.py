@@ -14,6 +14,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.adaptation import with_new_classes
 from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.assembly import build_model, load_training_data
 from hf_protosphere.calibration import calibrate, calibration_images
@@ -175,6 +176,21 @@ def test_what_is_saved_is_what_the_model_does(model_folder, digits_folder, capsy
     assert again == report
 
 
+def test_classes_without_images_are_named(model_folder, digits_folder, tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("digit_0", "digit_2"):
+            shutil.copytree(digits_folder / split / name, tmp_path / "two" / split / name)
+    report = calibrate(arguments(model_folder, tmp_path / "two"))
+    assert report["classes_without_images"] == ["digit_1"]
+    assert "There was no image of digit_1: how many of theirs" in capsys.readouterr().out
+    # Nor do those have to be in the training split, of which a run held images out.
+    run = TrainArguments(dataset_name=str(digits_folder), output_dir="", report_to="none")
+    write_yaml(run, model_folder / "arguments.yaml")
+    assert calibrate(
+        arguments(model_folder, tmp_path / "two", split=None, false_rejection_rate=0.2)
+    )
+
+
 def test_another_folder_gets_a_whole_model(checkpoint, digits_folder, tmp_path):
     config = (checkpoint / "config.json").read_bytes()
     calibrate(arguments(checkpoint, digits_folder, output_dir=str(tmp_path / "calibrated")))
@@ -261,3 +277,61 @@ def test_training_on_forgets_the_calibration(model_folder, digits_folder):
     config = build_model(run, load_training_data(run)).config
     assert config.rejection_threshold is config.false_rejection_rate is None
     assert config.calibration_temperature == 1
+
+
+def calibrated(**options):
+    torch.manual_seed(0)
+    calibration = {
+        "rejection_threshold": 0.4, "false_rejection_rate": 0.05, "calibration_temperature": 1.3
+    }  # fmt: skip
+    defaults = {"backbone": "test_resnet", "image_size": 32, "id2label": NAMES}
+    config = ProtoSphereConfig(**defaults | calibration | options)
+    return ProtoSphereForImageClassification(config).eval()
+
+
+def calibration_of(model):
+    config = model.config
+    return config.rejection_threshold, config.false_rejection_rate, config.calibration_temperature
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model, images: model.add_classes({"new": images}),
+        lambda model, images: model.remove_classes(["digit_0"]),
+        lambda model, images: model.merge_classes({"both": ["digit_0", "digit_1"]}),
+    ],
+)
+def test_of_other_classes_the_threshold_serves_but_promises_nothing(edit):
+    model, images = calibrated(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        before = model(images).logits
+        edit(model, images)
+        output = model(images)
+    assert calibration_of(model) == (0.4, None, 1.3)
+    assert torch.equal(output.logits[:, model.config.label2id["digit_2"]], before[:, 2])
+    cosines = output.embeddings @ model.prototypes.T
+    assert torch.equal(output.is_unknown, cosines.amax(1) < 0.4)
+
+
+def test_an_edit_that_fails_keeps_the_promise():
+    model = calibrated()
+    with pytest.raises(ValueError, match="no class 'x'"):
+        model.remove_classes(["x"])
+    assert calibration_of(model) == (0.4, 0.05, 1.3)
+
+
+def test_other_prototypes_and_other_heads_are_not_calibrated(tmp_path):
+    model, none = calibrated(), (None, None, 1.0)
+    model.save_pretrained(tmp_path)
+    assert calibration_of(with_new_classes(model, ["digit_0", "other"], objective="ntce")) == none
+    model.set_prototypes(model.prototypes)
+    assert calibration_of(model) == none
+
+    def loaded(**options):
+        load = ProtoSphereForImageClassification.from_pretrained
+        return calibration_of(load(tmp_path, ignore_mismatched_sizes=True, **options))
+
+    assert loaded(id2label={0: "cat", 1: "dog"}) == none
+    assert loaded(objective="cross_entropy") == none
+    assert loaded() == (0.4, 0.05, 1.3)  # the head is the checkpoint's

@@ -21,8 +21,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_protosphere.arguments import TrainArguments
-from hf_protosphere.card import inline, one_line, render_card, render_evaluation_results, write_card
+from hf_protosphere.card import render_card, render_evaluation_results, write_card
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.markdown import inline, one_line
 from hf_protosphere.metrics import METRICS
 from hf_protosphere.objectives import PAPER_BIBTEX
 from hf_protosphere.training import train

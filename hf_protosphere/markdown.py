@@ -1,0 +1,56 @@
+"""Numbers and foreign text as parts of a Markdown page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+NAME_LENGTH, NAMES_SHOWN = 60, 10
+
+
+def inline(text: object) -> str:
+    """Foreign text as one short line of Markdown that shows it as it is.
+
+    Not for the beginning of a line, where "-" or "1)" would start a list.
+
+    >>> inline("golden_retriever | <script>")
+    'golden_retriever &#124; &#60;script&#62;'
+    """
+    # Entities: the Hub reads a backslash escape of a backslash before "(" as a formula. An
+    # underscore between letters is no markup.
+    special = r"[!-&*.:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])"
+    line = one_line(text)
+    line = line if len(line) <= NAME_LENGTH else f"{line[: NAME_LENGTH - 1]}…"
+    return re.sub(special, lambda found: f"&#{ord(found[0])};", line)
+
+
+def one_line(text: object) -> str:
+    """Foreign text without line breaks and other characters that cannot be seen."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    return " ".join(printable.split()) or "unnamed"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, made safe, and how many more there are."""
+    shown = ", ".join(inline(name) for name in names[:NAMES_SHOWN])
+    more = len(names) - NAMES_SHOWN
+    return f"{shown} and {more:,} more, all in config.json" if more > 0 else shown
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.9972)
+    '99.72 %'
+    """
+    return f"{share:.2%}".replace("%", " %")
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(5400)
+    '90.0 minutes'
+    """
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} seconds"
