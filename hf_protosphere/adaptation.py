@@ -15,6 +15,7 @@ from typing import Any
 
 import timm.optim
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import TrainArguments
@@ -80,15 +81,20 @@ def classes_in_common(config: ProtoSphereConfig, class_names: list[str]) -> dict
 def first_prototypes(
     model: ProtoSphereForImageClassification, means: Tensor, finetuned_from: str | None
 ) -> Tensor:
-    """(K, D) class means, but the model's own prototypes of the classes that its source knew."""
-    prototypes = means.clone()
-    if finetuned_from is not None:
-        config = ProtoSphereConfig.from_pretrained(finetuned_from)
-        if config.objective != "cross_entropy":  # its head has none
-            names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-            rows = list(classes_in_common(config, names))
-            prototypes[rows] = model.prototypes[rows].to(prototypes)
-    return prototypes.detach()
+    """(K, D) class means, but the model's own prototypes of the classes that its source knew.
+
+    Beside those the means are centred, as in `EditableClasses.add_classes`.
+    """
+    if finetuned_from is None:
+        return means
+    config = ProtoSphereConfig.from_pretrained(finetuned_from)
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    rows = list(classes_in_common(config, names))
+    if not rows or config.objective == "cross_entropy":  # whose head has no prototypes
+        return means
+    prototypes = F.normalize(means - means.mean(0), dim=1)
+    prototypes[rows] = model.prototypes[rows].detach().to(prototypes)
+    return prototypes
 
 
 def choose_trained(model: ProtoSphereForImageClassification, arguments: TrainArguments) -> None:

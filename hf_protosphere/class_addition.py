@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from tqdm.auto import tqdm
 from .checkpoints import MODEL_FILES, RUN_FILES, replacing_files, writable_folder
 from .data import load_image_dataset
 from .errors import ArgumentError, DataError
+from .image_embedding import decoded
+from .image_index import image_files
 from .labels import labels_of, some
 from .loading import load_classifier
 from .modeling_protosphere import ProtoSphereForImageClassification
 from .snapshots import FILE_NAME as SNAPSHOT
 from .snapshots import Snapshot, snapshot_of
 from .transfer_arguments import AddClassArguments
-from .transforms import UNDECODABLE
 
 
 def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification:
@@ -100,7 +102,7 @@ def _images_of(
         paths = [path for given in arguments.images or [] for path in _files(Path(given))]
         if not paths:
             raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
-        return {str(arguments.name): [_opener(path) for path in paths]}
+        return {str(arguments.name): [partial(decoded, path) for path in paths]}
     loaded = load_image_dataset(
         arguments.dataset_name, train_split=arguments.split, validation_fraction=0
     )
@@ -120,22 +122,10 @@ def _images_of(
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        known = Image.registered_extensions()
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
+        return image_files(path)
     if not path.exists():
         raise ArgumentError(f"--images {path}: there is no such file or folder.")
     return [path]
-
-
-def _opener(path: Path) -> Callable[[], Image.Image]:
-    def load() -> Image.Image:
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except UNDECODABLE as error:
-            raise DataError(f"--images {path} cannot be decoded: {error}") from error
-
-    return load
 
 
 def _center(model: ProtoSphereForImageClassification, snapshot: Snapshot | None) -> Tensor | None:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import save_for_hf
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
@@ -59,10 +60,14 @@ def test_a_linear_head_is_copied_to_a_linear_head_only():
 def test_first_prototypes_are_class_means_of_the_classes_that_are_new(tmp_path):
     source = build()
     source.save_pretrained(tmp_path)
-    model = with_new_classes(source, ["b", "z"])
-    means = torch.nn.functional.normalize(torch.randn(2, 96), dim=1)
+    means = F.normalize(torch.randn(3, 96) + 1, dim=1)  # which share a direction
+    model = with_new_classes(source, ["b", "y", "z"])
     first = first_prototypes(model, means, str(tmp_path))
-    torch.testing.assert_close(first, torch.stack([source.prototypes[1].detach(), means[1]]))
+    torch.testing.assert_close(first[0], source.prototypes[1].detach())
+    centred = F.normalize(means - means.mean(0), dim=1)
+    torch.testing.assert_close(first[1:], centred[1:])
+    strangers = with_new_classes(source, ["x", "y", "z"])
+    assert torch.equal(first_prototypes(strangers, means, str(tmp_path)), means)
     assert torch.equal(first_prototypes(model, means, None), means)
 
 
