@@ -22,6 +22,8 @@ from datasets import (
     IterableDataset,
     IterableDatasetDict,
 )
+from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import httpx
 from PIL import Image as PILImage
 
 from .columns import find_image_column, find_label_column, two_columns
@@ -223,7 +225,7 @@ def load_splits(
             "Parquet version of it (see its page on the Hub), or a folder of images with one "
             "sub-folder per class."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError, httpx.HTTPError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
