@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from .checkpoints import refuse_changed_transfer, writable_folder
 from .errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
@@ -70,16 +71,17 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
     """
     entries = matrix(arguments)
     selected = [entry for entry in entries if not arguments.only or entry.dataset in arguments.only]
-    missing = [entry for entry in selected if entry.missing()]
-    for entry in entries:
+    for entry in entries:  # all of them: the table holds also what is not to do now
         entry.rows()
+    missing = [entry for entry in selected if entry.missing()]
     if arguments.dry_run:
         _print_plan(selected)
         return {}
     for model in dict.fromkeys(entry.model for entry in missing):
         kind_of(model, "--models")
     folder = writable_folder(arguments.output_dir, "--output_dir")
-    state = PartialState()
+    # Not an Accelerator: the first one decides the precision of all others.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     state.wait_for_everyone()  # all have seen the same rows
     failures: dict[tuple[str, str], str] = {}
     try:
@@ -90,6 +92,7 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
         raise TrainingInterrupted(
             "stopped; the same command goes on from here.", interruption.args[0]
         ) from None
+    state.wait_for_everyone()  # the last row is written
     results = compare(entries, failures)
     if state.is_main_process:
         print(f"\n{format_suite(results)}")
@@ -98,12 +101,16 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
         if any(row["improvement"] is not None for row in results["rows"]):
             plot_improvements(results, folder / "improvements.png")
     if failures:
-        details = "\n".join(
-            f"{dataset}, {model}: {reason}" for (dataset, model), reason in failures.items()
+        models: dict[tuple[str, str], list[str]] = {}  # that failed alike
+        for (dataset, model), reason in failures.items():
+            models.setdefault((dataset, reason), []).append(model)
+        details = "\n\n".join(
+            f"{dataset}, {', '.join(alike)}: {reason}"
+            for (dataset, reason), alike in models.items()
         )
         raise SuiteError(
             f"{len(failures)} of {len(selected)} transfers failed, the others are done. The same "
-            f"command tries these again.\n{details}"
+            f"command tries these again.\n\n{details}"
         )
     return results
 

@@ -109,7 +109,7 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
                     f"datasets, {name}: must be such as {{dataset_name: uoft-cs/cifar10}}, but got "
                     f"{values!r}."
                 )
-            known = [*settable, "dataset_name", "metric"]
+            known = {*settable, "dataset_name", "metric"} - {"mixed_precision"}  # one for all
             check_known(values, known, f"datasets, {name}: a suite cannot set")
             check_known([self.metric(name)], FIGURES, f"datasets, {name}: there is no metric")
         check_known(self.only or [], list(self.datasets), "--only: the file has no data set")

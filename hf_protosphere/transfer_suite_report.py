@@ -88,12 +88,10 @@ def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -
 
 def format_suite(results: Results) -> str:
     """The results as a table for people."""
-    header, *rows = _table(results)
-    width = max(len(row[-1]) for row in rows)
-    table = [[*row[:-1], row[-1].ljust(width)] for row in (header, *rows)]
-    if width == 0:
-        table = [row[:-1] for row in table]
-    return "\n".join([format_table(table, text_columns=3), *_notes(results)])
+    rows = _table(results)
+    header, rule, *lines = format_table([row[:-1] for row in rows], text_columns=3).split("\n")
+    lines = [f"{line}  {row[-1]}".rstrip() for line, row in zip(lines, rows[1:])]
+    return "\n".join([header, rule, *lines, *_notes(results)])
 
 
 def markdown(results: Results) -> str:

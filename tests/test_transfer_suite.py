@@ -170,8 +170,9 @@ def test_a_data_set_that_cannot_be_loaded_is_a_row(options, data, tmp_path, caps
     options = changed(options, "broken", dataset_name=str(tmp_path / "broken"))
     datasets = options["datasets"]  # those that fail come first
     options["datasets"] = {n: datasets[n] for n in ("absent", "broken", "lower", "upper")}
-    with pytest.raises(SuiteError, match=r"(?s)4 of 8 .*absent, .*ConnectionError"):
+    with pytest.raises(SuiteError, match=r"(?s)4 of 8 .*absent, .*ConnectionError") as error:
         run(options)
+    assert str(error.value).count("It must be a data set on the Hub") == 2  # once for all models
     results = json.loads((Path(options["output_dir"]) / "results.json").read_text())
     assert len(results["rows"]) == 8
     assert results["means"][0]["datasets"] == ["lower", "upper"]
@@ -244,6 +245,9 @@ def test_results_of_other_arguments_are_not_mixed(options):
     run(options, only=["lower"])
     options["arguments"] |= {"neighbors": 3}
     with pytest.raises(ArgumentError, match=r"lower/.*--neighbors was 5, is 3"):
+        run(options, only=["upper"])  # the table would hold both
+    options["arguments"] |= {"neighbors": 5, "probe_epochs": 3}
+    with pytest.raises(ArgumentError, match=r"lower/.*--probe_epochs was 90, is 3"):
         run(options)
 
 
@@ -271,6 +275,7 @@ def test_the_baseline_comes_first_and_flags_win(options, models, tmp_path):
         ({"datasets": {"a": {"dataset_name": "x", "label_colum": "y"}}}, "Did .* 'label_column'"),
         ({"datasets": {"a": {"dataset_name": "x", "metric": "acuracy"}}}, "Did .* 'accuracy'"),
         ({"arguments": {"epoch": 3}}, r"cannot set 'epoch'\. Did you mean 'epochs'"),
+        ({"datasets": {"a": {"dataset_name": "x", "mixed_precision": "bf16"}}}, "cannot set 'mix"),
         ({"arguments": {"shots": "1,2"}}, "cannot set 'shots'"),
         ({"arguments": ["epochs"]}, "arguments must be such as"),
         ({"models": None}, "--models: give one or several"),
