@@ -90,6 +90,11 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
         if not self.modes:
             raise ArgumentError(f"--modes: give one or several of {', '.join(MODES)}.")
         check_known(self.modes, MODES, f"--modes are some of {', '.join(MODES)}, but there is")
+        self._check_file()
+        check_known(self.only or [], list(self.datasets), "--only: the file has no data set")
+        self.datasets = self.datasets | dict(map(self._replaced, self.data or []))
+
+    def _check_file(self) -> None:
         settable = [name for name in field_names(FinetuneArguments) if name not in OF_THE_SUITE]
         if not isinstance(self.arguments, dict):
             raise ArgumentError(f"arguments must be such as {{epochs: 10}}: {self.arguments!r}.")
@@ -99,21 +104,20 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
                 "a suite needs a file with data sets, such as `protosphere transfer-suite "
                 "scripts/transfer/paper.yaml --models path/to/run`."
             )
+        known = {*settable, "dataset_name", "metric"} - {"mixed_precision"}  # that is one for all
         for name, values in self.datasets.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(name)):
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise ArgumentError(
-                    f"datasets: {name!r} is a folder too: letters, digits, '_', '.' and '-'."
+                    f"datasets: {name!r} is to be a folder too: give a name of letters, digits, "
+                    "'_', '.' and '-'."
                 )
             if not isinstance(values, dict) or "dataset_name" not in values:
                 raise ArgumentError(
                     f"datasets, {name}: must be such as {{dataset_name: uoft-cs/cifar10}}, but got "
                     f"{values!r}."
                 )
-            known = {*settable, "dataset_name", "metric"} - {"mixed_precision"}  # one for all
             check_known(values, known, f"datasets, {name}: a suite cannot set")
             check_known([self.metric(name)], FIGURES, f"datasets, {name}: there is no metric")
-        check_known(self.only or [], list(self.datasets), "--only: the file has no data set")
-        self.datasets = self.datasets | dict(map(self._replaced, self.data or []))
 
     def _replaced(self, text: str) -> tuple[str, dict[str, Any]]:
         name, equals, folder = text.partition("=")
@@ -129,7 +133,7 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
         return name, kept | {"dataset_name": str(path)}
 
     def metric(self, dataset: str) -> str:
-        """ "accuracy" or "mean_class_accuracy"."""
+        """What is reported of it, "accuracy" or "mean_class_accuracy"."""
         return self.datasets[dataset].get("metric", "accuracy")
 
     def finetuning(self, dataset: str, model: str) -> FinetuneArguments:

@@ -270,7 +270,7 @@ def test_the_baseline_comes_first_and_flags_win(options, models, tmp_path):
     ("more", "message"),
     [
         ({"datasets": {}}, "needs a file with data sets"),
-        ({"datasets": {"a/b": {"dataset_name": "x"}}}, "'a/b' is a folder too"),
+        ({"datasets": {"a/b": {"dataset_name": "x"}}}, "'a/b' is to be a folder too"),
         ({"datasets": {"a": {"label_column": "x"}}}, "a: must be such as {dataset_name"),
         ({"datasets": {"a": {"dataset_name": "x", "label_colum": "y"}}}, "Did .* 'label_column'"),
         ({"datasets": {"a": {"dataset_name": "x", "metric": "acuracy"}}}, "Did .* 'accuracy'"),
