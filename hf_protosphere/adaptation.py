@@ -8,6 +8,9 @@ is to the image (`--layer_decay`), or changed by low-rank adapters only (`--lora
 from __future__ import annotations
 
 import copy
+import math
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import timm.optim
@@ -54,6 +57,8 @@ def with_new_classes(
     ]:
         raise ValueError(f"the backbones differ: {', '.join(unexpected[:3])}.")
     known = classes_in_common(source.config, class_names)
+    if model.config.projection != source.config.projection:  # another space
+        return model
     rows, theirs = list(known), list(known.values())
     with torch.no_grad():
         if model.config.objective == source.config.objective == "cross_entropy":
@@ -155,8 +160,12 @@ def parameter_groups(
         return timm.optim.param_groups_weight_decay(
             model, weight_decay, no_weight_decay_list=no_decay
         )
-    backbone = model.protosphere.backbone
-    groups = timm.optim.param_groups_layer_decay(backbone, weight_decay, layer_decay=layer_decay)
+    layers: Any = model.protosphere.backbone
+    if not hasattr(layers, "group_matcher"):
+        layers = SimpleNamespace(
+            named_parameters=layers.named_parameters, group_matcher=lambda coarse: _depth
+        )
+    groups = timm.optim.param_groups_layer_decay(layers, weight_decay, layer_decay=layer_decay)
     for group in groups:
         group["lr"] = learning_rate * group["lr_scale"]
     of_backbone = {id(parameter) for group in groups for parameter in group["params"]}
@@ -166,6 +175,21 @@ def parameter_groups(
         rest = [p for p in group["params"] if id(p) not in of_backbone]
         groups.append({**group, "params": rest, "lr": learning_rate})
     return [group for group in groups if group["params"]]
+
+
+def _depth(name: str) -> tuple[float, ...]:
+    """Where a parameter of a transformers backbone is, for timm: smaller is nearer to the image.
+
+    Example:
+        >>> _depth("embeddings.cls_token"), _depth("layers.6.mlp.fc1.bias"), _depth("norm.weight")
+        ((-1.0,), (6.0,), (inf,))
+        >>> _depth("encoder.stages.2.layers.0.layer.1.weight")
+        (2.0, 0.0)
+    """
+    if name.startswith("embed"):
+        return (-1.0,)
+    numbers = re.findall(r"(?:stages|layers?|blocks?)\.(\d+)", name)[:2]
+    return tuple(map(float, numbers)) or (math.inf,)
 
 
 def count_parameters(model: nn.Module) -> int:

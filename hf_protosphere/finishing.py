@@ -70,7 +70,6 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
         print(f"\n{run.output_dir}: the model, {', '.join(written)}")
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return results
 
 

@@ -27,13 +27,15 @@ def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", 
     _refuse_missing_folder(name, flag)
     try:
         config, _ = PretrainedConfig.get_config_dict(name)
+        if not config:
+            raise OSError("it has no config.json.")
     except OSError as error:
         raise ArgumentError(
             f"{flag} {name} is no timm model, and no checkpoint either: {error}"
         ) from error
+    if "architecture" in config:  # transformers gives such a configuration a type of its own
+        return "timm"
     if "model_type" not in config:
-        if "architecture" in config:
-            return "timm"
         raise ArgumentError(
             f"{flag} {name} has a config.json that names neither a model type of transformers nor "
             "an architecture of timm."

@@ -21,11 +21,14 @@ def train_or_plan(arguments: TrainArguments) -> dict[str, Any]:
     return dry_run(arguments) if arguments.dry_run else train(arguments)
 
 
-def dry_run(arguments: TrainArguments) -> dict[str, Any]:
+def dry_run(arguments: TrainArguments, *, last: bool = True) -> dict[str, Any]:
     """Take two optimiser steps and print what the whole run would be, as `--dry_run` does.
 
     Every check of a run is made, but images are neither decoded all nor cached, so that even
     ImageNet answers in minutes; and the output folder is left alone.
+
+    Args:
+        last: as in `train`.
 
     Returns:
         {"parameters", "steps", "images_per_step", "images", "memory_bytes" (peak, of the device or,
@@ -67,7 +70,8 @@ def dry_run(arguments: TrainArguments) -> dict[str, Any]:
         f"  time             {plan['seconds_per_epoch']:,.0f} s an epoch, {plan['hours']:,.1f} h "
         "in all, at the pace of the second step"
     )
-    run.accelerator.end_training()
+    if last:
+        run.accelerator.end_training()
     return plan
 
 

@@ -58,12 +58,15 @@ from .transforms import TrainTransform, build_image_processor
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 
 
-def train(arguments: TrainArguments) -> dict[str, Any]:
+def train(arguments: TrainArguments, *, last: bool = True) -> dict[str, Any]:
     """Train as the arguments say; leaves a folder that `from_pretrained` and pipelines load.
 
     `output_dir` holds the model of the best epoch, metrics.jsonl (a line per measurement),
     results.json, pictures, arguments.yaml, environment.json (versions, commit, data, for every
     start), best/ and checkpoints/.
+
+    Args:
+        last: nothing else is trained in these processes: they part.
 
     Returns:
         What results.json holds: the final evaluation of each held-out split.
@@ -79,7 +82,13 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
         while not run.is_over:
             run.train_epoch(stop)
             run.finish_epoch()
-    return finish(run)
+    results = finish(run)
+    if last:
+        run.accelerator.end_training()
+    else:
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
+    return results
 
 
 class TrainingRun:

@@ -41,12 +41,15 @@ from .transforms import build_image_processor
 ROWS = "rows.jsonl"
 
 
-def finetune(arguments: FinetuneArguments) -> dict[str, Any]:
+def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, Any]:
     """Transfer a model to a data set, as `protosphere finetune` does.
 
     `mode` with all images leaves its model in `output_dir`, a run of training like any other.
     The modes of `compare` leave theirs in sub-folders, and comparison.json; few-shot models are
     measured, not kept. With --resume what is finished is not done again.
+
+    Args:
+        last: nothing else is trained in these processes: they part.
 
     Returns:
         {"rows": one for each mode, number of shots and trial, "summary": means over the trials}, as
@@ -62,7 +65,7 @@ def finetune(arguments: FinetuneArguments) -> dict[str, Any]:
         for mode in arguments.modes:
             print(f"\n{mode}:")
             if mode in TRAINED_MODES:
-                dry_run(job.training(mode))
+                dry_run(job.training(mode), last=False)
             else:
                 print("one pass over the images, nothing to plan")
         return {}
@@ -76,6 +79,8 @@ def finetune(arguments: FinetuneArguments) -> dict[str, Any]:
         print(format_summary(summary))
         if len(arguments.shot_counts) > 1:
             plot_shots(summary, job.folder / "shots.png")
+    if last:
+        job.accelerator.end_training()
     return {"rows": rows, "summary": summary}
 
 
@@ -86,9 +91,11 @@ class Transfer:
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
+        self.processes = 1  # until they are known
         self.is_single = arguments.compare is None and not arguments.shot_counts
         any_mode = self.training(arguments.modes[0])
         self.accelerator = build_accelerator(any_mode)
+        self.processes = self.accelerator.num_processes
         with main_process_first(self.accelerator):
             self.images = load_training_data(any_mode)
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
@@ -140,8 +147,9 @@ class Transfer:
         if shots is not None:
             counts = self.images.class_counts("train")
             images = sum(min(count, shots) for count in counts)
-            batch_size = min(arguments.batch_size, images)
-            steps = max(1, images // (batch_size * arguments.gradient_accumulation_steps))
+            batches = arguments.gradient_accumulation_steps * self.processes  # of a step
+            batch_size = max(1, min(arguments.batch_size, images // batches))
+            steps = max(1, images // (batch_size * batches))
             epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
             options |= {
                 "output_dir": str(self.folder / "trials" / f"{mode}-{shots}-{trial}"),
@@ -152,13 +160,19 @@ class Transfer:
                 "early_stopping_patience": None, "nc_every": 0, "nc_train_samples": 0,
                 "pictures": False,
             }  # fmt: skip
+        if arguments.learning_rate is None and mode in ("full", "layerwise"):
+            # A tenth of training's default: what the network knows shall not be washed away.
+            batches = arguments.gradient_accumulation_steps * self.processes
+            images = options.get("batch_size", arguments.batch_size) * batches
+            sgd = arguments.optimizer == "sgd"
+            options["learning_rate"] = 0.01 * images / 256 if sgd else 1e-4
         return arguments.training(mode, **options)
 
     def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         training = self.training(mode, shots, trial)
         if self.accelerator.is_main_process:
             print(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
-        results = train(training)
+        results = train(training, last=False)
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:
             shutil.rmtree(training.output_dir)

@@ -137,11 +137,6 @@ class FinetuneArguments(
             "layerwise": {"layer_decay": self.decay},
             "lora": {"lora_rank": self.rank},
         }.get(mode, {})
-        if self.learning_rate is None and mode in ("full", "layerwise"):
-            # A tenth of training's default: what the network knows shall not be washed away.
-            images_per_step = self.batch_size * self.gradient_accumulation_steps
-            sgd = 0.01 * images_per_step / 256
-            shared["learning_rate"] = sgd if self.optimizer == "sgd" else 1e-4
         return TrainArguments(**{**shared, **adaptation, "imprint": True, **more})
 
 

@@ -100,6 +100,7 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         if any(row["improvement"] is not None for row in results["rows"]):
             plot_improvements(results, folder / "improvements.png")
+    state.destroy_process_group()
     if failures:
         models: dict[tuple[str, str], list[str]] = {}  # that failed alike
         for (dataset, model), reason in failures.items():
@@ -143,7 +144,7 @@ def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:
     failures = {}
     for entry in entries:
         try:
-            finetune(entry.arguments)
+            finetune(entry.arguments, last=False)
         except TrainingInterrupted:
             raise
         except DataError as error:  # the same for every model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,19 @@ KNOWN = ("airplane", "automobile", "bird", "cat", "deer", "dog")
 SEEDS = (0, 1, 2)
 VALIDATION_PER_CLASS, TEST_PER_CLASS = 150, 500
 
-_SCL = {"objective": "scl", "projection": "mlp", "projection_dim": 128}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "cross_entropy": {"objective": "cross_entropy"},
     "normface": {"objective": "normface"},
     "ntce": {"objective": "ntce"},
     "nonl": {"objective": "nonl"},
     "simplex_etf": {"objective": "normface", "prototypes": "simplex_etf"},
-    "scl": _SCL,
+    "scl": {"objective": "scl", "projection": "mlp", "projection_dim": 128},
 }
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained. The default takes two CPU cores; --gpu is for a CUDA device."""
+    """How much is trained."""
 
     backbone: str = "test_resnet"
     small_images: bool = False
@@ -42,9 +42,11 @@ class Scale:
     long_tailed_epochs: int = 40
     batch_size: int = 128
     mixed_precision: str = "no"
+    transfer_epochs: int = 3
 
 
-ON_GPU = Scale("resnet18", True, 4850, 100, 100, 256, "bf16")
+CPU = Scale()
+GPU = Scale("resnet18", True, 4850, 100, 100, 256, "bf16", transfer_epochs=20)
 
 
 def prepare_data(dataset_name: str, folder: Path, scale: Scale) -> dict[str, Path]:
@@ -96,9 +98,8 @@ def _splits(images: Any, names: list[str], scale: Scale) -> dict[str, datasets.D
     }
 
 
-def arguments_of(
-    objective: str, seed: int, data: Path, folder: Path, scale: Scale, *, long_tailed: bool
-) -> TrainArguments:
+def _arguments(network: Network, data: Path, folder: Path, scale: Scale) -> TrainArguments:
+    objective, seed, long_tailed = network.objective, network.seed, network.long_tailed
     more: dict[str, Any] = {}
     if long_tailed:
         more = {"imbalance": "exp", "imbalance_factor": 0.01}
@@ -115,22 +116,36 @@ def arguments_of(
     )  # fmt: skip
 
 
-def train_networks(data: Path, output_dir: Path, scale: Scale, seeds: tuple[int, ...]) -> None:
-    """Every network that is not finished yet; each goes on where it was stopped."""
-    for seed in seeds:
-        for long_tailed in (False, True):
-            for objective in OBJECTIVES:
-                folder = network_folder(output_dir, objective, seed, long_tailed)
-                if (folder / "results.json").exists():
-                    continue
-                print(f"training {folder}", flush=True)
-                arguments = arguments_of(
-                    objective, seed, data, folder, scale, long_tailed=long_tailed
-                )
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with folder.with_suffix(".log").open("a") as log, redirect_stdout(log):
-                    train(arguments)
+@dataclass(frozen=True)
+class Network:
+    """One that is trained on the known classes."""
+
+    objective: str
+    seed: int
+    long_tailed: bool = False
+
+    def folder(self, output_dir: Path) -> Path:
+        kind = "long_tailed" if self.long_tailed else "balanced"
+        return output_dir / kind / f"{self.objective}-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.objective}{', long-tailed' * self.long_tailed}, seed {self.seed}"
 
 
-def network_folder(output_dir: Path, objective: str, seed: int, long_tailed: bool = False) -> Path:
-    return output_dir / ("long_tailed" if long_tailed else "balanced") / f"{objective}-{seed}"
+def networks_to_train(output_dir: Path, seeds: Sequence[int]) -> list[Network]:
+    """Those that are not finished yet."""
+    networks = [
+        Network(objective, seed, long_tailed)
+        for seed in seeds
+        for long_tailed in (False, True)
+        for objective in OBJECTIVES
+    ]
+    return [n for n in networks if not (n.folder(output_dir) / "results.json").exists()]
+
+
+def train_network(data: Path, output_dir: Path, scale: Scale, network: Network) -> None:
+    """Train it, from where it was stopped if it was."""
+    folder = network.folder(output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        train(_arguments(network, data, folder, scale))
