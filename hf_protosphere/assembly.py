@@ -103,8 +103,9 @@ def _build_model(
             return ProtoSphereForImageClassification.from_backbone(arguments.backbone, **config)
         config = ProtoSphereConfig(backbone=arguments.backbone, **config)
         return ProtoSphereForImageClassification(config)
-    except (ValueError, TypeError) as error:
-        # TypeError: an option that the backbone does not know.
+    except (OSError, ValueError, TypeError) as error:
+        # OSError: weights that cannot be downloaded. TypeError: an option that the backbone does
+        # not know.
         raise ArgumentError(f"the model cannot be built: {error}") from error
 
 

@@ -190,8 +190,8 @@ def refuse_changed_transfer(folder: Path, arguments: Any) -> None:
         ArgumentError: naming what differs from the transfer in the folder and would change rows.
     """
     file = folder / "transfer.yaml"
-    of_a_step = {"batch_size", "gradient_accumulation_steps"}
-    may_differ = MAY_DIFFER_ON_RESUME - of_a_step | MAY_DIFFER_BETWEEN_ROWS
+    of_a_row = {"batch_size", "gradient_accumulation_steps", "probe_epochs"}
+    may_differ = MAY_DIFFER_ON_RESUME - of_a_row | MAY_DIFFER_BETWEEN_ROWS
     if file.exists() and (changed := _changed(file, arguments, may_differ)):
         raise ArgumentError(
             f"--resume continues the transfer in {folder} as it was, but {'; '.join(changed)}. "

@@ -98,6 +98,16 @@ _COMMANDS = (
         "without, by probes, nearest neighbours or the class means; compare them, few-shot too.",
     ),
     Command(
+        "transfer-suite",
+        "transfer_suite_arguments.TransferSuiteArguments",
+        "transfer_suite.transfer_suite",
+        "transfer several models to several data sets: one table, over a baseline",
+        "Transfer several models to several data sets, as `protosphere finetune` does, into one "
+        "table with means and relative improvements over a baseline. The YAML file says which. The "
+        "same command goes on after an interruption, and tries again what could not be loaded.",
+        positional=("--config",),
+    ),
+    Command(
         "add-class",
         "transfer_arguments.AddClassArguments",
         "class_addition.add_class",
@@ -183,7 +193,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {c.name: c for c in _COMMA
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {c.name:<10} {c.summary}" for c in _COMMANDS)
+    commands = "\n".join(f"  {c.name:<14} {c.summary}" for c in _COMMANDS)
     return f"""usage: protosphere COMMAND [--help] [arguments]
 
 Image classifiers with class prototypes on the hypersphere.

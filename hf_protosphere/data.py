@@ -21,7 +21,10 @@ from datasets import (
     Image,
     IterableDataset,
     IterableDatasetDict,
+    concatenate_datasets,
 )
+from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import httpx
 from PIL import Image as PILImage
 
 from .columns import find_image_column, find_label_column, two_columns
@@ -121,6 +124,7 @@ def load_image_dataset(
         dataset_name: a Hub id, a folder of Parquet files, a folder of images (one sub-folder per
             class), a .parquet file, or a folder written by `save_to_disk`.
         image_column, label_column: found by feature type, then by name, when None.
+        train_split: several, joined by "+" as in "train+validation", are one.
         validation_split: when None, one called validation, valid, val or dev; else a share of
             `validation_fraction` of each class of the training split. The test split is never
             validated on.
@@ -136,6 +140,8 @@ def load_image_dataset(
         DataError: naming the flag, what was found, and the way out.
     """
     loaded = load_splits(dataset_name, dataset_config, revision, streaming)
+    if "+" in train_split:
+        loaded = _with_joined(loaded, train_split)
     sources = _choose_splits(loaded, train_split, validation_split, test_split, need_train)
     chosen = {role: loaded[name] for role, name in sources.items()}
     first = next(iter(chosen.values()))
@@ -231,7 +237,7 @@ def load_splits(
             "Parquet version of it (see its page on the Hub), or a folder of images with one "
             "sub-folder per class."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError, httpx.HTTPError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -240,6 +246,25 @@ def load_splits(
             "folder of images with one sub-folder per class."
         ) from error
     return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
+
+
+def _with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
+    """The splits, with those that the name joins by "+" as one, called like this."""
+    if isinstance(loaded, IterableDatasetDict):
+        raise DataError(
+            f"--train_split {name}: --streaming reads one split: leave it out, or name one."
+        )
+    parts = name.split("+")
+    if missing := [part for part in parts if part not in loaded]:
+        raise DataError(
+            f"--train_split {name}: the data set has no {missing[0]}, but {', '.join(loaded)}."
+        )
+    try:
+        joined = concatenate_datasets([loaded[part] for part in parts])
+    except ValueError as error:
+        raise DataError(f"--train_split {name}: {error}") from error
+    others = {split: images for split, images in loaded.items() if split not in parts}
+    return DatasetDict({name: joined, **others})
 
 
 def _choose_splits(

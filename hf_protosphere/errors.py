@@ -33,6 +33,10 @@ class ReleaseError(UserError):
     """Some models of a release could not be trained or published; all others were."""
 
 
+class SuiteError(UserError):
+    """Some transfers of a suite could not be done; all others were."""
+
+
 class TrainingInterrupted(UserError):
     """Training was asked to stop by a signal, and has written a checkpoint to resume from."""
 

@@ -9,12 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
 
 from .checkpoints import writable_folder
 from .comparison import overall_collapse
@@ -25,6 +21,7 @@ from .release_rows import FINISHED, MISSING, TO_RESUME, Row, matrix
 from .reporting import format_table
 from .runs import FinishedRun
 from .sharing_arguments import PublishArguments, ReleaseArguments
+from .stopping import interruptions
 
 
 def release(arguments: ReleaseArguments) -> None:
@@ -56,7 +53,7 @@ def release(arguments: ReleaseArguments) -> None:
     writable_folder(arguments.output_dir, "--output_dir")
     failures: dict[str, str] = {}
     try:
-        with _interruptions():
+        with interruptions():
             for _, group in groupby(rows, key=lambda row: row.recipe):
                 siblings = list(group)
                 wanted = [row for row in siblings if row in selected]
@@ -150,21 +147,6 @@ def _publish_arguments(
         license=arguments.license,
         compare_with=[str(other.folder) for other in siblings if other is not row],
     )
-
-
-@contextmanager
-def _interruptions() -> Iterator[None]:
-    """SIGINT and SIGTERM as KeyboardInterrupt, with their number."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt(number)
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 def _print_plan(

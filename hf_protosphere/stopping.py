@@ -54,3 +54,18 @@ def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """SIGINT and SIGTERM as KeyboardInterrupt, with their number, at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -40,12 +41,15 @@ from .transforms import build_image_processor
 ROWS = "rows.jsonl"
 
 
-def finetune(arguments: FinetuneArguments) -> dict[str, Any]:
+def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, Any]:
     """Transfer a model to a data set, as `protosphere finetune` does.
 
-    One mode with all images leaves its model in `output_dir`, a run of training like any other.
-    Several leave theirs in sub-folders, and comparison.json; few-shot models are measured, not
-    kept. With --resume what is finished is not done again.
+    `mode` with all images leaves its model in `output_dir`, a run of training like any other.
+    The modes of `compare` leave theirs in sub-folders, and comparison.json; few-shot models are
+    measured, not kept. With --resume what is finished is not done again.
+
+    Args:
+        last: nothing else is trained in these processes: they part.
 
     Returns:
         {"rows": one for each mode, number of shots and trial, "summary": means over the trials}, as
@@ -75,7 +79,8 @@ def finetune(arguments: FinetuneArguments) -> dict[str, Any]:
         print(format_summary(summary))
         if len(arguments.shot_counts) > 1:
             plot_shots(summary, job.folder / "shots.png")
-    job.accelerator.end_training()
+    if last:
+        job.accelerator.end_training()
     return {"rows": rows, "summary": summary}
 
 
@@ -87,7 +92,7 @@ class Transfer:
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
         self.processes = 1  # until they are known
-        self.is_single = len(arguments.modes) == 1 and not arguments.shot_counts
+        self.is_single = arguments.compare is None and not arguments.shot_counts
         any_mode = self.training(arguments.modes[0])
         self.accelerator = build_accelerator(any_mode)
         self.processes = self.accelerator.num_processes
@@ -111,7 +116,12 @@ class Transfer:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each mode, number of shots and trial; written down as they come."""
-        done = {} if self.is_single else self._rows_on_disk()
+        done = {} if self.is_single else rows_on_disk(self.folder)
+        if done and self.accelerator.is_main_process:
+            # Without what was cut short at its end: the next row would be written behind it.
+            whole = self.folder / f"{ROWS}.unfinished"
+            whole.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+            os.replace(whole, self.folder / ROWS)
         for mode in self.arguments.modes:
             for shots in self.arguments.shot_counts or [None]:
                 for trial in range(self.arguments.trials if shots else 1):
@@ -215,16 +225,18 @@ class Transfer:
             "trainable_parameters": classifier.parameters,
         }
 
-    def _rows_on_disk(self) -> dict[tuple[str, int | None, int], dict[str, Any]]:
-        path = self.folder / ROWS
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last was cut short
-        rows = [json.loads(line) for line in lines]
-        return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
-
     def _write(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process and not self.is_single:
             with (self.folder / ROWS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:
+    """The finished rows of a transfer with --compare or --shots: by mode, shots and trial."""
+    path = folder / ROWS
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last was cut short
+    rows = [json.loads(line) for line in lines]
+    return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -229,11 +229,35 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot be loaded"):
         load_image_dataset(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "train.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_image_dataset(str(tmp_path / "empty"))
     script = tmp_path / "scripted"
     script.mkdir()
     (script / "scripted.py").write_text("import datasets\n")
     with pytest.raises(DataError, match=r"Parquet|folder of images"):
         load_image_dataset(str(script))
+
+
+def test_splits_are_joined_to_train_on_both(tmp_path):
+    cats_and_dogs = {"cat": 4, "dog": 3}
+    folder = image_folder(
+        tmp_path / "three", train=cats_and_dogs, validation=cats_and_dogs, test=cats_and_dogs
+    )
+    data = load_image_dataset(
+        str(folder), train_split="train+validation", validation_fraction=0, check_images=False
+    )
+    assert {role: len(split) for role, split in data.splits.items()} == {"train": 14, "test": 7}
+    assert data.class_counts("train") == [8, 6]
+    assert data.sources["train"] == "train+validation"
+    with pytest.raises(DataError, match=r"train\+val: .* has no val, but train, validation, test"):
+        load_image_dataset(str(folder), train_split="train+val")
+    with pytest.raises(DataError, match=r"--streaming reads one split"):
+        load_image_dataset(str(folder), train_split="train+validation", streaming=True)
+    other = image_folder(tmp_path / "other", train=cats_and_dogs, validation={"cat": 2, "emu": 2})
+    joined = load_image_dataset(str(other), train_split="train+validation", validation_fraction=0)
+    assert joined.label_names == ["cat", "dog", "emu"]
+    assert joined.class_counts("train") == [6, 3, 2]
 
 
 def test_missing_splits_are_named(digits_folder, tmp_path):
