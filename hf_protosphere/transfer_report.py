@@ -116,6 +116,8 @@ def plot_shots(summary: Sequence[Row], picture: Path) -> None:
     axes.set_xticks(shots, [str(count) for count in shots])
     axes.minorticks_off()
     axes.set(xlabel="training images of each class", ylabel="accuracy (%)")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, 0), min(top, 100))  # of few trials, intervals go beyond
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(picture, dpi=150)
