@@ -63,7 +63,7 @@ def test_a_long_tailed_training_shows_and_saves_its_counts(digits_folder, tmp_pa
     arguments = TrainArguments(
         dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=1,
         backbone="test_resnet", batch_size=8, num_workers=0, report_to=["none"],
-        imbalance="exp", imbalance_factor=0.1,
+        imbalance="exp", imbalance_factor=0.1, pictures=False,
     )  # fmt: skip
     results = train(arguments)
     assert results["train_counts"] == {"digit_0": 36, "digit_1": 11, "digit_2": 3}

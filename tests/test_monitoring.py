@@ -55,6 +55,7 @@ def arguments(digits_folder, tmp_path):
             "dataset_name": str(digits_folder), "output_dir": str(tmp_path / "run"),
             "backbone": "test_resnet", "epochs": 2, "batch_size": 16, "optimizer": "adamw",
             "augmentation": "crop", "num_workers": 0, "report_to": ["none"],
+            "pictures": False,
         }  # fmt: skip
         return TrainArguments(**defaults | kwargs)
 
@@ -62,7 +63,9 @@ def arguments(digits_folder, tmp_path):
 
 
 def test_steps_and_epochs_on_both_splits(arguments, tmp_path):
-    results = train(arguments(nc_every=2, nc_every_steps=4, nc_train_samples=21, nc_target=20))
+    results = train(
+        arguments(nc_every=2, nc_every_steps=4, nc_train_samples=21, nc_target=20, pictures=True)
+    )
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     # 108 training images: 6 steps in an epoch
     measured = [r["step"] for r in records if "validation_neural_collapse" in r]

@@ -46,7 +46,7 @@ def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path
         dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=2,
         backbone="test_resnet", batch_size=16, num_workers=0, report_to=["none"], objective="scl",
         projection="mlp", projection_dim=16, linear_probe=True, normalized_linear_probe=True,
-        probe_epochs=20, optimizer="adamw",
+        probe_epochs=20, optimizer="adamw", pictures=False,
     )  # fmt: skip
     results = train(arguments)
     classifiers = results["classifiers"]
@@ -62,6 +62,7 @@ def test_a_finished_run_is_probed_by_resuming_it(digits_folder, tmp_path):
         arguments = {
             "dataset_name": str(digits_folder), "output_dir": str(tmp_path / "run"), "epochs": 1,
             "backbone": "test_resnet", "batch_size": 16, "num_workers": 0, "report_to": ["none"],
+            "pictures": False,
         }  # fmt: skip
         return train(TrainArguments(**arguments, **options))
 

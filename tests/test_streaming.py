@@ -38,7 +38,7 @@ def arguments(folder, **options):
     defaults = {
         "dataset_name": str(folder), "streaming": True, "validation_split": "test",
         "num_train_images": 120, "batch_size": 8, "num_workers": 0, "augmentation": "none",
-        "horizontal_flip": False, "shuffle_buffer": 50, "report_to": "none",
+        "horizontal_flip": False, "shuffle_buffer": 50, "report_to": "none", "pictures": False,
     }  # fmt: skip
     return TrainArguments(**defaults | options)
 

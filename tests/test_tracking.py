@@ -12,7 +12,7 @@ def run(digits_folder, folder, **options):
     defaults = {
         "dataset_name": str(digits_folder), "output_dir": str(folder / "digits-7"),
         "backbone": "test_resnet", "epochs": 2, "batch_size": 32, "num_workers": 0, "nc_every": 0,
-        "project": "collapse",
+        "project": "collapse", "pictures": False,
     }  # fmt: skip
     return train(TrainArguments(**defaults | options))
 

@@ -32,6 +32,7 @@ def arguments(digits_folder, tmp_path):
             "horizontal_flip": False,
             "num_workers": 0,
             "report_to": ["none"],
+            "pictures": False,
         }
         return TrainArguments(**{**defaults, **kwargs})
 
@@ -40,7 +41,13 @@ def arguments(digits_folder, tmp_path):
 
 def test_a_run_leaves_a_model_anyone_can_load_and_a_record(arguments, tmp_path):
     results = train(
-        arguments(epochs=12, batch_size=16, validation_fraction=0.2, report_to=["tensorboard"])
+        arguments(
+            epochs=12,
+            batch_size=16,
+            validation_fraction=0.2,
+            report_to=["tensorboard"],
+            pictures=True,
+        )
     )
     run = tmp_path / "run"
     assert json.loads((run / "results.json").read_text()) == results
