@@ -91,7 +91,7 @@ class CorruptedImages(Dataset):
         image = item["pixel_values"].permute(1, 2, 0).numpy()  # (S, S, 3)
         seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0])
         corrupted = corrupt(image, self.corruption, self.severity, seed=seed)
-        return item | {"pixel_values": torch.from_numpy(corrupted).permute(2, 0, 1)}
+        return item | {"pixel_values": torch.tensor(corrupted).permute(2, 0, 1)}
 
 
 def fitted(

@@ -67,7 +67,7 @@ class TransferArguments:
 
 @dataclass(kw_only=True)
 class FinetuneArguments(
-    TransferArguments, RunArguments, OptimizationArguments, SplitArguments, DataArguments
+    RunArguments, OptimizationArguments, SplitArguments, DataArguments, TransferArguments
 ):
     """A transfer, or several to compare. Invalid values raise `ArgumentError` at once.
 

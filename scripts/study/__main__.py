@@ -12,7 +12,6 @@ was stopped, also when it was killed.
 import argparse
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ import torch
 
 from .measuring import measure, measure_row, rows_to_measure
 from .report import write_report
-from .training import CPU, GPU, SEEDS, networks_to_train, prepare_data, train_network
+from .training import CPU, GPU, SEEDS, networks_to_train, prepare_data, start_worker, train_network
 
 SCALES = {"cpu": CPU, "gpu": GPU}
 
@@ -34,7 +33,7 @@ def main() -> None:
     data = prepare_data(a.dataset_name, a.output_dir / "data", scale)
     seeds = SEEDS[: a.seeds]
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(a.jobs, context, _start_worker, (a.jobs,))
+    pool = ProcessPoolExecutor(a.jobs, context, start_worker, (a.jobs,))
 
     def run(job: Callable[..., None], things: Sequence[Any], folders: Any) -> None:
         tasks = [pool.submit(job, folders, a.output_dir, scale, thing) for thing in things]
@@ -65,12 +64,6 @@ def _arguments() -> argparse.Namespace:
     jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     add("--jobs", type=int, default=jobs, help="Rows at a time. By default one for each core.")
     return parser.parse_args()
-
-
-def _start_worker(jobs: int) -> None:
-    # The parent tells them to end; each would otherwise print a traceback of its own.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 if __name__ == "__main__":

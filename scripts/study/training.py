@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.data import balanced_sample, load_image_dataset
@@ -149,3 +152,10 @@ def train_network(data: Path, output_dir: Path, scale: Scale, network: Network) 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         train(_arguments(network, data, folder, scale))
+
+
+def start_worker(jobs: int) -> None:
+    """In each process of the pool. (Not in __main__, which a new process does not find.)"""
+    # The parent tells them to end; each would otherwise print a traceback of its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
