@@ -20,6 +20,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(digits_folder, tmp_path):
     torch.manual_seed(0)
     names = {i: f"digit_{i}" for i in range(3)}

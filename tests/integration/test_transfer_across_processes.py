@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
+@pytest.mark.slow
 def test_two_processes_transfer_as_one_does(digits_folder, tmp_path):
     torch.manual_seed(0)
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=2)
