@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from .prototypes import class_means
@@ -197,12 +197,13 @@ class EditableClasses:
     @torch.no_grad()
     def _replace_head(self, rows: Tensor, names: list[str]) -> None:
         """Rows (K, D) become the prototypes as they are: scaling them again could change a bit."""
-        if self.config.prototypes == "simplex_etf":  # of other classes they are none
-            self.config.prototypes = "class_means"
+        if self.config.prototypes == "simplex_etf":  # with other classes they are none
+            self.config.prototypes = "learned"
         head = type(self.head)(len(names), rows.shape[1], self.config.prototypes)
         head.to(device=rows.device, dtype=rows.dtype)
         head.weight.copy_(rows)
-        head.weight.requires_grad_(self.head.weight.requires_grad)
+        if isinstance(self.head.weight, nn.Parameter):
+            head.weight.requires_grad_(self.head.weight.requires_grad)
         self.head = head
         self.config.id2label = dict(enumerate(names))
         self.config.false_rejection_rate = None  # measured for the classes as they were

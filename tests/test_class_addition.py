@@ -107,6 +107,16 @@ def test_in_place_with_the_centre_of_learned_prototypes(make_run, letters, proto
     assert set(answer.angles) == {*NAMES, "A"}
 
 
+def test_a_second_class_beside_a_fixed_frame_is_centred_too(make_run, letters):
+    run = make_run(prototypes="simplex_etf")
+    centre = Snapshot.load(run.folder / SNAPSHOT).center
+    for letter in "AB":
+        add_class(arguments(run.folder, name=letter, images=[str(letters / letter)]))
+    model, _ = load_classifier(str(run.folder))
+    expected = F.normalize(mean_embedding(run, (letters / "B").iterdir()) - centre, dim=0)
+    torch.testing.assert_close(model.prototypes[4].detach(), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_files_and_folders_by_the_command_into_another_folder(make_run, letters, tmp_path, capsys):
     run, more = make_run(), tmp_path / "more"
     before = contents(run.folder)

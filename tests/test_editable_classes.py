@@ -98,7 +98,7 @@ def test_images_by_the_checkpoints_processor_saved_and_loaded(tmp_path):
     model.save_pretrained(tmp_path / "more")
     again = ProtoSphereForImageClassification.from_pretrained(tmp_path / "more")
     assert torch.equal(logits_of(again, pixels), logits_of(model, pixels))
-    assert again.config.prototypes == "class_means"  # no simplex ETF any more
+    assert again.config.prototypes == "learned"  # no simplex ETF any more
     assert again.config.id2label[3] == "noise"
 
 
