@@ -17,21 +17,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .checkpoints import MetricsLog, read_metrics
 from .errors import ArgumentError
-from .metrics import NeuralCollapse
-from .monitoring import Stopwatch, first_reached
-from .pictures import TRAINER_RECORDS, draw_run
-from .plots import COLLAPSE
-from .snapshots import FILE_NAME as SNAPSHOT
-from .snapshots import SnapshotCollector
+from .metrics.monitoring import COLLAPSE, Stopwatch, first_reached
+from .metrics.neural_collapse import NeuralCollapse
+from .metrics.snapshot import SnapshotCollector
+from .runs.metrics_log import MetricsLog, read_metrics
+from .runs.plot import TRAINER_RECORDS, draw_run
+from .runs.snapshots import SNAPSHOT, save_snapshot
 
 
 class NeuralCollapseCallback(TrainerCallback):
     """Measures neural collapse while a `transformers.Trainer` trains.
 
     It looks at a fixed sample of the training set and at the whole evaluation set: before the first
-    step, so that what cannot work is said at once, and then every so often. The figures go to the
+    step, so that what cannot work is said at once, and then every so often. The metrics go to the
     Trainer's log, and so to its trackers, as "train_neural_collapse/nc1_cdnv" and
     "eval_neural_collapse/...", with the share of the time that they took; and to
     neural_collapse.jsonl in its output folder. When training ends pictures are drawn beside it,
@@ -91,7 +90,7 @@ class NeuralCollapseCallback(TrainerCallback):
 
     @property
     def first_reached(self) -> dict[str, dict[str, dict[str, float]]]:
-        """{"eval": {"nc1_cdnv": {"step": 120, "epoch": 4.0}}}: when each figure first attained
+        """{"eval": {"nc1_cdnv": {"step": 120, "epoch": 4.0}}}: when each metric first attained
         `target` per cent of its optimum."""
         return first_reached(self.records, self.target)
 
@@ -136,7 +135,7 @@ class NeuralCollapseCallback(TrainerCallback):
         if state.is_world_process_zero:
             names = self.class_names or self._classifier.class_names
             folder = Path(args.output_dir)
-            collector.snapshot(names, split).save(folder / SNAPSHOT)
+            save_snapshot(collector.snapshot(names, split), folder / SNAPSHOT)
             draw_run(folder, target=self.target)
 
     # Measuring
@@ -170,10 +169,10 @@ class NeuralCollapseCallback(TrainerCallback):
         logs: dict[str, float] = {}
         with self.stopwatch:
             for split, dataset in self._datasets.items():
-                figures = self._figures(dataset)
-                record[split + COLLAPSE] = figures
-                numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
-                numbers["attained/overall"] = figures["attained"]["overall"]
+                metrics = self._metrics(dataset)
+                record[split + COLLAPSE] = metrics
+                numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
+                numbers["attained/overall"] = metrics["attained"]["overall"]
                 logs |= {f"{split}{COLLAPSE}/{name}": value for name, value in numbers.items()}
         self.records.append(record)
         if state.is_world_process_zero:
@@ -181,7 +180,7 @@ class NeuralCollapseCallback(TrainerCallback):
         share = self.stopwatch.seconds / (time.perf_counter() - self._started)
         self.trainer.log(logs | {"neural_collapse_share_of_time": share})
 
-    def _figures(self, dataset: Dataset) -> dict[str, Any]:
+    def _metrics(self, dataset: Dataset) -> dict[str, Any]:
         prototypes, accelerator = self._classifier.prototypes, self.trainer.accelerator
         metric = NeuralCollapse(*prototypes.shape).to(prototypes.device)
         share = slice(accelerator.process_index, None, accelerator.num_processes)

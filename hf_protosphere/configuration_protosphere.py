@@ -100,6 +100,16 @@ class ProtoSphereConfig(PretrainedConfig):
         self.image_std = list(self.image_std or (IMAGENET_STD if color else [0.5]))
         self._check()
 
+    @property
+    def class_names(self) -> list[str]:
+        """Of the K classes, in their order."""
+        return [self.id2label[i] for i in range(self.num_labels)]
+
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether classes are prototypes on the sphere; a cross-entropy model has a linear head."""
+        return self.objective != "cross_entropy"
+
     def forget_calibration(self) -> None:
         """For a model that changes: its threshold and temperature are those of what it was."""
         self.rejection_threshold = self.false_rejection_rate = None

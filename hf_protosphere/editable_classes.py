@@ -98,7 +98,7 @@ class EditableClasses:
             means = (totals * means + shrinkage * told) / (totals + shrinkage)
         prototypes = class_means(means, torch.arange(len(names)).to(means.device), group="local")
         rows = torch.cat([self.head.weight, prototypes.to(self.head.weight)])
-        self._replace_head(rows, [*self._class_names(), *names])
+        self._replace_head(rows, [*self.config.class_names, *names])
         return unshifted
 
     def remove_classes(self, names: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ class EditableClasses:
         kept = [i for i in range(self.config.num_labels) if i not in gone]
         if len(kept) < 2:
             raise ValueError(f"a classifier has at least two classes, but {len(kept)} would stay.")
-        every = self._class_names()
+        every = self.config.class_names
         self._replace_head(self.head.weight[kept], [every[i] for i in kept])
 
     @torch.no_grad()
@@ -131,8 +131,8 @@ class EditableClasses:
         groups = {new: self._indices(old) for new, old in merged.items()}
         members = [i for indices in groups.values() for i in indices]
         if twice := [i for i, count in Counter(members).items() if count > 1]:
-            raise ValueError(f"class {self._class_names()[twice[0]]!r} is merged twice.")
-        rows, names = self.head.weight.detach().clone(), self._class_names()
+            raise ValueError(f"class {self.config.class_names[twice[0]]!r} is merged twice.")
+        rows, names = self.head.weight.detach().clone(), self.config.class_names
         for new, indices in groups.items():
             rows[indices[0]] = class_means(
                 self.prototypes[indices], torch.zeros_like(torch.tensor(indices)).to(rows.device),
@@ -177,21 +177,18 @@ class EditableClasses:
             yield pixels, torch.tensor(labels)
 
     def _require_prototypes(self, method: str) -> None:
-        if self.config.objective == "cross_entropy":
+        if not self.config.has_prototypes:
             raise ValueError(
                 f"{method} needs prototypes, but a cross_entropy model has a linear head: make a "
                 "prototype classifier of it by `protosphere finetune --mode prototypes`."
             )
-
-    def _class_names(self) -> list[str]:
-        return [self.config.id2label[i] for i in range(self.config.num_labels)]
 
     def _indices(self, names: Sequence[str]) -> list[int]:
         if isinstance(names, str) or not names:
             raise ValueError(f"expected a list of names of classes, but got {names!r}.")
         for name in names:
             if name not in self.config.label2id:
-                raise ValueError(f"the model has no class {name!r}, but {self._class_names()}.")
+                raise ValueError(f"the model has no class {name!r}, but {self.config.class_names}.")
         return [self.config.label2id[name] for name in names]
 
     @torch.no_grad()

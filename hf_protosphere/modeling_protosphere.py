@@ -239,7 +239,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             raise ValueError(f"num_labels must be at least 2, but got {config.num_labels}.")
         self.protosphere = ProtoSphereModel(config)
         dim = self.protosphere.embedding_dim
-        if config.objective == "cross_entropy":
+        if not config.has_prototypes:
             self.classifier = nn.Linear(dim, config.num_labels)
             self.classifier.is_projection_or_head = True
         else:
@@ -251,7 +251,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     @property
     def prototypes(self) -> Tensor:
         """(K, D), unit norm; of a cross-entropy model, the directions of its linear head."""
-        if self.config.objective == "cross_entropy":
+        if not self.config.has_prototypes:
             return F.normalize(self.classifier.weight.float(), dim=-1)
         return self.head.prototypes
 
@@ -266,7 +266,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         Raises:
             ValueError: another shape, zero or non-finite rows, or a cross-entropy model.
         """
-        if self.config.objective == "cross_entropy":
+        if not self.config.has_prototypes:
             raise ValueError(
                 "a cross_entropy model has a linear head, no prototypes: build the model with "
                 "another objective, or classify by `embeddings @ prototypes.T` yourself."
@@ -299,7 +299,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         output = self.protosphere(pixel_values, return_dict=True)
         embeddings = output.embeddings  # (M[, V], D)
         with full_precision(embeddings):
-            if self.config.objective == "cross_entropy":
+            if not self.config.has_prototypes:
                 logits = F.linear(
                     output.projected.to(embeddings.dtype),
                     self.classifier.weight.to(embeddings.dtype),
@@ -333,7 +333,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if embeddings.dim() == 3:  # views: each one is an instance of its class
             labels = labels.repeat_interleave(embeddings.shape[1])
             embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
-        if objective == "cross_entropy":
+        if not self.config.has_prototypes:
             return F.cross_entropy(logits, labels)
         loss = PROTOTYPE_LOSSES[objective]
         return loss(embeddings, self.head.weight, labels, temperature, group=group)

@@ -26,9 +26,9 @@ from scipy.optimize import OptimizeResult
 from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
-from hf_protosphere.class_statistics import class_statistics
 from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
-from hf_protosphere.plots import COLORS, STYLES, new_figure
+from hf_protosphere.metrics.class_statistics import class_statistics
+from hf_protosphere.plots.style import COLORS, STYLES, new_figure
 from hf_protosphere.prototypes import class_means
 
 LBFGS_STEPS, ADAM_STEPS, ADAM_LEARNING_RATE = 500, 1000, 0.02
@@ -36,7 +36,7 @@ LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
 OBJECTIVES = ("nonl", "ntce", "normface", "scl", "cross_entropy")
 TITLES = {"nonl": "NONL", "ntce": "NTCE", "normface": "NormFace", "scl": "SCL"}
 TITLES["cross_entropy"] = "cross-entropy"
-FIGURES = {
+METRIC_TITLES = {
     "cosines": "largest distance of a cosine between class means from −1/(K − 1)",
     "collapse": "root mean square distance of embeddings from their class mean",
     "self_duality": "largest distance of a prototype from its class mean",
@@ -67,7 +67,7 @@ def minimise(
     """Minimise one objective over free vectors, by "lbfgs" or "adam".
 
     Returns:
-        The figures of `FIGURES` and "loss" after every step, and the unit embeddings (K·n, D) and
+        The `METRIC_TITLES` and "loss" after every step, and the unit embeddings (K·n, D) and
         unit prototypes (K, D) at the end; for SCL those are the class means.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -148,9 +148,9 @@ def figures(embeddings: Tensor, labels: Tensor, prototypes: Tensor) -> dict[str,
 
 def draw(records: dict[str, dict[str, list[dict[str, float]]]], picture: Path) -> None:
     figure = new_figure(15, 8)
-    rows = figure.subplots(len(records), len(FIGURES), sharey=True)
+    rows = figure.subplots(len(records), len(METRIC_TITLES), sharey=True)
     for (optimizer, of_objective), row in zip(records.items(), rows):
-        for axes, (name, title) in zip(row, FIGURES.items()):
+        for axes, (name, title) in zip(row, METRIC_TITLES.items()):
             for i, (objective, record) in enumerate(of_objective.items()):
                 values = [max(step[name], 1e-17) for step in record]
                 axes.plot(values, color=COLORS[i], linestyle=STYLES[i], label=TITLES[objective])

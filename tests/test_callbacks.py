@@ -17,9 +17,9 @@ from transformers import (
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.callbacks import NeuralCollapseCallback
-from hf_protosphere.checkpoints import read_metrics
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.metrics import METRICS, NeuralCollapse
+from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
+from hf_protosphere.runs.metrics_log import read_metrics
 
 
 class Digits(torch.utils.data.Dataset):

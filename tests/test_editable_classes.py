@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data.pixels import pixels_of
+from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.prototypes import cosines_to
-from hf_protosphere.transforms import build_image_processor, pixels_of
 
 
 def build(num_classes=3, **options):

@@ -3,7 +3,6 @@
 import itertools
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_protosphere import contrast, losses
 from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
-from tests import oracles
+from tests import FIXTURES, oracles
 
-FIXTURES = np.load(Path(__file__).parent / "fixtures" / "losses.npz")
+PUBLISHED = np.load(FIXTURES / "losses.npz")
 PROTOTYPE_LOSSES = {"normface": normface_loss, "ntce": ntce_loss, "nonl": nonl_loss}
 MODULES = {
     "normface": losses.NormFaceLoss,
@@ -28,7 +27,7 @@ MODULES = {
 
 
 def fixture(case, key):
-    return torch.from_numpy(FIXTURES[f"case{case}/{key}"])
+    return torch.from_numpy(PUBLISHED[f"case{case}/{key}"])
 
 
 def draw(seed, size, num_classes, dim, dtype=torch.float64, views=None):

@@ -1,7 +1,7 @@
 """Where data and weights come from, without the paths of this machine."""
 
-from hf_protosphere.arguments import TrainArguments
-from hf_protosphere.provenance import base_model, hub_id
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.provenance import base_model, hub_id
 
 
 def test_local_paths_are_no_ids(tmp_path, monkeypatch):

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_protosphere.class_statistics import class_statistics
-from hf_protosphere.geometry import effective_rank, intra_class_effective_rank
-from hf_protosphere.metrics import METRICS, NeuralCollapse
+from hf_protosphere.metrics.class_statistics import class_statistics
+from hf_protosphere.metrics.geometry import effective_rank, intra_class_effective_rank
+from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from hf_protosphere.prototypes import simplex_etf
 
 GIBIBYTE = 2**30

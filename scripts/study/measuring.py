@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from hf_protosphere.assessment import evaluate
-from hf_protosphere.checkpoints import read_metrics
-from hf_protosphere.data import load_image_dataset
-from hf_protosphere.evaluation_arguments import EvaluateArguments
-from hf_protosphere.imbalance import drawn
-from hf_protosphere.labels import labels_of
-from hf_protosphere.loading import load_classifier
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.labels import labels_of
+from hf_protosphere.data.pixels import pixels_of
+from hf_protosphere.data.subsets import drawn
+from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
-from hf_protosphere.snapshots import snapshot_of
-from hf_protosphere.transfer import finetune
-from hf_protosphere.transfer_arguments import FinetuneArguments
-from hf_protosphere.transforms import pixels_of
+from hf_protosphere.runs.loading import load_classifier
+from hf_protosphere.runs.metrics_log import read_metrics
+from hf_protosphere.runs.snapshots import snapshot_of
+from hf_protosphere.transfer.arguments import FinetuneArguments
+from hf_protosphere.transfer.finetune import finetune
 
 from .training import OBJECTIVES, Network, Scale
 
@@ -31,7 +31,7 @@ TRANSFER_MODES = "prototypes,linear_probe,full"
 SHOTS = "5,50"
 CORRUPTED_IMAGES, SEVERITY = 600, 3
 NEW_CLASS_IMAGES = 20  # of each class that is added
-# Figures of neural collapse whose value at the end of cross-entropy the other losses race to.
+# Metrics of neural collapse whose value at the end of cross-entropy the other losses race to.
 RACE = ("nc1_cdnv", "nc2_equiangular", "nc3_self_duality")
 Row = dict[str, Any]
 
@@ -94,7 +94,7 @@ def measure(output_dir: Path, seeds: Sequence[int]) -> dict[str, dict[tuple[str,
 
 
 def _race(output_dir: Path, objective: str, seed: int) -> Row:
-    """The first step at which each figure is at least as near its optimum as cross-entropy's at
+    """The first step at which each metric is at least as near its optimum as cross-entropy's at
     the end of its training, on the validation images; None if never."""
     key = "validation_neural_collapse"
 

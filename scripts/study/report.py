@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from hf_protosphere.checkpoints import read_metrics
-from hf_protosphere.plots import COLORS, STYLES, new_figure
+from hf_protosphere.plots.style import COLORS, STYLES, new_figure
+from hf_protosphere.runs.metrics_log import read_metrics
 
 from .measuring import NEW_CLASS_IMAGES, RACE, SHOTS, TRANSFER_MODES
 from .training import OBJECTIVES, Network
@@ -19,7 +19,7 @@ TITLES = {
     "cross_entropy": "CE", "normface": "NormFace", "ntce": "NTCE", "nonl": "NONL",
     "simplex_etf": "simplex ETF", "scl": "SCL + FP",
 }  # fmt: skip
-FIGURES = {
+METRIC_TITLES = {
     "nc1_cdnv": "CDNV", "nc2_equiangular": "equiangular", "nc3_self_duality": "self-duality",
     "nc4_agreement": "agreement", "overall": "least attained",
 }  # fmt: skip
@@ -82,14 +82,16 @@ def _known(rows: Rows, seeds: Sequence[int]) -> str:
     for objective, title in TITLES.items():
         figures = [
             _values(known, objective, seeds, lambda r, n=n: _attained(r["test"])[n])
-            for n in FIGURES
+            for n in METRIC_TITLES
         ]
         accuracy = _values(known, objective, seeds, lambda row: row["test"]["accuracy"])
         lines.append([title, _cell(accuracy, scale=100), *map(_cell, figures)])
     for name, title in (("linear", "SCL + LP"), ("normalized_linear", "SCL + NLP")):
         accuracy = _values(known, "scl", seeds, lambda r, n=name: r["classifiers"][n]["accuracy"])
-        lines.append([title, _cell(accuracy, scale=100), *["-"] * len(FIGURES)])
-    table = _table(["", "accuracy (%)", *(f"{title} (%)" for title in FIGURES.values())], lines)
+        lines.append([title, _cell(accuracy, scale=100), *["-"] * len(METRIC_TITLES)])
+    table = _table(
+        ["", "accuracy (%)", *(f"{title} (%)" for title in METRIC_TITLES.values())], lines
+    )
     return f"{table}\n\nOn test images. Neural collapse is what is attained of the optimum."
 
 
@@ -103,11 +105,11 @@ def _race(rows: Rows, seeds: Sequence[int]) -> str:
             cells.append(_cell(steps, ".0f") + reached if steps else "never")
         lines.append([title, *cells])
     goals = ", ".join(
-        f"{FIGURES[name]} "
+        f"{METRIC_TITLES[name]} "
         + _cell(_values(rows["race"], "cross_entropy", seeds, lambda r, n=name: r["goal"][n]))
         for name in RACE
     )
-    table = _table(["", *(FIGURES[name] for name in RACE)], lines)
+    table = _table(["", *(METRIC_TITLES[name] for name in RACE)], lines)
     return (
         f"{table}\n\nOptimiser steps until a figure is as near to its optimum as cross-entropy's "
         f"is at the end of its training ({goals} % attained), on validation images, measured twice "
@@ -251,7 +253,7 @@ def _time(rows: Rows, seeds: Sequence[int]) -> str:
 
 
 def _plot_collapse(output_dir: Path, seeds: Sequence[int], picture: Path) -> None:
-    """Figures over training, means over the seeds."""
+    """Metrics over training, means over the seeds."""
     figure = new_figure(12, 3.8)
     for axes, name in zip(figure.subplots(1, 3), RACE):
         for i, (objective, title) in enumerate(TITLES.items()):
@@ -264,7 +266,7 @@ def _plot_collapse(output_dir: Path, seeds: Sequence[int], picture: Path) -> Non
                         curves.setdefault(record["step"], []).append(attained)
             points = [(step, fmean(values)) for step, values in sorted(curves.items())]
             axes.plot(*zip(*points), color=COLORS[i], linestyle=STYLES[i], label=title)
-        axes.set(title=FIGURES[name], xlabel="optimiser step", ylabel="attained (%)")
+        axes.set(title=METRIC_TITLES[name], xlabel="optimiser step", ylabel="attained (%)")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize="small")
     figure.savefig(picture, dpi=110)

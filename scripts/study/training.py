@@ -15,9 +15,10 @@ import datasets
 import numpy as np
 import torch
 
-from hf_protosphere.arguments import TrainArguments
-from hf_protosphere.data import balanced_sample, load_image_dataset
-from hf_protosphere.training import train
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.subsets import balanced_sample
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.train import train
 
 # The first six classes are known; the others are new to the networks that are trained here.
 KNOWN = ("airplane", "automobile", "bird", "cat", "deer", "dog")

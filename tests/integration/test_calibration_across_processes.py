@@ -5,18 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.assessment import evaluate
-from hf_protosphere.calibration import calibrate
-from hf_protosphere.evaluation_arguments import CalibrateArguments, EvaluateArguments
-from hf_protosphere.transforms import build_image_processor
+from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.evaluation.evaluate import evaluate
+from hf_protosphere.open_set.arguments import CalibrateArguments
+from hf_protosphere.open_set.calibrate import calibrate
+from tests import SCRIPTS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -52,5 +52,5 @@ def test_two_processes_find_what_one_does(digits_folder, tmp_path):
     expected = evaluate(EvaluateArguments(**one, ood_dataset=str(digits_folder), ood_split="train"))
     found = json.loads((tmp_path / "report").read_text())["ood"]
     assert found["num_images"] == expected["ood"]["num_images"] == 120
-    for name, figures in expected["ood"]["scores"].items():
-        assert found["scores"][name] == pytest.approx(figures, abs=0.02)
+    for name, metrics in expected["ood"]["scores"].items():
+        assert found["scores"][name] == pytest.approx(metrics, abs=0.02)

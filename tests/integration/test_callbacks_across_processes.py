@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_protosphere.checkpoints import read_metrics
-from hf_protosphere.metrics import METRICS
+from hf_protosphere.metrics.neural_collapse import METRICS
+from hf_protosphere.runs.metrics_log import read_metrics
 
 SCRIPT = Path(__file__).with_name("trainer_with_callback.py")
 

@@ -25,7 +25,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.transforms import build_image_processor
+from hf_protosphere.data.transforms import build_image_processor
 from tests.hub_server import HubServer
 from tests.hub_server.fixture import use
 

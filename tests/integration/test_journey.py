@@ -12,8 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_protosphere.cli import main
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from tests import SCRIPTS
 
 
 @pytest.fixture(scope="module")

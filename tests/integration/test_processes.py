@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from hf_protosphere import finishing, training
-from hf_protosphere.checkpoints import newest_checkpoint, read_metrics
 from hf_protosphere.cli import main
+from hf_protosphere.runs.checkpoints import newest_checkpoint
+from hf_protosphere.runs.metrics_log import read_metrics
+from hf_protosphere.training import finish as finishing
+from hf_protosphere.training import train as training
+from tests import ROOT
 
 from .trainings import in_float64, no_pictures
 
-ROOT = Path(__file__).parents[2]
 TRAININGS = Path(__file__).with_name("trainings.py")
 TORCHRUN = (
     "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
@@ -130,9 +132,9 @@ def test_one_process_writes_and_every_image_counts_once(one, two):
             ours, theirs = (report[split] for report in results)
             assert theirs["num_images"] == ours["num_images"] == images
             assert theirs["accuracy"] == ours["accuracy"]
-            for figure in ("nc1_cdnv", "nc2_equiangular"):
-                value = ours["neural_collapse"][figure]
-                assert theirs["neural_collapse"][figure] == pytest.approx(value, rel=1e-3)
+            for metric in ("nc1_cdnv", "nc2_equiangular"):
+                value = ours["neural_collapse"][metric]
+                assert theirs["neural_collapse"][metric] == pytest.approx(value, rel=1e-3)
 
 
 def test_what_is_measured_is_what_is_saved(two):

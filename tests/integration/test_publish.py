@@ -14,13 +14,13 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
-from hf_protosphere import hub as publishing
-from hf_protosphere.arguments import TrainArguments
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, PublishError
-from hf_protosphere.hub import publish
-from hf_protosphere.sharing_arguments import PublishArguments
-from hf_protosphere.training import train
+from hf_protosphere.hub import publish as publishing
+from hf_protosphere.hub.arguments import PublishArguments
+from hf_protosphere.hub.publish import publish
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.train import train
 
 REPOSITORY = "user/digits"
 

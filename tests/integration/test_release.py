@@ -7,21 +7,20 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForImageClassification
 
-from hf_protosphere import hub as publishing
-from hf_protosphere.checkpoints import newest_checkpoint
 from hf_protosphere.cli import main
-from hf_protosphere.release_rows import matrix
-from hf_protosphere.sharing_arguments import ReleaseArguments
-from hf_protosphere.training import train
+from hf_protosphere.hub import publish as publishing
+from hf_protosphere.release.arguments import ReleaseArguments
+from hf_protosphere.release.rows import matrix
+from hf_protosphere.runs.checkpoints import newest_checkpoint
+from hf_protosphere.training.train import train
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 NAMES = [
     f"{recipe}-test_resnet-{objective}-seed0"
     for recipe in ("digits", "again")

@@ -4,17 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.transfer import finetune
-from hf_protosphere.transfer_arguments import FinetuneArguments
-from hf_protosphere.transforms import build_image_processor
+from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.transfer.arguments import FinetuneArguments
+from hf_protosphere.transfer.finetune import finetune
+from tests import SCRIPTS
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
+SCRIPT = SCRIPTS / "finetune.py"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_protosphere.cli import main
-from hf_protosphere.loading import load_classifier
-from hf_protosphere.transforms import pixels_of
+from hf_protosphere.data.pixels import pixels_of
+from hf_protosphere.runs.loading import load_classifier
 
 STRANGER = """
 import sys

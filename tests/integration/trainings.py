@@ -15,8 +15,10 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from hf_protosphere import assembly, finishing, training
 from hf_protosphere.cli import main
+from hf_protosphere.training import finish as finishing
+from hf_protosphere.training import setup as assembly
+from hf_protosphere.training import train as training
 
 
 def in_float64(arguments, images):

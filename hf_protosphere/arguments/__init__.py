@@ -1,0 +1,4 @@
+"""Arguments of every job: fields whose help is their documentation, checks, one parser.
+
+Knows `errors` only; the groups of arguments live with what they are about. Start at `parsing.py`.
+"""

@@ -1,0 +1,73 @@
+"""Arguments from flags, YAML files and Python, into one dataclass, and the checks they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..errors import ArgumentError
+from .checks import check_known
+
+T = TypeVar("T")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse's prints a page of usage and exits
+        raise ArgumentError(f"{message}; --help explains every argument.")
+
+
+def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
+    """Flags over the YAML file given by `--config` over defaults.
+
+    Raises:
+        ArgumentError: an unreadable file, an unknown or malformed argument.
+        SystemExit: as argparse does, for `--help`.
+    """
+    groups = [base for base in reversed(cls.__mro__) if "_argument_group_name" in vars(base)]
+    parser = _Parser(groups, prog=prog, description=description)
+    parser.add_argument("--config", help="YAML file with any of these arguments; flags win.")
+    # Read first: what the file gives is not required any more.
+    config_parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config")
+    config = config_parser.parse_known_args(argv)[0].config
+    values = read_yaml(config, cls) if config else {}
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
+    # Of the class itself, whose defaults may differ from those of its groups.
+    fields = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
+    parser.set_defaults(**{f.name: f.default for f in fields} | values)
+    namespace = vars(parser.parse_args(argv))
+    del namespace["config"]
+    return cls(**namespace)
+
+
+def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
+    beside it that it names as its `base`, if it does."""
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ArgumentError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ArgumentError(f"--config {path} must hold 'name: value' lines, but got {values!r}.")
+    base = values.pop("base", None)
+    if path in above:
+        raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")
+    beside = str(Path(path).parent / str(base))
+    inherited = read_yaml(beside, cls, (*above, path)) if base else {}
+    check_known(values, field_names(cls), f"--config {path} has an unknown argument")
+    return inherited | values
+
+
+def field_names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def write_yaml(arguments: Any, path: Path) -> None:
+    path.write_text(yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))

@@ -1,0 +1,55 @@
+"""The command `protosphere`: one sub-command for each job. The scripts call it too.
+
+Start at `commands.py`, the table of all commands. Nothing imports this room.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from ..errors import TrainingInterrupted, UserError
+from .commands import COMMANDS
+
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # of this process among those of its launcher
+PATIENCE = 15  # seconds, more than the first process takes to end
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; exit with 2 for what the user can mend, 128 + signal for an interruption."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(), end="")
+        raise SystemExit(0 if argv else 2)
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        raise SystemExit(f"{_usage()}\nprotosphere: error: there is no command {command!r}.")
+    try:
+        COMMANDS[command](rest)
+    except TrainingInterrupted as interruption:  # of all processes together
+        if LOCAL_RANK == 0:
+            print(f"protosphere {command}: {interruption}", file=sys.stderr)
+        raise SystemExit(128 + interruption.signal) from None
+    except UserError as error:
+        if LOCAL_RANK > 0:
+            # Mostly all processes fail alike. The first one says why, and the launcher ends the
+            # others; one that is alone with its error lives on and says it itself.
+            time.sleep(PATIENCE)
+        print(f"protosphere {command}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {c.name:<14} {c.summary}" for c in COMMANDS.values())
+    return f"""usage: protosphere COMMAND [--help] [arguments]
+
+Image classifiers with class prototypes on the hypersphere.
+
+commands:
+{commands}
+
+`protosphere COMMAND --help` explains every argument. For several processes or machines:
+`accelerate launch scripts/train.py [arguments]`, or scripts/evaluate.py, with the same arguments.
+"""

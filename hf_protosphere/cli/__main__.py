@@ -1,0 +1,5 @@
+"""`python -m hf_protosphere.cli` is `protosphere`."""
+
+from . import main
+
+main()

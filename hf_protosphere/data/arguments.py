@@ -1,0 +1,87 @@
+"""The arguments of data: which, which splits, and how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..arguments.fields import flag
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    _argument_group_name = "data"
+
+    dataset_name: str = field(
+        metadata={
+            "help": "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of "
+            "images with one sub-folder per class, or a folder written by save_to_disk."
+        }
+    )
+    dataset_config: str | None = flag("Configuration (subset) of the data set.")
+    dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
+    image_column: str | None = flag("Column of images; found by its type when not given.")
+    label_column: str | None = flag("Column of labels; found by its type when not given.")
+    train_split: str = flag(
+        "Split to train on, or to take class means from; several as train+validation.", "train"
+    )
+    on_bad_image: Literal["error", "skip"] = flag(
+        "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
+    )
+    check_images: bool = flag(
+        "Decode every image once before the work starts (remembered for the next time).", True
+    )
+    cache_images: bool | None = flag(
+        "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
+        "cache of datasets, and augments whole batches on the device. By default where they fit "
+        "on the disk; else, and with false, worker processes decode them in every epoch."
+    )
+    max_train_samples: int | None = flag("Use only so many training images, balanced by class.")
+    max_eval_samples: int | None = flag("Use only so many images of each other split.")
+    num_workers: int = flag(
+        "Processes that load images, for each training process. The result does not depend on it.",
+        2,
+    )
+
+
+@dataclass(kw_only=True)
+class SplitArguments:
+    _argument_group_name = "splits"
+
+    validation_split: str | None = flag(
+        "Split to validate on; by default one called validation, val, valid or dev, else "
+        "--validation_fraction of the training images."
+    )
+    test_split: str | None = flag("Split for the final evaluation; 'test' when there is one.")
+    validation_fraction: float = flag(
+        "Share of the training images, drawn class by class, to validate on when there is no "
+        "validation split. 0 trains on all images and validates on the training set.",
+        0.1,
+    )
+    imbalance: Literal["exp", "step"] | None = flag(
+        "Make the training images long-tailed: exp, each class a constant factor smaller than the "
+        "one before; step, the second half of the classes small. Other splits stay as they are."
+    )
+    imbalance_factor: float = flag("Images of the smallest class over the largest's.", 0.01)
+    images_per_class: int | None = flag(
+        "Few shots: train on so many images of each class, drawn by the seed."
+    )
+
+
+@dataclass(kw_only=True)
+class StreamingArguments:
+    _argument_group_name = "streaming"
+
+    streaming: bool = flag(
+        "Read the training images from the Hub, or the disk, as they are needed, instead of "
+        "downloading them first. Other splits are downloaded. The order then depends on the "
+        "number of processes and workers.",
+        False,
+    )
+    shuffle_buffer: int = flag(
+        "Images from which the next one is drawn, in each worker; files are shuffled as well.",
+        10_000,
+    )
+    num_train_images: int | None = flag(
+        "How many there are, when the data set does not say: the length of an epoch."
+    )

@@ -1,0 +1,281 @@
+"""Any Hugging Face image data set as splits of two columns, "image" and "label".
+
+Everything that could stop a run later is checked here, and said with the flag that mends it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+from datasets import (
+    Dataset,
+    Image,
+    IterableDataset,
+)
+from PIL import Image as PILImage
+
+from ..errors import DataError
+from .arguments import DataArguments
+from .labels import find_class_names, labels_of, map_labels, some
+from .pixels import UNDECODABLE, decode, rgb
+from .sources import (
+    choose_splits,
+    find_image_column,
+    find_label_column,
+    load_splits,
+    two_columns,
+    with_joined,
+)
+from .streaming import decoded, downloaded, stream_class_names, stream_length
+from .subsets import balanced_sample, with_held_out
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Splits "train", "validation" and "test", as far as there are any, with the same labels."""
+
+    # Columns "image" (datasets.Image) and "label" (ClassLabel); "train" may be a stream, of images
+    # that are not decoded.
+    splits: dict[str, Dataset | IterableDataset]
+    label_names: list[str]
+    bad_images: dict[str, list[str]] = field(default_factory=dict)  # what was left out, by split
+    sources: dict[str, str] = field(default_factory=dict)  # the data set's own split of each one
+    streamed_images: int | None = None  # how many a streamed training split has
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.label_names))
+
+    @property
+    def is_streamed(self) -> bool:
+        return isinstance(self.splits.get("train"), IterableDataset)
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return self.streamed_images if self.is_streamed else len(self.splits["train"])
+
+    def with_train(self, split: Dataset) -> ImageDataset:
+        """The same with other training images."""
+        return dataclasses.replace(self, splits={**self.splits, "train": split})
+
+    def class_counts(self, split: str) -> list[int]:
+        """Images of each class of a split that is not streamed."""
+        return np.bincount(labels_of(self.splits[split]), minlength=self.num_labels).tolist()
+
+    def classes_without_images(self, split: str) -> list[str]:
+        """Of a split that is not streamed."""
+        counts = self.class_counts(split)
+        return [name for name, count in zip(self.label_names, counts) if not count]
+
+    def suggested_image_size(self) -> int:
+        """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
+        sides = [min(image.size) for image in self._first_images]
+        return min(224, -(-int(median(sides)) // 32) * 32)
+
+    @property
+    def num_channels(self) -> int:
+        """1 when the first images are grayscale, else 3."""
+        gray = all(image.mode in ("1", "L", "I", "I;16", "F") for image in self._first_images)
+        return 1 if gray else 3
+
+    @cached_property  # leaving a stream early takes seconds
+    def _first_images(self) -> list[PILImage.Image]:
+        if self.is_streamed:
+            rows = decoded(self.splits["train"].take(100), skip_bad=True)
+            return [image for image, _ in rows]
+        return self.splits["train"][:100]["image"]
+
+
+def load_image_dataset(
+    dataset_name: str,
+    *,
+    dataset_config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    on_bad_image: str = "error",
+    check_images: bool = True,
+    need_train: bool = True,
+    need_all_classes: bool = True,
+    label_names: list[str] | None = None,
+    streaming: bool = False,
+    num_train_images: int | None = None,
+    roles: Collection[str] = ("train", "validation", "test"),
+) -> ImageDataset:
+    """Load, check and unify a data set.
+
+    Args:
+        dataset_name: a Hub id, a folder of Parquet files, a folder of images (one sub-folder per
+            class), a .parquet file, or a folder written by `save_to_disk`.
+        image_column, label_column: found by feature type, then by name, when None.
+        train_split: several, joined by "+" as in "train+validation", are one.
+        validation_split: when None, one called validation, valid, val or dev; else a share of
+            `validation_fraction` of each class of the training split. The test split is never
+            validated on.
+        on_bad_image: "error", or "skip" to leave out images that cannot be decoded.
+        check_images: decode every image once; remembered by the data set's fingerprint.
+        need_train: there must be a training split.
+        need_all_classes: it must have images of every class.
+        label_names: a trained model's classes, in order; by default the training split's.
+        streaming: do not download the training split; the others are.
+        num_train_images: of a streamed training split that does not say how many it has.
+        roles: the splits that will be read, of "train", "validation" and "test": no others are
+            decoded, checked or kept.
+
+    Raises:
+        DataError: naming the flag, what was found, and the way out.
+    """
+    loaded = load_splits(dataset_name, dataset_config, revision, streaming)
+    if "+" in train_split:
+        loaded = with_joined(loaded, train_split)
+    sources = choose_splits(loaded, train_split, validation_split, test_split, need_train)
+    sources = {role: name for role, name in sources.items() if role in roles}
+    chosen = {role: loaded[name] for role, name in sources.items()}
+    first = next(iter(chosen.values()))
+    image_column = find_image_column(first, image_column)
+    label_column = find_label_column(first, label_column)
+    splits = {
+        role: two_columns(split, image_column, label_column) for role, split in chosen.items()
+    }
+    stream = splits.pop("train", None) if streaming else None
+    if stream is not None:
+        names = label_names or stream_class_names(stream, label_column)
+        num_train_images = num_train_images or stream_length(stream, train_split)
+        splits = {role: downloaded(split, role) for role, split in splits.items()}
+        if "validation" not in splits:
+            raise DataError(
+                "--streaming cannot hold out images of the training split: give "
+                f"--validation_split, one of {', '.join(loaded)}."
+            )
+    bad_images: dict[str, list[str]] = {}
+    if check_images:
+        for role, split in splits.items():
+            splits[role], bad_images[role] = without_bad_images(split, role, on_bad_image)
+    if stream is None:
+        names = label_names or find_class_names(splits, label_column)
+    splits = {role: map_labels(split, role, names) for role, split in splits.items()}
+
+    if need_train and stream is None:
+        if need_all_classes:
+            _require_all_classes(splits["train"], names)
+        if "validation" not in splits and validation_fraction > 0:
+            splits |= with_held_out(splits["train"], validation_fraction, seed)
+            sources["validation"] = sources["train"]
+    for role, split in splits.items():
+        limit = max_train_samples if role == "train" else max_eval_samples
+        if limit is not None and limit < len(split):
+            splits[role] = balanced_sample(split, limit, seed)
+    bad_images = {role: names for role, names in bad_images.items() if names}
+    if stream is not None:
+        splits = {"train": stream, **splits}
+        return ImageDataset(splits, names, bad_images, sources, num_train_images)
+    if need_train and need_all_classes:
+        _require_all_classes(splits["train"], names)
+    return ImageDataset(splits, names, bad_images, sources)
+
+
+def load_split(
+    dataset_name: str,
+    split: str,
+    *,
+    dataset_config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Dataset:
+    """One split by itself, with its own classes; arguments and columns are as above. Images are not
+    checked."""
+    loaded = load_splits(dataset_name, dataset_config, revision)
+    if split not in loaded or len(loaded[split]) == 0:
+        raise DataError(f"--split {split}: of the splits {', '.join(loaded)} none has such images.")
+    chosen = loaded[split]
+    label_column = find_label_column(chosen, label_column)
+    chosen = two_columns(chosen, find_image_column(chosen, image_column), label_column)
+    return map_labels(chosen, split, find_class_names({split: chosen}, label_column))
+
+
+def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
+    """Decode every image once. Returns the split without the bad ones, and their names."""
+    raw = split.select_columns("image").cast_column("image", Image(decode=False))
+    checked = raw.map(
+        _decodable,
+        batched=True,
+        batch_size=256,
+        remove_columns="image",
+        desc=f"decoding the {role} images once",
+    )
+    good = np.asarray(checked[:]["good"], dtype=bool)
+    if good.all():
+        return split, []
+    bad = np.flatnonzero(~good).tolist()
+    names = [raw[i]["image"]["path"] or f"{role} image {i}" for i in bad]
+    if on_bad_image == "error":
+        raise DataError(
+            f"{len(bad)} of the {role} images cannot be decoded: {some(names)}. Mend or remove "
+            "them, or leave them out by --on_bad_image skip."
+        )
+    logger.warning("Left out %d %s images that cannot be decoded: %s.", len(bad), role, some(names))
+    if not good.any():
+        raise DataError(f"none of the {len(bad)} {role} images can be decoded.")
+    return split.select(np.flatnonzero(good)), names
+
+
+def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[bool]]:
+    def good(value: dict[str, Any] | None) -> bool:
+        if value is None:
+            return False
+        try:
+            rgb(decode(value))
+        except UNDECODABLE:
+            return False
+        return True
+
+    return {"good": [good(value) for value in batch["image"]]}
+
+
+def _require_all_classes(split: Dataset, names: list[str]) -> None:
+    counts = np.bincount(labels_of(split), minlength=len(names))
+    if (counts == 0).any():
+        empty = [names[i] for i in np.flatnonzero(counts == 0)]
+        raise DataError(
+            f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. Remove "
+            "the classes from the data set, add images, or raise --max_train_samples."
+        )
+
+
+def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
+    """The data set that the arguments name; `more` goes to `load_image_dataset` as well."""
+    return load_image_dataset(
+        arguments.dataset_name,
+        dataset_config=arguments.dataset_config,
+        revision=arguments.dataset_revision,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        train_split=arguments.train_split,
+        max_train_samples=arguments.max_train_samples,
+        max_eval_samples=arguments.max_eval_samples,
+        on_bad_image=arguments.on_bad_image,
+        check_images=arguments.check_images,
+        **more,
+    )

@@ -1,0 +1,134 @@
+"""Images decoded and resized once, as uint8 in a memory-mapped file.
+
+The file lies in the cache of 🤗 datasets, named after the fingerprint of the split: the next run on
+the same images finds it. The operating system keeps it in memory as far as there is room.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from ..errors import CacheError
+from .pixels import pixels_of
+
+if TYPE_CHECKING:
+    import datasets
+
+# Where the cache itself would take more, images are decoded by worker processes all the time.
+MAX_CACHE_BYTES = 64 * 2**30
+
+
+class CachedImages(Dataset):
+    """A split's images (N, 3, S, S) uint8; whole batches come at once.
+
+    Batches are {"pixel_values": uint8 (M, 3, S, S), "labels": (M,), "index": (M,)}. With
+    `normalize=(mean, std)`, of values in [0, 1], they are float32 and have no index.
+    """
+
+    def __init__(
+        self, pixels: np.memmap, labels: Tensor, normalize: tuple[list, list] | None = None
+    ) -> None:
+        self.pixels = torch.from_numpy(pixels)
+        self.labels = labels
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        index = torch.tensor(indices)
+        rows = index % len(self)  # samplers number repetitions beyond the size
+        pixels, labels = self.pixels[rows], self.labels[rows]
+        if self.normalize is None:
+            return {"pixel_values": pixels, "labels": labels, "index": index}
+        mean, std = (torch.tensor(values)[:, None, None] for values in self.normalize)
+        return {"pixel_values": (pixels / 255 - mean) / std, "labels": labels}
+
+
+def cache_path(split: datasets.Dataset, processor: BaseImageProcessor) -> Path:
+    import datasets
+
+    side = processor.crop_size["height"]
+    name = f"{split._fingerprint}-{side}-{processor.resample}.uint8"
+    return Path(datasets.config.HF_DATASETS_CACHE) / "protosphere" / name
+
+
+def cached_pixels(
+    split: datasets.Dataset, processor: BaseImageProcessor, num_workers: int, description: str
+) -> np.memmap | None:
+    """(N, 3, S, S) uint8, as the processor makes them without rescaling; changes stay in memory.
+
+    The file is made at the first call, under a temporary name that is renamed when it is whole.
+
+    Returns:
+        None where there is no file and too little room for one, with as much again left free.
+
+    Raises:
+        CacheError: the disk is full all the same, or cannot be written.
+    """
+    path, side = cache_path(split, processor), processor.crop_size["height"]
+    shape = (len(split), 3, side, side)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            room = shutil.disk_usage(path.parent).free // 2
+            if math.prod(shape) > min(MAX_CACHE_BYTES, room):
+                return None
+            _write(path, split, processor, num_workers, description)
+        except OSError as error:
+            if error.errno is None:  # Pillow's, of an image that it cannot read
+                raise
+            raise CacheError(
+                f"the decoded {description} images cannot be written to {path.parent}: {error}. "
+                "Make room, set HF_DATASETS_CACHE to another folder, or give --cache_images false."
+            ) from error
+    return np.memmap(path, np.uint8, "c", shape=shape)
+
+
+def _write(
+    path: Path,
+    split: datasets.Dataset,
+    processor: BaseImageProcessor,
+    num_workers: int,
+    description: str,
+) -> None:
+    images = _Decoded(split, processor)
+    loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=_unchanged)
+    # Not by the map: a disk that is full would end the process without a word.
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+    bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
+    try:
+        with bar, unfinished.open("wb") as out:
+            for batch in loader:
+                out.write(batch.numpy().tobytes())
+                bar.update(len(batch))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class _Decoded(Dataset):
+    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor) -> None:
+        self.split, self.processor = split, processor
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        options: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+        return pixels_of(self.split[indices]["image"], self.processor, **options)
+
+
+def _unchanged(batch: Tensor) -> Tensor:
+    return batch

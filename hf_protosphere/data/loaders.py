@@ -1,0 +1,154 @@
+"""From splits to batches: decoded once where there is room, else by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor
+
+from ..configuration_protosphere import ProtoSphereConfig
+from ..errors import ArgumentError
+from ..runs.processes import main_process_first
+from ..training.arguments import TrainArguments
+from .augmentation import BatchAugmentation
+from .dataset import ImageDataset
+from .image_cache import CachedImages, cache_path, cached_pixels
+from .labels import labels_of
+from .samplers import ClassBalancedBatches, EpochSampler
+from .streaming import EvaluationStream
+from .transforms import (
+    EvaluationImages,
+    TrainingImages,
+    TrainTransform,
+    build_image_processor,
+    collate,
+)
+
+
+def evaluation_loader(
+    split: Dataset | IterableDataset,
+    processor: BaseImageProcessor,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+    *,
+    description: str = "",
+    cache: bool = False,
+    skip_bad: bool = False,
+) -> DataLoader:
+    """Batches of one split under the evaluation transform, spread over the processes.
+
+    Args:
+        split: with columns "image" and "label"; or a stream of them, not decoded.
+        description: of the images, for the progress bar of the cache.
+        cache: decode once, into a memory-mapped file: pays when the split is read again and again.
+        skip_bad: leave out images of a stream that cannot be decoded.
+    """
+    streamed = isinstance(split, IterableDataset)
+    dataset = None
+    if cache and not streamed:
+        dataset = _cached(split, processor, num_workers, accelerator, description)
+    if streamed:
+        dataset = EvaluationStream(split, processor, skip_bad)
+        num_workers = min(num_workers, split.num_shards)
+    elif dataset is None:
+        dataset = EvaluationImages(split, processor)
+    else:
+        dataset.normalize = processor.image_mean, processor.image_std
+        num_workers = 0  # nothing is left for them to do
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    return accelerator.prepare_data_loader(loader)
+
+
+class TrainingBatches:
+    """Augmented batches of the training images, on the device, in an order that each epoch has.
+
+    Which images an epoch holds, in which order and how augmented follows from the seed and the
+    epoch alone, whatever the number of workers.
+
+    Raises:
+        ArgumentError: a cache was asked for, and there is no room for it.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        config: ProtoSphereConfig,
+        arguments: TrainArguments,
+        accelerator: Accelerator,
+    ) -> None:
+        split = images.splits["train"]
+        self.accelerator = accelerator
+        processor = build_image_processor(config, crop=False)
+        dataset = None
+        if arguments.cache_images is not False:
+            dataset = _cached(split, processor, arguments.num_workers, accelerator, "train")
+        self.is_cached = dataset is not None
+        if arguments.cache_images and not self.is_cached:
+            raise ArgumentError(
+                f"--cache_images: there is no room for the {len(split)} decoded images in "
+                f"{cache_path(split, processor).parent}. Leave it out to decode them in worker "
+                "processes, or set HF_DATASETS_CACHE to a folder on a larger disk."
+            )
+        options = {
+            "augmentation": arguments.augmentation, "horizontal_flip": arguments.horizontal_flip
+        }  # fmt: skip
+        more = {"views": arguments.views, "seed": arguments.seed}
+        self.augment: BatchAugmentation | None = None
+        if self.is_cached:
+            self.augment = BatchAugmentation(config, **options, **more, device=accelerator.device)
+        else:
+            dataset = TrainingImages(split, TrainTransform(config, **options), **more)
+        self._dataset = dataset
+        if arguments.classes_per_batch:
+            steps = accelerator.num_processes * arguments.gradient_accumulation_steps
+            self.sampler = ClassBalancedBatches(
+                labels_of(split), arguments.classes_per_batch, arguments.batch_size,
+                seed=arguments.seed, batches_per_step=steps,
+            )  # fmt: skip
+            order = {"batch_sampler": self.sampler}
+        else:
+            self.sampler = EpochSampler(len(split), arguments.seed)
+            order = {
+                "sampler": self.sampler, "batch_size": arguments.batch_size, "drop_last": True
+            }  # fmt: skip
+        loader = DataLoader(
+            dataset,
+            num_workers=0 if self.is_cached else arguments.num_workers,
+            collate_fn=collate,
+            **order,
+        )
+        self._loader = accelerator.prepare_data_loader(loader)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first
+        `skip`."""
+        loader = self._loader
+        if skip:
+            loader = self.accelerator.skip_first_batches(loader, skip)
+        # Both: Accelerate's set_epoch does not reach the sampler through every wrapper, but its
+        # loaders hand their own count of epochs to the samplers they do reach.
+        loader.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
+        (self.augment or self._dataset).set_epoch(epoch)
+        return map(self.augment, loader) if self.augment else iter(loader)
+
+
+def _cached(
+    split: Dataset,
+    processor: BaseImageProcessor,
+    num_workers: int,
+    accelerator: Accelerator,
+    description: str,
+) -> CachedImages | None:
+    with main_process_first(accelerator, local=True):  # one writes, the others find the file
+        pixels = cached_pixels(split, processor, num_workers, description)
+    if not all(gather_object([pixels is not None])):  # of a machine without room: then none has it
+        return None
+    return CachedImages(pixels, torch.tensor(labels_of(split)))

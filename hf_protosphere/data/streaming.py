@@ -1,0 +1,193 @@
+"""Training images that are read as they come, from the Hub or the disk, instead of downloaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, Image, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from transformers import BaseImageProcessor
+
+from ..errors import DataError
+from .pixels import UNDECODABLE, decode, pixels_of
+from .transforms import RandomViews, collate
+
+if TYPE_CHECKING:
+    from ..training.arguments import TrainArguments
+
+
+def stream_class_names(stream: IterableDataset, column: str) -> list[str]:
+    """The classes, which a stream must declare."""
+    feature = (stream.features or {}).get("label")
+    if not isinstance(feature, ClassLabel):
+        raise DataError(
+            f"--streaming needs a label column that declares its classes (a ClassLabel), but "
+            f"{column} is {feature}: leave out --streaming, or publish the data set with its "
+            "classes."
+        )
+    return list(feature.names)
+
+
+def stream_length(stream: IterableDataset, split: str) -> int:
+    """The images of a stream, as its data set's card says."""
+    splits = stream.info.splits or {}
+    if split not in splits or not splits[split].num_examples:
+        raise DataError(
+            f"--streaming: the data set does not say how many images its split {split!r} has, "
+            "which is the length of an epoch: give --num_train_images."
+        )
+    return splits[split].num_examples
+
+
+def downloaded(stream: IterableDataset, role: str) -> Dataset:
+    """All of a stream, in the cache of datasets, where the next run finds it."""
+    dataset = Dataset.from_generator(_rows, features=stream.features, gen_kwargs={"stream": stream})
+    if len(dataset) == 0:
+        raise DataError(f"the {role} split of the data set holds no images.")
+    return dataset.cast_column("image", Image())
+
+
+def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from stream
+
+
+class StreamedBatches:
+    """Augmented batches of a stream, on the device; shuffled by shards and in a buffer.
+
+    Every process reads its own part. Order and augmentation follow from seed and epoch for the same
+    numbers of processes and workers. An epoch has a fixed number of batches: a process whose part
+    is shorter begins it anew, and resuming in the middle reads what it skips.
+
+    Args:
+        stream: the training split, columns "image" and "label".
+        transform: PIL image → (C, S, S).
+        batches_per_epoch: of this process.
+    """
+
+    is_cached = False
+
+    def __init__(
+        self,
+        stream: IterableDataset,
+        transform: Any,
+        arguments: TrainArguments,
+        accelerator: Accelerator,
+        batches_per_epoch: int,
+    ) -> None:
+        self.arguments, self.accelerator = arguments, accelerator
+        self.batches_per_epoch = batches_per_epoch
+        processes, workers = accelerator.num_processes, arguments.num_workers
+        if stream.num_shards < processes * max(1, workers):
+            stream = stream.reshard()  # Parquet: row groups instead of files
+        stream = stream.shuffle(arguments.seed, buffer_size=arguments.shuffle_buffer)
+        part = split_dataset_by_node(stream, accelerator.process_index, processes)
+        self.num_workers = min(workers, part.num_shards)
+        self._announce(stream.num_shards, part.num_shards)
+        views = RandomViews(transform, views=arguments.views, seed=arguments.seed)
+        skip_bad = arguments.on_bad_image == "skip"
+        self.dataset = _Augmented(part, views, accelerator.process_index, skip_bad)
+
+    def _announce(self, shards: int, shards_of_process: int) -> None:
+        processes, readers = self.accelerator.num_processes, max(1, self.num_workers)
+        words = [f"streaming {shards} shard(s)"]
+        if shards % processes:
+            words.append(f"each of {processes} processes reads all of them and keeps its share")
+        elif processes > 1:
+            words.append(f"{shards_of_process} for each of {processes} processes")
+        words.append(f"{shards_of_process // readers} or more for each of {readers} reader(s)")
+        self.accelerator.print(", ".join(words))
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first
+        `skip`."""
+        return itertools.islice(self._endless(epoch), skip, self.batches_per_epoch)
+
+    def _endless(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        device = self.accelerator.device
+        for passes in itertools.count():
+            self.dataset.set_epoch(epoch, passes)
+            loader = DataLoader(
+                self.dataset,
+                self.arguments.batch_size,
+                num_workers=self.num_workers,
+                collate_fn=collate,
+                drop_last=True,
+                pin_memory=device.type == "cuda",
+            )
+            empty = True
+            for batch in loader:
+                empty = False
+                yield {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+            if empty:
+                raise DataError(
+                    f"--streaming: no worker of process {self.accelerator.process_index} finds "
+                    f"{self.arguments.batch_size} images, a whole batch, in its part of the "
+                    "stream: give fewer --num_workers or a smaller --batch_size."
+                )
+
+
+class _Augmented(TorchIterableDataset):
+    def __init__(
+        self, stream: IterableDataset, views: RandomViews, process: int, skip_bad: bool
+    ) -> None:
+        self.stream, self.views, self.process, self.skip_bad = stream, views, process, skip_bad
+        self.passes = 0
+
+    def set_epoch(self, epoch: int, passes: int) -> None:
+        self.views.set_epoch(epoch)
+        self.passes = passes
+        self.stream.set_epoch(epoch + 2**20 * passes)  # shuffled anew
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker = info.id if info else 0
+        for i, (image, label) in enumerate(decoded(self.stream, self.skip_bad)):
+            index = hash((self.process, worker, self.passes, i))
+            yield {"pixel_values": self.views(image, index), "labels": label}
+
+
+class EvaluationStream(TorchIterableDataset):
+    """A stream's images under the saved image processor, in the stream's own order."""
+
+    def __init__(
+        self, stream: IterableDataset, processor: BaseImageProcessor, skip_bad: bool = False
+    ) -> None:
+        self.stream, self.processor, self.skip_bad = stream, processor, skip_bad
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = decoded(self.stream, self.skip_bad)
+        while group := list(itertools.islice(rows, 64)):  # one by one, processors are slow
+            images, labels = zip(*group)
+            for pixels, label in zip(pixels_of(list(images), self.processor), labels):
+                yield {"pixel_values": pixels, "labels": label}
+
+
+def decoded(stream: IterableDataset, skip_bad: bool) -> Iterator[tuple[Any, int]]:
+    """Images and labels.
+
+    Raises:
+        DataError: an image that cannot be decoded, unless it is to be skipped; a hidden label.
+    """
+    for row in stream:
+        try:
+            image = decode(row["image"])
+            image.load()
+        except UNDECODABLE as error:
+            if skip_bad:
+                continue
+            raise DataError(
+                f"a streamed image cannot be decoded: {row['image']['path'] or error}. Leave such "
+                "images out by --on_bad_image skip."
+            ) from error
+        if row["label"] is None or row["label"] < 0:
+            raise DataError(
+                f"a streamed training image has the label {row['label']} (hidden labels?): train "
+                "on a split with labels."
+            )
+        yield image, row["label"]

@@ -1,0 +1,112 @@
+"""Parts of a split, drawn by a seed: long-tailed, a few of each class, balanced, or held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import (
+    Dataset,
+)
+
+from .labels import labels_of
+
+
+def long_tailed_counts(available: Sequence[int], kind: str, factor: float) -> list[int]:
+    """Images to keep of each class, in the order of the classes.
+
+    Args:
+        available: images there are of each class.
+        kind: "exp", n · factor^(c / (K − 1)) for class c, or "step", n for the first half of the
+            classes and n · factor for the others (Cui et al. 2019; Cao et al. 2019). n is what the
+            smallest class has.
+        factor: smallest class over largest, in (0, 1].
+
+    Returns:
+        At least 1 of each class, never more than there are.
+
+    Example:
+        >>> long_tailed_counts([500] * 5, "exp", 0.01)
+        [500, 158, 50, 15, 5]
+        >>> long_tailed_counts([500] * 5, "step", 0.01)
+        [500, 500, 5, 5, 5]
+    """
+    num_classes, largest = len(available), min(available)
+    classes = np.arange(num_classes)
+    if kind == "exp":
+        # 1e-9: 50.000…1 or 49.999…9 by rounding are both 50
+        shares = factor ** (classes / max(num_classes - 1, 1))
+    else:
+        shares = np.where(classes < num_classes // 2, 1.0, factor)
+    return np.maximum(np.floor(largest * shares + 1e-9), 1).astype(int).tolist()
+
+
+def long_tailed(split: Dataset, num_classes: int, kind: str, factor: float, seed: int) -> Dataset:
+    """`long_tailed_counts` of the images of each class, drawn by the seed."""
+    labels = labels_of(split)
+    counts = np.bincount(labels, minlength=num_classes).tolist()
+    return split.select(drawn(labels, long_tailed_counts(counts, kind, factor), seed))
+
+
+def few_shot(split: Dataset, num_classes: int, images_per_class: int, seed: int) -> Dataset:
+    """So many images of each class, or all that there are, drawn by the seed."""
+    return split.select(drawn(labels_of(split), [images_per_class] * num_classes, seed))
+
+
+def drawn(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
+    """Indices of at most `counts[c]` members of each class c, drawn by the seed; sorted.
+
+    Example:
+        >>> len(drawn(np.array([0, 0, 0, 1]), [2, 2], seed=0))
+        3
+    """
+    rng = np.random.default_rng(seed)
+    kept = [
+        rng.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in enumerate(counts)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def with_held_out(train: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
+    """The training split in two, "train" and "validation"."""
+    held_out = _stratified(labels_of(train), fraction, np.random.default_rng(seed))
+    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    return {"train": train.select(kept), "validation": train.select(held_out)}
+
+
+def _stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices of about `fraction` of each class, never all of one; sorted."""
+    chosen = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen.append(members[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
+    """`limit` images, as equal a number of each class as there are; deterministic by seed."""
+    labels = labels_of(split)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank: Counter[int] = Counter()
+    turns = np.empty(len(labels), dtype=np.int64)  # an image's turn within its class
+    for i in order:
+        turns[i] = rank[labels[i]]
+        rank[labels[i]] += 1
+    first = order[np.argsort(turns[order], kind="stable")][:limit]
+    return split.select(np.sort(first))
+
+
+def training_sample(
+    train: Dataset, num_classes: int, size: int | None, seed: int
+) -> Dataset | None:
+    """A fixed part of the training images, balanced by class, to measure on during training.
+
+    Args:
+        size: None for 1 % of them, but at least 10 of each class and at most 10,000; 0 for none.
+    """
+    if size is None:
+        size = min(max(len(train) // 100, 10 * num_classes), 10_000)
+    return balanced_sample(train, min(size, len(train)), seed) if size else None

@@ -1,0 +1,213 @@
+"""From images to model inputs: the training augmentations and the one evaluation transform.
+
+Inputs have three channels, also for grayscale models: the image-classification pipeline sends RGB,
+and the model takes the luminance itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
+from transformers import BaseImageProcessor, ViTImageProcessor
+
+from .pixels import pixels_of, rgb
+
+if TYPE_CHECKING:
+    import datasets
+
+    from ..configuration_protosphere import ProtoSphereConfig
+
+
+def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:
+    """The evaluation transform, saved with the model, so that pipelines apply exactly it.
+
+    The shorter side is resized to image_size / crop_pct, the centre cropped to image_size, values
+    scaled to [0, 1] and normalised. With `crop=False` the centre is cropped to image_size /
+    crop_pct only: a square with a margin for augmentation.
+    """
+    resized = round(config.image_size / config.crop_pct)
+    cropped = config.image_size if crop else resized
+    mean, std = three_channels(config.image_mean), three_channels(config.image_std)
+    return ViTImageProcessor(
+        do_convert_rgb=True,
+        do_resize=True,
+        size={"shortest_edge": resized},
+        resample=_resampling(config.interpolation),
+        do_center_crop=True,
+        crop_size={"height": cropped, "width": cropped},
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=mean,
+        image_std=std,
+    )
+
+
+class TrainTransform:
+    """Augment one image: PIL → (3, image_size, image_size) float32, normalised.
+
+    Args:
+        augmentation: "none" (the evaluation transform), "crop" (shift by up to an eighth, as usual
+            for CIFAR), "resized_crop" (as usual for ImageNet), "contrastive" (with colour jitter,
+            as in SupCon).
+        horizontal_flip: mirror half of the images.
+    """
+
+    def __init__(
+        self, config: ProtoSphereConfig, *, augmentation: str, horizontal_flip: bool
+    ) -> None:
+        size = config.image_size
+        interpolation = InterpolationMode(config.interpolation)
+        fit = [
+            v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True),
+            v2.CenterCrop(size),
+        ]
+        smallest = smallest_area(augmentation, size)
+        steps = {
+            "none": fit,
+            "crop": [*fit, v2.RandomCrop(size, padding=max(1, size // 8))],
+            "resized_crop": [_resized_crop(size, smallest, interpolation)],
+            "contrastive": [
+                _resized_crop(size, smallest, interpolation),
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+                v2.RandomGrayscale(0.2),
+            ],
+        }
+        self.transform = v2.Compose(
+            [
+                *steps[augmentation],
+                *([v2.RandomHorizontalFlip()] if horizontal_flip else []),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(three_channels(config.image_mean), three_channels(config.image_std)),
+            ]
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(rgb(image))
+
+
+def smallest_area(augmentation: str, image_size: int) -> float:
+    """Of a random resized crop, as a share of the image."""
+    if augmentation == "contrastive":
+        return 0.2
+    # The published scale for ImageNet would leave 9 of 32 pixels a side of a small image.
+    return 0.08 if image_size >= 128 else 0.5
+
+
+class _Images(Dataset):
+    """Items {"pixel_values", "labels"} of a split with columns "image" and "label".
+
+    Subclasses define `__getitems__`, a whole batch at once, which torch's DataLoader prefers.
+    """
+
+    split: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+
+class RandomViews:
+    """Augmented views of an image; the randomness of each depends only on (seed, epoch, index,
+    view).
+
+    Args:
+        transform: PIL image → (C, H, W).
+        views: more than one gives (V, C, H, W).
+    """
+
+    def __init__(self, transform: Any, *, views: int = 1, seed: int = 0) -> None:
+        self.transform, self.views, self.seed, self.epoch = transform, views, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        views = []
+        # Transforms draw from torch's global generator, whose state is everybody else's too.
+        with torch.random.fork_rng(devices=[]):
+            for view in range(self.views):
+                # Not torch.manual_seed, which seeds every device: as slow as an augmentation.
+                position = hash((self.seed, self.epoch, index, view))
+                torch.default_generator.manual_seed(position % 2**63)
+                views.append(self.transform(image))
+        return views[0] if self.views == 1 else torch.stack(views)
+
+
+class TrainingImages(_Images):
+    """Augmented images, as `RandomViews` makes them.
+
+    So the images of an epoch are the same whatever the number of workers, and after resuming. An
+    index beyond the split's size is a repetition of the image at index % size, augmented anew.
+
+    Args:
+        split: with columns "image" and "label".
+        transform, views, seed: as in `RandomViews`.
+    """
+
+    def __init__(
+        self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0
+    ) -> None:
+        self.split = split
+        self.views = RandomViews(transform, views=views, seed=seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call before the epoch's iterator is made: workers get a copy of the data set then."""
+        self.views.set_epoch(epoch)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.split[[index % len(self) for index in indices]]
+        return [
+            {"pixel_values": self.views(image, index), "labels": label}
+            for image, label, index in zip(rows["image"], rows["label"], indices)
+        ]
+
+
+class EvaluationImages(_Images):
+    """Images under the saved image processor, a batch at a time."""
+
+    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor) -> None:
+        self.split = split
+        self.processor = processor
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.split[indices]
+        pixel_values = pixels_of(rows["image"], self.processor)
+        return [
+            {"pixel_values": pixels, "labels": label}
+            for pixels, label in zip(pixel_values, rows["label"])
+        ]
+
+
+def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor]:
+    """{"pixel_values": (M[, V], C, H, W), "labels": (M,) int64}; a whole batch stays as it is."""
+    if isinstance(items, dict):
+        return items
+    return {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "labels": torch.tensor([item["labels"] for item in items]),
+    }
+
+
+def _resized_crop(
+    size: int, smallest: float, interpolation: InterpolationMode
+) -> v2.RandomResizedCrop:
+    return v2.RandomResizedCrop(
+        size, scale=(smallest, 1.0), interpolation=interpolation, antialias=True
+    )
+
+
+def _resampling(interpolation: str) -> int:
+    return int(Image.Resampling[interpolation.upper()])
+
+
+def three_channels(values: list[float]) -> list[float]:
+    return list(values) * 3 if len(values) == 1 else list(values)

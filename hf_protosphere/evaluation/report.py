@@ -1,0 +1,84 @@
+"""An evaluation as a table for people, and flat for trackers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..metrics.neural_collapse import METRICS
+from ..plots.table import format_table
+
+FREQUENCIES = {
+    "many": "> 100 training images", "medium": "20 to 100", "few": "< 20"
+}  # fmt: skip
+
+
+def format_report(
+    report: dict[str, Any],
+    title: str,
+    *,
+    reached: dict[str, dict[str, float]] | None = None,
+    reached_on: str = "validation",
+    target: float = 95.0,
+) -> str:
+    """The report as a table for people: values beside their optima.
+
+    Args:
+        reached: the epoch at which each metric first attained `target` per cent, as `first_reached`
+            says it of one split, `reached_on`: a last column.
+    """
+    rows = [["accuracy by prototypes", f"{report['accuracy']:.2%}", "", "", ""]]
+    if "top5_accuracy" in report:
+        rows.append(["top-5 accuracy by prototypes", f"{report['top5_accuracy']:.2%}", "", "", ""])
+    if "class_means_accuracy" in report:
+        means = report["class_means_accuracy"]
+        rows.append(["accuracy by class means", f"{means:.2%}", "", "", ""])
+    for group, accuracy in report.get("accuracy_by_frequency", {}).items():
+        rows.append([f"accuracy, classes with {FREQUENCIES[group]}", f"{accuracy:.2%}", "", "", ""])
+    collapse = report.get("neural_collapse", {})
+    shown = {metric.name: metric for metric in METRICS if metric.name in collapse}
+    for name in [*shown, "overall"] if collapse else []:
+        metric = shown.get(name)
+        value = f"{collapse[name]:.4g}" if metric else ""
+        optimum = f"{collapse['optima'][name]:.4g}" if metric else ""
+        percentage = f"{collapse['attained'][name]:.1f} %"
+        epoch = f"epoch {reached[name]['epoch']:.4g}" if reached and name in reached else "-"
+        rows.append(
+            [metric.title if metric else "least attained", value, optimum, percentage, epoch]
+        )
+    header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
+    header.append(f"{reached_on} at {target:g} %")
+    columns = 5 if reached is not None else 4
+    return format_table([row[:columns] for row in [header, *rows]])
+
+
+CLASSIFIERS = {
+    "class_means": "fixed prototypes (class means)",
+    "linear": "linear probe",
+    "normalized_linear": "normalised linear probe",
+}
+
+
+def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> str:
+    """Accuracy and price of the classifiers on a frozen backbone, as results.json holds them."""
+    header = [f"on the frozen backbone, {split}", "accuracy", "one pass (s)", "training (s)"]
+    rows = [
+        [
+            CLASSIFIERS[name], f"{c['accuracy']:.2%}", f"{c['pass_seconds']:.1f}",
+            f"{c['training_seconds']:.1f}",
+        ]
+        for name, c in classifiers.items()
+    ]  # fmt: skip
+    return format_table([header, *rows])
+
+
+def flat_record(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if name == "optima":  # constants
+            continue
+        if isinstance(value, dict):
+            flat |= flat_record(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

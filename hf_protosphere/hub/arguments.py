@@ -1,0 +1,121 @@
+"""The arguments of what comes after training: publishing, releasing, exporting."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..arguments.checks import check_choices, check_counts, check_range
+from ..arguments.fields import flag
+from ..errors import ArgumentError
+
+
+@dataclass(kw_only=True)
+class PublishArguments:
+    """What to publish, and where. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "publish"
+
+    folder: str = field(metadata={"help": "Folder of a finished run."})
+    repo_id: str = field(metadata={"help": "Where: 'user/name' on the Hub."})
+    private: bool = flag("Make a new repository private.", False)
+    revision: str | None = flag("Tag the commit with this name, such as v1.0.")
+    create_pr: bool = flag("Open a pull request instead of a commit on main.", False)
+    license: str | None = flag(
+        "Of the weights, as the Hub names it, such as apache-2.0. Without one the card says so."
+    )
+    notes: str | None = flag("File of Markdown to be printed in the card.")
+    compare_with: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of finished runs of the same recipe with other objectives and seeds, "
+            "for a table in the card: it links to repositories that are called like the folders."
+        },
+    )
+    benchmark_task: str | None = flag(
+        "Enter the accuracy in the leaderboard of the data set under this task."
+    )
+    commit_message: str = flag("What the commit is called.", "Publish by hf_protosphere")
+
+    def __post_init__(self) -> None:
+        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
+            raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
+        if self.create_pr and self.revision is not None:
+            raise ArgumentError(
+                f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
+                "leave out one of the two."
+            )
+        if self.notes is not None and not Path(self.notes).is_file():
+            raise ArgumentError(f"--notes {self.notes}: there is no such file.")
+
+
+@dataclass(kw_only=True)
+class ExportArguments:
+    """What to export, and how. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "export"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    format: Literal["onnx", "torch_export"] = flag(
+        "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
+    )
+    output_dir: str | None = flag(
+        "Folder for the exported model and its README; by default one called as the format, in "
+        "that of the model."
+    )
+    dataset_name: str | None = flag(
+        "Compare the exported model with the checkpoint on images of this data set; by default on "
+        "noise. As for `protosphere evaluate`."
+    )
+    dataset_config: str | None = flag("Configuration (subset) of the data set.")
+    image_column: str | None = flag("Column of images; found by its type when not given.")
+    label_column: str | None = flag("Column of labels; found by its type when not given.")
+    split: str = flag("Split to take images from.", "test")
+    num_images: int = flag("How many of them, balanced by class.", 64)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "num_images")
+        if self.output_dir is None:
+            if not Path(self.model).is_dir():
+                raise ArgumentError(
+                    f"--model {self.model} is no folder here: give --output_dir, for the result."
+                )
+            self.output_dir = str(Path(self.model) / self.format)
+        if Path(self.output_dir).resolve() == Path(self.model).resolve():
+            raise ArgumentError(
+                f"--output_dir {self.output_dir} is the model's own folder, whose README.md would "
+                "be replaced: give another, or leave it out."
+            )
+        packages = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
+        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+            raise ArgumentError(
+                f"--format {self.format} needs what is not installed: pip install "
+                f"{' '.join(missing)}."
+            )
+
+
+@dataclass(kw_only=True)
+class DemoArguments:
+    """What page to show, and where. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "demo"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    unknown_angle: float | None = flag(
+        "An image farther than this from every prototype is unknown, in degrees. By default as "
+        "far as 95 %% of the held-out images in the checkpoint's snapshot keep within; without a "
+        "snapshot, half the angle between two prototypes at neural collapse."
+    )
+    host: str = flag("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
+    port: int | None = flag("Port to listen on; by default the first free one from 7860.")
+    space: str | None = flag(
+        "Show nothing: write the files of a Hub Space that shows this page into this folder."
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self, "unknown_angle", "(0, 180]")
+        check_counts(self, "port")
+        check_range(self, "port", "[1, 65535]")

@@ -1,0 +1,371 @@
+"""The model card of a finished run, from its files alone: no model is loaded, nothing is trained.
+
+The words are in `model_card_template.md`; here is what fills them. Whatever comes from data sets,
+such as names of classes, is made safe to print by `markdown.inline`; paths never enter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..arguments.checks import check_license
+from ..errors import ArgumentError
+from ..evaluation.report import CLASSIFIERS, FREQUENCIES
+from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
+from ..runs.finished_run import RELIABILITY, FinishedRun
+from .comparison import applicable_metrics, compare
+from .markdown import duration, inline, listed, one_line, percent
+from .objectives import OBJECTIVES
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+PICTURES = ("curves.png", "neural_collapse.png", "sphere.png", "cosines.png", "margins.png")
+LEAST_ACCURATE_SHOWN = 5
+
+
+def render_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    notes: str | None = None,
+    compare_with: Sequence[str | Path] = (),
+) -> ModelCard:
+    """The model card of a finished run, with metadata for the Hub.
+
+    Args:
+        folder: the --output_dir of `protosphere train`. Pictures that are there are shown.
+        repo_id: "user/name" on the Hub, for title and snippets; by default a placeholder.
+        license: of the weights, as the Hub names it ("apache-2.0"). Without one the card says that
+            none was stated.
+        notes: Markdown of the authors, printed as it is, in a section of its own.
+        compare_with: folders of finished runs of the same recipe with other objectives and seeds,
+            for a table. Each is linked as a repository with the name of its folder, of the user
+            in `repo_id`.
+
+    Raises:
+        ArgumentError: a file that is missing or not whole; `repo_id` or `license` malformed; runs
+            that cannot be compared.
+    """
+    run = FinishedRun.read(folder)
+    repo_id = _checked_repo_id(repo_id) if repo_id else f"user/{run.default_name}"
+    check_license(license)
+    name = repo_id.split("/")[-1]
+    metadata = _metadata(run, name, license)
+    words = _words(run) | {
+        "title": inline(name),
+        "repo_id": repo_id,
+        "license": license,
+        "notes": notes,
+        "comparison": _comparison(run, compare_with, repo_id),
+    }
+    return ModelCard.from_template(metadata, template_path=str(TEMPLATE), **words)
+
+
+def render_evaluation_results(folder: str | Path, task_id: str) -> str:
+    """The accuracy of a finished run in the Hub's format for benchmarks, `.eval_results/*.yaml`.
+
+    Only data sets that are benchmarks have tasks: the Hub checks `task_id` against their eval.yaml
+    and lists the model on their leaderboard. The model card holds the same metric for all others.
+
+    Raises:
+        ArgumentError: a run on a local data set, or without a split of its own for evaluation; a
+            file that is missing or not whole.
+    """
+    run = FinishedRun.read(folder)
+    if run.dataset_id is None:
+        raise ArgumentError(
+            f"{folder} was trained on a local data set, but a benchmark is a data set on the Hub."
+        )
+    if run.is_drawn_from_training(run.reported):
+        raise ArgumentError(
+            f"{folder} was evaluated on training data of {run.dataset_id} only: train with "
+            "--test_split to evaluate on a split of its own."
+        )
+    report = run.results[run.reported]
+    entry = EvalResultEntry(
+        dataset_id=run.dataset_id,
+        task_id=task_id,
+        value=_rounded(report["accuracy"]),
+        dataset_revision=_one_line_or_none(run.arguments.dataset_revision),
+        notes=f"top-1 accuracy on {report['num_images']} images",
+    )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+
+
+def card_files(
+    folder: str | Path, *, benchmark_task: str | None = None, **options: Any
+) -> dict[str, str]:
+    """{path in the repository: text}: README.md and, for a benchmark, .eval_results/.
+
+    Args:
+        benchmark_task: as `render_evaluation_results` explains.
+        options: as of `render_card`, which also says what is raised.
+    """
+    files = {"README.md": str(render_card(folder, **options))}
+    if benchmark_task is not None:
+        results = render_evaluation_results(folder, benchmark_task)
+        files[".eval_results/hf_protosphere.yaml"] = results
+    return files
+
+
+def write_card(folder: str | Path, **options: Any) -> list[Path]:
+    """Write `card_files` into the folder of a finished run, over earlier ones.
+
+    Returns:
+        The files.
+    """
+    written = []
+    for name, text in card_files(folder, **options).items():
+        written.append(Path(folder) / name)
+        written[-1].parent.mkdir(exist_ok=True)
+        written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def _checked_repo_id(repo_id: str) -> str:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ArgumentError(f"repo_id must be 'user/name', but got {repo_id!r}: {error}") from error
+    return repo_id
+
+
+def _metadata(run: FinishedRun, name: str, license: str | None) -> ModelCardData:
+    base_model = run.provenance["base_model"]
+    tags = ["hf_protosphere", "neural-collapse", run.config.objective.replace("_", "-")]
+    tags += ["arxiv:" + PAPER_URL.rsplit("/")[-1]]
+    if run.classifier != "linear":
+        tags += ["prototypes", "hypersphere"]
+    return ModelCardData(
+        model_name=name,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        datasets=[run.dataset_id] if run.dataset_id else None,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        tags=tags,
+        metrics=["accuracy"],
+        eval_results=_evaluation_results(run),
+    )
+
+
+def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
+    """Accuracies on every held-out split, neural collapse on the last one."""
+    arguments, results = run.arguments, []
+    for split in run.held_out:
+        report = run.results[split]
+        metrics = {
+            "accuracy": ("Accuracy", report["accuracy"]),
+            "top_5_accuracy": ("Top-5 accuracy", report.get("top5_accuracy")),
+        }
+        if arguments.imbalance:
+            metrics["mean_class_accuracy"] = ("Mean class accuracy", report["mean_class_accuracy"])
+        if split == run.reported:
+            metrics |= {
+                m.name: (m.title, report["neural_collapse"][m.name])
+                for m in applicable_metrics(run)
+            }
+        on = ""
+        if split != "train" and run.is_drawn_from_training(split):
+            on = f" on {report['num_images']} held-out images"  # no split of the data set
+        results += [
+            EvalResult(
+                task_type="image-classification",
+                task_name="Image classification",
+                dataset_type=run.dataset_id or "imagefolder",
+                dataset_name=one_line(run.dataset_name),
+                dataset_config=_one_line_or_none(arguments.dataset_config),
+                dataset_split=one_line(run.provenance["splits"][split]["from"]),
+                dataset_revision=_one_line_or_none(arguments.dataset_revision),
+                metric_type=kind,
+                metric_name=f"{title}{on}",
+                metric_value=_rounded(value),
+            )
+            for kind, (title, value) in metrics.items()
+            if value is not None and math.isfinite(value)
+        ]
+    return results
+
+
+def _one_line_or_none(text: str | None) -> str | None:
+    return None if text is None else one_line(text)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _words(run: FinishedRun) -> dict[str, Any]:
+    """Everything that the template prints, safe to be printed."""
+    config, arguments, results, origin = run.config, run.arguments, run.results, run.provenance
+    report, counts = results[run.reported], list(results.get("train_counts", {}).values())
+    splits, objective = origin["splits"], OBJECTIVES[config.objective]
+    if run.dataset_id:
+        page = f"https://huggingface.co/datasets/{quote(run.dataset_id)}"
+        dataset = f"[{inline(run.dataset_id)}]({page})"
+    else:
+        dataset = f"{inline(run.dataset_name)} (a local data set)"
+    linear = run.classifier == "linear"
+    projection = f"{config.projection}, to {config.projection_dim} dimensions"
+    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
+    return {
+        "paper_url": PAPER_URL,
+        "paper_bibtex": PAPER_BIBTEX,
+        "num_classes": len(run.class_names),
+        "num_known": config.num_labels,
+        "class_names": listed(run.class_names),
+        "added_classes": listed(list(run.added_classes)) if run.added_classes else None,
+        "dataset": dataset,
+        "backbone": inline(config.backbone),
+        "embedding_dim": origin["embedding_dim"],
+        "parameters": f"{origin['parameters'] / 1e6:.3g} million",
+        "image_size": config.image_size,
+        "grayscale": config.num_channels == 1,
+        "classifier": run.classifier,
+        "objective": objective,
+        "temperature": config.softmax_temperature,
+        "projection": "none" if config.projection == "none" else projection,
+        "accuracy": percent(report["accuracy"]),
+        "reported": {"split": run.reported, "images": report["num_images"]},
+        "reports": [_accuracies(run, split) for split in run.held_out],
+        "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
+        "least_accurate": _least_accurate(run.class_names, report["class_accuracies"]),
+        "classifiers": [
+            {
+                "title": CLASSIFIERS[name],
+                "accuracy": percent(metrics["accuracy"]),
+                "pass_seconds": f"{metrics['pass_seconds']:.1f}",
+                "training_seconds": f"{metrics['training_seconds']:.1f}",
+            }
+            for name, metrics in results.get("classifiers", {}).items()
+        ],
+        "collapse": [
+            {
+                "name": metric.name,
+                "title": metric.title,
+                "value": f"{report['neural_collapse'][metric.name]:.4g}",
+                "optimum": f"{report['neural_collapse']['optima'][metric.name]:.4g}",
+                "attained": f"{report['neural_collapse']['attained'][metric.name]:.1f} %",
+            }
+            for metric in applicable_metrics(run)
+        ],
+        "pictures": [
+            name
+            for name in PICTURES
+            # A linear layer has no prototypes, which all but the curves show.
+            if (run.folder / name).is_file() and (not linear or name == "curves.png")
+        ],
+        "unknown": _unknown(run),
+        "arguments": arguments,
+        "best_epoch": results["best_epoch"],
+        "best_on": "validation" if "validation" in splits else "training",
+        "train_images": splits["train"]["images"],
+        "fewest": min(counts, default=None),  # of a stream, classes were not counted
+        "most": max(counts, default=None),
+        "validation_is_from_train": "validation" in splits
+        and run.is_drawn_from_training("validation"),
+        "validation_images": splits.get("validation", {}).get("images"),
+        "test_split": inline(splits["test"]["from"]) if "test" in splits else None,
+        "base_model": origin["base_model"],
+        "pretrained": origin["from_pretrained_weights"],
+        "base_model_text": inline(origin["base_model"]),
+        "images_per_step": origin["images_per_step"],
+        "learning_rate": f"{origin['learning_rate']:.3g}",
+        "weight_decay": f"{origin['weight_decay']:.3g}",
+        "training_time": duration(results["training_seconds"]),
+        "images_per_second": f"{results['images_per_second']:,.0f}",
+        "processes": origin["processes"],
+        "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def _unknown(run: FinishedRun) -> dict[str, Any] | None:
+    """The threshold below which an image is unknown, and what was measured of it, if anything."""
+    config, report = run.config, run.calibration
+    if config.rejection_threshold is None:
+        return None
+    words: dict[str, Any] = {
+        "cosine": f"{config.rejection_threshold:.4f}",
+        "degrees": f"{math.degrees(math.acos(config.rejection_threshold)):.1f}",
+        "calibration": None,
+    }
+    if report is not None:
+        error, missing = report["expected_calibration_error"], report["classes_without_images"]
+        words["calibration"] = {
+            "images": f"{report['num_images']:,}",
+            "source": inline(report["source"]),
+            "missing": listed(missing) if missing else None,
+            "rate": percent(report["false_rejection_rate"]),
+            "rejected": percent(report["rejected"]),
+            "temperature": f"{report['calibration_temperature']:.3f}",
+            "before": percent(error["before"]),
+            "after": percent(error["after"]),
+            "has_picture": (run.folder / RELIABILITY).is_file(),
+        }
+    return words
+
+
+def _comparison(
+    run: FinishedRun, folders: Sequence[str | Path], repo_id: str
+) -> list[dict[str, Any]]:
+    if not folders:
+        return []
+    user = repo_id.split("/")[0]
+    ids = {run.folder: repo_id} | {
+        path: _checked_repo_id(f"{user}/{path.resolve().name}")
+        for path in map(Path, folders)
+        if path.resolve() != run.folder.resolve()
+    }
+    siblings = [FinishedRun.read(path) for path in ids if path != run.folder]
+    return [
+        {
+            "title": row.title,
+            "accuracy": row.accuracy,
+            "neural_collapse": row.neural_collapse,
+            "is_own": run in row.runs,
+            "models": [
+                {
+                    "seed": other.arguments.seed,
+                    "address": f"https://huggingface.co/{ids[other.folder]}",
+                    "is_own": other is run,
+                }
+                for other in row.runs
+            ],
+        }
+        for row in compare(run, siblings)
+    ]
+
+
+def _accuracies(run: FinishedRun, split: str) -> dict[str, Any]:
+    report = run.results[split]
+    names = ["accuracy", "top5_accuracy"]
+    if run.config.prototypes != "class_means":  # else they are the classifier
+        names.append("class_means_accuracy")
+    if run.arguments.imbalance:
+        names.append("mean_class_accuracy")
+    metrics = {name: report[name] for name in names if name in report}
+    metrics |= report.get("accuracy_by_frequency", {})
+    accuracies = {name: percent(value) for name, value in metrics.items()}
+    return {"split": split, "images": report["num_images"], "accuracies": accuracies}
+
+
+def _least_accurate(names: list[str], accuracies: list[float | None]) -> str:
+    below = [(a, name) for a, name in zip(accuracies, names) if a is not None and a < 1]
+    worst = sorted(below, key=lambda pair: pair[0])[:LEAST_ACCURATE_SHOWN]
+    return ", ".join(f"{inline(name)} ({percent(accuracy)})" for accuracy, name in worst)

@@ -1,0 +1,88 @@
+"""A finished run beside its siblings: the same recipe with other objectives and seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ArgumentError
+from ..metrics.neural_collapse import METRICS, MetricInfo
+from ..runs.finished_run import FinishedRun
+from .objectives import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class ComparedObjective:
+    """The runs with one objective, by seed, and the mean ± standard deviation of their metrics."""
+
+    title: str
+    runs: list[FinishedRun]
+
+    @property
+    def accuracy(self) -> str:
+        return spread([100 * run.results[run.reported]["accuracy"] for run in self.runs], 2)
+
+    @property
+    def neural_collapse(self) -> str:
+        return spread([overall_collapse(run) for run in self.runs], 1)
+
+
+def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedObjective]:
+    """The run and its siblings by objective. The run itself may be one of the siblings.
+
+    Raises:
+        ArgumentError: siblings that were measured on other images, and two with the same objective
+            and seed.
+    """
+    family = {run.folder.resolve(): run} | {other.folder.resolve(): other for other in siblings}
+    seen: dict[tuple[str, int], FinishedRun] = {}
+    for other in family.values():
+        if (other.dataset_name, other.reported) != (run.dataset_name, run.reported):
+            raise ArgumentError(
+                f"--compare_with {other.folder} was measured on {other.reported} images of "
+                f"{other.dataset_name}, {run.folder} on {run.reported} images of "
+                f"{run.dataset_name}: leave it out."
+            )
+        first = seen.setdefault((other.config.objective, other.arguments.seed), other)
+        if first is not other:
+            raise ArgumentError(
+                f"--compare_with: {first.folder} and {other.folder} have the same objective, "
+                f"{other.config.objective}, and seed, {other.arguments.seed}: leave out one."
+            )
+    by_seed = sorted(seen.items(), key=lambda item: item[0][1])
+    groups = {
+        name: [other for (objective, _), other in by_seed if objective == name]
+        for name in OBJECTIVES
+    }
+    return [
+        ComparedObjective(OBJECTIVES[name].title, runs) for name, runs in groups.items() if runs
+    ]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """
+    >>> spread([95.0, 96.0], 1)
+    '95.5 ± 0.7 %'
+    >>> spread([95.0], 1)
+    '95.0 %'
+    """
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) > 1:
+        mean += f" ± {statistics.stdev(values):.{digits}f}"
+    return f"{mean} %"
+
+
+def overall_collapse(run: FinishedRun) -> float:
+    """The least attained, in %, of the metrics that apply to the run's classifier."""
+    attained = run.results[run.reported]["neural_collapse"]["attained"]
+    return min(
+        attained[metric.name]
+        for metric in applicable_metrics(run)
+        if metric.min_classes <= run.config.num_labels
+    )
+
+
+def applicable_metrics(run: FinishedRun) -> list[MetricInfo]:
+    """The metrics of neural collapse that apply to the run's classifier."""
+    return [m for m in METRICS if not (run.classifier == "linear" and m.needs_prototypes)]

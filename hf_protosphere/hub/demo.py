@@ -1,0 +1,199 @@
+"""A page in the browser: upload an image, see its class or "unknown", its angles to the prototypes
+and where it falls on the sphere. A Space of the Hub shows the same page.
+
+Gradio, an extra, is imported only when a page is built.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import socket
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..open_set.threshold import Answer, OpenSetClassifier
+from ..plots.sphere import plot_sphere
+from ..runs.files import writable_folder
+from .arguments import DemoArguments
+
+if TYPE_CHECKING:
+    import gradio
+
+SHOWN_ANGLES, SHOWN_SCORES = 10, 5
+CSS = """
+.gradio-container h1 { margin-bottom: 0 }
+#image img { width: 100%; height: 100%; object-fit: contain }
+#verdict { min-height: 4.5rem }
+#verdict h2 { margin: 0; font-size: 2rem; overflow-wrap: anywhere }
+#verdict p { margin: 0.25rem 0 0 }
+"""
+ANGLES_CSS = """
+table { width: 100%; margin: 1.5rem 0 0.5rem; font-size: var(--text-md) }
+th { font-weight: normal; text-align: left; overflow-wrap: anywhere }
+th, td { padding: 0.2rem 0.5rem 0.2rem 0 }
+table, tr, th, td { border: none !important }
+td:last-child { text-align: right; font-variant-numeric: tabular-nums }
+.scale { width: 50%; position: relative }
+.bar { height: 0.5rem; border-radius: 0.25rem; background: var(--neutral-400) }
+.known .bar { background: var(--color-accent) }
+.threshold { position: absolute; top: 0; bottom: 0; border-left: 2px dotted }
+p { margin: 0; font-size: var(--text-sm); opacity: 0.7 }
+"""
+SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
+
+from hf_protosphere.demo_page import demo
+from hf_protosphere.sharing_arguments import DemoArguments
+
+demo(DemoArguments(model="{model}", unknown_angle={unknown_angle}, host="0.0.0.0", port=7860))
+"""
+
+
+def demo(arguments: DemoArguments) -> None:
+    """Serve the page until Ctrl-C, or write the files of a Space, as `protosphere demo` does.
+
+    Raises:
+        ArgumentError: gradio is missing, the address is taken, the model cannot be shown.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ArgumentError("the page needs gradio, which is not installed: pip install gradio.")
+    if arguments.space is not None:
+        for path in write_space(arguments.model, arguments.space, arguments.unknown_angle):
+            print(path)
+        return
+    _check_address(arguments.host, arguments.port)
+    classifier = OpenSetClassifier.load(arguments.model, arguments.unknown_angle)
+    page = build_page(classifier, arguments.model)
+    _, url, _ = page.launch(
+        server_name=arguments.host, server_port=arguments.port, css=CSS, share=False, quiet=True,
+        prevent_thread_lock=True, footer_links=[], run_history=False,
+    )  # fmt: skip
+    print(f"{arguments.model}: {url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
+def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
+    import gradio as gr
+
+    def show(image: Image.Image | None) -> tuple[Any, ...]:
+        if image is None:
+            return no_image, {}, "", _sphere(classifier)
+        answer = classifier(image)
+        sphere = _sphere(classifier, answer.embedding)
+        return _verdict(answer), answer.scores, _angles(answer, threshold.degrees), sphere
+
+    threshold = classifier.threshold
+    num_classes, dim = classifier.snapshot.prototypes.shape
+    no_image = "<p>Upload or paste an image to see its class.</p>"
+    kept = (600, 3600)  # every ten minutes, images older than an hour are removed from the disk
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=kept) as page:
+        gr.HTML(
+            f"<h1>{escape(title)}</h1><p>A prototype for each of {num_classes:,} classes on the "
+            f"unit sphere of {dim:,} dimensions. Farther than {threshold.degrees:.1f}° from all of "
+            f"them an image is <b>unknown</b> ({escape(threshold.origin)}).</p>"
+        )
+        with gr.Row():
+            image = gr.Image(
+                type="pil", label="Image", sources=["upload", "clipboard"], buttons=[],
+                height=360, elem_id="image",
+            )  # fmt: skip
+            with gr.Column():
+                verdict = gr.HTML(no_image, elem_id="verdict")
+                scores = gr.Label(
+                    label="Scores, among the known classes", num_top_classes=SHOWN_SCORES,
+                    show_heading=False, elem_id="scores",
+                )  # fmt: skip
+            angles = gr.HTML(
+                label="Angles to the nearest prototypes", show_label=True, container=True,
+                css_template=ANGLES_CSS, min_height=340, elem_id="angles",
+            )  # fmt: skip
+        sphere = gr.Image(
+            _sphere(classifier), format="png", show_label=False, interactive=False,
+            buttons=["fullscreen"], elem_id="sphere",
+        )  # fmt: skip
+        image.change(show, image, [verdict, scores, angles, sphere])
+    return page
+
+
+def write_space(model: str, folder: str | Path, unknown_angle: float | None = None) -> list[Path]:
+    """Write the files of a Space that shows the page of a model on the Hub.
+
+    Args:
+        model: its id, "user/name".
+        folder: for the files, made if it is missing.
+        unknown_angle: as in `OpenSetClassifier.load`.
+
+    Raises:
+        ArgumentError: no Hub id, or a folder that has such files already.
+    """
+    if Path(model).is_dir():
+        raise ArgumentError(
+            f"--space shows a model of the Hub, but --model {model} is a folder: upload it, and "
+            "give its id, 'user/name'."
+        )
+    try:
+        validate_repo_id(model)
+    except HFValidationError as error:
+        raise ArgumentError(f"--model {model} is no id of the Hub: {error}") from error
+    card = SpaceCardData(
+        title=model.split("/")[-1],
+        sdk="gradio",
+        sdk_version=importlib.metadata.version("gradio"),
+        app_file="app.py",
+        models=[model],
+    )
+    files = {
+        "app.py": SPACE_APP.format(model=model, unknown_angle=unknown_angle),
+        "requirements.txt": "hf_protosphere\n",
+        "README.md": str(SpaceCard(f"---\n{card.to_yaml()}\n---\n\nThe page of {model}.\n")),
+    }
+    folder = writable_folder(folder, "--space")
+    for name in files:
+        if (folder / name).exists():
+            raise ArgumentError(f"--space {folder} has a {name} already: give a new folder.")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in files]
+
+
+def _verdict(answer: Answer) -> str:
+    nearest, angle = next(iter(answer.angles.items()))
+    if answer.label is None:
+        label, where = "unknown", f"the nearest prototype, that of {escape(nearest)}"
+    else:
+        label, where = escape(answer.label), "its prototype"
+    return f"<h2>{label}</h2><p>{angle:.1f}° from {where}</p>"
+
+
+def _angles(answer: Answer, threshold: float) -> str:
+    rows = "".join(
+        f'<tr class="{"known" if angle <= threshold else ""}"><th scope="row">{escape(name)}</th>'
+        f'<td class="scale"><div class="bar" style="width: {angle / 1.8:.1f}%"></div>'
+        f'<div class="threshold" style="left: {threshold / 1.8:.1f}%"></div></td>'
+        f"<td>{angle:.1f}°</td></tr>"
+        for name, angle in list(answer.angles.items())[:SHOWN_ANGLES]
+    )
+    return f"<table>{rows}</table><p>Dotted: unknown beyond {threshold:.1f}°.</p>"
+
+
+def _sphere(classifier: OpenSetClassifier, embedding: Tensor | None = None) -> Image.Image:
+    file = BytesIO()
+    plot_sphere(classifier.snapshot, file, query=embedding)
+    return Image.open(file)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    try:
+        socket.create_server((host, port or 0)).close()
+    except OSError as error:
+        flags = f"--host {host}" + (f" --port {port}" if port else "")
+        raise ArgumentError(f"{flags} cannot be listened on: {error}.") from error

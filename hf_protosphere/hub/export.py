@@ -1,0 +1,251 @@
+"""A checkpoint as ONNX or as a torch.export program, by torch's own exporters, compared with the
+model on images before it gets its final name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import BaseImageProcessor
+
+from ..data.dataset import load_image_dataset
+from ..data.pixels import pixels_of
+from ..errors import ExportError
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.files import writable_folder
+from ..runs.loading import load_classifier
+from .arguments import ExportArguments
+
+TOLERANCE = 1e-4  # of logits and embeddings, absolute
+EXAMPLE_BATCH = 2  # with one image, torch.export would take the batch size for a constant
+NOISE = 8  # images to compare on when no data set is given
+
+Run = Callable[[Tensor], Sequence[Tensor]]  # pixel_values → logits, embeddings
+
+
+class Classifier(nn.Module):
+    """(N, 3, S, S) → logits (N, K) and embeddings (N, D), as a plain tuple."""
+
+    def __init__(self, model: ProtoSphereForImageClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(pixel_values, return_dict=True)
+        return output.logits, output.embeddings
+
+
+def export(arguments: ExportArguments) -> Path:
+    """Write, compare and document a checkpoint in another format, as `protosphere export` does.
+
+    Returns:
+        The file, in a folder with a README.md that shows how to run it without transformers.
+
+    Raises:
+        ExportError: the file does not compute what the model does. It is not kept.
+    """
+    model, processor = load_classifier(arguments.model)
+    folder = writable_folder(arguments.output_dir, "--output_dir")
+    images, source = _images(arguments, processor, model.config.image_size)
+    network = Classifier(model.float()).eval()
+    metadata = {
+        "labels": model.config.class_names,
+        "preprocessing": preprocessing(processor),
+    }
+    name, write, read = FORMATS[arguments.format]
+    # Large ONNX files name the file beside them that holds the weights: only a folder can be
+    # written under another name.
+    with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
+        file = Path(unfinished) / name
+        write(network, model.config.image_size, metadata, file)
+        difference = largest_difference(network, read(file), images)
+        if not difference <= TOLERANCE:  # NaN is no match either
+            raise ExportError(
+                f"--format {arguments.format}: the exported model differs from {arguments.model} "
+                f"by {difference:.2g} on {source}, more than {TOLERANCE:g}, and was not kept. "
+                "Try the other --format, or other versions of torch and of the runtime."
+            )
+        verdict = f"differs from the model by at most {difference:.2g} on {source}"
+        readme = _readme(name, metadata, verdict, model)
+        file.with_name("README.md").write_text(readme)
+        for path in sorted(Path(unfinished).iterdir()):
+            os.replace(path, folder / path.name)
+    print(f"{folder / name}: {verdict}")
+    return folder / name
+
+
+@torch.no_grad()
+def largest_difference(network: nn.Module, run: Run, images: Tensor) -> float:
+    """Between the outputs of the two, in batches of several sizes; NaN if there is one.
+
+    Args:
+        images: (N, 3, S, S), what a processor returns.
+    """
+    differences = [
+        (ours - theirs).abs().max()
+        for batch in (images[:1], *images[1:].split(16))
+        for ours, theirs in zip(network(batch), run(batch))
+    ]
+    return torch.stack(differences).max().item()
+
+
+def preprocessing(processor: BaseImageProcessor) -> dict[str, object]:
+    """What happens to an image before the network, in the order in which it does."""
+    return {
+        "convert": "RGB",
+        "resize_shorter_side": processor.size["shortest_edge"],
+        "interpolation": Image.Resampling(processor.resample).name,
+        "center_crop": processor.crop_size["height"],
+        "divide_by": round(1 / processor.rescale_factor),
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+    }
+
+
+def _images(
+    arguments: ExportArguments, processor: BaseImageProcessor, image_size: int
+) -> tuple[Tensor, str]:
+    """(N, 3, S, S) to compare on, and what they are."""
+    if arguments.dataset_name is None:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(NOISE, 3, image_size, image_size, generator=generator)
+        return noise, f"{NOISE} images of noise"
+    images = load_image_dataset(
+        arguments.dataset_name,
+        dataset_config=arguments.dataset_config,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        test_split=arguments.split,
+        max_eval_samples=arguments.num_images,
+        need_train=False,
+        check_images=False,
+    )
+    split = images.splits["test"]
+    source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"
+    return pixels_of(split[:]["image"], processor), source
+
+
+def _example(image_size: int) -> tuple[tuple[Tensor], dict[str, dict[int, object]]]:
+    batch = torch.export.Dim("batch", min=1)
+    return (torch.zeros(EXAMPLE_BATCH, 3, image_size, image_size),), {"pixel_values": {0: batch}}
+
+
+def _write_onnx(network: nn.Module, image_size: int, metadata: dict, file: Path) -> None:
+    images, shapes = _example(image_size)
+    program = torch.onnx.export(
+        network,
+        images,
+        dynamic_shapes=shapes,
+        input_names=["pixel_values"],
+        output_names=["logits", "embeddings"],
+        verbose=False,
+    )
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = json.dumps(value)
+    program.save(file)
+
+
+def _read_onnx(file: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = session.run(["logits", "embeddings"], {"pixel_values": images.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def _write_torch_export(network: nn.Module, image_size: int, metadata: dict, file: Path) -> None:
+    images, shapes = _example(image_size)
+    program = torch.export.export(network, images, dynamic_shapes=shapes)
+    extra = {f"{key}.json": json.dumps(value) for key, value in metadata.items()}
+    torch.export.save(program, file, extra_files=extra)
+
+
+def _read_torch_export(file: Path) -> Run:
+    return torch.export.load(file).module()
+
+
+FORMATS = {
+    "onnx": ("model.onnx", _write_onnx, _read_onnx),
+    "torch_export": ("model.pt2", _write_torch_export, _read_torch_export),
+}
+
+README = """# {name}
+
+An image classifier of {classes} classes, for batches of any size N.
+It {verdict}.
+
+|        | name           | shape, all float32 | |
+|--------|----------------|--------------------|-|
+| input  | `pixel_values` | (N, 3, {crop}, {crop}) | RGB images, prepared as below |
+| output | `logits`       | (N, {classes}) | their softmax are the probabilities of the classes |
+| output | `embeddings`   | (N, {dim}) | points on the unit sphere: cosines compare images |
+
+```python
+import json
+
+import numpy as np
+{imports}from PIL import Image
+
+{load}
+image = Image.open("image.png").convert("RGB")
+width, height = image.size
+short = min(width, height)
+size = {resize} * width // short, {resize} * height // short
+image = image.resize(size, Image.Resampling.{interpolation})
+left, top = (size[0] - {crop}) // 2, (size[1] - {crop}) // 2
+image = image.crop((left, top, left + {crop}, top + {crop}))
+pixels = np.asarray(image, dtype=np.float32) / {divide_by}
+pixels = (pixels - {mean}) / {std}
+batch = pixels.transpose(2, 0, 1)[None].astype(np.float32)
+
+{run}
+print(labels[logits[0].argmax()])
+```
+
+The file holds the `labels` and the `preprocessing` too, as JSON. Pillow resizes here, torchvision
+in transformers: pixels differ by up to 2 of 255 levels (more with NEAREST).
+"""
+
+RUNTIMES = {
+    "model.onnx": {
+        "imports": "import onnxruntime\n",
+        "load": """session = onnxruntime.InferenceSession("model.onnx")
+labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+""",
+        "run": 'logits, embeddings = session.run(None, {"pixel_values": batch})',
+    },
+    "model.pt2": {
+        "imports": "import torch\n",
+        "load": """extra = {"labels.json": ""}
+network = torch.export.load("model.pt2", extra_files=extra).module()
+labels = json.loads(extra["labels.json"])
+""",
+        "run": "logits, embeddings = network(torch.from_numpy(batch))",
+    },
+}
+
+
+def _readme(
+    name: str, metadata: dict, verdict: str, model: ProtoSphereForImageClassification
+) -> str:
+    steps = metadata["preprocessing"]
+    return README.format(
+        name=name,
+        verdict=verdict,
+        classes=model.config.num_labels,
+        dim=model.protosphere.embedding_dim,
+        resize=steps["resize_shorter_side"],
+        crop=steps["center_crop"],
+        **{key: steps[key] for key in ("interpolation", "divide_by", "mean", "std")},
+        **RUNTIMES[name],
+    )

@@ -1,0 +1,281 @@
+"""Publish a finished run: one commit with everything, then a tag. Training is never called."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import httpx
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+from ..errors import ArgumentError, PublishError
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.files import MODEL_FILES
+from ..runs.finished_run import RELIABILITY, FinishedRun
+from ..runs.snapshots import SNAPSHOT
+from .arguments import PublishArguments
+from .card import PICTURES, card_files, write_card
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# About this machine and this way of running, not about the model.
+PRIVATE_ARGUMENTS = (
+    "output_dir", "overwrite", "resume", "dry_run", "report_to", "project", "run_name",
+    "num_workers", "resume_from", "finetune_from", "pictures",
+)  # fmt: skip
+RETRY_AFTER = (1, 5, 20)  # seconds
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+CAUSES = (HfHubHTTPError, httpx.HTTPError, LocalTokenNotFoundError, OSError)
+
+
+def publish(arguments: PublishArguments) -> str:
+    """Publish the folder of a finished run, as `protosphere publish` does.
+
+    What did not change makes no commit. What is temporary is tried again, and the whole can be
+    called again at any time.
+
+    Returns:
+        The address of the repository, or of the pull request.
+
+    Raises:
+        ArgumentError: a folder that is not a finished run, a model that does not fit its
+            configuration, a tag that exists with other files.
+        PublishError: the Hub cannot be reached or refuses; the folder is complete, the repository
+            as it was.
+    """
+    run = FinishedRun.read(arguments.folder)
+    try:
+        ProtoSphereForImageClassification.from_pretrained(run.folder)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{run.folder} holds no whole model: {error}") from error
+    write_card(run.folder, **_card_options(arguments))
+    files = publishable_files(run, arguments)
+    try:
+        address = _patiently(lambda: _upload(HfApi(), arguments, files))
+    except CAUSES as error:
+        raise PublishError(
+            f"{arguments.repo_id} was not published: {_reason(error, arguments.repo_id)}\n"
+            f"{run.folder} is complete. To try again:\n  {command(arguments)}"
+        ) from error
+    print(address)
+    return address
+
+
+def is_published(arguments: PublishArguments) -> bool:
+    """Whether `publish` with these arguments would find everything in its place, tag included.
+
+    Raises:
+        PublishError: the Hub cannot be asked.
+    """
+    files = publishable_files(FinishedRun.read(arguments.folder), arguments)
+    repo_id, revision = arguments.repo_id, arguments.revision or "main"
+    try:
+        return not _patiently(lambda: changed_files(HfApi(), repo_id, files, revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return False
+    except CAUSES as error:
+        raise PublishError(f"{repo_id}: {_reason(error, repo_id)}") from error
+
+
+def account() -> str:
+    """The name of whoever is logged in.
+
+    Raises:
+        PublishError: nobody, or the Hub cannot be asked.
+    """
+    try:
+        return str(_patiently(lambda: HfApi().whoami())["name"])
+    except CAUSES as error:
+        raise PublishError(f"nothing can be published: {_reason(error, 'the Hub')}") from error
+
+
+def publish_collection(
+    title: str, repo_ids: Sequence[str], *, namespace: str, description: str | None, private: bool
+) -> str:
+    """A page of these models, in this order; those that it has already stay where they are.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        PublishError: the Hub cannot be reached or refuses. It can be called again.
+    """
+    api = HfApi()
+    try:
+        collection = _patiently(
+            lambda: api.create_collection(
+                title, namespace=namespace, description=description, private=private, exists_ok=True
+            )
+        )
+        there = {item.item_id for item in collection.items if item.item_type == "model"}
+        for repo_id in repo_ids:
+            if repo_id not in there:
+                add = partial(api.add_collection_item, collection.slug, repo_id, "model")
+                _patiently(partial(add, exists_ok=True))
+    except CAUSES as error:
+        raise PublishError(
+            f"the collection {title!r} is not complete: {_reason(error, 'the collection')}"
+        ) from error
+    return collection.url
+
+
+def _card_options(arguments: PublishArguments) -> dict[str, Any]:
+    return {
+        "repo_id": arguments.repo_id,
+        "license": arguments.license,
+        "notes": Path(arguments.notes).read_text() if arguments.notes else None,
+        "compare_with": arguments.compare_with or [],
+        "benchmark_task": arguments.benchmark_task,
+    }
+
+
+def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str, bytes | Path]:
+    """{path in the repository: content}. Nothing in them tells of this machine.
+
+    The model with its configuration, image processor and code; the card; metrics.json, the final
+    evaluations; metrics.jsonl, a line for each measurement during training; calibration.json of
+    a calibrated model; training_arguments.yaml, for `protosphere train --config`; and the pictures.
+    """
+    files: dict[str, bytes | Path] = {}
+    for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
+        files |= {path.name: path for path in sorted(run.folder.glob(pattern))}
+    if run.calibration is not None:
+        files["calibration.json"] = (json.dumps(run.calibration, indent=2) + "\n").encode()
+        files |= {path.name: path for path in run.folder.glob(RELIABILITY)}
+    files["metrics.json"] = (json.dumps(run.results, indent=2) + "\n").encode()
+    public = {
+        name: value
+        for name, value in dataclasses.asdict(run.arguments).items()
+        if name not in PRIVATE_ARGUMENTS
+    }
+    public["dataset_name"] = run.dataset_name
+    public["backbone"] = Path(run.arguments.backbone).name if _is_path(run) else public["backbone"]
+    text = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
+    files["training_arguments.yaml"] = text.encode()
+    card = card_files(run.folder, **_card_options(arguments))
+    return files | {name: text.encode() for name, text in card.items()}
+
+
+def _is_path(run: FinishedRun) -> bool:
+    return Path(run.arguments.backbone).expanduser().exists()
+
+
+def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Path]) -> str:
+    """May be called again after any failure."""
+    repo_id, tag = arguments.repo_id, arguments.revision
+    api.create_repo(repo_id, private=arguments.private, exist_ok=True)
+    address = f"{api.endpoint}/{repo_id}"
+    tags = {ref.name for ref in api.list_repo_refs(repo_id).tags}
+    if tag in tags:
+        if changed := changed_files(api, repo_id, files, tag):
+            raise ArgumentError(
+                f"--revision {tag} of {repo_id} exists already, with another {changed[0]}: give "
+                "the new files another one, or delete that tag."
+            )
+        logger.info("%s has these files under %s already.", repo_id, tag)
+        return f"{address}/tree/{tag}"
+    if changed_files(api, repo_id, files, "main"):
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
+            commit_message=arguments.commit_message,
+            create_pr=arguments.create_pr,
+        )
+        if arguments.create_pr:
+            return str(commit.pr_url)
+    else:
+        logger.warning("%s has these files already: no commit.", repo_id)
+    if tag is not None:
+        api.create_tag(repo_id, tag=tag)
+        return f"{address}/tree/{tag}"
+    return address
+
+
+def changed_files(
+    api: HfApi, repo_id: str, files: dict[str, bytes | Path], revision: str
+) -> list[str]:
+    """The names of those files that the repository does not hold as they are."""
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    return [name for name, content in files.items() if not _is_same(content, there.get(name))]
+
+
+def _is_same(content: bytes | Path, entry: RepoFile | None) -> bool:
+    """By the hash that the Hub keeps: weights, which it stores as LFS, are read piece by piece."""
+    if entry is None:
+        return False
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    if size != entry.size:
+        return False
+    with content.open("rb") if isinstance(content, Path) else BytesIO(content) as file:
+        if entry.lfs:
+            return sha_fileobj(file).hex() == entry.lfs.sha256
+        return git_hash(file.read()) == entry.blob_id
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """The action's result, tried again after what may pass."""
+    for seconds in RETRY_AFTER:
+        try:
+            return action()
+        except (HfHubHTTPError, httpx.HTTPError) as error:
+            if not _may_pass(error):
+                raise
+            logger.warning("%s; trying again in %d s.", _first_line(error), seconds)
+            time.sleep(seconds)
+    return action()
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code in TRANSIENT
+    return isinstance(error, httpx.TransportError)
+
+
+def _reason(error: Exception, target: str) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return "the Hub does not know the token (401). Log in by `hf auth login`."
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return "the Hub wants a token (401). Log in by `hf auth login`, or set HF_TOKEN."
+    if status == 403:
+        return f"the token may not write to {target} (403)."
+    if status in (409, 412):
+        return f"somebody else changed it at the same time ({status})."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set."
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def command(arguments: PublishArguments) -> str:
+    """The command line with these arguments."""
+    words = ["protosphere", "publish", arguments.folder]
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if field.name != "folder" and value != field.default:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{field.name}", *([] if value is True else map(str, values))]
+    return shlex.join(words)

@@ -1,0 +1,133 @@
+"""Linear probes on frozen features: the baselines that fixed prototypes replace.
+
+After supervised contrastive learning the class means of the embeddings are a classifier already, in
+one forward pass (arXiv 2605.20302). The usual way is to throw the projection head away and train a
+linear layer on the backbone's features; the normalised way trains one on the sphere. Features are
+computed once, without augmentation.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..losses import normface_loss
+from ..modeling_protosphere import ProtoSphereForImageClassification
+
+BATCH_SIZE, MOMENTUM = 256, 0.9
+# Peak learning rates of SGD with a cosine schedule. Features of unit norm need a larger one.
+LEARNING_RATES = {"linear": 0.1, "normalized_linear": 1.0}
+Kind = Literal["linear", "normalized_linear"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a probe reached: accuracy in [0, 1] on the evaluation images, and what it cost."""
+
+    accuracy: float
+    training_seconds: float
+    weight: Tensor  # (K, F); of a normalised probe with unit norm
+    bias: Tensor | None = None  # (K,), of a linear probe
+    logits: Tensor | None = None  # (N, K) of the evaluation images
+
+
+@dataclass(frozen=True)
+class FrozenImages:
+    """What a network makes of a split, on the CPU or the device that it is on."""
+
+    features: Tensor  # (N, F), the backbone's, pooled
+    embeddings: Tensor  # (N, D), unit norm
+    labels: Tensor  # (N,)
+
+    def of_rows(self, rows: np.ndarray) -> FrozenImages:
+        indices = torch.as_tensor(rows, device=self.labels.device)
+        return FrozenImages(self.features[indices], self.embeddings[indices], self.labels[indices])
+
+
+@torch.no_grad()
+def frozen_images(
+    model: ProtoSphereForImageClassification,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    description: str,
+) -> FrozenImages:
+    """One pass over all images; the result is whole on every process."""
+    was_training = model.training
+    model.eval()
+    parts = []
+    for batch in tqdm(
+        loader, f"features of the {description} images", leave=False,
+        disable=not accelerator.is_main_process,
+    ):  # fmt: skip
+        with accelerator.autocast():
+            output = model.protosphere(batch["pixel_values"], return_dict=True)
+        frozen = output.pooler_output.float(), output.embeddings, batch["labels"]
+        parts.append(accelerator.gather_for_metrics(frozen))
+    model.train(was_training)
+    return FrozenImages(*(torch.cat(tensors) for tensors in zip(*parts)))
+
+
+def train_probe(
+    kind: Kind,
+    train: tuple[Tensor, Tensor],
+    evaluation: tuple[Tensor, Tensor],
+    num_classes: int,
+    *,
+    epochs: int = 90,
+    temperature: float = 0.1,
+    seed: int = 0,
+) -> Probe:
+    """Train a linear layer on features, without weight decay, and classify others by it.
+
+    Args:
+        kind: "linear", cross-entropy with a bias on the features as they are; "normalized_linear",
+            NormFace on features of unit norm.
+        train, evaluation: features (N, F) and labels (N,).
+        temperature: of the normalised probe.
+
+    Example:
+        >>> features = torch.eye(4).repeat(50, 1) + 0.01
+        >>> data = features, torch.arange(4).repeat(50)
+        >>> train_probe("linear", data, data, 4).accuracy
+        1.0
+    """
+    started = time.perf_counter()
+    normalized = kind == "normalized_linear"
+    features, labels = train
+    generator = torch.Generator().manual_seed(seed)
+    scale = features.shape[1] ** -0.5
+    weight = scale * torch.randn(num_classes, features.shape[1], generator=generator)
+    weight = weight.to(features.device).requires_grad_()
+    bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
+    optimizer = torch.optim.SGD([weight, bias], LEARNING_RATES[kind], momentum=MOMENTUM)
+    steps = epochs * -(-len(labels) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        for batch in order.split(BATCH_SIZE):
+            x, y = features[batch], labels[batch]
+            if normalized:
+                loss = normface_loss(x, weight, y, temperature, group="local")
+            else:
+                loss = F.cross_entropy(F.linear(x, weight, bias), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        x, y = evaluation
+        weight = F.normalize(weight, dim=1) if normalized else weight.detach()
+        bias = None if normalized else bias.detach()
+        x = F.normalize(x, dim=1) if normalized else x
+        logits = F.linear(x, weight, bias) / (temperature if normalized else 1)
+        accuracy = (logits.argmax(1) == y).double().mean().item()
+    return Probe(accuracy, time.perf_counter() - started, weight, bias, logits)

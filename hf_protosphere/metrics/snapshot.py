@@ -1,0 +1,91 @@
+"""A snapshot of a classifier's geometry: some embeddings, all class means, all prototypes.
+
+Everything that pictures of the sphere need. `runs.snapshots` keeps it in a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Numbers in the embeddings kept, over all classes: 8 MB in float32. At most so many per class.
+MAX_NUMBERS, MAX_PER_CLASS = 2_000_000, 200
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where the images of one split fall on the sphere. All vectors are rows of unit norm."""
+
+    embeddings: Tensor  # (n, D) of the first images of each class
+    labels: Tensor  # (n,) int64
+    class_means: Tensor  # (K, D) of all images; a row of zeros for a class without any
+    prototypes: Tensor  # (K, D)
+    own_cosines: Tensor  # (N,) of every image to the prototype of its class
+    nearest_other_cosines: Tensor  # (N,) to the nearest prototype of another class
+    class_names: list[str]
+    split: str
+
+    @classmethod
+    def of_prototypes(cls, prototypes: Tensor, class_names: list[str]) -> Snapshot:
+        """Without images: prototypes (K, D), unit rows, stand for the class means too."""
+        prototypes = prototypes.detach().float().cpu()
+        none, cosines = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        embeddings = prototypes[:0]
+        return cls(embeddings, none, prototypes, prototypes, cosines, cosines, class_names, "")
+
+    @property
+    def center(self) -> Tensor:
+        """(D,) the mean of the embeddings that it holds, each class as much as another."""
+        sums = torch.zeros_like(self.class_means).index_add_(0, self.labels, self.embeddings)
+        counts = self.labels.bincount(minlength=len(sums))
+        return (sums[counts > 0] / counts[counts > 0, None]).mean(0)
+
+
+class SnapshotCollector:
+    """Takes a snapshot from batches.
+
+    Args:
+        prototypes: (K, D), unit rows.
+
+    Example:
+        >>> collector = SnapshotCollector(torch.eye(2))
+        >>> collector.update(torch.tensor([[0.6, 0.8], [1.0, 0.0]]), torch.tensor([1, 0]))
+        >>> collector.snapshot(["cat", "dog"], "test").own_cosines
+        tensor([0.8000, 1.0000])
+    """
+
+    def __init__(self, prototypes: Tensor) -> None:
+        self.prototypes = prototypes.detach().float()
+        num_classes, dim = prototypes.shape
+        per_class = MAX_NUMBERS // (num_classes * dim)
+        self.room = torch.full((num_classes,), min(max(per_class, 2), MAX_PER_CLASS))
+        self.sums = torch.zeros_like(self.prototypes, dtype=torch.float64)
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._cosines: list[Tensor] = []
+
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Embeddings (M, D), unit rows, and labels (M,) in [0, K)."""
+        embeddings = embeddings.detach().float()
+        self.sums.index_add_(0, labels, embeddings.double())
+        cosines = embeddings @ self.prototypes.T  # (M, K)
+        own = cosines.gather(1, labels[:, None])
+        others = cosines.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True)
+        self._cosines.append(torch.cat([own, others], 1).cpu())
+        if self.room.any():
+            embeddings, labels = embeddings.cpu(), labels.cpu()
+            before = F.one_hot(labels, len(self.room)).cumsum(0).gather(1, labels[:, None])[:, 0]
+            fits = before <= self.room[labels]
+            self._kept.append((embeddings[fits], labels[fits]))
+            self.room -= labels[fits].bincount(minlength=len(self.room))
+
+    def snapshot(self, class_names: list[str], split: str) -> Snapshot:
+        embeddings, labels = (torch.cat(parts) for parts in zip(*self._kept))
+        own, others = torch.cat(self._cosines).unbind(1)
+        means = F.normalize(self.sums, dim=1).float().cpu()
+        prototypes = self.prototypes.cpu()
+        return Snapshot(
+            embeddings, labels, means, prototypes, own, others, list(class_names), split
+        )

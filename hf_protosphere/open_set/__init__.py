@@ -1,0 +1,4 @@
+"""Images of none of the classes: thresholds, scores that tell them, `protosphere calibrate`.
+
+Imports `inference` and below. Start at `calibrate.py`, or `scores.py` for the scores.
+"""

@@ -1,0 +1,50 @@
+"""The arguments of telling unknown images from known ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..arguments.checks import check_choices, check_counts, check_range
+from ..arguments.fields import flag
+from ..data.arguments import DataArguments
+
+
+@dataclass(kw_only=True)
+class OpenSetArguments:
+    _argument_group_name = "unknown images"
+
+    ood_dataset: str | None = flag(
+        "Also tell the images of --split from those of this data set, given like --dataset_name: "
+        "images of none of the classes. It needs no labels."
+    )
+    ood_split: str | None = flag("Its split; by default 'test', or the only one.")
+    ood_config: str | None = flag("Its configuration (subset).")
+    ood_image_column: str | None = flag("Its column of images; found by its type when not given.")
+
+
+@dataclass(kw_only=True)
+class _CalibrationArguments:
+    _argument_group_name = "calibration"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    split: str | None = flag(
+        "Split to calibrate on, which was not trained on. By default what the run in the folder "
+        "validated on: a split, or the images that it held out of its training split; of another "
+        "checkpoint a split called validation, val, valid or dev."
+    )
+    false_rejection_rate: float = flag(
+        "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
+    )
+    output_dir: str | None = flag("Save the calibrated model here; by default where it is.")
+    batch_size: int = flag("Images per process and step.", 256)
+
+
+@dataclass(kw_only=True)
+class CalibrateArguments(_CalibrationArguments, DataArguments):
+    """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
+        check_counts(self, "num_workers", at_least=0)
+        check_range(self, "false_rejection_rate", "(0, 1)")

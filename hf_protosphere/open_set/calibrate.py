@@ -1,0 +1,231 @@
+"""What `protosphere calibrate` does: a threshold for "unknown", and scores that can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..arguments.parsing import read_yaml
+from ..data.dataset import ImageDataset, load_data
+from ..data.labels import some
+from ..data.loaders import evaluation_loader
+from ..errors import ArgumentError, DataError
+from ..inference.predictions import predictions
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots.table import format_table
+from ..prototypes import nearest_cosines
+from ..runs.checkpoints import save_model
+from ..runs.files import writable_folder
+from ..runs.loading import load_classifier
+from ..runs.processes import check_processes, main_process_first
+from ..training.arguments import TrainArguments
+from .arguments import CalibrateArguments
+from .confidence import (
+    Reliability,
+    fit_temperature,
+    negative_log_likelihood,
+    rejection_threshold,
+    reliability,
+)
+from .plots import plot_reliability
+
+FILE_NAME, PICTURE = "calibration.json", "reliability.png"
+
+
+def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
+    """Choose a checkpoint's rejection threshold and temperature, and save it with them.
+
+    Returns:
+        The report, as calibration.json holds it: "source" (the images, in words), "num_images",
+        "classes_without_images" (of which nothing is promised), "rejection_threshold" (a cosine),
+        "false_rejection_rate", "rejected" (the share), "accuracy", "accuracy_of_accepted",
+        "calibration_temperature", "has_best_temperature", and "expected_calibration_error" and
+        "negative_log_likelihood", each {"before", "after"}.
+
+    Raises:
+        ArgumentError: no images but those of training, or too few; a folder that cannot be written.
+    """
+    folder = _output_folder(arguments)
+    accelerator = Accelerator()
+    check_processes(accelerator)
+    model, processor = load_classifier(arguments.model)
+    with main_process_first(accelerator):
+        images, source = calibration_images(arguments, model)
+    config = model.config
+    config.forget_calibration()  # an earlier one plays no part
+    loader = evaluation_loader(
+        images.splits["validation"],
+        processor,
+        arguments.batch_size,
+        arguments.num_workers,
+        accelerator,
+    )
+    model.to(accelerator.device)
+    cosines, logits, labels = _cosines_and_logits(model, loader, accelerator)
+    try:
+        threshold = rejection_threshold(cosines, arguments.false_rejection_rate)
+    except ValueError as error:
+        raise ArgumentError(
+            f"--false_rejection_rate {arguments.false_rejection_rate}: {error} Give a larger rate, "
+            "or --split with more images."
+        ) from error
+    temperature = fit_temperature(logits, labels)
+    config.rejection_threshold = threshold
+    config.false_rejection_rate = arguments.false_rejection_rate
+    config.calibration_temperature = temperature or 1.0
+
+    right, accepted = logits.argmax(-1) == labels, cosines >= threshold
+    after = logits / config.calibration_temperature
+    bins = {"before": reliability(logits, labels), "after": reliability(after, labels)}
+    report = {
+        "model": arguments.model,
+        "source": source,
+        "num_images": len(labels),
+        "classes_without_images": images.classes_without_images("validation"),
+        "rejection_threshold": threshold,
+        "false_rejection_rate": arguments.false_rejection_rate,
+        "rejected": (~accepted).double().mean().item(),
+        "accuracy": right.double().mean().item(),
+        "accuracy_of_accepted": right[accepted].double().mean().item(),
+        "calibration_temperature": config.calibration_temperature,
+        "has_best_temperature": temperature is not None,
+        "expected_calibration_error": {
+            when: of_bins.expected_calibration_error for when, of_bins in bins.items()
+        },
+        "negative_log_likelihood": {
+            "before": negative_log_likelihood(logits, labels),
+            "after": negative_log_likelihood(after, labels),
+        },
+    }
+    if accelerator.is_main_process:
+        save_model(model.cpu(), processor, folder)
+        _write(report, bins, folder)
+    accelerator.wait_for_everyone()
+    return report
+
+
+def calibration_images(
+    arguments: CalibrateArguments, model: ProtoSphereForImageClassification
+) -> tuple[ImageDataset, str]:
+    """Images that the model was not trained on, as split "validation", and what they are in words.
+
+    Those of `--split`; else of the split that the run in the folder validated on; else those that
+    it held out of its training split, found again by its arguments.yaml; else of a split called
+    validation, valid, val or dev.
+
+    Raises:
+        ArgumentError: there are none but those of training.
+    """
+    path = Path(arguments.model) / "arguments.yaml"
+    run = TrainArguments(**read_yaml(str(path), TrainArguments)) if path.is_file() else None
+    split = arguments.split or (run.validation_split if run else None)
+    fraction = run.validation_fraction if run and split is None else 0.0
+    train_split = run.train_split if run else arguments.train_split
+    if split == train_split:
+        raise ArgumentError(
+            f"--split {split}: images of training are nearer to their prototypes than others, and "
+            "tell nothing of those. Give a split that was not trained on."
+        )
+    if fraction:  # the images are counted as they were then
+        arguments = dataclasses.replace(
+            arguments,
+            train_split=train_split,
+            label_column=arguments.label_column or run.label_column,
+            image_column=arguments.image_column or run.image_column,
+            on_bad_image=run.on_bad_image,
+            check_images=run.check_images,
+        )
+    names = model.config.class_names
+    try:
+        images = load_data(
+            arguments,
+            validation_split=split,
+            validation_fraction=fraction,
+            seed=run.seed if run else 0,
+            need_train=fraction > 0,
+            need_all_classes=False,  # some may have been added to those of the run
+            label_names=names,
+        )
+    except DataError as error:
+        message = str(error).replace("--validation_split", "--split", 1)
+        raise DataError(message) from error
+    if "validation" not in images.splits:
+        reason = "has no arguments.yaml that tells which training images it held out"
+        if run:
+            reason = "held none of its training images out"
+        raise ArgumentError(
+            f"--dataset_name {arguments.dataset_name} has no validation split, and --model "
+            f"{arguments.model} {reason}: give --split, one that was not trained on."
+        )
+    source = images.sources["validation"]
+    if source != images.sources.get("train"):
+        return images, source
+    words = f"held out of {source} by the run"
+    if run.dataset_name != arguments.dataset_name:  # the same one by another path, one hopes
+        words += f", of {run.dataset_name}"
+    return images, words
+
+
+def _cosines_and_logits(
+    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest cosines (N,), logits (N, K) and labels (N,), on the CPU, of every process alike."""
+    parts = [
+        (nearest_cosines(embeddings, model.prototypes.detach()).cpu(), logits.cpu(), labels.cpu())
+        for embeddings, logits, labels in predictions(model, loader, accelerator, "calibration")
+    ]
+    cosines, logits, labels = (torch.cat(tensors) for tensors in zip(*parts))
+    return cosines, logits, labels
+
+
+def _output_folder(arguments: CalibrateArguments) -> Path:
+    if arguments.output_dir is None and not Path(arguments.model).is_dir():
+        raise ArgumentError(
+            f"--output_dir is needed for --model {arguments.model}, which is no folder here to "
+            "save the calibrated model in."
+        )
+    return writable_folder(arguments.output_dir or arguments.model, "--output_dir")
+
+
+def format_calibration(report: dict[str, Any]) -> str:
+    """The report as a table for people."""
+    degrees = math.degrees(math.acos(report["rejection_threshold"]))
+    error, likelihood = report["expected_calibration_error"], report["negative_log_likelihood"]
+    temperature = f"{report['calibration_temperature']:.4f}"
+    if not report["has_best_temperature"]:
+        temperature += " (none is best: all right, or no better than chance)"
+    rows = [
+        [f"{report['source']} ({report['num_images']} images)", "value"],
+        ["unknown below the cosine", f"{report['rejection_threshold']:.6f}"],
+        ["unknown beyond the angle", f"{degrees:.2f}°"],
+        ["target false rejection rate", f"{report['false_rejection_rate']:.2%}"],
+        ["rejected", f"{report['rejected']:.2%}"],
+        ["accuracy", f"{report['accuracy']:.2%}"],
+        ["accuracy of the accepted", f"{report['accuracy_of_accepted']:.2%}"],
+        ["temperature", temperature],
+        ["expected calibration error before", f"{error['before']:.2%}"],
+        ["expected calibration error after", f"{error['after']:.2%}"],
+        ["negative log-likelihood before", f"{likelihood['before']:.4f}"],
+        ["negative log-likelihood after", f"{likelihood['after']:.4f}"],
+    ]
+    return format_table(rows)
+
+
+def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -> None:
+    print(format_calibration(report))
+    if missing := report["classes_without_images"]:
+        print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
+    (folder / FILE_NAME).write_text(json.dumps(report, indent=2) + "\n")
+    temperature = report["calibration_temperature"]
+    titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}
+    plot_reliability({titles[when]: of_bins for when, of_bins in bins.items()}, folder / PICTURE)
+    for name in ("config.json", FILE_NAME, PICTURE):
+        print(folder / name)

@@ -1,0 +1,97 @@
+"""Pictures of calibration and of unknown images. matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..plots.style import COLORS, STYLES, new_figure
+from .confidence import Reliability
+from .scores import SCORES, Detection
+
+
+def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
+    """Reliability diagrams side by side: accuracy against confidence, and how many images.
+
+    Args:
+        bins: by the title of the diagram.
+        picture: the file to write; its suffix says the format.
+    """
+    figure = new_figure(5.5 * len(bins), 6)
+    panels = figure.subplots(
+        2, len(bins), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False
+    )
+    for i, (title, reliability) in enumerate(bins.items()):
+        diagram, histogram = panels[:, i]
+        counts = reliability.counts.numpy()
+        width, seen = 1 / len(counts), counts > 0
+        centres = (np.arange(len(counts)) + 0.5) * width
+        accuracy, confidence = reliability.accuracy.numpy(), reliability.confidence.numpy()
+        diagram.bar(
+            centres[seen], accuracy[seen], width, color=COLORS[0], edgecolor="white",
+            label="accuracy",
+        )  # fmt: skip
+        diagram.bar(
+            centres[seen], (confidence - accuracy)[seen], width, accuracy[seen], color="none",
+            edgecolor=COLORS[1], hatch="///", label="to the mean confidence",
+        )  # fmt: skip
+        diagram.plot((0, 1), (0, 1), color="0.3", linewidth=1, linestyle="--", label="calibrated")
+        error = reliability.expected_calibration_error
+        diagram.set(title=f"{title}: ECE {error:.2%}", xlim=(0, 1), ylim=(0, 1))
+        histogram.bar(centres, counts, width, color="0.6", edgecolor="white")
+        for x, count in zip(centres[seen], counts[seen]):
+            histogram.annotate(f"{count:.0f}", (x, count), ha="center", va="bottom", fontsize=7)
+        histogram.set(xlabel="confidence (largest score)")
+        histogram.margins(y=0.2)  # room for the numbers
+    panels[0, 0].set_ylabel("accuracy")
+    panels[1, 0].set_ylabel("images")
+    panels[0, 0].legend(loc="upper left")
+    figure.savefig(picture, dpi=120)
+
+
+def plot_unknown(detection: Detection, picture: Path, threshold: float | None = None) -> None:
+    """Histograms of the scores of known and unknown images, and the ROC of all scores.
+
+    Args:
+        threshold: of the cosine, drawn where there is one.
+    """
+    from sklearn.metrics import roc_curve
+
+    known = {name: scores.double().numpy() for name, scores in detection.known.items()}
+    unknown = {name: scores.double().numpy() for name, scores in detection.unknown.items()}
+    figure = new_figure(15, 9)
+    # The ROC is twice as wide, three times where a score is missing.
+    top, bottom = [*known][:3], [*known][3:]
+    panels = figure.subplot_mosaic([top, bottom + ["roc"] * (3 - len(bottom))])
+    roc = panels.pop("roc")
+    for name, axes in panels.items():
+        both = np.concatenate([known[name], unknown[name]])
+        # Mahalanobis distances have long tails: beyond the outermost bins lies 1 %.
+        bins = np.linspace(*np.quantile(both, (0.005, 0.995)), 61)
+        for values, label, color, hatch, style in (
+            (known[name], "known", COLORS[0], None, "-"),
+            (unknown[name], "unknown", COLORS[1], "///", "--"),
+        ):
+            values, weights = (
+                values.clip(bins[0], bins[-1]),
+                np.full(len(values), 100 / len(values)),
+            )
+            axes.hist(values, bins, weights=weights, color=color, alpha=0.35, hatch=hatch)
+            axes.hist(values, bins, weights=weights, color=color, histtype="step",
+                      linestyle=style, linewidth=1.8, label=f"{len(values):,} {label}")  # fmt: skip
+        if name == "cosine" and threshold is not None:
+            axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
+        axes.set(title=SCORES[name], xlabel="score", ylabel="share of the images (%)")
+        axes.margins(y=0.25)  # room for the legend
+        axes.legend(loc="upper left")
+    for i, name in enumerate(known):
+        truth = np.repeat([1, 0], [len(known[name]), len(unknown[name])])
+        rates = roc_curve(truth, np.concatenate([known[name], unknown[name]]))[:2]
+        roc.plot(*rates, color=COLORS[i], linestyle=STYLES[i], label=SCORES[name])
+    roc.axhline(0.95, color="0.3", linewidth=1, linestyle=":")
+    roc.plot((0, 1), (0, 1), color="0.6", linewidth=1)
+    roc.set(title="ROC", xlabel="unknown images accepted", ylabel="known images accepted")
+    roc.legend(loc="lower right")
+    figure.savefig(picture, dpi=110)

@@ -1,0 +1,149 @@
+"""Open-set recognition: the class of an image, or "unknown" when it is far from every prototype."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from ..configuration_protosphere import ProtoSphereConfig
+from ..data.pixels import pixels_of
+from ..errors import ArgumentError
+from ..metrics.snapshot import Snapshot
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.loading import load_classifier
+from ..runs.snapshots import SNAPSHOT, snapshot_of
+
+KNOWN_SHARE = 0.95  # of the images in the snapshot, which the default threshold leaves known
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """An image farther than this from every prototype is unknown."""
+
+    degrees: float
+    origin: str  # where the number comes from, in words
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an open-set classifier tells of one image."""
+
+    label: str | None  # the class; None when it is unknown
+    angles: dict[str, float]  # degrees to the prototype of every class, nearest first
+    scores: dict[str, float]  # softmax over the known classes, in the same order
+    embedding: Tensor  # (D,), unit norm
+
+
+@dataclass(frozen=True)
+class OpenSetClassifier:
+    """A classifier that can also say "unknown": `OpenSetClassifier.load("outputs/run")(image)`."""
+
+    model: ProtoSphereForImageClassification
+    processor: BaseImageProcessor
+    snapshot: Snapshot  # without images where the checkpoint has none
+    threshold: Threshold
+
+    @classmethod
+    def load(cls, name: str, unknown_angle: float | None = None) -> OpenSetClassifier:
+        """
+        Args:
+            name: folder or Hub id of a checkpoint.
+            unknown_angle: the threshold in degrees; by default the one that `protosphere calibrate`
+                saved in the configuration, else `default_threshold` of the checkpoint's snapshot.
+
+        Raises:
+            ArgumentError: no checkpoint, one without prototypes, or one with the snapshot of
+                another model.
+        """
+        model, processor = load_classifier(name)
+        config = model.config
+        if not config.has_prototypes:
+            raise ArgumentError(
+                f"--model {name} was trained with cross_entropy: its linear head has no prototypes "
+                "that an image could be near to or far from. Give a model of another objective."
+            )
+        snapshot = snapshot_of(name)
+        if snapshot is None:
+            names = config.class_names
+            snapshot = Snapshot.of_prototypes(model.prototypes, names)
+        elif snapshot.prototypes.shape != model.prototypes.shape or not torch.allclose(
+            snapshot.prototypes, model.prototypes.detach(), atol=0.01
+        ):
+            raise ArgumentError(
+                f"--model {name}: its {SNAPSHOT} is that of other prototypes. Remove it, or write "
+                "it again with `protosphere evaluate --pictures`."
+            )
+        if unknown_angle is not None:
+            threshold = Threshold(unknown_angle, "as asked for")
+        elif config.rejection_threshold is not None:
+            threshold = calibrated_threshold(config)
+        else:
+            threshold = default_threshold(snapshot)
+        return cls(model.eval(), processor, snapshot, threshold)
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image) -> Answer:
+        output = self.model(pixels_of([image], self.processor))
+        embedding = output.embeddings[0]
+        angles = angles_to_prototypes(embedding, self.model.prototypes)
+        scores = output.logits[0].softmax(-1)
+        order = angles.argsort().tolist()
+        names = [self.model.config.id2label[c] for c in order]
+        known = angles.min() <= self.threshold.degrees
+        return Answer(
+            label=names[0] if known else None,
+            angles=dict(zip(names, angles[order].tolist())),
+            scores=dict(zip(names, scores[order].tolist())),
+            embedding=embedding,
+        )
+
+
+def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
+    """(K,) degrees in [0, 180] between an embedding (D,) and prototypes (K, D), of any norm.
+
+    Example:
+        >>> angles_to_prototypes(torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+        tensor([ 90., 180.], dtype=torch.float64)
+    """
+    # In double precision: the arc cosine turns an error of 1e-7 near 1 into 0.03 degrees.
+    cosines = F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0)
+    return _degrees(cosines)
+
+
+def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:
+    """The angle of the configuration's `rejection_threshold`, which is not None."""
+    origin = "the configuration's rejection_threshold"
+    if config.false_rejection_rate is not None:
+        origin += (
+            f", calibrated to reject at most {config.false_rejection_rate:.3g} of the known images"
+        )
+    return Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
+
+
+def default_threshold(snapshot: Snapshot) -> Threshold:
+    """The angle to the nearest prototype that 95 % of the snapshot's images keep within; without
+    images half of arccos(−1/(K − 1)), the angle between two prototypes of a simplex ETF.
+    """
+    if not len(snapshot.own_cosines):
+        angle = math.degrees(math.acos(-1 / (len(snapshot.prototypes) - 1)))
+        return Threshold(
+            angle / 2,
+            "half the angle between two prototypes at neural collapse, as the checkpoint has no "
+            f"{SNAPSHOT} of images to tell it from",
+        )
+    nearest = _degrees(torch.maximum(snapshot.own_cosines, snapshot.nearest_other_cosines))
+    images = f"{len(nearest):,} {snapshot.split} images"
+    return Threshold(
+        nearest.quantile(KNOWN_SHARE).item(),
+        f"{KNOWN_SHARE:.0%} of the {images} are nearer to a prototype",
+    )
+
+
+def _degrees(cosines: Tensor) -> Tensor:
+    return cosines.clamp(-1, 1).acos().rad2deg()

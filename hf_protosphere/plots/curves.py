@@ -1,0 +1,176 @@
+"""Curves over a training. matplotlib is imported only when a picture is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..metrics.monitoring import COLLAPSE
+from ..metrics.neural_collapse import METRICS, MetricInfo
+from .style import COLORS, STYLES, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Records = Sequence[Mapping[str, Any]]
+
+CURVES = {
+    "inter_class_effective_rank": "class means' effective rank",
+    "prototype_effective_rank": "prototypes' effective rank",
+    "instance_alignment": "images aligned with their prototype",
+    "class_alignment": "class means aligned with prototypes",
+    "nc1_cdnv": "classes collapsed (CDNV)",
+    "nc2_equiangular": "class means equiangular",
+    "nc3_self_duality": "prototypes dual to class means",
+}
+
+
+def plot_curves(records: Records, picture: Path) -> None:
+    """Loss, accuracy and the attained share of neural collapse over the epochs.
+
+    Args:
+        records: of a run's metrics.jsonl.
+        picture: the file to write; its suffix says the format.
+    """
+    figure = new_figure(13, 4)
+    loss, accuracy, collapse = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    _draw(loss, _points(records, "train_loss"), 0, "training")
+    loss.set(title="Loss (training batches)", xlabel="epoch", ylabel="loss")
+
+    for i, name in enumerate(("validation_accuracy", "train_accuracy")):
+        label = ("validation images", "training batches, augmented")[i]
+        points = [(epoch, 100 * value) for epoch, value in _points(records, name)]
+        _draw(accuracy, points, i, label)
+    accuracy.set(title="Accuracy by prototypes", xlabel="epoch", ylabel="correct (%)")
+    _legend(accuracy, loc="lower right")
+
+    for i, (name, label) in enumerate(CURVES.items()):
+        _draw(collapse, _attained(records, "validation", name), i, label)
+    collapse.axhline(100, color="0.5", linewidth=0.8)
+    collapse.set(
+        title="Neural collapse of the validation images",
+        xlabel="epoch",
+        ylabel="share of the optimum attained (%)",
+        ylim=(None, 102),
+    )
+    _legend(collapse, loc="lower right", fontsize="small")
+    for axes in (loss, accuracy, collapse):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(picture, dpi=120)
+
+
+def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95.0) -> None:
+    """Every metric of neural collapse over training, against its optimum.
+
+    Of one run a line for each set of images that was measured; of several, to compare them, the
+    last such set of each (the validation images).
+
+    Args:
+        runs: records with "epoch" and "..._neural_collapse" (as `NeuralCollapse.compute` returns
+            it, and "optima"), by the name of their run.
+        picture: the file to write; its suffix says the format.
+        target: percentage of an optimum whose first attainment is marked.
+
+    Raises:
+        ValueError: no record holds a metric of neural collapse.
+    """
+    lines = _collapse_lines(runs)
+    figure = new_figure(16, 11)
+    panels = figure.subplots(4, 4).flatten()
+    for axes, info in zip(panels, METRICS):
+        optima = {  # more than one if the runs differ in K or D
+            record[split + COLLAPSE]["optima"][info.name]
+            for _, records, split in lines
+            for record in _measured(records, split)
+        }
+        values: list[float] = []
+        for i, (label, records, split) in enumerate(lines):
+            points = [
+                (record["epoch"], record[split + COLLAPSE][info.name])
+                for record in _measured(records, split)
+                if math.isfinite(record[split + COLLAPSE].get(info.name, math.nan))
+            ]
+            _draw(axes, points, i, label)
+            values += [value for _, value in points]
+            attained = dict(_attained(records, split, info.name))
+            arrivals = [point for point in points if attained[point[0]] >= target]
+            if arrivals:
+                axes.plot(*arrivals[0], "*", color=COLORS[i % len(COLORS)], markersize=13)
+        _draw_optima(axes, info, optima, values)
+    overall, *rest = panels[len(METRICS) :]
+    for i, (label, records, split) in enumerate(lines):
+        _draw(overall, _attained(records, split, "overall"), i, label)
+    overall.set(title="Least attained of all", ylabel="% of the optimum", xlabel="epoch")
+    handles, labels = overall.get_legend_handles_labels()
+    for axes in rest:
+        axes.axis("off")
+    rest[0].legend(handles, labels, loc="upper left", frameon=False)
+    rest[-1].text(
+        0, 0.95, f"★ first at {target:g} % of its optimum or more\ngrey line: the optimum",
+        va="top", transform=rest[-1].transAxes,
+    )  # fmt: skip
+    figure.suptitle("Neural collapse over training: every figure and its optimum", fontsize="large")
+    figure.savefig(picture, dpi=110)
+
+
+def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str]]:
+    """(label, records, split) of every line to draw."""
+    lines = []
+    for name, records in runs.items():
+        keys = dict.fromkeys(key for record in records for key in record)
+        splits = [key.removesuffix(COLLAPSE) for key in keys if key.endswith(COLLAPSE)]
+        if not splits:
+            raise ValueError(
+                f"{name} was never measured for neural collapse: train with --nc_every 1."
+            )
+        # The last is the validation split: the training images are measured first.
+        chosen = splits if len(runs) == 1 else splits[-1:]
+        what = {split: f"{split} images" if len(runs) == 1 else name for split in chosen}
+        lines += [(what[split], records, split) for split in chosen]
+    return lines
+
+
+def _draw_optima(axes: Axes, info: MetricInfo, optima: set[float], values: list[float]) -> None:
+    axes.set(title=info.title, xlabel="epoch")
+    positive = [value for value in values if value > 0]
+    if optima == {0.0} and positive and max(positive) > 20 * min(positive):
+        axes.set_yscale("log")  # on which 0 lies infinitely far below
+        axes.set_ylabel("optimum 0, log scale")
+    elif values:
+        for optimum in optima:
+            axes.axhline(optimum, color="0.5", linewidth=2.5, alpha=0.6, zorder=0)
+        axes.set_ylabel(f"optimum {', '.join(f'{optimum:.4g}' for optimum in sorted(optima))}")
+    else:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+
+
+def _measured(records: Records, split: str) -> list[Mapping[str, Any]]:
+    return [record for record in records if split + COLLAPSE in record]
+
+
+def _points(records: Records, name: str) -> list[tuple[float, float]]:
+    return [(record["epoch"], record[name]) for record in records if name in record]
+
+
+def _attained(records: Records, split: str, name: str) -> list[tuple[float, float]]:
+    return [
+        (record["epoch"], record[split + COLLAPSE]["attained"][name])
+        for record in _measured(records, split)
+        if name in record[split + COLLAPSE]["attained"]
+    ]
+
+
+def _draw(axes: Axes, points: Iterable[tuple[float, float]], i: int, label: str) -> None:
+    points = list(points)
+    axes.grid(alpha=0.3)
+    if points:
+        marker = "o" if len(points) == 1 else None  # a line through one point is invisible
+        style = {"color": COLORS[i % len(COLORS)], "linestyle": STYLES[i % len(STYLES)]}
+        axes.plot(*zip(*points), **style, marker=marker, label=label)
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)

@@ -1,0 +1,279 @@
+"""Pictures of the sphere, drawn from a snapshot: cosines of class means, points, and margins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..metrics.snapshot import Snapshot
+from .style import COLORS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Paul Tol's muted colours and black: ten that the colour-blind tell apart. Markers serve the rest.
+CLASS_COLORS = (
+    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933",
+    "#AA4499", "#000000",
+)  # fmt: skip
+CLASS_MARKERS = "osD^v<>phX"
+SHOWN_CLASSES = len(CLASS_COLORS)  # in pictures of points
+NAMED_CLASSES = 30  # beside matrices
+PRINTED_CLASSES = 12  # with numbers in the cells
+QUERY_COLOR = "#FF3B00"  # unlike any class
+
+Styles = dict[int, tuple[str, str]]  # colour and marker of each class that is shown
+
+
+def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
+    """Cosines between class means, and between prototypes, beside those of the simplex ETF.
+
+    Args:
+        picture: the file to write; its suffix says the format.
+    """
+    num_classes, dim = snapshot.prototypes.shape
+    ideal = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).fill_diagonal_(1)
+    matrices = {
+        f"Class means of the {snapshot.split} images": _cosines(snapshot.class_means),
+        "Prototypes": _cosines(snapshot.prototypes),
+        f"Simplex ETF: 1 and −1/{num_classes - 1}": ideal,
+    }
+    lowest = min(matrix.min().item() for matrix in matrices.values())
+    figure = new_figure(17, 6)
+    for axes, (title, matrix) in zip(figure.subplots(1, 3), matrices.items()):
+        # cividis grows lighter from end to end: readable in grey, and by the colour-blind.
+        image = axes.imshow(
+            matrix.numpy(), cmap="cividis", vmin=lowest, vmax=1, interpolation="nearest"
+        )
+        axes.set_title(title)
+        if num_classes <= NAMED_CLASSES:
+            names = [_shorten(name) for name in snapshot.class_names]
+            axes.set_xticks(range(num_classes), names, rotation=90)
+            axes.set_yticks(range(num_classes), names)
+        else:
+            axes.set(xlabel="class", ylabel="class")
+        if num_classes <= PRINTED_CLASSES:
+            middle = (1 + lowest) / 2
+            for (row, column), value in zip(_indices(matrix), matrix.flatten().tolist()):
+                color = "black" if value > middle else "white"
+                text = f"{value:.2f}".replace("-", "−").replace("0.", ".")
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    figure.colorbar(image, ax=figure.axes, label="cosine", shrink=0.8)
+    title = "Cosines between classes: at neural collapse all three matrices are equal"
+    if num_classes > dim + 1:
+        title += f" (no simplex ETF of {num_classes} classes exists in {dim} dimensions)"
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=110)
+
+
+def plot_margins(snapshot: Snapshot, picture: Path) -> None:
+    """Histogram of the cosines of all images to their own and to the nearest other prototype."""
+    own, other = snapshot.own_cosines.numpy(), snapshot.nearest_other_cosines.numpy()
+    num_classes = len(snapshot.prototypes)
+    right = (own > other).mean()
+    figure = new_figure(9, 5)
+    axes = figure.subplots()
+    bins = np.linspace(min(own.min(), other.min()), max(own.max(), other.max()), 81)
+    for values, label, color, hatch, style in (
+        (own, "own prototype", COLORS[0], None, "-"),
+        (other, "nearest other prototype", COLORS[1], "///", "--"),
+    ):
+        weights = np.full_like(values, 100 / len(values))
+        axes.hist(values, bins, weights=weights, color=color, alpha=0.35, hatch=hatch)
+        axes.hist(values, bins, weights=weights, color=color, histtype="step", linestyle=style,
+                  linewidth=1.8, label=f"to the {label}")  # fmt: skip
+    optima = {"own": 1.0, "others": -1 / (num_classes - 1)}
+    for name, value in optima.items():
+        axes.axvline(value, color="0.3", linewidth=1, linestyle=":")
+        axes.annotate(f" {name} at collapse", (value, 0.98), xycoords=("data", "axes fraction"),
+                      rotation=90, va="top", ha="right", color="0.3", fontsize=8)  # fmt: skip
+    axes.set(
+        xlabel="cosine between embedding and prototype",
+        ylabel="share of the images (%)",
+        title=f"{len(own):,} {snapshot.split} images, {right:.1%} nearest to their own prototype",
+    )
+    axes.margins(y=0.25)  # room for the legend
+    axes.legend(loc="upper center")
+    figure.savefig(picture, dpi=120)
+
+
+def plot_sphere(
+    snapshot: Snapshot,
+    picture: Path | BinaryIO,
+    classes: Sequence[str] | None = None,
+    query: Tensor | None = None,
+) -> None:
+    """Embeddings, class means and prototypes on the sphere; prototypes alone where no images are.
+
+    In 2 and 3 dimensions exactly where they are. In more, two orthogonal projections, both labelled
+    as such: onto the plane through the class means of three classes (after Müller et al., "When
+    Does Label Smoothing Help?", 2019), where neural collapse is an equilateral triangle; and onto
+    the two directions in which the class means vary most.
+
+    Args:
+        picture: the file to write; its suffix says the format, which is PNG in an open file.
+        classes: names of the classes to show, at most ten; by default those nearest to another,
+            or to the query.
+        query: (D,), unit norm, the embedding of one more image, to mark.
+
+    Raises:
+        ValueError: an unknown class, fewer than two, or more than ten.
+    """
+    shown = _classes_to_show(snapshot, classes, query)
+    dim = snapshot.prototypes.shape[1]
+    images = f"{snapshot.split} images" if len(snapshot.embeddings) else "Prototypes"
+    if dim == 3:
+        figure = new_figure(9, 8)
+        axes = figure.add_subplot(projection="3d")
+        _draw_globe(axes)
+        _draw_points(axes, snapshot, _styles(shown), torch.eye(3), query)
+        title = f"{images} on the unit sphere"
+    elif dim == 2:
+        figure = new_figure(9, 7.5)
+        axes = figure.subplots()
+        _draw_circle(axes)
+        _draw_points(axes, snapshot, _styles(shown), torch.eye(2), query)
+        title = f"{images} on the unit circle"
+    else:
+        figure = new_figure(16, 7)
+        _draw_projections(*figure.subplots(1, 2), snapshot, shown, query)
+        title = f"{images} on the unit sphere of {dim} dimensions"
+    if len(shown) < len(snapshot.class_names):
+        nearest_to = "another" if query is None else "this image"
+        which = f", those nearest to {nearest_to}" if classes is None else ""
+        title += f": {len(shown)} of {len(snapshot.class_names)} classes{which}"
+    figure.suptitle(title)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center")
+    figure.savefig(picture, dpi=110)
+
+
+def _draw_projections(
+    left: Axes, right: Axes, snapshot: Snapshot, shown: list[int], query: Tensor | None
+) -> None:
+    means, corners, styles = F.normalize(snapshot.class_means, dim=1), shown[:3], _styles(shown)
+    what = "class means" if len(snapshot.embeddings) else "prototypes"
+    plane = _plane(means[corners])
+    _draw_circle(left)
+    _draw_points(left, snapshot, {c: styles[c] for c in corners}, plane, query)
+    triangle = (means[[*corners, corners[0]]] @ plane).T.tolist()
+    left.plot(*triangle, color="0.4", linewidth=1, zorder=0)
+    left.set_title(
+        f"Projected onto the plane through three {what}\n"
+        "(at neural collapse an equilateral triangle)"
+        if len(corners) == 3
+        else f"Projected onto the plane of both {what}"
+    )
+    left.legend(loc="upper left", fontsize="small")
+
+    principal = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+    variances = principal.S.square()
+    _draw_circle(right)
+    _draw_points(right, snapshot, styles, principal.Vh[:2].T, query)
+    right.set_title(
+        f"Projected onto the two directions in which the {what} vary most\n"
+        f"({variances[:2].sum() / variances.sum():.0%} of their variance)"
+    )
+
+
+def _classes_to_show(
+    snapshot: Snapshot, classes: Sequence[str] | None, query: Tensor | None
+) -> list[int]:
+    names = snapshot.class_names
+    if classes is not None:
+        unknown = [name for name in classes if name not in names]
+        if unknown or not 2 <= len(classes) <= SHOWN_CLASSES:
+            raise ValueError(
+                f"classes must be 2 to {SHOWN_CLASSES} of the {len(names)} class names, but got "
+                f"{', '.join(unknown or classes)}."
+            )
+        return [names.index(name) for name in classes]
+    if query is not None:
+        nearest = (snapshot.prototypes @ query).argsort(descending=True).tolist()
+        return nearest[:SHOWN_CLASSES]
+    cosines = _cosines(snapshot.class_means).fill_diagonal_(-2)
+    first, second = divmod(int(cosines.argmax()), len(cosines))
+    # The closest pair, and who is closest to them; then the others by their nearest neighbour.
+    pair = cosines[[first, second]].sum(0)
+    pair[[first, second]] = -torch.inf
+    order = [first, second, int(pair.argmax()), *cosines.amax(1).argsort(descending=True).tolist()]
+    return list(dict.fromkeys(order))[: min(SHOWN_CLASSES, len(names))]
+
+
+def _styles(shown: list[int]) -> Styles:
+    """In the order of the classes: of ten or fewer, each looks the same in every picture."""
+    return dict(zip(sorted(shown), zip(CLASS_COLORS, CLASS_MARKERS)))
+
+
+def _draw_points(
+    axes: Axes, snapshot: Snapshot, styles: Styles, directions: Tensor, query: Tensor | None
+) -> None:
+    """Of some classes, in the coordinates along `directions` (D, 2 or 3)."""
+    flat, with_images = directions.shape[1] == 2, len(snapshot.embeddings) > 0
+    on_top = {"zorder": 5} if flat else {"depthshade": False}
+    for c, (color, marker) in styles.items():
+        name = _shorten(snapshot.class_names[c])
+        ends = torch.stack([snapshot.class_means[c], snapshot.prototypes[c]]) @ directions
+        outlined = {"color": color, "edgecolors": "black", **on_top}
+        if with_images:
+            points = (snapshot.embeddings[snapshot.labels == c] @ directions).T.tolist()
+            axes.scatter(*points, s=14, color=color, marker=marker, alpha=0.5, linewidths=0,
+                         label=name)  # fmt: skip
+            axes.plot(*ends.T.tolist(), color="black", linewidth=1)
+            axes.scatter(*ends[:1].T.tolist(), s=140, marker=marker, linewidths=1.5, **outlined)
+        axes.scatter(*ends[1:].T.tolist(), s=240, marker="*", linewidths=1.0, **outlined,
+                     label=None if with_images else name)  # fmt: skip
+    nowhere = [[]] * directions.shape[1]
+    hollow = {"facecolors": "none", "edgecolors": "black"}
+    if with_images:
+        axes.scatter(*nowhere, s=100, label="large: class mean", **hollow)
+        axes.scatter(*nowhere, s=140, marker="*", label="its prototype", **hollow)
+    if query is not None:
+        burst = {"marker": (8, 1), "color": QUERY_COLOR, "edgecolors": "black"}
+        point = (query @ directions)[:, None].tolist()
+        axes.scatter(*point, s=500, linewidths=1.5, **burst, **(on_top | {"zorder": 6}))
+        axes.scatter(*nowhere, s=140, label="this image", **burst)
+
+
+def _draw_circle(axes: Axes) -> None:
+    angles = np.linspace(0, 2 * np.pi, 200)
+    axes.plot(np.cos(angles), np.sin(angles), color="0.7", linewidth=1, zorder=0)
+    axes.set(aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+
+
+def _draw_globe(axes: Axes) -> None:
+    longitude = np.linspace(0, 2 * np.pi, 25)
+    latitude = np.linspace(-np.pi / 2, np.pi / 2, 13)
+    x = np.outer(np.cos(latitude), np.cos(longitude))
+    y = np.outer(np.cos(latitude), np.sin(longitude))
+    z = np.outer(np.sin(latitude), np.ones_like(longitude))
+    axes.plot_wireframe(x, y, z, color="0.8", linewidth=0.5)
+    axes.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1), zticks=(-1, 0, 1))
+    axes.set_box_aspect((1, 1, 1))
+
+
+def _plane(points: Tensor) -> Tensor:
+    """(D, 2) orthonormal directions of the plane through up to three points (3, D)."""
+    if len(points) == 2:  # two classes: the plane through both and the origin
+        points = torch.cat([points, torch.zeros_like(points[:1])])
+    return torch.linalg.qr((points[1:] - points[0]).T).Q
+
+
+def _cosines(vectors: Tensor) -> Tensor:
+    vectors = F.normalize(vectors, dim=1)
+    return vectors @ vectors.T
+
+
+def _indices(matrix: Tensor) -> list[list[int]]:
+    return torch.ones_like(matrix).nonzero().tolist()
+
+
+def _shorten(name: str) -> str:
+    # matplotlib reads $...$ as mathematics, and a leading underscore as "not in the legend".
+    name = name.replace("$", r"\$").lstrip("_")
+    return name if len(name) <= 20 else f"{name[:19]}…"

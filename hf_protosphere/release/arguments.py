@@ -1,0 +1,87 @@
+"""The arguments of a release: which recipes, objectives and seeds, and where to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from ..arguments.checks import check_known, check_license
+from ..arguments.fields import flag
+from ..arguments.parsing import field_names
+from ..errors import ArgumentError
+from ..training.arguments import TrainArguments
+
+# Arguments of training that a release's overrides cannot change: the row, and its recipe's network.
+OF_THE_ROW = ("backbone", "objective", "seed", "output_dir", "overwrite", "resume", "dry_run")
+
+
+@dataclass(kw_only=True)
+class _ReleaseMatrix:
+    """What only the file of a release says: it has no flags.
+
+    Attributes:
+        recipes: YAML files for `protosphere train`; beside NAME.yaml, NAME-OBJECTIVE.yaml is taken
+            for that objective if it is there.
+        objectives, seeds: every recipe is trained with each of them.
+        overrides: {pattern of names: {argument of `protosphere train`: value}}; the last one wins.
+            Names are RECIPE-BACKBONE-OBJECTIVE-seedSEED, patterns as of a shell.
+        launch: {pattern of names: options of `accelerate launch`}; without, one plain process.
+    """
+
+    recipes: list[str] = field(default_factory=list)
+    objectives: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    launch: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _ReleaseOptions:
+    _argument_group_name = "release"
+
+    output_dir: str = flag("Folder for the runs, one folder each.", "outputs/release")
+    namespace: str | None = flag(
+        "User or organisation on the Hub to publish under; by default whoever is logged in."
+    )
+    collection: str | None = flag("Title of a page on the Hub that lists the models.")
+    description: str | None = flag("Of that page.")
+    revision: str | None = flag("Tag the commits with this name, such as v1.0.")
+    license: str | None = flag("Of the weights, as the Hub names it, such as apache-2.0.")
+    private: bool = flag("Make new repositories and the page private.", False)
+    publish: bool = flag("Send finished models to the Hub.", True)
+    only: str | None = flag("Train and publish only models with this in their name.")
+    dry_run: bool = flag("Print what is there and what would be done; change nothing.", False)
+
+
+@dataclass(kw_only=True)
+class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix):
+    """A matrix of runs to train and publish. Invalid values raise `ArgumentError` at once."""
+
+    def __post_init__(self) -> None:
+        check_license(self.license)
+        for name, kind in (("recipes", str), ("objectives", str), ("seeds", int)):
+            values = getattr(self, name)
+            of_kind = isinstance(values, list) and all(isinstance(v, kind) for v in values)
+            if not of_kind or not values or len({*values}) < len(values):
+                what = {str: "different names", int: "different whole numbers"}[kind]
+                raise ArgumentError(f"{name} must be a list of {what}, but got {values!r}.")
+        for name, kind, example in (
+            ("overrides", dict, '"*-nonl-*": {epochs: 10}'),
+            ("launch", str, '"*": --num_processes 8'),
+        ):
+            values = getattr(self, name)
+            if not isinstance(values, dict) or not all(
+                isinstance(v, kind) for v in values.values()
+            ):
+                raise ArgumentError(f"{name} must be such as {example}, but got {values!r}.")
+        known = get_args(get_type_hints(TrainArguments)["objective"])
+        check_known(self.objectives, known, f"objectives are {', '.join(known)}, but there is")
+        settable = [name for name in field_names(TrainArguments) if name not in OF_THE_ROW]
+        for pattern, values in self.overrides.items():
+            check_known(values, settable, f"overrides, {pattern!r}: a release cannot set")
+        for recipe in self.recipes:
+            if not Path(recipe).is_file():
+                there = sorted(map(str, Path(recipe).parent.glob("*.yaml")))
+                check_known([recipe], there, "recipes: there is no file")
+                raise ArgumentError(f"recipes: {recipe} is not a file.")

@@ -1,0 +1,123 @@
+"""The rows of a release: which runs there are, with which arguments, and how far each has come."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import groupby
+from pathlib import Path
+
+from ..arguments.parsing import read_yaml
+from ..errors import ArgumentError, UserError
+from ..runs.checkpoints import changed_arguments, newest_checkpoint
+from ..runs.finished_run import FinishedRun, slug
+from ..training.arguments import TrainArguments
+from ..training.setup import with_checkpoint
+from .arguments import ReleaseArguments
+
+FINISHED, TO_RESUME, MISSING = "finished", "to resume", "missing"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a release: a run in `folder`, a repository of the same name."""
+
+    name: str
+    recipe: str
+    arguments: TrainArguments
+    launch: str | None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.arguments.output_dir)
+
+    @property
+    def config(self) -> Path:
+        """All arguments of `protosphere train`, written before it starts."""
+        return self.folder.with_name(f"{self.name}.yaml")
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
+    def command(self) -> list[str]:
+        launcher = ["-m", "accelerate.commands.launch", *shlex.split(self.launch or "")]
+        module = ["-m", "hf_protosphere.cli", "train", "--config", str(self.config)]
+        return [sys.executable, *(launcher if self.launch else []), *module]
+
+    def state(self) -> str:
+        """
+        Raises:
+            ArgumentError: the folder holds a run with other arguments, or results that are not
+                whole.
+        """
+        results = (self.folder / "results.json").exists()
+        if not results and newest_checkpoint(self.folder / "checkpoints") is None:
+            return MISSING
+        changed = changed_arguments(self.folder, with_checkpoint(self.arguments)[0])
+        if changed:
+            raise ArgumentError(
+                f"{self.folder} holds a run of other arguments: {'; '.join(changed)}. Remove that "
+                "folder, or give another --output_dir."
+            )
+        if not results:
+            return TO_RESUME
+        FinishedRun.read(self.folder)
+        return FINISHED
+
+
+def matrix(arguments: ReleaseArguments) -> list[Row]:
+    """All rows of a release, recipe by recipe.
+
+    Raises:
+        ArgumentError: naming the row whose arguments cannot work, or what does not fit together.
+    """
+    rows = [
+        _row(arguments, Path(recipe), objective, seed)
+        for recipe in arguments.recipes
+        for objective in arguments.objectives
+        for seed in arguments.seeds
+    ]
+    by_name: dict[str, Row] = {}
+    for row in rows:
+        first = by_name.setdefault(row.name, row)
+        if first is not row:
+            raise ArgumentError(
+                f"recipes: {first.recipe} and {row.recipe} both give {row.name}: rename one."
+            )
+    for pattern in (*arguments.overrides, *arguments.launch):
+        if not any(fnmatchcase(name, pattern) for name in by_name):
+            raise ArgumentError(
+                f"overrides, launch: {pattern!r} matches no model; they are called such as "
+                f"{rows[0].name}."
+            )
+    for recipe, siblings in groupby(rows, key=lambda row: row.recipe):
+        data = {row.arguments.dataset_name for row in siblings}
+        if len(data) > 1:
+            raise ArgumentError(
+                f"{recipe}: its models are compared, but they are on several data sets, "
+                f"{', '.join(sorted(data))}: give these recipes of their own."
+            )
+    return rows
+
+
+def _row(arguments: ReleaseArguments, recipe: Path, objective: str, seed: int) -> Row:
+    variant = recipe.with_name(f"{recipe.stem}-{objective}{recipe.suffix}")
+    values = read_yaml(str(variant if variant.exists() else recipe), TrainArguments)
+    backbone = values.get("backbone", "resnet18")
+    name = "-".join([slug(recipe.stem), slug(backbone), objective, f"seed{seed}"])
+    launch = None
+    for pattern, more in arguments.overrides.items():
+        values |= more if fnmatchcase(name, pattern) else {}
+    for pattern, options in arguments.launch.items():
+        launch = options if fnmatchcase(name, pattern) else launch
+    folder = str(Path(arguments.output_dir) / name)
+    values |= {"objective": objective, "seed": seed, "output_dir": folder, "resume": True}
+    values |= {"overwrite": False, "dry_run": False}
+    try:
+        return Row(name, str(recipe), TrainArguments(**values), launch)
+    except (UserError, TypeError) as error:  # TypeError: no dataset_name
+        raise ArgumentError(f"{recipe}, {name}: {error}") from error

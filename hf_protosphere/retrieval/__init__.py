@@ -1,0 +1,4 @@
+"""Finding images by images: `protosphere index` and `protosphere search`.
+
+Imports `inference` and below. Start at `image_index.py`; `neighbours.py` is the search itself.
+"""

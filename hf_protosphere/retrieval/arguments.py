@@ -1,0 +1,141 @@
+"""The arguments of retrieval: what to index, and what to look for in an index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..arguments.checks import check_choices, check_counts
+from ..arguments.fields import flag
+from ..errors import ArgumentError
+
+
+@dataclass(kw_only=True)
+class LabelledImages:
+    """A split of a data set, its columns found as `protosphere evaluate` finds them."""
+
+    _argument_group_name = "labelled images"
+
+    dataset_name: str | None = flag("Data set with labels, as for `protosphere evaluate`.")
+    dataset_config: str | None = flag("Configuration (subset) of the data set.")
+    dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
+    image_column: str | None = flag("Column of images; found by its type when not given.")
+    label_column: str | None = flag("Column of labels; found by its type when not given.")
+    split: str = flag("Split of the data set.", "test")
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What `load_split` takes beside names of data set and split."""
+        return {
+            "dataset_config": self.dataset_config,
+            "revision": self.dataset_revision,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+        }
+
+
+@dataclass(kw_only=True)
+class EmbeddingArguments:
+    _argument_group_name = "embedding"
+
+    on_bad_image: Literal["error", "skip"] = flag(
+        "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
+    )
+    batch_size: int = flag("Images in a step.", 256)
+    num_workers: int = flag("Processes that load images.", 2)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "batch_size")
+        check_counts(self, "num_workers", at_least=0)
+
+    @property
+    def embedding_options(self) -> dict[str, Any]:
+        """What `Embedder.embed_all` takes beside images."""
+        return {
+            "on_bad_image": self.on_bad_image,
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+        }
+
+
+@dataclass(kw_only=True)
+class _IndexOptions:
+    _argument_group_name = "index"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    images: str | None = flag(
+        "Folder of images, at any depth, without labels; or give --dataset_name."
+    )
+    labels_from_folders: bool = flag(
+        "The label of an image is the name of the folder it lies in.", False
+    )
+    index_dir: str = flag("Folder for the index. One that is there is brought up to date.",
+                          "outputs/index")  # fmt: skip
+    overwrite: bool = flag("Replace an index of another model or of other images.", False)
+
+
+@dataclass(kw_only=True)
+class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments):
+    """What to index, and where. Invalid values raise `ArgumentError` at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.images is None) == (self.dataset_name is None):
+            raise ArgumentError("give one of --images, a folder of images, and --dataset_name.")
+        if self.images is not None and not Path(self.images).is_dir():
+            raise ArgumentError(f"--images {self.images}: there is no such folder.")
+        if self.labels_from_folders and self.images is None:
+            raise ArgumentError("--labels_from_folders is for --images; a data set has labels.")
+
+
+@dataclass(kw_only=True)
+class _SearchOptions:
+    _argument_group_name = "search"
+
+    index: str = field(metadata={"help": "Folder of an index that `protosphere index` wrote."})
+    queries: list[str] | None = field(
+        default=None, metadata={"help": "Images to look for, and folders of them."}
+    )
+    model: str | None = flag(
+        "Folder or Hub id of the checkpoint, where it is not any more where the index was made."
+    )
+    labels_from_folders: bool = flag(
+        "The label of a query is the name of the folder it lies in, for the colours of --picture. "
+        "Images of the index have theirs from it.",
+        False,
+    )
+    k: int = flag("Neighbours of each query.", 10)
+    picture: str | None = flag("Draw the queries and their neighbours into this file.")
+    evaluate: bool = flag(
+        "Recall and mean average precision, in place of neighbours. Every image of the index is a "
+        "query, that does not find itself; or those of --dataset_name are.",
+        False,
+    )
+    recall_at: list[int] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"help": "The k of recall@k."}
+    )
+    json: bool = flag("Print JSON instead of a table.", False)
+
+
+@dataclass(kw_only=True)
+class SearchArguments(_SearchOptions, LabelledImages, EmbeddingArguments):
+    """What to search, in what. Invalid values raise `ArgumentError` at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "k")
+        if not self.recall_at or any(not isinstance(k, int) or k < 1 for k in self.recall_at):
+            raise ArgumentError(
+                f"--recall_at must be whole numbers from 1, but got {self.recall_at!r}."
+            )
+        if self.evaluate and (self.queries or self.picture):
+            raise ArgumentError("--evaluate takes no --queries and draws no --picture.")
+        if not self.evaluate and not self.queries:
+            raise ArgumentError("give --queries, images to look for, or --evaluate.")
+        if self.dataset_name and not self.evaluate:
+            raise ArgumentError("--dataset_name is for --evaluate; look for images by --queries.")
+        for query in self.queries or []:
+            if not Path(query).exists():
+                raise ArgumentError(f"--queries {query}: there is no such file or folder.")

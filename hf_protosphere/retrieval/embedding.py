@@ -1,0 +1,141 @@
+"""Images as points on the sphere: a checkpoint that embeds any number of them in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset as ImageTable
+from datasets import Features, Image
+from PIL import Image as PILImage
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from ..data.labels import some
+from ..data.pixels import UNDECODABLE, decode, pixels_of, rgb
+from ..errors import DataError
+from ..modeling_protosphere import ProtoSphereModel
+from ..runs.loading import load_classifier
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A checkpoint without its head: `Embedder.load("outputs/run")(images)`."""
+
+    name: str  # folder or Hub id
+    model: ProtoSphereModel
+    processor: BaseImageProcessor
+    fingerprint: str  # of all that an embedding depends on: weights and image processor
+
+    @classmethod
+    def load(cls, name: str) -> Embedder:
+        """
+        Raises:
+            ArgumentError: there is no checkpoint of this name, or it is damaged.
+        """
+        classifier, processor = load_classifier(name)
+        model = classifier.base_model.eval()
+        fingerprint = _fingerprint(model, processor)
+        return cls(name, model.to(Accelerator().device), processor, fingerprint)
+
+    @property
+    def dim(self) -> int:
+        return self.model.embedding_dim
+
+    def __call__(self, images: Sequence[PILImage.Image]) -> Tensor:
+        """(M, D) float32 on the CPU, unit rows, of a batch of images."""
+        return self._embed(pixels_of(list(images), self.processor))
+
+    def embed_all(
+        self,
+        images: ImageTable | Sequence[Path],
+        *,
+        on_bad_image: str = "error",
+        batch_size: int = 256,
+        num_workers: int = 2,
+    ) -> tuple[Tensor, list[int]]:
+        """Embed any number of images, in one pass with a progress bar.
+
+        Args:
+            images: a data set with a column "image", or files.
+            on_bad_image: "error", or "skip" to leave out images that cannot be decoded.
+
+        Returns:
+            (n, D) float32 on the CPU, unit rows, and the n rows of the images that they are of.
+
+        Raises:
+            DataError: images cannot be decoded; all of them are named.
+        """
+        if not isinstance(images, ImageTable):
+            features = Features({"image": Image()})
+            images = ImageTable.from_dict({"image": [*map(str, images)]}, features=features)
+        raw = images.select_columns("image").cast_column("image", Image(decode=False))
+        loader = DataLoader(
+            _Decoded(raw, self.processor),
+            batch_size=batch_size,
+            num_workers=num_workers if len(raw) > batch_size else 0,
+            collate_fn=_unchanged,
+        )
+        embeddings, rows = [torch.empty(0, self.dim)], []
+        with tqdm(total=len(raw), desc="embedding", unit=" images", leave=False) as bar:
+            for pixels, good, seen in loader:
+                if good:
+                    embeddings.append(self._embed(pixels))
+                    rows += good
+                bar.update(seen)
+        if len(rows) < len(raw):
+            bad = sorted(set(range(len(raw))) - set(rows))
+            names = [raw[i]["image"]["path"] or f"image {i}" for i in bad]
+            if on_bad_image == "error":
+                raise DataError(
+                    f"{len(bad)} of the images cannot be decoded: {some(names)}. Mend or remove "
+                    "them, or leave them out by --on_bad_image skip."
+                )
+            logger.warning("Left out %d images that cannot be decoded: %s.", len(bad), some(names))
+        return torch.cat(embeddings), rows
+
+    @torch.no_grad()
+    def _embed(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels.to(self.model.device)).embeddings.float().cpu()
+
+
+class _Decoded(Dataset):
+    """Batches (pixels (m, 3, S, S), rows of those m that could be decoded, how many were tried)."""
+
+    def __init__(self, images: ImageTable, processor: BaseImageProcessor) -> None:
+        self.images, self.processor = images, processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor | None, list[int], int]:
+        images, good = [], []
+        for index, value in zip(indices, self.images[indices]["image"]):
+            try:
+                images.append(rgb(decode(value)))
+            except UNDECODABLE:
+                continue
+            good.append(index)
+        return pixels_of(images, self.processor) if good else None, good, len(indices)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _fingerprint(model: ProtoSphereModel, processor: BaseImageProcessor) -> str:
+    digest = hashlib.sha256(processor.to_json_string().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

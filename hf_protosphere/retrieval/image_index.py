@@ -1,0 +1,266 @@
+"""An index of images on disk: their embeddings, and where each image is.
+
+One Parquet file, which 🤗 datasets and pandas read too. It is written beside the old one and
+renamed: whatever ends the process, one of the two is there, whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from PIL import Image as PILImage
+from torch import Tensor
+
+from ..data.dataset import load_split
+from ..data.labels import labels_of
+from ..data.pixels import image_files, open_image
+from ..errors import ArgumentError, DataError
+from .embedding import Embedder
+from .neighbours import Neighbours, nearest
+
+FILE_NAME = "index.parquet"
+KEY = b"protosphere_index"  # of the origin, in the metadata of the file
+COLUMNS = ("path", "row", "label", "size", "modified")
+
+
+@dataclass(frozen=True)
+class IndexedImage:
+    """Where an image is: at a path in a folder, or in a row of a data set's split."""
+
+    path: str | None  # relative to the folder, with forward slashes
+    row: int | None
+    label: str | None
+    size: int | None = None  # of the file, in bytes
+    modified: int | None = None  # the file, in nanoseconds
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an index was made from."""
+
+    model: str  # the checkpoint's folder or Hub id
+    fingerprint: str  # of its weights and image processor
+    folder: str | None = None  # of the images
+    dataset: dict[str, Any] = field(default_factory=dict)  # or arguments of `data.load_split`
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Embeddings of images, to be searched.
+
+    Example::
+
+        index = ImageIndex.of_folder("photos", "outputs/run")
+        index.save("outputs/index")
+        neighbours = ImageIndex.load("outputs/index").search([image], k=5)
+        [index.images[row].path for row in neighbours.rows[0].tolist()]
+    """
+
+    embeddings: Tensor  # (N, D) float32, unit rows
+    images: list[IndexedImage]
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def of_folder(
+        cls,
+        folder: str | Path,
+        model: str | Embedder,
+        *,
+        labels_from_folders: bool = False,
+        previous: ImageIndex | None = None,
+        **options: Any,
+    ) -> ImageIndex:
+        """Index all images of a folder, at any depth, in the order of their paths.
+
+        Args:
+            labels_from_folders: the label of an image is the name of the folder it lies in.
+            previous: an index of the same model: files of the same path, size and time of
+                modification are not embedded again.
+            options: of `Embedder.embed_all`.
+
+        Raises:
+            ArgumentError: no such model, no images, or a previous index of another model.
+            DataError: images cannot be decoded.
+        """
+        embedder, root = _embedder(model), Path(folder)
+        images = [
+            IndexedImage(
+                path=path.relative_to(root).as_posix(),
+                row=None,
+                label=path.parent.name if labels_from_folders else None,
+                size=(status := path.stat()).st_size,
+                modified=status.st_mtime_ns,
+            )
+            for path in image_files(root)
+        ]
+        known: dict[tuple, Tensor] = {}
+        if previous is not None:
+            previous.check_model(embedder)
+            known = {file_state(i): e for i, e in zip(previous.images, previous.embeddings)}
+        new = [image for image in images if file_state(image) not in known]
+        embeddings, rows = embedder.embed_all([root / image.path for image in new], **options)
+        known |= {file_state(new[row]): e for row, e in zip(rows, embeddings)}
+        images = [image for image in images if file_state(image) in known]
+        if not images:
+            raise ArgumentError(f"--images {folder} holds no image that can be decoded.")
+        origin = Origin(embedder.name, embedder.fingerprint, str(root.resolve()))
+        return cls(torch.stack([known[file_state(image)] for image in images]), images, origin)
+
+    @classmethod
+    def of_dataset(
+        cls, dataset_name: str, model: str | Embedder, *, split: str = "test",
+        columns: dict[str, Any] | None = None, **options: Any,
+    ) -> ImageIndex:  # fmt: skip
+        """Index a split of a data set, with its labels.
+
+        Args:
+            columns: further arguments of `data.load_split`.
+            options: of `Embedder.embed_all`.
+
+        Raises:
+            ArgumentError: no such model.
+            DataError: no such data set, or images cannot be decoded.
+        """
+        embedder = _embedder(model)
+        source = {"dataset_name": dataset_name, "split": split, **(columns or {})}
+        images = load_split(**source)
+        embeddings, rows = embedder.embed_all(images, **options)
+        if not rows:
+            raise DataError(f"--dataset_name {dataset_name}: none of its images can be decoded.")
+        names, labels = images.features["label"].names, labels_of(images)
+        entries = [IndexedImage(None, row, names[labels[row]]) for row in rows]
+        return cls(embeddings, entries, Origin(embedder.name, embedder.fingerprint, None, source))
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = pa.array(self.embeddings.flatten().numpy())
+        columns = {
+            "path": pa.array([image.path for image in self.images], pa.string()),
+            "row": pa.array([image.row for image in self.images], pa.int64()),
+            "label": pa.array([image.label for image in self.images], pa.string()),
+            "size": pa.array([image.size for image in self.images], pa.int64()),
+            "modified": pa.array([image.modified for image in self.images], pa.int64()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
+        }
+        origin = dataclasses.asdict(self.origin)
+        if self.origin.folder is not None:
+            origin["folder"] = _portable(Path(self.origin.folder), folder.resolve())
+        table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(origin)})
+        unfinished = folder / f"{FILE_NAME}.unfinished"
+        pq.write_table(table, unfinished, write_page_checksum=True)
+        unfinished.replace(folder / FILE_NAME)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ImageIndex:
+        """
+        Raises:
+            ArgumentError: there is no index, or it is damaged.
+        """
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            raise ArgumentError(
+                f"--index {folder} is no index: `protosphere index` writes one, with {FILE_NAME}."
+            )
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            origin = Origin(**json.loads(table.schema.metadata[KEY]))
+            vectors = table["embedding"].combine_chunks()
+            flat = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).copy())
+            embeddings = flat.view(len(table), -1)
+            rows = zip(*(table[name].to_pylist() for name in COLUMNS))
+            images = [IndexedImage(*row) for row in rows]
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"{path} is damaged or no index: {str(error) or type(error).__name__}. Remove it, "
+                "and write it again by `protosphere index`."
+            ) from error
+        if origin.folder is not None:
+            root = os.path.normpath(Path(folder).resolve() / origin.folder)
+            origin = dataclasses.replace(origin, folder=root)
+        return cls(embeddings, images, origin)
+
+    def search(
+        self, queries: Tensor | Sequence[PILImage.Image], k: int = 10, model: Embedder | None = None
+    ) -> Neighbours:
+        """The k nearest images of each query, or all where there are fewer.
+
+        Args:
+            queries: embeddings (Q, D), unit rows, or images.
+            model: to embed images with; by default it is loaded from where the index has it from.
+
+        Raises:
+            ArgumentError: the model is another one than the index was built with.
+        """
+        if not isinstance(queries, Tensor):
+            embedder = model or self._embedder
+            self.check_model(embedder)
+            queries = embedder(queries)
+        return nearest(queries, self.embeddings, k)
+
+    def check_model(self, embedder: Embedder) -> None:
+        """
+        Raises:
+            ArgumentError: the index was built with another model.
+        """
+        if embedder.fingerprint != self.origin.fingerprint:
+            raise ArgumentError(
+                f"--model {embedder.name} is not what the index was built with, which was "
+                f"{self.origin.model}: embeddings of two models have nothing to do with each "
+                "other. Give that one, or build an index anew by `protosphere index --overwrite`."
+            )
+
+    def image(self, row: int) -> PILImage.Image:
+        """
+        Raises:
+            DataError: the image is not any more where the index has it from.
+        """
+        image = self.images[row]
+        if image.path is not None:
+            return open_image(Path(self.origin.folder) / image.path)
+        if image.row >= len(self._split):
+            raise DataError(f"{self.origin.dataset['dataset_name']} is shorter than when indexed.")
+        return self._split[image.row]["image"]
+
+    def name(self, row: int) -> str:
+        """The path of an image in its folder, or such as "test 17" of a data set."""
+        image = self.images[row]
+        return image.path or f"{self.origin.dataset['split']} {image.row}"
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return Embedder.load(self.origin.model)
+
+    @cached_property
+    def _split(self) -> Dataset:
+        return load_split(**self.origin.dataset)
+
+
+def file_state(image: IndexedImage) -> tuple[str | None, int | None, int | None]:
+    """What tells whether a file changed."""
+    return image.path, image.size, image.modified
+
+
+def _embedder(model: str | Embedder) -> Embedder:
+    return Embedder.load(model) if isinstance(model, str) else model
+
+
+def _portable(images: Path, index: Path) -> str:
+    """Relative where one of the folders holds the other, so that they can be moved together."""
+    if images.is_relative_to(index) or index.is_relative_to(images):
+        return os.path.relpath(images, index)
+    return str(images)

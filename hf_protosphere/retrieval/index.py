@@ -1,0 +1,69 @@
+"""The command `protosphere index`: embed a folder of images, or a data set, to search in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..errors import ArgumentError
+from ..runs.files import writable_folder
+from .arguments import IndexArguments
+from .embedding import Embedder
+from .image_index import FILE_NAME, ImageIndex, file_state
+
+
+def index(arguments: IndexArguments) -> ImageIndex:
+    """Write an index, or bring the one that is there up to date, as `protosphere index` does.
+
+    Raises:
+        ArgumentError: no such model, no images, or an index of another model or other images.
+        DataError: no such data set, or images cannot be decoded.
+    """
+    folder = writable_folder(arguments.index_dir, "--index_dir")
+    model = arguments.model
+    if Path(model).is_dir():
+        model = str(Path(model).resolve())  # to be found from anywhere
+    embedder = Embedder.load(model)
+    previous = None
+    if not arguments.overwrite and (folder / FILE_NAME).exists():
+        previous = ImageIndex.load(folder)
+        _check_same_source(previous, arguments)
+        previous.check_model(embedder)
+    started = time.perf_counter()
+    options = arguments.embedding_options
+    if arguments.images is not None:
+        made = ImageIndex.of_folder(
+            arguments.images, embedder, labels_from_folders=arguments.labels_from_folders,
+            previous=previous, **options,
+        )  # fmt: skip
+    else:
+        made = ImageIndex.of_dataset(
+            arguments.dataset_name, embedder, split=arguments.split, columns=arguments.columns,
+            **options,
+        )  # fmt: skip
+        previous = None  # a data set is embedded anew
+    made.save(folder)
+    seconds = time.perf_counter() - started
+    before = {file_state(image) for image in previous.images} if previous else set()
+    now = {file_state(image) for image in made.images}
+    kept = len(before & now)
+    print(
+        f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
+        f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
+        f"({seconds:.1f} s)"
+    )
+    return made
+
+
+def _check_same_source(previous: ImageIndex, arguments: IndexArguments) -> None:
+    if arguments.images is not None:
+        same = previous.origin.folder == str(Path(arguments.images).resolve())
+    else:
+        source = {"dataset_name": arguments.dataset_name, "split": arguments.split}
+        same = previous.origin.dataset == source | arguments.columns
+    if not same:
+        of = previous.origin.folder or previous.origin.dataset["dataset_name"]
+        raise ArgumentError(
+            f"--index_dir {arguments.index_dir} holds an index of other images, {of}: give another "
+            "folder, or --overwrite."
+        )

@@ -1,0 +1,62 @@
+"""Pictures of neighbours: a row for each query, the query first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.pixels import rgb
+from ..plots.style import COLORS, new_figure
+
+RIGHT, WRONG = COLORS[2], COLORS[1]  # green and vermilion, told apart by the colour-blind
+SHOWN_QUERIES, SHOWN_NEIGHBOURS = 20, 12
+
+
+@dataclass(frozen=True)
+class PicturedImage:
+    """An image, and what is written above it."""
+
+    image: Image.Image
+    caption: str
+    is_right: bool | None = None  # of the query's class; None when a label is not known
+
+
+def plot_neighbours(
+    rows: Sequence[tuple[PicturedImage, Sequence[PicturedImage]]], picture: Path
+) -> None:
+    """Queries, each with its neighbours, nearest first; the first 20 and 12 of each are shown.
+
+    Args:
+        picture: the file to write; its suffix says the format.
+    """
+    rows = [(query, neighbours[:SHOWN_NEIGHBOURS]) for query, neighbours in rows[:SHOWN_QUERIES]]
+    columns = 1 + max(len(neighbours) for _, neighbours in rows)
+    figure = new_figure(1.35 * columns + 0.3, 1.65 * len(rows) + 0.6)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (query, neighbours) in zip(grid, rows):
+        for panel, shown in zip(axes, [query, *neighbours]):
+            panel.imshow(_displayable(shown.image))
+            panel.set_title(shown.caption, fontsize=8)
+            panel.set(xticks=[], yticks=[])
+            color = {True: RIGHT, False: WRONG, None: "0.7"}[shown.is_right]
+            is_query = shown is query
+            for spine in panel.spines.values():
+                spine.set(color="black" if is_query else color, linewidth=1 if is_query else 3)
+                # Not by colour alone: dashes serve black and white.
+                spine.set_linestyle("--" if shown.is_right is False else "-")
+        for panel in axes[1 + len(neighbours) :]:
+            panel.axis("off")
+    title = "Queries (left) and the nearest images, with their cosines"
+    if any(shown.is_right is not None for _, neighbours in rows for shown in neighbours):
+        title += "\ngreen: of the query's class; dashed red: of another"
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(picture, dpi=110)
+
+
+def _displayable(image: Image.Image) -> Image.Image:
+    image = rgb(image)
+    image.thumbnail((224, 224))
+    return image

@@ -1,0 +1,162 @@
+"""The command `protosphere search`: the nearest images of an index, or how good they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.pixels import image_files, open_image
+from ..errors import ArgumentError
+from ..plots.table import format_table
+from ..runs.files import writable_folder
+from .arguments import SearchArguments
+from .embedding import Embedder
+from .image_index import ImageIndex
+from .neighbours import Neighbours, retrieval_metrics
+from .plots import PicturedImage, plot_neighbours
+
+
+def search(arguments: SearchArguments) -> dict[str, Any]:
+    """Find the neighbours of images, or measure retrieval, as `protosphere search` does.
+
+    Raises:
+        ArgumentError: no index, a damaged one, one of another model, or one without labels to
+            measure with.
+        DataError: images cannot be decoded.
+    """
+    if arguments.picture is not None:  # before the work
+        writable_folder(Path(arguments.picture).parent, "--picture")
+    found = ImageIndex.load(arguments.index)
+    if arguments.evaluate:
+        report = _evaluate(found, arguments)
+        print(json.dumps(report, indent=2) if arguments.json else _metrics_table(report))
+        return report
+    queries = _embedded_queries(found, arguments)
+    neighbours = found.search(queries.embeddings, arguments.k)
+    report = _neighbours_report(found, queries, neighbours)
+    print(json.dumps(report, indent=2) if arguments.json else _neighbours_table(report))
+    if arguments.picture is not None:
+        _draw(found, queries, neighbours, Path(arguments.picture))
+        if not arguments.json:
+            print(arguments.picture)
+    return report
+
+
+@dataclass(frozen=True)
+class _Queries:
+    paths: list[Path]
+    labels: list[str | None]
+    embeddings: Tensor
+
+
+def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> _Queries:
+    given = [Path(query) for query in arguments.queries]
+    paths = [p for query in given for p in (image_files(query) if query.is_dir() else [query])]
+    if not paths:
+        raise ArgumentError(f"--queries {' '.join(arguments.queries)}: no images there.")
+    embedder = _embedder(found, arguments)
+    embeddings, rows = embedder.embed_all(paths, **arguments.embedding_options)
+    paths = [paths[row] for row in rows]
+    own = {}
+    if found.origin.folder is not None:
+        own = {Path(found.origin.folder) / image.path: image.label for image in found.images}
+    labels = [own.get(path.resolve()) for path in paths]
+    if arguments.labels_from_folders:
+        labels = [path.resolve().parent.name for path in paths]
+    return _Queries(paths, labels, embeddings)
+
+
+def _embedder(found: ImageIndex, arguments: SearchArguments) -> Embedder:
+    embedder = Embedder.load(arguments.model or found.origin.model)
+    found.check_model(embedder)
+    return embedder
+
+
+def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
+    names = [image.label for image in found.images]
+    if None in names:
+        raise ArgumentError(
+            f"--evaluate needs labels, and --index {arguments.index} has none: index a data set, "
+            "or a folder with --labels_from_folders."
+        )
+    queries, query_names, of = found.embeddings, names, None
+    if arguments.dataset_name is not None:
+        asked = ImageIndex.of_dataset(
+            arguments.dataset_name, _embedder(found, arguments), split=arguments.split,
+            columns=arguments.columns, **arguments.embedding_options,
+        )  # fmt: skip
+        queries, query_names = asked.embeddings, [image.label for image in asked.images]
+        of = f"{arguments.dataset_name}, {arguments.split}"
+        if not {*names} & {*query_names}:
+            raise ArgumentError(
+                f"--dataset_name {arguments.dataset_name} and the index have no class in common."
+            )
+    numbers = {name: i for i, name in enumerate(sorted({*names, *query_names}))}
+    metrics = retrieval_metrics(
+        queries, torch.tensor([numbers[name] for name in query_names]),
+        found.embeddings, torch.tensor([numbers[name] for name in names]),
+        ks=arguments.recall_at, leave_one_out=of is None,
+    )  # fmt: skip
+    return {"index": arguments.index, "num_images": len(found), "queries": of, **metrics}
+
+
+def _metrics_table(report: dict[str, Any]) -> str:
+    images = f"{report['num_queries']:,} queries among {report['num_images']:,} images"
+    rows = [[images, "value"]]
+    rows += [
+        [name.replace("recall_at_", "recall@"), f"{value:.2%}"]
+        for name, value in report.items()
+        if name.startswith("recall_at_")
+    ]
+    rows.append(["mean average precision", f"{report['mean_average_precision']:.2%}"])
+    rows.append(["mean average precision at R", f"{report['mean_average_precision_at_r']:.2%}"])
+    table = format_table(rows)
+    if left_out := report["num_without_match"]:
+        table += f"\n({left_out:,} queries left out: no other image has their class)"
+    return table
+
+
+def _neighbours_report(
+    found: ImageIndex, queries: _Queries, neighbours: Neighbours
+) -> dict[str, Any]:
+    return {
+        str(path): [
+            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine}
+            for row, cosine in zip(rows, cosines)
+        ]
+        for path, rows, cosines in zip(
+            queries.paths, neighbours.rows.tolist(), neighbours.cosines.tolist()
+        )
+    }
+
+
+def _neighbours_table(report: dict[str, Any]) -> str:
+    labelled = any(near["label"] is not None for found in report.values() for near in found)
+    tables = []
+    for query, found in report.items():
+        rows = [[query, *(["label"] if labelled else []), "cosine"]]
+        for near in found:
+            label = [near["label"] or ""] if labelled else []
+            rows.append([near["image"], *label, f"{near['cosine']:.4f}"])
+        tables.append(format_table(rows, text_columns=1 + labelled))
+    return "\n\n".join(tables)
+
+
+def _draw(found: ImageIndex, queries: _Queries, neighbours: Neighbours, picture: Path) -> None:
+    rows = []
+    for path, label, near, cosines in zip(
+        queries.paths, queries.labels, neighbours.rows.tolist(), neighbours.cosines.tolist()
+    ):
+        shown = []
+        for row, cosine in zip(near, cosines):
+            own = found.images[row].label
+            known = own is not None and label is not None
+            caption = f"{cosine:.3f}" if own is None else f"{own}  {cosine:.3f}"
+            shown.append(PicturedImage(found.image(row), caption, own == label if known else None))
+        rows.append((PicturedImage(open_image(path), label or path.name), shown))
+    plot_neighbours(rows, picture)

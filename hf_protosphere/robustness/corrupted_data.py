@@ -1,0 +1,202 @@
+"""Data sets of corrupted images at a model's input size: made here, or read from a folder.
+
+All give items {"pixel_values": (3, S, S) uint8, "labels", "resized"}: a model has only to rescale
+and normalise them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
+from transformers import BaseImageProcessor
+
+from ..data.image_cache import cached_pixels
+from ..data.labels import labels_of, map_labels
+from ..data.pixels import pixels_of, rgb
+from ..data.subsets import balanced_sample
+from ..errors import DataError
+from ..runs.processes import main_process_first
+from .corruptions import check_side, corrupt, load_library
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class ResizedImages(Dataset):
+    """A split's images at the input size.
+
+    Args:
+        split: with columns "image" and "label".
+        pixels: the split's images as the processor makes them, where they were decoded before.
+        ready_made: images that have the input size are neither resized nor cropped, which would
+            blur them and cut away their border a second time.
+    """
+
+    def __init__(
+        self,
+        split: datasets.Dataset,
+        processor: BaseImageProcessor,
+        *,
+        pixels: np.memmap | None = None,
+        ready_made: bool = False,
+    ) -> None:
+        self.split, self.processor, self.ready_made = split, processor, ready_made
+        self.labels = labels_of(split)
+        # By its name: what is opened anew in each worker need not be sent to it.
+        self.file, self.shape = (pixels.filename, pixels.shape) if pixels is not None else ("", ())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        resized = not self.ready_made
+        if self.file:
+            pixels = torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=self.shape)[i])
+        else:
+            image = rgb(self.split[i]["image"])
+            resized = resized or image.size != input_size(self.processor)
+            if resized:
+                pixels = pixels_of([image], self.processor, do_rescale=False, do_normalize=False)[0]
+            else:
+                pixels = pil_to_tensor(image)
+        return {"pixel_values": pixels, "labels": int(self.labels[i]), "resized": resized}
+
+
+class CorruptedImages(Dataset):
+    """Images under one corruption, whose randomness follows from the seed and the index alone.
+
+    The seed of an image is the same for all corruptions and severities: severities then differ by
+    their strength, not by their luck.
+    """
+
+    def __init__(self, images: ResizedImages, corruption: str, severity: int, seed: int) -> None:
+        self.images, self.corruption, self.severity = images, corruption, severity
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        item = self.images[i]
+        image = item["pixel_values"].permute(1, 2, 0).numpy()  # (S, S, 3)
+        seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0])
+        corrupted = corrupt(image, self.corruption, self.severity, seed=seed)
+        return item | {"pixel_values": torch.tensor(corrupted).permute(2, 0, 1)}
+
+
+def fitted(
+    split: datasets.Dataset,
+    processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    num_workers: int,
+) -> ResizedImages:
+    """The split's images at the input size, decoded and resized once where there is room."""
+    with main_process_first(accelerator, local=True):  # one writes, the others find the file
+        pixels = cached_pixels(split, processor, num_workers, "clean")
+    return ResizedImages(split, processor, pixels=pixels)
+
+
+def make_corrupted(
+    images: ResizedImages, corruptions: Sequence[str], severities: Sequence[int], seed: int
+) -> list[Dataset]:
+    """A data set for each corruption and severity, severities within corruptions.
+
+    Raises:
+        ArgumentError: the model's images are too small, or the library is missing.
+    """
+    load_library()
+    check_side(min(input_size(images.processor)))
+    return [CorruptedImages(images, name, severity, seed) for name in corruptions
+            for severity in severities]  # fmt: skip
+
+
+def read_corrupted(
+    folder: str | Path,
+    label_names: list[str],
+    processor: BaseImageProcessor,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    max_images: int | None = None,
+) -> list[Dataset]:
+    """A ready-made data set for each corruption and severity, severities within corruptions.
+
+    Args:
+        folder: as ImageNet-C is laid out, corruption/severity/class/image.JPEG, with classes named
+            as in `label_names`; or as CIFAR-10-C, corruption.npy with the images of all severities
+            one after the other, and labels.npy with their numbers.
+        max_images: of each corruption and severity, balanced by class; the same for all.
+
+    Raises:
+        DataError: corruptions that the folder lacks, classes that the model does not know.
+    """
+    folder = Path(folder)
+    arrays = (folder / "labels.npy").is_file()
+    parts = [
+        f"{name}.npy" if arrays else f"{name}/{severity}"
+        for name in corruptions for severity in severities
+    ]  # fmt: skip
+    missing = dict.fromkeys(part for part in parts if not (folder / part).exists())
+    if missing:
+        raise DataError(
+            f"--corrupted_dataset {folder} has no {', '.join(missing)}: add what is missing, or "
+            "name what is there by --corruptions and --severities. It must be laid out as "
+            "corruption/severity/class/image or as corruption.npy and labels.npy."
+        )
+    numbers = [severity for _ in corruptions for severity in severities]
+    read = partial(_array_split, folder / "labels.npy") if arrays else _folder_split
+    data_sets: list[Dataset] = []
+    for part, severity in zip(parts, numbers):
+        split = map_labels(read(folder / part, severity), f"corrupted ({part})", label_names)
+        if max_images is not None and max_images < len(split):
+            split = balanced_sample(split, max_images, seed=0)
+        data_sets.append(ResizedImages(split, processor, ready_made=True))
+    return data_sets
+
+
+def input_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """(width, height)."""
+    return processor.crop_size["width"], processor.crop_size["height"]
+
+
+def _folder_split(path: Path, severity: int) -> datasets.Dataset:
+    import datasets
+
+    try:
+        found = ImageFolder(path)
+    except FileNotFoundError as error:  # no classes, or one without images
+        raise DataError(f"--corrupted_dataset: {error}") from error
+    files, labels = zip(*found.samples)
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=found.classes)
+    )
+    return datasets.Dataset.from_dict({"image": files, "label": labels}, features)
+
+
+def _array_split(labels_file: Path, path: Path, severity: int) -> datasets.Dataset:
+    import datasets
+
+    labels, count = np.load(labels_file), len(np.load(path, mmap_mode="r"))
+    if count != len(labels) or count % 5:
+        raise DataError(
+            f"--corrupted_dataset: {path} holds {count} images and {labels_file.name} "
+            f"{len(labels)} labels, but both must hold the same images for each of 5 severities."
+        )
+    size = count // 5
+    rows = np.arange((severity - 1) * size, severity * size)
+    split = datasets.Dataset.from_dict({"row": rows, "label": labels[rows].astype(np.int64)})
+    return split.with_transform(partial(_images_of_rows, path))
+
+
+def _images_of_rows(path: Path, batch: dict[str, list]) -> dict[str, list]:
+    pixels = np.load(path, mmap_mode="r")  # (N, H, W, 3) uint8
+    return {"image": [Image.fromarray(pixels[row]) for row in batch["row"]]}

@@ -1,0 +1,262 @@
+"""How often a classifier errs on corrupted images, by itself and beside a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from ..data.labels import some
+from ..errors import ArgumentError
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from .corrupted_data import ResizedImages, fitted, input_size, make_corrupted, read_corrupted
+from .corruptions import SEVERITIES, parse_corruptions, parse_severities
+from .plots import plot_corrupted_images, plot_corruption_errors
+
+Classifier = tuple[ProtoSphereForImageClassification, BaseImageProcessor]
+
+
+def corruption_errors(
+    model: ProtoSphereForImageClassification,
+    split: Dataset,
+    processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    *,
+    corruptions: str | Sequence[str] = "all",
+    severities: str | Sequence[int] = SEVERITIES,
+    baseline: Classifier | None = None,
+    corrupted_dataset: str | Path | None = None,
+    max_images: int | None = None,
+    batch_size: int = 256,
+    num_workers: int = 2,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Top-1 errors on a split's images, clean and under corruptions, each image counted once.
+
+    The images are resized and cropped first, then corrupted: as ImageNet-C was made.
+
+    Args:
+        model: on the accelerator's device.
+        split: with columns "image" and "label", a ClassLabel of the model's classes.
+        corruptions, severities: as `parse_corruptions` and `parse_severities` read them.
+        baseline: model and image processor of the classifier to compare with, of the same classes.
+            It sees the same corrupted images; where its input size is another, images that are
+            corrupted with the same seeds at that size.
+        corrupted_dataset: read corrupted images from this folder, as `read_corrupted` does, instead
+            of making them. Those of the input size are neither resized nor cropped.
+        max_images: of each corruption and severity in that folder.
+        seed: the same gives the same images, whatever the batches, workers and processes.
+
+    Returns:
+        {"num_images" (clean ones), "severities", "clean_error",
+        "errors" ({corruption: [error at each of the severities]}), and the metrics of
+        `corruption_metrics`; with `corrupted_dataset` "num_corrupted_images" and "num_resized", how
+        many of them had another size; with a baseline the same of it as "baseline"}. Errors are in
+        [0, 1].
+
+    Raises:
+        ArgumentError: an unknown corruption or severity, too small images, the library of
+            corruptions is missing, or a baseline with other classes.
+        DataError: the folder lacks corruptions, or has classes that the model does not know.
+    """
+    corruptions, severities = parse_corruptions(corruptions), parse_severities(severities)
+    names = list(split.features["label"].names)
+    classifiers = [_Classifier("the model", model, processor, names)]
+    if baseline is not None:
+        baseline[0].to(accelerator.device)
+        classifiers.append(_Classifier("--baseline", *baseline, names))
+    for classifier in classifiers:
+        classifier.check()  # before the work
+    shared = all(c.fit == classifiers[0].fit for c in classifiers)
+    reports: list[dict[str, Any]] = []
+    for together in [classifiers] if shared else [[c] for c in classifiers]:
+        clean = fitted(split, together[0].processor, accelerator, num_workers)
+        if corrupted_dataset is None:
+            corrupted = make_corrupted(clean, corruptions, severities, seed)
+        else:
+            corrupted = read_corrupted(
+                corrupted_dataset, names, together[0].processor, corruptions, severities, max_images
+            )
+        errors, resized = _errors(
+            together, ConcatDataset([clean, *corrupted]), accelerator, batch_size, num_workers
+        )
+        for clean_error, *rest in errors:
+            rows = zip(*[iter(rest)] * len(severities))
+            report = {
+                "num_images": len(clean),
+                "severities": severities,
+                "clean_error": clean_error,
+                "errors": {name: list(row) for name, row in zip(corruptions, rows)},
+            }
+            if corrupted_dataset is not None:
+                report["num_corrupted_images"] = sum(map(len, corrupted))
+                report["num_resized"] = resized - len(clean)
+            reports.append(report)
+    report, *others = reports
+    for other in others:
+        report["baseline"] = other | corruption_metrics(other)
+    return report | corruption_metrics(report, *others)
+
+
+def corruption_metrics(
+    report: dict[str, Any], baseline: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The means over corruptions c and severities s of errors E, beside a baseline's B.
+
+    - "mean_corruption_error": mean_c mean_s E_cs, a plain error in [0, 1].
+    - "errors_over_baseline": Σ_s E_cs / Σ_s B_cs for each c, the benchmark's corruption error CE.
+    - "mean_corruption_error_over_baseline": its mean over c, the benchmark's mCE. 1 is as bad as
+      the baseline.
+    - "relative_mean_corruption_error_over_baseline": the benchmark's relative mCE,
+      mean_c Σ_s (E_cs − E_clean) / Σ_s (B_cs − B_clean), from what each loses to its own clean
+      error.
+
+    The benchmark's baseline is an AlexNet: only with it are the metrics those of its papers.
+
+    Args:
+        report, baseline: with "clean_error" and "errors", as `corruption_errors` returns them.
+
+    Returns:
+        The first alone without a baseline. What a baseline leaves undefined, because it makes no
+        error or loses nothing under a corruption, is None, and "undefined" says why, by name.
+    """
+    errors = report["errors"]
+    metrics: dict[str, Any] = {"mean_corruption_error": fmean(map(fmean, errors.values()))}
+    if baseline is None:
+        return metrics
+    theirs, undefined = baseline["errors"], {}
+    over = {c: _ratio(sum(errors[c]), sum(theirs[c])) for c in errors}
+    lost = {
+        c: _ratio(_degradation(report, c), _degradation(baseline, c)) for c in errors
+    }  # fmt: skip
+    for name, ratios, what in (
+        ("mean_corruption_error_over_baseline", over, "makes no error"),
+        ("relative_mean_corruption_error_over_baseline", lost, "is no worse than on clean images"),
+    ):
+        without = [c for c, ratio in ratios.items() if ratio is None]
+        metrics[name] = None if without else fmean(ratios.values())
+        if without:
+            undefined[name] = f"the baseline {what} under {', '.join(without)}"
+    metrics["errors_over_baseline"] = over
+    return metrics | ({"undefined": undefined} if undefined else {})
+
+
+def draw_robustness(
+    report: dict[str, Any], split: Dataset, processor: BaseImageProcessor, folder: Path
+) -> list[Path]:
+    """`corruptions.png`, the errors of a report of `corruption_errors`, and, if its images were
+    corrupted here, `corrupted_images.png`, the split's first image under every corruption of it."""
+    pictures = [folder / "corruptions.png"]
+    plot_corruption_errors(report, pictures[0])
+    if "num_corrupted_images" in report:  # ready-made
+        return pictures
+    pictures.append(folder / "corrupted_images.png")
+    plot_corrupted_images(
+        ResizedImages(split, processor)[0]["pixel_values"].permute(1, 2, 0).numpy(),
+        list(report["errors"]), report["severities"][-1], pictures[1],
+    )  # fmt: skip
+    return pictures
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    name: str  # for messages
+    model: ProtoSphereForImageClassification
+    processor: BaseImageProcessor
+    class_names: list[str]  # of the labels
+
+    @property
+    def fit(self) -> tuple:
+        """Equal for classifiers whose images are resized and cropped alike."""
+        size = dict(self.processor.size)
+        return input_size(self.processor), tuple(size.items()), self.processor.resample
+
+    @property
+    def own_names(self) -> list[str]:
+        config = self.model.config
+        return config.class_names
+
+    def check(self) -> None:
+        alone = sorted(set(self.own_names) ^ set(self.class_names))
+        if alone:
+            raise ArgumentError(
+                f"{self.name} must have the classes of the images, no others and no fewer, but "
+                f"{some(alone)} {'is' if len(alone) == 1 else 'are'} known to one of them only."
+            )
+
+    @cached_property
+    def label_of_output(self) -> Tensor:
+        """(K,): classifiers may number the same classes differently."""
+        labels = [self.class_names.index(name) for name in self.own_names]
+        return torch.tensor(labels, device=self.model.device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(M, 3, S, S) uint8 → (M,) labels."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device)[:, None, None]
+            for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        logits = self.model((pixels / 255 - mean) / std).logits
+        return self.label_of_output[logits.argmax(-1)]
+
+
+@torch.no_grad()
+def _errors(
+    classifiers: list[_Classifier],
+    images: ConcatDataset,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+) -> tuple[list[list[float]], int]:
+    """The error of each classifier on each part of the images, and how many were resized.
+
+    Raises:
+        RuntimeError: not every image came back once.
+    """
+    training = [classifier.model.training for classifier in classifiers]
+    for classifier in classifiers:
+        for buffer in classifier.model.buffers():
+            broadcast(buffer)  # as in `predictions`
+        classifier.model.eval()
+    loader = DataLoader(images, batch_size, num_workers=num_workers)
+    loader = accelerator.prepare_data_loader(loader)
+    wrong, resized = [], 0
+    for batch in tqdm(
+        loader, desc="corruptions", leave=False, disable=not accelerator.is_main_process
+    ):
+        with accelerator.autocast():
+            labels = [classifier(batch["pixel_values"]) for classifier in classifiers]
+        errs = torch.stack(labels, 1) != batch["labels"][:, None]  # (M, classifiers)
+        errs, was_resized = accelerator.gather_for_metrics((errs, batch["resized"]))
+        wrong.append(errs.cpu())
+        resized += int(was_resized.sum())
+    for classifier, mode in zip(classifiers, training):
+        classifier.model.train(mode)
+    # Gathered in the order of the images: each part's are together.
+    wrong = torch.cat(wrong)
+    if len(wrong) != len(images):
+        raise RuntimeError(f"corruptions: {len(wrong)} of {len(images)} images were counted.")
+    parts = wrong.split([len(part) for part in images.datasets])
+    return torch.stack([part.double().mean(0) for part in parts], 1).tolist(), resized
+
+
+def _degradation(report: dict[str, Any], corruption: str) -> float:
+    return sum(error - report["clean_error"] for error in report["errors"][corruption])
+
+
+def _ratio(ours: float, theirs: float) -> float | None:
+    # Sums of differences miss 0 by rounding.
+    return None if theirs <= 0 or math.isclose(theirs, 0, abs_tol=1e-12) else ours / theirs

@@ -1,0 +1,88 @@
+"""Pictures of corruptions: the errors that they cause, and one image under each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..plots.style import COLORS, new_figure
+from .corruptions import corrupt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
+    """The error under each corruption, a dot for each severity; a baseline's beside it.
+
+    Args:
+        report: as `corruption_errors` returns it.
+        picture: the file to write; its suffix says the format.
+    """
+    names, baseline = list(report["errors"]), report.get("baseline")
+    figure = new_figure(max(7, 0.75 * len(names) + 3), 5)
+    axes = figure.subplots()
+    sides = [("the model", report, -0.15)]
+    if baseline is None:
+        sides = [("the model", report, 0)]
+    else:
+        sides.append((f"baseline {baseline.get('model', '')}".rstrip(), baseline, 0.15))
+    for i, (label, of, shift) in enumerate(sides):
+        _draw(axes, of, shift, "os"[i], COLORS[i], label)
+    axes.set_xticks(
+        range(len(names)), [n.replace("_", " ") for n in names], rotation=45, ha="right"
+    )
+    axes.set(
+        ylabel="error (%)", ylim=(0, None),
+        title=f"Errors on corrupted images: severities {_listed(report['severities'])}, darker is "
+        "more severe",
+    )  # fmt: skip
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", loc="best")
+    figure.savefig(picture, dpi=120)
+
+
+def plot_corrupted_images(
+    image: np.ndarray, corruptions: list[str], severity: int, picture: Path
+) -> None:
+    """An image, clean and under each corruption.
+
+    Args:
+        image: (H, W, 3) uint8.
+        picture: the file to write; its suffix says the format.
+    """
+    shown = {"clean": image}
+    shown |= {name: corrupt(image, name, severity, seed=0) for name in corruptions}
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(2 * columns, 2.25 * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (name, pixels) in zip(panels, shown.items()):
+        axes.imshow(pixels, interpolation="nearest")
+        axes.set_title(name.replace("_", " "), fontsize="small")
+    for axes in panels:
+        axes.axis("off")
+    figure.suptitle(f"One image under every corruption at severity {severity}")
+    figure.savefig(picture, dpi=110)
+
+
+def _draw(
+    axes: Axes, report: dict[str, Any], shift: float, marker: str, color: str, label: str
+) -> None:
+    errors = 100 * np.array(list(report["errors"].values()))  # (corruptions, severities)
+    places = np.arange(len(errors)) + shift
+    axes.vlines(places, errors.min(1), errors.max(1), color=color, alpha=0.4, linewidth=1)
+    for severity, column in zip(report["severities"], errors.T):
+        whole = {"label": label} if severity == report["severities"][-1] else {}
+        axes.scatter(
+            places, column, marker=marker, color=color, alpha=0.1 + 0.18 * severity, **whole
+        )
+    clean = 100 * report["clean_error"]
+    style = "--" if marker == "o" else ":"
+    axes.axhline(clean, color=color, linestyle=style, linewidth=1, label=f"{label}, clean images")
+
+
+def _listed(severities: list[int]) -> str:
+    return ", ".join(map(str, severities))

@@ -1,0 +1,137 @@
+"""A finished run, read from the files that `protosphere train` left in its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..arguments.parsing import read_yaml
+from ..configuration_protosphere import ProtoSphereConfig
+from ..errors import ArgumentError
+from ..training.arguments import TrainArguments
+
+RELIABILITY = "reliability.png"  # drawn by `protosphere calibrate`
+# In calibration.json as in the configuration, unless the model has changed since.
+CALIBRATED = ("rejection_threshold", "false_rejection_rate", "calibration_temperature")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Configuration, arguments and results, for what comes after training: cards, publishing."""
+
+    folder: Path
+    config: ProtoSphereConfig
+    arguments: TrainArguments
+    results: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> FinishedRun:
+        """
+        Raises:
+            ArgumentError: a folder or a file that is missing or not whole, and what writes it.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ArgumentError(f"{folder}: there is no such folder.")
+        again = (
+            f"`protosphere train --output_dir {folder} ...` writes it at the end of a run; the "
+            "same command with --resume ends one that was stopped."
+        )
+        for name in ("config.json", "arguments.yaml", "results.json"):
+            if not (folder / name).is_file():
+                raise ArgumentError(f"{folder} has no {name}: {again}")
+        try:
+            results = json.loads((folder / "results.json").read_text())
+        except ValueError as error:
+            raise ArgumentError(f"{folder}/results.json is not whole ({error}): {again}") from error
+        try:
+            config = ProtoSphereConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"{folder}/config.json cannot be read: {error}") from error
+        if "provenance" not in results:
+            raise ArgumentError(f"{folder}/results.json has no provenance: {again}")
+        arguments = TrainArguments(**read_yaml(str(folder / "arguments.yaml"), TrainArguments))
+        return cls(folder, config, arguments, results)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.results["provenance"]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the classes that it was trained on, in the order of its metrics."""
+        names = self.config.class_names
+        return [name for name in names if name not in self.added_classes]
+
+    @property
+    def added_classes(self) -> dict[str, int]:
+        """Classes that came without training, and how many images their prototypes are made of."""
+        return self.results.get("added_classes", {})
+
+    @cached_property
+    def calibration(self) -> dict[str, Any] | None:
+        """What `protosphere calibrate` measured of the model, without paths; None where it is that
+        of other classes or prototypes, or there is none.
+
+        Raises:
+            ArgumentError: calibration.json is not whole.
+        """
+        path = self.folder / "calibration.json"
+        if not path.is_file():
+            return None
+        try:
+            report = json.loads(path.read_text())
+        except ValueError as error:
+            raise ArgumentError(
+                f"{path} is not whole ({error}): `protosphere calibrate {self.folder} ...` writes "
+                "it again."
+            ) from error
+        if any(report.get(name) != getattr(self.config, name) for name in CALIBRATED):
+            return None
+        del report["model"]
+        report["source"] = report["source"].replace(self.arguments.dataset_name, self.dataset_name)
+        return report
+
+    @property
+    def classifier(self) -> str:
+        return self.config.prototypes if self.config.has_prototypes else "linear"
+
+    @property
+    def held_out(self) -> list[str]:
+        """The evaluated splits; "train" where there were no others."""
+        return [split for split in ("validation", "test", "train") if split in self.results]
+
+    @property
+    def reported(self) -> str:
+        """The split that speaks for the model."""
+        return self.held_out[-1]
+
+    def is_drawn_from_training(self, split: str) -> bool:
+        splits = self.provenance["splits"]
+        return splits[split]["from"] == splits["train"]["from"]
+
+    @property
+    def dataset_id(self) -> str | None:
+        """On the Hub; None for a local one."""
+        return self.provenance["dataset"]
+
+    @property
+    def dataset_name(self) -> str:
+        """Of a local path only the last part, as it is: not safe to print."""
+        name = self.arguments.dataset_name.rstrip("/\\")
+        return self.dataset_id or re.split(r"[/\\]", name)[-1]
+
+    @property
+    def default_name(self) -> str:
+        """For a repository: ASCII letters, digits, - and _."""
+        parts = (self.dataset_name, self.config.backbone, self.config.objective)
+        return "-".join(filter(None, map(slug, parts)))
+
+
+def slug(text: str) -> str:
+    """The text as a part of a repository's name: ASCII letters, digits, - and _, at most 28."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:28].strip("-_")

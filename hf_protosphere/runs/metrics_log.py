@@ -1,0 +1,32 @@
+"""metrics.jsonl: one record a line, appended as a run measures, read again to resume or draw."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """One JSON object a line; on resuming, what came after the checkpoint is dropped."""
+
+    def __init__(self, path: Path, *, last_step: float = math.inf) -> None:
+        self.path = path
+        records = [record for record in read_metrics(path) if record["step"] <= last_step]
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text("".join(json.dumps(record) + "\n" for record in records))
+        os.replace(unfinished, path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,149 @@
+"""All pictures of a run, drawn from its finished files: no model, no images, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from ..arguments.checks import check_choices, check_range
+from ..arguments.fields import flag
+from ..errors import ArgumentError
+from ..metrics.monitoring import COLLAPSE
+from ..plots.curves import Records, plot_collapse, plot_curves
+from ..plots.sphere import plot_cosines, plot_margins, plot_sphere
+from .files import writable_folder
+from .metrics_log import read_metrics
+from .snapshots import SNAPSHOT, load_snapshot
+
+TRAINER_RECORDS = "neural_collapse.jsonl"  # what `NeuralCollapseCallback` writes
+RECORDS = ("metrics.jsonl", TRAINER_RECORDS)
+
+
+def draw_run(
+    run: Path, folder: Path | None = None, suffix: str = ".png", *,
+    classes: Sequence[str] | None = None, target: float = 95.0,
+) -> list[Path]:  # fmt: skip
+    """Draw what the files of a run allow; also of one that goes on.
+
+    Args:
+        run: with metrics.jsonl (or neural_collapse.jsonl) and, once training is over, a snapshot.
+        folder: for the pictures; by default the run's.
+        suffix: of the pictures, .png, .svg or .pdf.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        ArgumentError: nothing in the folder can be drawn.
+    """
+    folder, records, pictures = folder or run, _records(run), []
+    if any("train_loss" in record for record in records):
+        pictures.append(folder / f"curves{suffix}")
+        plot_curves(records, pictures[-1])
+    if _is_measured(records):
+        pictures.append(folder / f"neural_collapse{suffix}")
+        plot_collapse({run.name: records}, pictures[-1], target)
+    if (run / SNAPSHOT).exists():
+        pictures += draw_snapshot(run, folder, suffix, classes)
+    if not pictures:
+        raise ArgumentError(
+            f"{run} holds nothing to draw: it must be the --output_dir of a run, with "
+            f"{' or '.join(RECORDS)}, or have {SNAPSHOT}, which `protosphere evaluate --pictures` "
+            "writes."
+        )
+    return pictures
+
+
+def draw_snapshot(
+    run: Path, folder: Path, suffix: str = ".png", classes: Sequence[str] | None = None
+) -> list[Path]:
+    """The sphere, the cosines between classes and the margins, from the snapshot in `run`."""
+    snapshot = load_snapshot(run / SNAPSHOT)
+    drawings = {
+        "cosines": plot_cosines,
+        "margins": plot_margins,
+        "sphere": partial(plot_sphere, classes=classes),
+    }
+    for name, draw in drawings.items():
+        draw(snapshot, folder / f"{name}{suffix}")
+    return [folder / f"{name}{suffix}" for name in drawings]
+
+
+def plot(arguments: PlotArguments) -> list[Path]:
+    """Draw the pictures of runs again, as `protosphere plot` does.
+
+    Raises:
+        ArgumentError: a folder that is missing or holds nothing to draw, runs of the same name, an
+            unknown class.
+    """
+    runs = [Path(run) for run in arguments.runs]
+    for run in runs:
+        if not run.is_dir():
+            raise ArgumentError(f"--runs {run}: there is no such folder.")
+    folder = writable_folder(arguments.output_dir or runs[0], "--output_dir")
+    suffix, target = f".{arguments.format}", arguments.nc_target
+    if len(runs) == 1:
+        try:
+            pictures = draw_run(runs[0], folder, suffix, classes=arguments.classes, target=target)
+        except ValueError as error:
+            raise ArgumentError(f"--runs {runs[0]}: {error}") from error
+    else:
+        pictures = [folder / f"neural_collapse_compared{suffix}"]
+        plot_collapse(_compared(runs), pictures[0], target)
+    for path in pictures:
+        print(path)
+    return pictures
+
+
+def _compared(runs: Sequence[Path]) -> dict[str, Records]:
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    records = {name: _records(run) for name, run in zip(names, runs)}
+    for run, of_run in zip(runs, records.values()):
+        if not _is_measured(of_run):
+            raise ArgumentError(
+                f"--runs {run} was never measured for neural collapse: train with --nc_every 1."
+            )
+    return records
+
+
+def _records(run: Path) -> Records:
+    return next((records for name in RECORDS if (records := read_metrics(run / name))), [])
+
+
+def _is_measured(records: Records) -> bool:
+    return any(key.endswith(COLLAPSE) for record in records for key in record)
+
+
+@dataclass(kw_only=True)
+class PlotArguments:
+    """What to draw again, from finished files. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "plot"
+
+    runs: list[str] = field(
+        metadata={
+            "help": "Folders of runs. Of one run every picture; of several, neural collapse over "
+            "their training in one picture."
+        }
+    )
+    output_dir: str | None = flag("Folder for the pictures; by default the first run's.")
+    format: Literal["png", "svg", "pdf"] = flag("Of the pictures.", "png")
+    classes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes on the sphere, at most ten; by default those nearest to "
+            "another."
+        },
+    )
+    nc_target: float = flag(
+        "Mark where each metric first attains this percentage of its optimum.", 95.0
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_range(self, "nc_target", "(0, 100]")

@@ -1,0 +1,51 @@
+"""The file of a snapshot: the sphere is drawn from it, without model or images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..metrics.snapshot import Snapshot
+
+SNAPSHOT = "snapshot.safetensors"
+
+
+def save_snapshot(snapshot: Snapshot, path: Path) -> None:
+    tensors = {k: v.contiguous() for k, v in vars(snapshot).items() if isinstance(v, Tensor)}
+    metadata = {"class_names": json.dumps(snapshot.class_names), "split": snapshot.split}
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    save_file(tensors, unfinished, metadata)
+    unfinished.replace(path)
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """
+    Raises:
+        ArgumentError: a file that is cut short, or that is no snapshot.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+        metadata["class_names"] = json.loads(metadata["class_names"])
+        return Snapshot(**tensors, **metadata)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ArgumentError(f"{path} is not a whole snapshot: {error}") from error
+
+
+def snapshot_of(name: str) -> Snapshot | None:
+    """The snapshot beside a checkpoint, a folder or an id on the Hub, if there is one."""
+    if Path(name).is_dir():
+        path = Path(name) / SNAPSHOT
+        return load_snapshot(path) if path.exists() else None
+    try:
+        return load_snapshot(Path(hf_hub_download(name, SNAPSHOT)))
+    except EntryNotFoundError:
+        return None

@@ -1,0 +1,223 @@
+"""Transfer of a trained network: its weights for other classes, and which of them are trained.
+
+What the backbone already knows is kept whole (`--freeze_backbone`), changed less the nearer a layer
+is to the image (`--layer_decay`), or changed by low-rank adapters only (`--lora_rank`; Hu et al.
+2021, by peft). Nothing of that is left in what is saved: it is a ProtoSphere model like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import timm.optim
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration_protosphere import ProtoSphereConfig
+from ..errors import ArgumentError
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.loading import load_classifier
+from .arguments import TrainArguments
+
+# What a checkpoint's configuration decides of a network that starts from it.
+NETWORK = (
+    "backbone", "backbone_source", "backbone_kwargs", "small_images", "projection",
+    "projection_dim", "projection_hidden_dim", "image_size", "num_channels", "image_mean",
+    "image_std", "interpolation", "crop_pct",
+)  # fmt: skip
+
+
+def with_new_classes(
+    source: ProtoSphereForImageClassification, class_names: list[str], **config: Any
+) -> ProtoSphereForImageClassification:
+    """The network of a trained classifier, for other classes.
+
+    Args:
+        source: backbone and projection are copied, and what its head knows of classes of the same
+            name, where both heads are of a kind.
+        class_names: of the new head, in order.
+        **config: of `ProtoSphereConfig`, over the source's: objective, prototypes, ...
+    """
+    network = {name: getattr(source.config, name) for name in NETWORK}
+    id2label = dict(enumerate(class_names))
+    model = ProtoSphereForImageClassification(
+        ProtoSphereConfig(**network | config, id2label=id2label)
+    )
+    weights = source.protosphere.state_dict()
+    if model.config.projection != source.config.projection:
+        weights = {k: v for k, v in weights.items() if not k.startswith("projection.")}
+    misfits = model.protosphere.load_state_dict(weights, strict=False)
+    if unexpected := [
+        *misfits.unexpected_keys,
+        *(key for key in misfits.missing_keys if not key.startswith("projection.")),
+    ]:
+        raise ValueError(f"the backbones differ: {', '.join(unexpected[:3])}.")
+    known = classes_in_common(source.config, class_names)
+    if model.config.projection != source.config.projection:  # another space
+        return model
+    rows, theirs = list(known), list(known.values())
+    with torch.no_grad():
+        if not model.config.has_prototypes and not source.config.has_prototypes:
+            model.classifier.weight[rows] = source.classifier.weight[theirs]
+            model.classifier.bias[rows] = source.classifier.bias[theirs]
+        elif (
+            model.config.prototypes == "learned"
+            and model.config.has_prototypes
+            and source.config.has_prototypes
+        ):
+            model.head.weight[rows] = source.prototypes[theirs]
+    return model
+
+
+def classes_in_common(config: ProtoSphereConfig, class_names: list[str]) -> dict[int, int]:
+    """{index in class_names: index in the configuration} of classes that both have, by name."""
+    theirs = config.label2id
+    return {i: theirs[name] for i, name in enumerate(class_names) if name in theirs}
+
+
+def first_prototypes(
+    model: ProtoSphereForImageClassification, means: Tensor, finetuned_from: str | None
+) -> Tensor:
+    """(K, D) class means, but the model's own prototypes of the classes that its source knew.
+
+    Beside those the means are centred, as in `EditableClasses.add_classes`.
+    """
+    if finetuned_from is None:
+        return means
+    config = ProtoSphereConfig.from_pretrained(finetuned_from)
+    names = model.config.class_names
+    rows = list(classes_in_common(config, names))
+    if not rows or not config.has_prototypes:
+        return means
+    prototypes = F.normalize(means - means.mean(0), dim=1)
+    prototypes[rows] = model.prototypes[rows].detach().to(prototypes)
+    return prototypes
+
+
+def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) -> None:
+    """Leave gradients to what `--freeze_backbone` and `--lora_rank` let be trained.
+
+    Raises:
+        ArgumentError: nothing is left, or the backbone has no layer that takes an adapter.
+    """
+    if arguments.freeze_backbone:
+        model.protosphere.backbone.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ArgumentError(
+                f"--freeze_backbone leaves nothing to train with --projection none and "
+                f"{model.config.prototypes} prototypes: take --projection linear, or "
+                "`protosphere finetune --mode prototypes`, which needs no training."
+            )
+    if arguments.lora_rank is not None:
+        _add_adapters(model, arguments.lora_rank)
+
+
+def _add_adapters(model: ProtoSphereForImageClassification, rank: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    backbone = model.protosphere.backbone
+    layers = [
+        f"protosphere.backbone.{name}"
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    ]
+    if not layers:
+        raise ArgumentError(
+            f"--lora_rank {rank}: backbone {model.config.backbone} has no linear layer and no "
+            "ungrouped convolution for an adapter."
+        )
+    trained = [p for name, p in model.named_parameters() if ".backbone." not in name]
+    trained = [parameter for parameter in trained if parameter.requires_grad]
+    # Alpha of twice the rank: the scale that most recipes of the method share.
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def without_adapters(
+    model: ProtoSphereForImageClassification,
+) -> ProtoSphereForImageClassification:
+    """A copy with the adapters merged into the weights they adapt."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    return model
+
+
+def parameter_groups(
+    model: ProtoSphereForImageClassification,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float | None,
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: no weight decay of biases, norms and prototypes, and where
+    `layer_decay` is given, a learning rate for each layer of the backbone."""
+    # Decay would only shrink the prototypes' norm, which is not used.
+    no_decay = ("head.weight",)
+    if layer_decay is None:
+        return timm.optim.param_groups_weight_decay(
+            model, weight_decay, no_weight_decay_list=no_decay
+        )
+    layers: Any = model.protosphere.backbone
+    if not hasattr(layers, "group_matcher"):
+        layers = SimpleNamespace(
+            named_parameters=layers.named_parameters, group_matcher=lambda coarse: _depth
+        )
+    groups = timm.optim.param_groups_layer_decay(layers, weight_decay, layer_decay=layer_decay)
+    for group in groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+    of_backbone = {id(parameter) for group in groups for parameter in group["params"]}
+    for group in timm.optim.param_groups_weight_decay(
+        model, weight_decay, no_weight_decay_list=no_decay
+    ):
+        rest = [p for p in group["params"] if id(p) not in of_backbone]
+        groups.append({**group, "params": rest, "lr": learning_rate})
+    return [group for group in groups if group["params"]]
+
+
+def _depth(name: str) -> tuple[float, ...]:
+    """Where a parameter of a transformers backbone is, for timm: smaller is nearer to the image.
+
+    Example:
+        >>> _depth("embeddings.cls_token"), _depth("layers.6.mlp.fc1.bias"), _depth("norm.weight")
+        ((-1.0,), (6.0,), (inf,))
+        >>> _depth("encoder.stages.2.layers.0.layer.1.weight")
+        (2.0, 0.0)
+    """
+    if name.startswith("embed"):
+        return (-1.0,)
+    numbers = re.findall(r"(?:stages|layers?|blocks?)\.(\d+)", name)[:2]
+    return tuple(map(float, numbers)) or (math.inf,)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Without adapters, which are merged when the model is saved."""
+    return sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+
+
+def count_trained_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def start_from_checkpoint(
+    arguments: TrainArguments, class_names: list[str]
+) -> ProtoSphereForImageClassification:
+    """The network of `--finetune_from` for these classes, with the objective of the arguments."""
+    source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
+    return with_new_classes(
+        source,
+        class_names,
+        objective=arguments.objective,
+        prototypes=arguments.prototypes,
+        softmax_temperature=arguments.temperature,
+    )

@@ -1,0 +1,181 @@
+"""The arguments of each job: one dataclass for flags, YAML files and Python, checked at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..arguments.checks import check_choices, check_counts, check_positive, check_range
+from ..data.arguments import DataArguments, SplitArguments, StreamingArguments
+from ..errors import ArgumentError
+from .groups import (
+    AdaptationArguments,
+    ModelArguments,
+    OptimizationArguments,
+    RunArguments,
+)
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+# What the best epoch can be chosen by, beside any metric of neural collapse.
+BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
+
+
+@dataclass(kw_only=True)
+class TrainArguments(
+    RunArguments,
+    OptimizationArguments,
+    AdaptationArguments,
+    ModelArguments,
+    StreamingArguments,
+    SplitArguments,
+    DataArguments,
+):
+    """Everything that defines a training run. Invalid values raise `ArgumentError` at once.
+
+    Example:
+        >>> arguments = TrainArguments(dataset_name="beans", objective="ntce", epochs=10)
+        >>> arguments.views
+        1
+    """
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_positive(self, "temperature", "learning_rate", "max_grad_norm")
+        check_counts(
+            self, "epochs", "batch_size", "eval_batch_size", "evaluate_every", "checkpoint_every",
+            "image_size", "projection_dim", "views", "gradient_accumulation_steps",
+            "max_train_samples", "max_eval_samples", "probe_epochs", "keep_checkpoints",
+            "classes_per_batch", "early_stopping_patience", "shuffle_buffer", "num_train_images",
+            "images_per_class", "lora_rank",
+        )  # fmt: skip
+        check_counts(
+            self, "nc_every", "nc_every_steps", "nc_train_samples", "num_workers", at_least=0
+        )
+        check_range(self, "nc_target", "(0, 100]")
+        check_range(self, "validation_fraction", "[0, 1)")
+        check_range(self, "imbalance_factor", "(0, 1]")
+        check_range(self, "label_smoothing", "[0, 1)")
+        check_range(self, "mixup", "[0, 10]")
+        check_range(self, "ema_decay", "(0, 1)")
+        check_range(self, "layer_decay", "(0, 1]")
+        self._check_objective()
+        self._check_adaptation()
+        self._check_sampling()
+        self._check_run()
+        self.backbone_options  # noqa: B018  (malformed JSON is an error now, not later)
+
+    def _check_objective(self) -> None:
+        if self.views is None:
+            self.views = 2 if self.objective == "scl" else 1
+        if self.objective == "scl" and self.views < 2:
+            raise ArgumentError(
+                f"--objective scl contrasts views of the same image: --views must be 2 or more, "
+                f"but got {self.views}."
+            )
+        for name in ("label_smoothing", "mixup"):
+            if getattr(self, name) and self.objective != "cross_entropy":
+                raise ArgumentError(
+                    f"--{name} {getattr(self, name)} is for --objective cross_entropy, but got "
+                    f"{self.objective}, whose loss needs one class for every image: leave it out."
+                )
+        if self.mixup and self.batch_size % 2:
+            raise ArgumentError(
+                f"--mixup mixes pairs: --batch_size must be even, but got {self.batch_size}."
+            )
+
+    def _check_adaptation(self) -> None:
+        if self.freeze_backbone and (self.layer_decay is not None or self.lora_rank is not None):
+            other = "layer_decay" if self.layer_decay is not None else "lora_rank"
+            raise ArgumentError(
+                f"--{other} {getattr(self, other)} is about a backbone that is trained, but "
+                "--freeze_backbone keeps it as it is: leave out one of the two."
+            )
+        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
+            raise ArgumentError(f"--lora_rank {self.lora_rank} needs peft: pip install peft.")
+
+    def _check_sampling(self) -> None:
+        classes = self.classes_per_batch
+        if classes is not None and self.batch_size % classes:
+            raise ArgumentError(
+                f"--batch_size must be a multiple of --classes_per_batch {classes}, but got "
+                f"{self.batch_size}: {classes * max(1, self.batch_size // classes)}, say."
+            )
+        if not self.streaming:
+            return
+        asked = {
+            "cache_images": bool(self.cache_images),
+            "imbalance": self.imbalance is not None,
+            "classes_per_batch": classes is not None,
+            "max_train_samples": self.max_train_samples is not None,
+            "images_per_class": self.images_per_class is not None,
+            "nc_train_samples": bool(self.nc_train_samples),
+        }
+        if impossible := [f"--{name}" for name, given in asked.items() if given]:
+            raise ArgumentError(
+                f"--streaming sees the training images only as they come, and {impossible[0]} "
+                "needs to know all of them: leave out one of the two."
+            )
+
+    def _check_run(self) -> None:
+        if self.warmup_epochs < 0 or self.warmup_epochs >= self.epochs:
+            self.warmup_epochs = max(0.0, min(self.warmup_epochs, self.epochs / 2))
+        if self.resume and self.overwrite:
+            raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
+        weights = {
+            f"--resume_from {self.resume_from}": self.resume_from is not None,
+            f"--finetune_from {self.finetune_from}": self.finetune_from is not None,
+            "--pretrained": self.pretrained,
+        }
+        if len(given := [name for name, is_given in weights.items() if is_given]) > 1:
+            raise ArgumentError(
+                f"{given[0]} and {given[1]} both give the first weights: leave out one of the two."
+            )
+        if self.eval_batch_size is None:
+            self.eval_batch_size = 2 * self.batch_size
+        if self.best_metric not in BEST_METRICS:
+            from ..metrics.neural_collapse import METRICS
+
+            names = [*BEST_METRICS, *(metric.name for metric in METRICS)]
+            if self.best_metric not in names:
+                raise ArgumentError(
+                    f"--best_metric must be one of {', '.join(names)}, but got "
+                    f"{self.best_metric!r}."
+                )
+        self.report_to = _trackers(self.report_to)
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        if isinstance(self.backbone_kwargs, dict):  # from Python or YAML
+            return self.backbone_kwargs
+        try:
+            options = json.loads(self.backbone_kwargs or "{}")
+        except json.JSONDecodeError as error:
+            raise ArgumentError(
+                f"--backbone_kwargs must be JSON, such as '{{\"patch_size\": 4}}', but got "
+                f"{self.backbone_kwargs!r} ({error})."
+            ) from error
+        if not isinstance(options, dict):
+            raise ArgumentError(f"--backbone_kwargs must be a JSON object, but got {options!r}.")
+        return options
+
+
+def _trackers(names: list[str] | str | None) -> list[str]:
+    """Those that were asked for, all of them installed.
+
+    Raises:
+        ArgumentError: an unknown or missing one, now rather than after the data was loaded.
+    """
+    if names is None:
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    names = [names] if isinstance(names, str) else list(names)
+    names = [name for name in names if name != "none"]
+    for name in names:
+        if name not in TRACKERS:
+            raise ArgumentError(
+                f"--report_to takes {', '.join(TRACKERS)} or none, but got {name!r}."
+            )
+        if importlib.util.find_spec(name) is None:
+            raise ArgumentError(f"--report_to {name} is not installed: pip install {name}.")
+    return names

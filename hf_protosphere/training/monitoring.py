@@ -1,0 +1,84 @@
+"""Neural collapse while a model trains: when it is measured, what that costs, who arrives when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ..evaluation.classifier_metrics import evaluate_model
+from ..metrics.monitoring import COLLAPSE, Stopwatch
+from ..modeling_protosphere import ProtoSphereForImageClassification
+
+
+class CollapseMonitor:
+    """Evaluates on the validation split, and now and then measures neural collapse with it.
+
+    Args:
+        validation: all of the split; its accuracy is computed anyway, so that neural collapse costs
+            the metrics alone.
+        train_sample: a fixed sample of the training images under the evaluation transform, or None.
+        every_epochs, every_steps: 0 for never.
+    """
+
+    def __init__(
+        self,
+        model: ProtoSphereForImageClassification,
+        validation: DataLoader,
+        train_sample: DataLoader | None,
+        accelerator: Accelerator,
+        *,
+        every_epochs: int,
+        every_steps: int,
+    ) -> None:
+        self.model, self.accelerator = model, accelerator
+        self.validation, self.train_sample = validation, train_sample
+        self.every_epochs, self.every_steps = every_epochs, every_steps
+        self.stopwatch = Stopwatch()
+
+    def due_at_step(self, step: int) -> bool:
+        return bool(self.every_steps) and step % self.every_steps == 0
+
+    def due_at_epoch(self, epoch: int, step: int) -> bool:
+        by_epoch = bool(self.every_epochs) and epoch % self.every_epochs == 0
+        return by_epoch or self.due_at_step(step)
+
+    def validate(self, neural_collapse: bool) -> dict[str, Any]:
+        """A record: "validation_..." as `evaluate_model` reports, and "train_neural_collapse"."""
+        record: dict[str, Any] = {}
+        if neural_collapse and self.train_sample is not None:
+            with self.stopwatch:
+                sample = evaluate_model(
+                    self.model, self.train_sample, self.accelerator, description="training sample"
+                )
+            record["train" + COLLAPSE] = sample["neural_collapse"]
+        report = evaluate_model(
+            self.model,
+            self.validation,
+            self.accelerator,
+            neural_collapse=neural_collapse,
+            description="validation",
+            stopwatch=self.stopwatch,
+        )
+        del report["class_accuracies"]  # a list in every record, and a curve for every class
+        return record | {f"validation_{name}": value for name, value in report.items()}
+
+    def measure(self) -> dict[str, Any]:
+        """`validate`, in the middle of an epoch: all of it is the price of measuring."""
+        with self.stopwatch:
+            return self.validate(neural_collapse=True)
+
+
+def score(record: Mapping[str, Any], metric: str) -> float:
+    """What epochs are compared by, from a record of `CollapseMonitor`: higher is better.
+
+    Args:
+        metric: "accuracy", "mean_class_accuracy", "neural_collapse" for its least attained metric,
+            or one metric, by the percentage of its optimum that it attains.
+    """
+    if metric in ("accuracy", "mean_class_accuracy"):
+        return record[f"validation_{metric}"]
+    metric = "overall" if metric == "neural_collapse" else metric
+    return record["validation" + COLLAPSE]["attained"][metric]

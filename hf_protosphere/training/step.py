@@ -1,0 +1,130 @@
+"""One optimiser step: from batches to changed weights."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from .accumulation import backward_as_one_batch
+from .adaptation import without_adapters
+from .arguments import TrainArguments
+
+CONTRASTS_IMAGES = ("nonl", "ntce", "scl")  # a batch in parts would be another loss
+
+
+class OptimizerStep:
+    """Forward, backward, clipping, optimiser, schedule and the moving average of the weights.
+
+    Dropout, mixing and the like follow seed, step and process, so that resuming repeats them,
+    whatever drew random numbers in between.
+
+    Args:
+        model: on its device, not wrapped.
+        optimizer, scheduler: of it; the scheduler is stepped with every step.
+        accelerator: wraps model and optimiser here, and saves everything in its checkpoints.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        model: ProtoSphereForImageClassification,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        accelerator: Accelerator,
+    ) -> None:
+        self.arguments, self.model, self.accelerator = arguments, model, accelerator
+        for name in ("ema_decay", "lora_rank"):
+            value = getattr(arguments, name)
+            if value is not None and (accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin):
+                raise ArgumentError(
+                    f"--{name} {value} needs all weights in every process, but they are sharded: "
+                    "leave it out, or train without FSDP and DeepSpeed."
+                )
+        # Evaluation, whose batches have other shapes, runs the same weights uncompiled.
+        trained = torch.compile(model) if arguments.compile else model
+        self.prepared_model, self.optimizer = accelerator.prepare(trained, optimizer)
+        self.scheduler = scheduler
+        accelerator.register_for_checkpointing(scheduler)
+        self.average: ModelEmaV3 | None = None
+        if arguments.ema_decay is not None:
+            # Its warm-up forgets the first weights, of which a short run would keep too much.
+            self.average = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
+            accelerator.register_for_checkpointing(self.average)
+        self.mix: Mixup | None = None
+        if arguments.mixup or arguments.label_smoothing:
+            self.mix = Mixup(
+                mixup_alpha=arguments.mixup,
+                prob=1.0 if arguments.mixup else 0.0,
+                label_smoothing=arguments.label_smoothing,
+                num_classes=model.config.num_labels,
+            )
+
+    @property
+    def evaluated_model(self) -> ProtoSphereForImageClassification:
+        """Whose metrics count and which is kept: the average of the weights, where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def kept_model(self) -> ProtoSphereForImageClassification:
+        """What is saved: `evaluated_model` as a model like any other."""
+        adapted = self.arguments.lora_rank is not None
+        return without_adapters(self.evaluated_model) if adapted else self.evaluated_model
+
+    def train_mode(self) -> None:
+        self.prepared_model.train()
+        if self.arguments.freeze_backbone:  # its running statistics too
+            self.model.protosphere.backbone.eval()
+
+    def set_prototypes(self, prototypes: Tensor) -> None:
+        """(K, D), for the model in training and for its average alike."""
+        for model in {self.model, self.evaluated_model}:
+            model.set_prototypes(prototypes)
+
+    def __call__(self, batches: list[dict[str, Tensor]], step: int) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of all the batches as one, without waiting for the device.
+
+        Args:
+            batches: {"pixel_values": (m[, V], C, S, S), "labels": (m,)} each.
+            step: how many were taken before.
+        """
+        arguments, accelerator = self.arguments, self.accelerator
+        position = hash((arguments.seed, step, accelerator.process_index))
+        torch.manual_seed(position % 2**63)
+        if self.mix is not None:
+            np.random.seed(position % 2**32)  # timm's mixing draws from NumPy
+        loss, logits = self._backward(batches)
+        if arguments.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(self.prepared_model.parameters(), arguments.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, step=step + 1)
+        labels = torch.cat([batch["labels"] for batch in batches])
+        return loss, (logits.argmax(-1) == labels).float().mean()
+
+    def _backward(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Loss and logits of the whole step; its gradients are left in the parameters."""
+        if self.model.config.objective in CONTRASTS_IMAGES and len(batches) > 1:
+            return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
+        losses, logits = [], []
+        for i, batch in enumerate(batches):
+            pixels, labels = batch["pixel_values"], batch["labels"]
+            if self.mix is not None:
+                pixels, labels = self.mix(pixels, labels)  # (m, K) probabilities
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared_model):
+                with self.accelerator.autocast():
+                    output = self.prepared_model(pixels, labels=labels)
+                self.accelerator.backward(output.loss / len(batches))
+            losses.append(output.loss.detach())
+            logits.append(output.logits.detach())
+        return torch.stack(losses).mean(), torch.cat(logits)

@@ -1,0 +1,159 @@
+"""New classes for a checkpoint, from images on disk or a data set: `protosphere add-class`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.dataset import load_image_dataset
+from ..data.labels import labels_of, some
+from ..data.pixels import image_files, open_image
+from ..errors import ArgumentError, DataError
+from ..metrics.snapshot import Snapshot
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.files import MODEL_FILES, RUN_FILES, replacing_files, writable_folder
+from ..runs.loading import load_classifier
+from ..runs.snapshots import SNAPSHOT, save_snapshot, snapshot_of
+from .arguments import AddClassArguments
+
+
+def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification:
+    """Add classes to a checkpoint, as `protosphere add-class` does.
+
+    A run's metrics stay those of the classes that it was trained on, and its results.json says
+    which ones were added; its snapshot gets their prototypes and means.
+
+    Raises:
+        ArgumentError: no checkpoint, one that takes no classes, a name that it knows, no images.
+        DataError: images that cannot be decoded; nothing has been written then.
+    """
+    source = Path(arguments.folder)
+    if arguments.output_dir is None and not source.is_dir():
+        raise ArgumentError(
+            f"{arguments.folder} is not a folder here: give --output_dir for the new checkpoint."
+        )
+    folder = writable_folder(arguments.output_dir or source, "--output_dir")
+    model, processor = load_classifier(arguments.folder, "--folder")
+    images = _images_of(arguments, model)
+    snapshot = snapshot_of(arguments.folder)
+    options: dict[str, Any] = {
+        "center": _center(model, snapshot) if arguments.center else None,
+        "shrinkage": arguments.shrinkage,
+        "batch_size": arguments.batch_size,
+    }
+    bar = tqdm(total=sum(map(len, images.values())), desc="embedding", unit=" images", leave=False)
+
+    def opened(loaders: list[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
+        for load in loaders:
+            yield load()
+            bar.update()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with bar:
+        try:
+            means = model.to(device).add_classes(
+                {name: opened(of_class) for name, of_class in images.items()}, processor, **options
+            )
+        except DataError:
+            raise
+        except ValueError as error:
+            raise ArgumentError(f"--folder {arguments.folder}: {error}") from error
+    model = model.cpu()
+    with replacing_files(folder) as unfinished:
+        if source.is_dir() and folder.resolve() != source.resolve():
+            _copy_run(source, unfinished)
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        if snapshot is not None:
+            save_snapshot(_with_classes(snapshot, model, means.cpu()), unfinished / SNAPSHOT)
+        if (results := source / "results.json").exists():
+            added = {name: len(of_class) for name, of_class in images.items()}
+            (unfinished / results.name).write_text(_with_note(results, added))
+    print(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
+    if options["center"] is None and model.config.prototypes == "learned":
+        print(
+            "The prototypes were not centred, for want of "
+            + (f"a {SNAPSHOT}." if snapshot is None else "--center.")
+        )
+    if model.config.rejection_threshold is not None:
+        print(
+            "Its threshold and temperature are those of the classes before: to choose them again, "
+            f"`protosphere calibrate {folder} --dataset_name ...`, with images of all classes."
+        )
+    return model
+
+
+def _images_of(
+    arguments: AddClassArguments, model: ProtoSphereForImageClassification
+) -> dict[str, list[Callable[[], Image.Image]]]:
+    """Functions that load the images of each new class."""
+    if arguments.dataset_name is None:
+        paths = [path for given in arguments.images or [] for path in _files(Path(given))]
+        if not paths:
+            raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
+        return {str(arguments.name): [partial(open_image, path) for path in paths]}
+    loaded = load_image_dataset(
+        arguments.dataset_name, train_split=arguments.split, validation_fraction=0
+    )
+    split, known = loaded.splits["train"], model.config.label2id
+    labels = labels_of(split)
+    new = {i: name for i, name in enumerate(loaded.label_names) if name not in known}
+    if not new:
+        raise ArgumentError(
+            f"--dataset_name {arguments.dataset_name}: the checkpoint knows all of its classes, "
+            f"{some(loaded.label_names)}."
+        )
+    return {
+        name: [(lambda row=row: split[row]["image"]) for row in (labels == i).nonzero()[0].tolist()]
+        for i, name in new.items()
+    }
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return image_files(path)
+    if not path.exists():
+        raise ArgumentError(f"--images {path}: there is no such file or folder.")
+    return [path]
+
+
+def _center(model: ProtoSphereForImageClassification, snapshot: Snapshot | None) -> Tensor | None:
+    """(D,) mean embedding of the classes, each as much as another; None where it is not wanted."""
+    if model.config.prototypes == "class_means" or snapshot is None or not snapshot.labels.numel():
+        return None
+    return snapshot.center
+
+
+def _with_classes(
+    snapshot: Snapshot, model: ProtoSphereForImageClassification, means: Tensor
+) -> Snapshot:
+    names = model.config.class_names
+    return dataclasses.replace(
+        snapshot,
+        class_means=torch.cat([snapshot.class_means, means.to(snapshot.class_means)]),
+        prototypes=model.prototypes.detach().float().cpu(),
+        class_names=names,
+    )
+
+
+def _copy_run(source: Path, folder: Path) -> None:
+    """All that a run has left but the model."""
+    for pattern in set(RUN_FILES) - set(MODEL_FILES):
+        for path in source.glob(pattern):
+            shutil.copy2(path, folder / path.name)
+
+
+def _with_note(results: Path, added: dict[str, int]) -> str:
+    content = json.loads(results.read_text())
+    content["added_classes"] = {**content.get("added_classes", {}), **added}
+    return json.dumps(content, indent=2) + "\n"

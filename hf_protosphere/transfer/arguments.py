@@ -1,0 +1,183 @@
+"""The arguments of transfer: what to start from, how to adapt it, with how many images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..arguments.checks import check_choices, check_counts, check_positive, check_range
+from ..arguments.fields import flag
+from ..arguments.parsing import field_names
+from ..data.arguments import DataArguments, SplitArguments
+from ..errors import ArgumentError
+from ..training.arguments import TrainArguments
+from ..training.groups import OptimizationArguments, RunArguments
+
+TRAINED_MODES = ("full", "head", "layerwise", "lora")
+FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
+MODES = (*TRAINED_MODES, *FROZEN_MODES)
+
+
+@dataclass(kw_only=True)
+class TransferArguments:
+    _argument_group_name = "transfer"
+
+    model: str = field(
+        metadata={
+            "help": "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each "
+            "a folder or an id on the Hub), a timm model, or a folder saved by timm."
+        }
+    )
+    mode: Literal[
+        "full", "head", "layerwise", "lora", "linear_probe", "normalized_linear_probe", "knn",
+        "prototypes",
+    ] = flag(
+        "full: train everything; head: the backbone stays as it is; layerwise: lower layers learn "
+        "slower (--decay); lora: adapters (--rank); linear_probe, normalized_linear_probe: a "
+        "linear layer on the backbone's features; knn: the nearest training images (--neighbors); "
+        "prototypes: the class means, one pass and no training.",
+        "full",
+    )  # fmt: skip
+    compare: str | None = flag(
+        "Several modes, separated by commas, or all: one table of accuracy, time, trained "
+        "parameters and neural collapse."
+    )
+    shots: str | None = flag(
+        "Few-shot: so many training images of each class, such as 1,2,5,10, with --trials each."
+    )
+    trials: int = flag("Draws of the images for each number of shots.", 10)
+    objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] | None = flag(
+        "Of the training; by default the checkpoint's own, else nonl."
+    )
+    temperature: float | None = flag(
+        "Cosines are divided by it; by default the checkpoint's, else 0.1."
+    )
+    image_size: int | None = flag(
+        "Side of the square input of a timm or transformers backbone; by default what it was "
+        "trained with. A ProtoSphere checkpoint keeps its own."
+    )
+    decay: float = flag("Of the learning rate from layer to layer, with layerwise.", 0.75)
+    rank: int = flag("Of the adapters of lora.", 8)
+    neighbors: int = flag("Training images that vote, weighted by nearness, with knn.", 20)
+    min_steps: int = flag("With --shots: as many epochs more as give so many optimiser steps.", 100)
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(
+    RunArguments, OptimizationArguments, SplitArguments, DataArguments, TransferArguments
+):
+    """A transfer, or several to compare. Invalid values raise `ArgumentError` at once.
+
+    Example:
+        >>> arguments = FinetuneArguments(model="user/name", dataset_name="beans", shots="1,5")
+        >>> arguments.modes, arguments.shot_counts
+        (['full'], [1, 5])
+    """
+
+    epochs: int = 20
+    output_dir: str = "outputs/finetune"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "trials", "rank", "neighbors", "min_steps", "epochs", "batch_size")
+        check_positive(self, "temperature")
+        check_range(self, "decay", "(0, 1]")
+        if self.shots is not None and self.images_per_class is not None:
+            raise ArgumentError("--shots and --images_per_class say the same: give one of them.")
+        self.modes  # noqa: B018  (a name that is no mode is an error now, not later)
+        self.shot_counts  # noqa: B018
+        for mode in self.modes:
+            if mode in TRAINED_MODES:
+                # Every check of training. The objective may be the checkpoint's: only its linear
+                # head takes labels that are mixed.
+                mixed = self.objective is None and (self.mixup or self.label_smoothing)
+                self.training(mode, **({"objective": "cross_entropy"} if mixed else {}))
+
+    @property
+    def modes(self) -> list[str]:
+        if self.compare is None:
+            return [self.mode]
+        names = MODES if self.compare == "all" else self.compare.replace(" ", "").split(",")
+        if wrong := [name for name in names if name not in MODES]:
+            raise ArgumentError(
+                f"--compare takes all or some of {', '.join(MODES)}, but got {wrong[0]!r}."
+            )
+        return list(dict.fromkeys(names))
+
+    @property
+    def shot_counts(self) -> list[int]:
+        """Images per class of each few-shot row; empty without --shots."""
+        if self.shots is None:
+            return []
+        try:
+            counts = [int(part) for part in str(self.shots).split(",")]
+        except ValueError:
+            counts = []
+        if not counts or min(counts) < 1:
+            raise ArgumentError(
+                f"--shots takes whole numbers of at least 1, such as 1,5,10, but got {self.shots}."
+            )
+        return counts
+
+    def training(self, mode: str, **more: Any) -> TrainArguments:
+        """The arguments of training in a mode; `more` are those of what it starts from."""
+        shared = {
+            name: getattr(self, name)
+            for name in field_names(TrainArguments)
+            if hasattr(self, name) and name not in ("objective", "temperature")
+        }
+        for name in ("objective", "temperature"):
+            if (value := getattr(self, name)) is not None:
+                shared[name] = value
+        adaptation = {
+            "head": {"freeze_backbone": True},
+            "layerwise": {"layer_decay": self.decay},
+            "lora": {"lora_rank": self.rank},
+        }.get(mode, {})
+        return TrainArguments(**{**shared, **adaptation, "imprint": True, **more})
+
+
+@dataclass(kw_only=True)
+class AddClassArguments:
+    """New classes for a checkpoint. Invalid values raise `ArgumentError` at once."""
+
+    _argument_group_name = "new classes"
+
+    folder: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    name: str | None = flag("Of the new class.")
+    images: list[str] | None = field(
+        default=None, metadata={"help": "Images of the new class: files and folders of them."}
+    )
+    dataset_name: str | None = flag(
+        "In place of a name and images: a data set, on the Hub or local. Those of its classes that "
+        "the checkpoint does not know are added, in one pass."
+    )
+    split: str = flag("Of the data set.", "train")
+    shrinkage: float = flag(
+        "Steady a class of very few images: its mean is averaged with what the known classes say "
+        "of it, as if that were so many images. Try 10 for one image or two.",
+        0.0,
+    )
+    center: bool = flag(
+        "Subtract the mean embedding of the checkpoint's own classes, which its snapshot holds: "
+        "away from neural collapse a new class would otherwise attract the images of all others. "
+        "Not done for class-mean prototypes.",
+        True,
+    )
+    batch_size: int = flag("Images embedded at once.", 64)
+    output_dir: str | None = flag("Folder for the new checkpoint; by default the same one.")
+
+    def __post_init__(self) -> None:
+        check_counts(self, "batch_size")
+        if not (isinstance(self.shrinkage, int | float) and 0 <= self.shrinkage < float("inf")):
+            raise ArgumentError(f"--shrinkage must be 0 or more, but got {self.shrinkage!r}.")
+        if self.dataset_name is None and not (self.name and self.images):
+            raise ArgumentError(
+                "give a checkpoint, the name of the class and its images, as in `protosphere "
+                "add-class outputs/run okapi okapi_1.jpg okapi_2.jpg`, or --dataset_name."
+            )
+        if self.dataset_name is not None and (self.name or self.images):
+            raise ArgumentError(
+                "--dataset_name gives names and images of the new classes: leave out --name and "
+                "--images."
+            )

@@ -1,0 +1,304 @@
+"""Transfer of a trained network to other data, in one or several modes, with all or few images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging as transformers_logging
+
+from ..arguments.parsing import write_yaml
+from ..configuration_protosphere import ProtoSphereConfig
+from ..data.dataset import ImageDataset
+from ..data.labels import labels_of
+from ..data.loaders import evaluation_loader
+from ..data.subsets import drawn
+from ..data.transforms import build_image_processor
+from ..errors import ArgumentError
+from ..evaluation.classifier_metrics import evaluate_predictions
+from ..inference.probes import FrozenImages, frozen_images
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.checkpoints import refuse_changed_transfer, save_model
+from ..runs.files import prepare_output_dir
+from ..runs.loading import kind_of
+from ..runs.processes import main_process_first, on_main_process
+from ..training.arguments import TrainArguments
+from ..training.dry_run import dry_run
+from ..training.setup import build_accelerator, build_model, load_training_data, with_checkpoint
+from ..training.train import train
+from .arguments import TRAINED_MODES, FinetuneArguments
+from .frozen import as_model, fit
+from .report import format_summary, plot_shots, summarize
+
+ROWS = "rows.jsonl"
+
+
+def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, Any]:
+    """Transfer a model to a data set, as `protosphere finetune` does.
+
+    `mode` with all images leaves its model in `output_dir`, a run of training like any other.
+    The modes of `compare` leave theirs in sub-folders, and comparison.json; few-shot models are
+    measured, not kept. With --resume what is finished is not done again.
+
+    Args:
+        last: nothing else is trained in these processes: they part.
+
+    Returns:
+        {"rows": one for each mode, number of shots and trial, "summary": means over the trials}, as
+        in comparison.json.
+
+    Raises:
+        ArgumentError, DataError: before any work.
+        TrainingInterrupted: after SIGINT or SIGTERM; --resume goes on.
+    """
+    transformers_logging.disable_progress_bar()
+    job = Transfer(arguments)
+    if arguments.dry_run:
+        for mode in arguments.modes:
+            print(f"\n{mode}:")
+            if mode in TRAINED_MODES:
+                dry_run(job.training(mode), last=False)
+            else:
+                print("one pass over the images, nothing to plan")
+        return {}
+    rows = list(job.rows())
+    summary = summarize(rows)
+    if job.accelerator.is_main_process:
+        result = {"rows": rows, "summary": summary}
+        (job.folder / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
+        split = f"{rows[0]['split']}, {rows[0]['num_images']:,} images"
+        print(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
+        print(format_summary(summary))
+        if len(arguments.shot_counts) > 1:
+            plot_shots(summary, job.folder / "shots.png")
+    if last:
+        job.accelerator.end_training()
+    return {"rows": rows, "summary": summary}
+
+
+class Transfer:
+    """Everything that a transfer is made of, checked by the constructor before any work."""
+
+    def __init__(self, arguments: FinetuneArguments) -> None:
+        self.arguments = arguments
+        self.folder = Path(arguments.output_dir)
+        self.start = _start(arguments)
+        self.processes = 1  # until they are known
+        self.is_single = arguments.compare is None and not arguments.shot_counts
+        any_mode = self.training(arguments.modes[0])
+        self.accelerator = build_accelerator(any_mode)
+        self.processes = self.accelerator.num_processes
+        with main_process_first(self.accelerator):
+            self.images = load_training_data(any_mode)
+        if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
+            prepare = partial(
+                prepare_output_dir, self.folder, resume=arguments.resume,
+                overwrite=arguments.overwrite, bytes_needed=2**24,
+            )  # fmt: skip
+            on_main_process(self.accelerator, prepare)
+            if arguments.resume:
+                refuse_changed_transfer(self.folder, arguments)
+            if arguments.overwrite and self.accelerator.is_main_process:
+                for name in (*arguments.modes, "trials"):
+                    shutil.rmtree(self.folder / name, ignore_errors=True)
+            if self.accelerator.is_main_process:
+                write_yaml(arguments, self.folder / "transfer.yaml")
+            self.accelerator.wait_for_everyone()
+        self._frozen: _FrozenPass | None = None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row for each mode, number of shots and trial; written down as they come."""
+        done = {} if self.is_single else rows_on_disk(self.folder)
+        if done and self.accelerator.is_main_process:
+            # Without what was cut short at its end: the next row would be written behind it.
+            whole = self.folder / f"{ROWS}.unfinished"
+            whole.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+            os.replace(whole, self.folder / ROWS)
+        for mode in self.arguments.modes:
+            for shots in self.arguments.shot_counts or [None]:
+                for trial in range(self.arguments.trials if shots else 1):
+                    key = (mode, shots, trial)
+                    if key not in done:
+                        row = {"mode": mode, "shots": shots, "trial": trial}
+                        run = self._trained if mode in TRAINED_MODES else self._frozen_row
+                        done[key] = row | run(mode, shots, trial)
+                        self._write(done[key])
+                    yield done[key]
+
+    def training(self, mode: str, shots: int | None = None, trial: int = 0) -> TrainArguments:
+        """The arguments of training one row."""
+        arguments = self.arguments
+        folder = self.folder if self.is_single else self.folder / mode
+        options: dict[str, Any] = {"output_dir": str(folder), **self.start}
+        if not self.is_single and not arguments.dry_run:
+            # Of rows that are not written down: go on where one was stopped.
+            options |= {"resume": True, "overwrite": False}
+        if arguments.shot_counts:
+            # Held-out images would be many more than those that are trained on.
+            options["validation_fraction"] = 0.0
+        if shots is not None:
+            counts = self.images.class_counts("train")
+            images = sum(min(count, shots) for count in counts)
+            batches = arguments.gradient_accumulation_steps * self.processes  # of a step
+            batch_size = max(1, min(arguments.batch_size, images // batches))
+            steps = max(1, images // (batch_size * batches))
+            epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
+            options |= {
+                "output_dir": str(self.folder / "trials" / f"{mode}-{shots}-{trial}"),
+                "images_per_class": shots, "seed": arguments.seed + trial,
+                "batch_size": batch_size, "epochs": epochs,
+                # The last epoch counts: no image but those of the shots decides anything.
+                "evaluate_every": epochs, "checkpoint_every": epochs,
+                "early_stopping_patience": None, "nc_every": 0, "nc_train_samples": 0,
+                "pictures": False,
+            }  # fmt: skip
+        if arguments.learning_rate is None and mode in ("full", "layerwise"):
+            # A tenth of training's default: what the network knows shall not be washed away.
+            batches = arguments.gradient_accumulation_steps * self.processes
+            images = options.get("batch_size", arguments.batch_size) * batches
+            sgd = arguments.optimizer == "sgd"
+            options["learning_rate"] = 0.01 * images / 256 if sgd else 1e-4
+        return arguments.training(mode, **options)
+
+    def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
+        training = self.training(mode, shots, trial)
+        if self.accelerator.is_main_process:
+            print(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
+        results = train(training, last=False)
+        split = next(role for role in ("test", "validation", "train") if role in results)
+        if shots is not None and self.accelerator.is_main_process:
+            shutil.rmtree(training.output_dir)
+        return {
+            "split": split,
+            **_metrics(results[split]),
+            "seconds": results["training_seconds"],
+            "trainable_parameters": results["provenance"]["trainable_parameters"],
+        }
+
+    def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
+        arguments = self.arguments
+        if self._frozen is None:
+            self._frozen = _FrozenPass.of(
+                self.training("prototypes"), self.images, self.accelerator
+            )
+        frozen, seed = self._frozen, arguments.seed + trial
+        train_images = frozen.train
+        if shots is not None:
+            labels = labels_of(self.images.splits["train"])
+            train_images = train_images.of_rows(
+                drawn(labels, [shots] * self.images.num_labels, seed)
+            )
+        temperature = frozen.network.config.softmax_temperature
+        classifier = fit(
+            mode, train_images, frozen.evaluation, self.images.num_labels,
+            temperature=temperature, epochs=arguments.probe_epochs,
+            neighbors=arguments.neighbors, seed=seed,
+        )  # fmt: skip
+        report = evaluate_predictions(
+            [(classifier.embeddings, classifier.logits, frozen.evaluation.labels)],
+            self.accelerator,
+            num_classes=self.images.num_labels,
+            embedding_dim=classifier.embeddings.shape[1],
+            prototypes=classifier.prototypes,
+        )
+        if shots is None and self.accelerator.is_main_process:
+            names = self.images.label_names
+            model = as_model(mode, classifier, frozen.network, names, temperature)
+            if model is not None:
+                folder = self.folder if self.is_single else self.folder / mode
+                folder.mkdir(parents=True, exist_ok=True)
+                save_model(model, build_image_processor(model.config), folder)
+        return {
+            "split": frozen.split,
+            **_metrics(report),
+            # Of the pass, what these images took of it.
+            "seconds": frozen.seconds * len(train_images.labels) / len(frozen.train.labels)
+            + classifier.seconds,
+            "trainable_parameters": classifier.parameters,
+        }
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process and not self.is_single:
+            with (self.folder / ROWS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:
+    """The finished rows of a transfer with --compare or --shots: by mode, shots and trial."""
+    path = folder / ROWS
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last was cut short
+    rows = [json.loads(line) for line in lines]
+    return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class _FrozenPass:
+    """What the network makes of the training and the evaluation images, without augmentation."""
+
+    network: ProtoSphereForImageClassification
+    train: FrozenImages
+    evaluation: FrozenImages
+    split: str
+    seconds: float  # of the pass over the training images
+
+    @classmethod
+    def of(
+        cls, training: TrainArguments, images: ImageDataset, accelerator: Accelerator
+    ) -> _FrozenPass:
+        torch.manual_seed(training.seed)
+        training, _ = with_checkpoint(training)
+        network = build_model(training, images).to(accelerator.device)
+        processor = build_image_processor(network.config)
+        split = next(role for role in ("test", "validation", "train") if role in images.splits)
+
+        def passed(role: str) -> FrozenImages:
+            loader = evaluation_loader(
+                images.splits[role], processor, training.eval_batch_size, training.num_workers,
+                accelerator, description=role, cache=training.cache_images is not False,
+            )  # fmt: skip
+            return frozen_images(network, loader, accelerator, role)
+
+        started = time.perf_counter()
+        train_images = passed("train")
+        seconds = time.perf_counter() - started
+        return cls(network, train_images, passed(split), split, seconds)
+
+
+def _start(arguments: FinetuneArguments) -> dict[str, Any]:
+    """What the model to start from says of the arguments of training.
+
+    Raises:
+        ArgumentError: there is no such model, or it has an image size of its own.
+    """
+    name = arguments.model
+    kind = kind_of(name)
+    if kind != "protosphere":
+        start = {"backbone": name, "backbone_source": kind, "pretrained": True}
+        return start | {"image_size": arguments.image_size}
+    config = ProtoSphereConfig.from_pretrained(name)
+    if arguments.image_size not in (None, config.image_size):
+        raise ArgumentError(
+            f"--image_size {arguments.image_size} does not fit --model {name}, which takes "
+            f"{config.image_size}: leave it out."
+        )
+    objective = arguments.objective or config.objective
+    start = {"finetune_from": name, "objective": objective}
+    if arguments.temperature is None:
+        start["temperature"] = config.softmax_temperature
+    if objective == config.objective:
+        start["prototypes"] = config.prototypes
+    return start
+
+
+def _metrics(report: dict[str, Any]) -> dict[str, Any]:
+    names = ("num_images", "accuracy", "mean_class_accuracy", "neural_collapse")
+    return {name: report[name] for name in names}

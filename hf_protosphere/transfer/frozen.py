@@ -1,0 +1,118 @@
+"""Classifiers on a frozen network, for transfer without training it: one pass over the images.
+
+- prototypes: the class means of the embeddings, as after SCL (arXiv 2605.20302).
+- linear_probe, normalized_linear_probe: a linear layer on the backbone's features (`probes`).
+- knn: the nearest training images vote, each with exp(cosine / temperature) (Wu et al. 2018).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..inference.probes import FrozenImages, train_probe
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..prototypes import class_means
+from ..training.adaptation import with_new_classes
+
+KNN_TEMPERATURE = 0.07  # Wu et al.'s
+
+
+@dataclass(frozen=True)
+class FrozenClassifier:
+    """What it says of the evaluation images, and what it is made of."""
+
+    embeddings: Tensor  # (N, D) of the evaluation images, unit norm, in the space it classifies in
+    logits: Tensor  # (N, K)
+    prototypes: Tensor | None  # (K, D), unit norm; None of knn
+    parameters: int  # that were fitted
+    seconds: float  # beside the pass over the images
+    weight: Tensor | None = None  # (K, D) and bias (K,) of a linear layer
+    bias: Tensor | None = None
+
+
+def fit(
+    mode: str,
+    train: FrozenImages,
+    evaluation: FrozenImages,
+    num_classes: int,
+    *,
+    temperature: float = 0.1,
+    epochs: int = 90,
+    neighbors: int = 20,
+    seed: int = 0,
+) -> FrozenClassifier:
+    """
+    Args:
+        mode: "prototypes", "linear_probe", "normalized_linear_probe" or "knn".
+        temperature: of prototypes and the normalised probe: cosines are divided by it.
+        epochs: of the probes.
+        neighbors: of knn; all training images where there are fewer.
+    """
+    started = time.perf_counter()
+    if mode == "prototypes":
+        means = class_means(train.embeddings, train.labels, num_classes, group="local")
+        logits = evaluation.embeddings @ means.to(evaluation.embeddings).T / temperature
+        seconds = time.perf_counter() - started
+        return FrozenClassifier(evaluation.embeddings, logits, means, 0, seconds)
+    if mode == "knn":
+        logits = _knn(train, evaluation.embeddings, num_classes, neighbors)
+        seconds = time.perf_counter() - started
+        return FrozenClassifier(evaluation.embeddings, logits, None, 0, seconds)
+    probe = train_probe(
+        mode.removesuffix("_probe"), (train.features, train.labels),
+        (evaluation.features, evaluation.labels), num_classes,
+        epochs=epochs, temperature=temperature, seed=seed,
+    )  # fmt: skip
+    bias = probe.bias
+    return FrozenClassifier(
+        F.normalize(evaluation.features, dim=1), probe.logits, F.normalize(probe.weight, dim=1),
+        probe.weight.numel() + (0 if bias is None else bias.numel()), probe.training_seconds,
+        probe.weight, bias,
+    )  # fmt: skip
+
+
+def _knn(train: FrozenImages, embeddings: Tensor, num_classes: int, neighbors: int) -> Tensor:
+    """(N, K) log shares of the votes."""
+    neighbors = min(neighbors, len(train.labels))
+    logits = []
+    for block in embeddings.split(1024):  # no N x N matrix
+        cosines, nearest = (block @ train.embeddings.T).topk(neighbors)  # (n, neighbors)
+        # Of the largest 1 less the nearest: the same shares, and none overflows.
+        votes = ((cosines - cosines[:, :1]) / KNN_TEMPERATURE).exp()
+        shares = votes.new_zeros(len(block), num_classes)
+        shares.scatter_add_(1, train.labels[nearest], votes)
+        logits.append((shares / shares.sum(1, keepdim=True)).log())
+    return torch.cat(logits)
+
+
+@torch.no_grad()
+def as_model(
+    mode: str,
+    classifier: FrozenClassifier,
+    network: ProtoSphereForImageClassification,
+    class_names: list[str],
+    temperature: float,
+) -> ProtoSphereForImageClassification | None:
+    """A model that classifies as the classifier does; None for knn, which needs its images."""
+    if mode == "knn":
+        return None
+    options = {"objective": "normface", "softmax_temperature": temperature}
+    if mode == "prototypes":
+        if network.config.has_prototypes:
+            options["objective"] = network.config.objective
+        model = with_new_classes(network, class_names, prototypes="class_means", **options)
+        model.set_prototypes(classifier.prototypes)
+    elif mode == "normalized_linear_probe":
+        model = with_new_classes(network, class_names, projection="none", **options)
+        model.set_prototypes(classifier.prototypes)
+    else:
+        options["objective"] = "cross_entropy"
+        model = with_new_classes(network, class_names, projection="none", **options)
+        model.classifier.weight.copy_(classifier.weight)
+        model.classifier.bias.copy_(classifier.bias)
+    return model

@@ -1,0 +1,210 @@
+"""What a transfer suite comes to: metrics over a baseline, their means, one table, one picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from ...plots.style import COLORS, new_figure
+from ...plots.table import format_table
+from .arguments import METRIC_TITLES
+
+if TYPE_CHECKING:
+    from .transfer_suite import Entry
+
+Results = dict[str, Any]
+
+
+def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -> Results:
+    """All metrics and their relative improvements over the baseline, which is the first model.
+
+    Args:
+        entries: every model on every data set, with what is done on the disk.
+        failures: {(data set, model): why it is not done}.
+
+    Returns:
+        {"baseline": None of a single model, "models", "modes", "datasets": {name: metric}, "rows":
+        [{"mode", "dataset", "model", "metric", "value", "improvement", "split", "num_images"}],
+        "means": [{"mode", "model", "value", "improvement", "datasets"}], "failures": [{"dataset",
+        "model", "reason"}]}. Values are fractions; an improvement is (value - baseline) / baseline,
+        None of the baseline and without one. Means are over the data sets that every model has;
+        the mean improvement is that of their improvements.
+    """
+    models = list(dict.fromkeys(entry.model for entry in entries))
+    modes = entries[0].arguments.modes
+    datasets = {entry.dataset: entry.metric for entry in entries}
+    done = {(entry.dataset, entry.model): entry.rows() for entry in entries}
+    values = {
+        (mode, dataset, model): row[datasets[dataset]]
+        for (dataset, model), rows in done.items()
+        for mode, row in rows.items()
+    }
+    improvements = {
+        (mode, dataset, model): (value - baseline) / baseline
+        for (mode, dataset, model), value in values.items()
+        if model != models[0] and (baseline := values.get((mode, dataset, models[0])))
+    }
+    rows = [
+        {
+            "mode": mode, "dataset": dataset, "model": model, "metric": datasets[dataset],
+            "value": values[mode, dataset, model],
+            "improvement": improvements.get((mode, dataset, model)),
+            "split": done[dataset, model][mode]["split"],
+            "num_images": done[dataset, model][mode]["num_images"],
+        }
+        for mode in modes for dataset in datasets for model in models
+        if (mode, dataset, model) in values
+    ]  # fmt: skip
+    means = []
+    for mode in modes:
+        common = [d for d in datasets if all((mode, d, model) in values for model in models)]
+        for model in models if common else []:
+            over = [improvements.get((mode, dataset, model)) for dataset in common]
+            means.append(
+                {
+                    "mode": mode,
+                    "model": model,
+                    "value": fmean(values[mode, dataset, model] for dataset in common),
+                    "improvement": None if None in over else fmean(over),
+                    "datasets": common,
+                }
+            )
+    return {
+        "baseline": models[0] if len(models) > 1 else None,
+        "models": models,
+        "modes": modes,
+        "datasets": datasets,
+        "rows": rows,
+        "means": means,
+        "failures": [
+            {"dataset": dataset, "model": model, "reason": reason}
+            for (dataset, model), reason in failures.items()
+        ],
+    }
+
+
+def format_suite(results: Results) -> str:
+    """The results as a table for people."""
+    rows = _table(results)
+    header, rule, *lines = format_table([row[:-1] for row in rows], text_columns=3).split("\n")
+    lines = [f"{line}  {row[-1]}".rstrip() for line, row in zip(lines, rows[1:])]
+    return "\n".join([header, rule, *lines, *_notes(results)])
+
+
+def markdown(results: Results) -> str:
+    """The same as Markdown."""
+    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in _table(results)]
+    figures = len(results["models"])
+    lines = [header, ["---"] * 3 + ["---:"] * figures + ["---"], *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n\n".join(_notes(results))
+    return f"# Transfer\n\n{table}\n\n{notes}\n"
+
+
+def _table(results: Results) -> list[list[str]]:
+    models, datasets, baseline = results["models"], results["datasets"], results["baseline"]
+    rows = {(row["mode"], row["dataset"], row["model"]): row for row in results["rows"]}
+    means = {(row["mode"], row["model"]): row for row in results["means"]}
+    names = dict(zip(models, short_names(models)))
+    titles = [f"{names[m]} (baseline)" if m == baseline else names[m] for m in models]
+    table = [["mode", "data set", "figure", *titles, ""]]
+    for mode in results["modes"]:
+        for dataset, metric in datasets.items():
+            cells = [_cell(rows.get((mode, dataset, model))) for model in models]
+            note = "" if "-" not in cells else _why(results, dataset, names)
+            table.append([mode, dataset, METRIC_TITLES[metric], *cells, note])
+        if (mode, models[0]) in means:
+            title = f"mean of {len(means[mode, models[0]]['datasets'])}"
+            table.append([mode, title, "", *(_cell(means[mode, model]) for model in models), ""])
+    return table
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    improvement = row["improvement"]
+    return f"{row['value']:.2%}" + ("" if improvement is None else f" ({improvement:+.2%})")
+
+
+def _why(results: Results, dataset: str, names: dict[str, str]) -> str:
+    """Why a data set is not done, in one line."""
+    reasons: dict[str, list[str]] = {}
+    for failure in results["failures"]:
+        if failure["dataset"] == dataset:
+            reason = failure["reason"].split("\n")[0]
+            reasons.setdefault(reason, []).append(names[failure["model"]])
+    if len(reasons) == 1:
+        return next(iter(reasons))
+    return "; ".join(f"{', '.join(of)}: {reason}" for reason, of in reasons.items()) or "to do"
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    if METRIC_TITLES["mean_class_accuracy"] in map(METRIC_TITLES.get, results["datasets"].values()):
+        notes.append("mean per class: the mean of the accuracies of the classes.")
+    if results["means"] and len(results["datasets"]) > 1:
+        notes.append("Means are over the data sets that every model has.")
+    if results["baseline"] is not None:
+        notes.append(
+            f"In brackets: improvement over the baseline, {results['baseline']}, relative to it, "
+            "(figure - baseline) / baseline; in a row of means the mean of those above."
+        )
+    return notes
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """What tells the models apart: their names without the parts, up to / or -, that all share.
+
+    Example:
+        >>> short_names(["outputs/imagenet-nonl-seed0", "outputs/imagenet-ntce-seed0"])
+        ['nonl', 'ntce']
+        >>> short_names(["outputs/digits-nonl"])
+        ['digits-nonl']
+    """
+    names = [model.rstrip("/") for model in models]
+    if len(names) == 1:
+        return [names[0].split("/")[-1]]
+    for separator, end in ((r"(?<=[/-])", 0), (r"(?=[/-])", -1)):
+        parts = [re.split(separator, name) for name in names]
+        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                part.pop(end)
+        names = ["".join(part) for part in parts]
+    return names
+
+
+def plot_improvements(results: Results, picture: Path) -> None:
+    """Relative improvements over the baseline: a bar for each data set and model, and their mean.
+
+    Args:
+        results: of `compare`, with a baseline.
+        picture: the file to write; its suffix says the format.
+    """
+    models, modes = results["models"][1:], results["modes"]
+    names = dict(zip(results["models"], short_names(results["models"])))
+    groups = [*results["datasets"], "mean"]
+    means = [row | {"dataset": "mean"} for row in results["means"]]
+    bars = {(r["mode"], r["dataset"], r["model"]): r for r in (*results["rows"], *means)}
+    figure = new_figure(max(6, 1 + 0.9 * len(groups)), 0.4 + 2.9 * len(modes))
+    panels = figure.subplots(len(modes), 1, squeeze=False)[:, 0]
+    for axes, mode in zip(panels, modes):
+        for i, model in enumerate(models):
+            found = [
+                (place + (i - (len(models) - 1) / 2) * 0.8 / len(models), row["improvement"])
+                for place, group in enumerate(groups)
+                if (row := bars.get((mode, group, model))) and row["improvement"] is not None
+            ]
+            axes.bar(
+                [place for place, _ in found], [100 * value for _, value in found],
+                width=0.8 / len(models), color=COLORS[i % len(COLORS)], label=names[model],
+            )  # fmt: skip
+        axes.axhline(0, color="0.3", linewidth=0.8)
+        axes.axvline(len(groups) - 1.5, color="0.7", linewidth=0.8)
+        axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+        axes.set(title=mode, ylabel=f"over {names[results['baseline']]} (%)")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].legend(frameon=False, fontsize="small")
+    figure.savefig(picture, dpi=120)

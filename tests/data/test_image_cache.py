@@ -1,0 +1,116 @@
+"""The cache is exact, made once, whole or not there."""
+
+import errno
+import io
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+from torch.utils.data import DataLoader
+
+from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data import image_cache
+from hf_protosphere.data.image_cache import CachedImages, cache_path, cached_pixels
+from hf_protosphere.data.transforms import EvaluationImages, build_image_processor, collate
+from hf_protosphere.errors import CacheError
+
+
+@pytest.fixture
+def split(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    sizes = [(48, 40), (32, 32), (33, 70)] * 4
+    images = [PILImage.fromarray(rng.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in sizes]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    columns = {"image": images, "label": [0, 1] * 6}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def processor(**kwargs):
+    return build_image_processor(ProtoSphereConfig(image_size=32, num_labels=2, **kwargs))
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_sees_what_the_processor_makes(split, crop_pct, num_workers):
+    one = processor(crop_pct=crop_pct)
+    pixels = cached_pixels(split, one, num_workers, "test")
+    cached = CachedImages(pixels, torch.tensor([0, 1] * 6), (one.image_mean, one.image_std))
+    loaders = [
+        DataLoader(images, batch_size=5, collate_fn=collate)
+        for images in (cached, EvaluationImages(split, one))
+    ]
+    for ours, theirs in zip(*loaders, strict=True):
+        assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=1e-5)
+        assert torch.equal(ours["labels"], theirs["labels"])
+
+
+def test_it_is_made_once_and_found_by_what_it_holds(split, monkeypatch):
+    first = cached_pixels(split, processor(), 0, "train")
+    monkeypatch.setattr(image_cache, "_write", lambda *_: pytest.fail("made again"))
+    assert np.array_equal(cached_pixels(split, processor(), 0, "train"), first)
+    paths = {
+        cache_path(split, processor()),
+        cache_path(split, processor(interpolation="bilinear")),
+        cache_path(split, build_image_processor(ProtoSphereConfig(image_size=64, num_labels=2))),
+        cache_path(split.select(range(5)), processor()),
+    }
+    assert len(paths) == 4
+    monkeypatch.undo()
+
+
+def test_writing_into_a_batch_leaves_the_file_alone(split):
+    pixels = cached_pixels(split, processor(), 0, "train")
+    before = pixels[0].copy()
+    pixels[0] = 7
+    assert np.array_equal(cached_pixels(split, processor(), 0, "train")[0], before)
+
+
+def test_without_room_there_is_none(split, monkeypatch):
+    monkeypatch.setattr(
+        image_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 12 * 3 * 32**2 - 2)
+    )
+    assert cached_pixels(split, processor(), 0, "train") is None
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(split, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_cache.Path, "open", lambda *_: Full())
+    with pytest.raises(CacheError, match=r"No space left.*HF_DATASETS_CACHE.*--cache_images false"):
+        cached_pixels(split, processor(), 0, "train")
+    assert list(cache_path(split, processor()).parent.iterdir()) == []
+
+
+def test_an_image_that_cannot_be_read_is_not_called_a_full_disk(split, monkeypatch):
+    def unreadable(*_, **__):
+        raise UnidentifiedImageError("cannot identify image file")
+
+    monkeypatch.setattr(image_cache, "pixels_of", unreadable)
+    with pytest.raises(UnidentifiedImageError):
+        cached_pixels(split, processor(), 0, "train")
+
+
+def test_an_interrupted_run_leaves_nothing_behind(split, monkeypatch):
+    class Interrupted(torch.utils.data.Dataset):
+        def __init__(self, *_):
+            pass
+
+        def __len__(self):
+            return 12
+
+        def __getitems__(self, _):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_cache, "_Decoded", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels(split, processor(), 0, "train")
+    assert list(cache_path(split, processor()).parent.iterdir()) == []

@@ -1,0 +1,103 @@
+"""The same images in the same order, whichever way they come."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
+
+from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data import loaders
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.image_cache import CachedImages
+from hf_protosphere.data.labels import labels_of
+from hf_protosphere.data.loaders import TrainingBatches, evaluation_loader
+from hf_protosphere.data.samplers import ClassBalancedBatches
+from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.training.arguments import TrainArguments
+
+
+@pytest.fixture(scope="module")
+def images(digits_folder):
+    return load_image_dataset(str(digits_folder))
+
+
+CONFIG = ProtoSphereConfig(image_size=32, num_labels=3)
+
+
+def batches(images, **options):
+    defaults = {"dataset_name": "x", "batch_size": 16, "num_workers": 0, "augmentation": "none"}
+    arguments = TrainArguments(**defaults | {"horizontal_flip": False} | options)
+    return TrainingBatches(images, CONFIG, arguments, Accelerator(cpu=True))
+
+
+def as_list(epoch):
+    return [(batch["pixel_values"], batch["labels"]) for batch in epoch]
+
+
+def test_cached_and_decoded_images_are_the_same(images):
+    cached, decoded = batches(images), batches(images, cache_images=False, num_workers=2)
+    assert (cached.is_cached, decoded.is_cached) == (True, False)
+    for epoch in (0, 3):
+        pairs = zip(as_list(cached.epoch(epoch)), as_list(decoded.epoch(epoch)), strict=True)
+        for (ours, our_labels), (theirs, their_labels) in pairs:
+            assert torch.equal(our_labels, their_labels)
+            assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not torch.equal(as_list(cached.epoch(0))[0][0], as_list(cached.epoch(3))[0][0])
+
+
+@pytest.mark.parametrize("cache_images", [True, False])
+@pytest.mark.parametrize("views", [1, 2])
+def test_an_epoch_repeats_itself_also_from_its_middle(images, cache_images, views):
+    options = {"cache_images": cache_images, "augmentation": "contrastive", "views": views}
+    one = batches(images, **options)
+    whole = as_list(one.epoch(2))
+    as_list(one.epoch(5))
+    rest = as_list(batches(images, **options).epoch(2, skip=3))
+    assert len(rest) == len(whole) - 3
+    for (pixels, labels), (again, labels_again) in zip(whole[3:], rest):
+        assert torch.equal(pixels, again)
+        assert torch.equal(labels, labels_again)
+
+
+@pytest.mark.parametrize("cache_images", [True, False])
+def test_class_balanced_batches(images, cache_images):
+    options = {"classes_per_batch": 2, "batch_size": 8, "cache_images": cache_images}
+    one = batches(images, **options, augmentation="crop")
+    whole = as_list(one.epoch(4))
+    assert len(whole) == 108 // 8
+    for _, labels in whole:
+        assert sorted(labels.bincount(minlength=3).tolist()) == [0, 4, 4]
+    rest = as_list(batches(images, **options, augmentation="crop").epoch(4, skip=5))
+    for (pixels, labels), (again, labels_again) in zip(whole[5:], rest, strict=True):
+        assert torch.equal(pixels, again)
+        assert torch.equal(labels, labels_again)
+    assert not torch.equal(whole[0][0], as_list(one.epoch(5))[0][0])
+
+
+def test_processes_get_class_balanced_batches_without_common_images(images):
+    labels = labels_of(images.splits["train"])
+    sampler = ClassBalancedBatches(labels, 3, 6, seed=0, batches_per_step=2)
+    shards = [BatchSamplerShard(sampler, 2, process) for process in range(2)]
+    assert len(shards[0]) == len(shards[1]) == 108 // 12
+    for first, second in zip(*shards, strict=True):
+        assert not {i % 108 for i in first} & {i % 108 for i in second}
+
+
+def test_evaluation_is_cached_on_request(images):
+    processor = build_image_processor(CONFIG)
+    seen = []
+    for cache in (True, False):
+        loader = evaluation_loader(
+            images.splits["test"], processor, 7, 0, Accelerator(cpu=True), cache=cache
+        )
+        assert isinstance(loader.dataset, CachedImages) == cache
+        seen.append(torch.cat([batch["pixel_values"] for batch in loader]))
+    assert torch.allclose(*seen, atol=1e-5)
+
+
+def test_a_cache_without_room_is_refused_or_left_out(images, monkeypatch):
+    monkeypatch.setattr(loaders, "cached_pixels", lambda *_: None)
+    assert not batches(images).is_cached
+    with pytest.raises(ArgumentError, match="--cache_images: there is no room for the 108"):
+        batches(images, cache_images=True)

@@ -1,0 +1,166 @@
+"""Training images that are read as they come."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
+
+from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.streaming import StreamedBatches
+from hf_protosphere.data.transforms import TrainTransform
+from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.setup import load_training_data
+from hf_protosphere.training.train import train
+
+CONFIG = ProtoSphereConfig(image_size=32, num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def shards(digits_folder, tmp_path_factory):
+    """The digits as Parquet files with several row groups, the training split with its length."""
+    folder = tmp_path_factory.mktemp("shards")
+    digits = load_dataset(str(digits_folder))
+    for name, split in digits.items():
+        split.to_parquet(folder / f"{name}.parquet", batch_size=10)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_rest_for_threads(monkeypatch):
+    # datasets sleeps for seconds whenever a stream of Parquet is left before its end.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+def arguments(folder, **options):
+    defaults = {
+        "dataset_name": str(folder), "streaming": True, "validation_split": "test",
+        "num_train_images": 120, "batch_size": 8, "num_workers": 0, "augmentation": "none",
+        "horizontal_flip": False, "shuffle_buffer": 50, "report_to": "none", "pictures": False,
+    }  # fmt: skip
+    return TrainArguments(**defaults | options)
+
+
+def batches(folder, processes=1, process=0, per_epoch=15, **options):
+    chosen = arguments(folder, **options)
+    accelerator = SimpleNamespace(
+        num_processes=processes, process_index=process, device=torch.device("cpu"), print=print
+    )
+    transform = TrainTransform(CONFIG, augmentation=chosen.augmentation, horizontal_flip=False)
+    stream = load_training_data(chosen).splits["train"]
+    return StreamedBatches(stream, transform, chosen, accelerator, per_epoch)
+
+
+def images_of(epoch):
+    """(N, pixels) of everything in the batches, in their order."""
+    return torch.cat([batch["pixel_values"].flatten(1) for batch in epoch])
+
+
+def test_an_epoch_holds_every_image_once_in_an_order_of_its_own(shards, capsys):
+    stream = batches(shards)
+    assert "streaming 1 shard(s), 1 or more for each of 1 reader(s)" in capsys.readouterr().out
+    first, again, second = (images_of(stream.epoch(epoch)) for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert len(first.unique(dim=0)) == len(second.unique(dim=0)) == 120
+    assert not torch.equal(first, images_of(batches(shards, seed=1).epoch(0)))
+    labels = torch.cat([batch["labels"] for batch in stream.epoch(0)])
+    assert labels.bincount().tolist() == [40, 40, 40]
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_an_epoch_goes_on_from_its_middle(shards, views):
+    options = {"augmentation": "contrastive", "views": views}
+    whole = list(batches(shards, **options).epoch(3))
+    rest = list(batches(shards, **options).epoch(3, skip=11))
+    assert len(rest) == len(whole) - 11
+    for expected, batch in zip(whole[11:], rest):
+        assert torch.equal(expected["pixel_values"], batch["pixel_values"])
+        assert torch.equal(expected["labels"], batch["labels"])
+
+
+def test_processes_and_workers_share_the_images(shards, capsys):
+    parts = [
+        images_of(batches(shards, 2, process, per_epoch=7, num_workers=workers).epoch(0))
+        for process in range(2)
+        for workers in (0, 2)
+    ]
+    assert "streaming 12 shard(s), 6 for each of 2 processes" in capsys.readouterr().out
+    alone = torch.cat([parts[0], parts[2]])
+    assert len(alone.unique(dim=0)) == len(alone) == 112
+    with_workers = torch.cat([parts[1], parts[3]])
+    assert len(with_workers.unique(dim=0)) >= 96  # a worker's last 6 of 30 fill no batch
+
+
+def test_a_part_that_is_too_short_begins_anew(shards):
+    seen = images_of(batches(shards, per_epoch=20, augmentation="crop").epoch(0))
+    assert len(seen) == 160
+    assert len(seen[:120].unique(dim=0)) == 120
+    assert len(seen.unique(dim=0)) > 140  # augmented anew
+
+
+def test_workers_without_a_whole_batch(shards):
+    with pytest.raises(DataError, match=r"finds 64 images, a whole batch.*fewer --num_workers"):
+        list(batches(shards, 3, per_epoch=1, batch_size=64).epoch(0))
+
+
+def test_images_that_cannot_be_decoded(digits_folder, tmp_path):
+    for split in ("train", "test"):
+        for file in sorted((digits_folder / split).rglob("*.png")):
+            copy = tmp_path / file.relative_to(digits_folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    (tmp_path / "train" / "digit_1" / "007.png").write_bytes(b"\x89PNG no picture")
+    options = {"check_images": False, "per_epoch": 15}
+    with pytest.raises(DataError, match=r"cannot be decoded: .*007\.png.*--on_bad_image skip"):
+        list(batches(tmp_path, **options).epoch(0))
+    skipping = batches(tmp_path, **options, on_bad_image="skip")
+    seen = images_of(skipping.epoch(0))
+    assert len(seen) == 120
+    assert len(seen[:112].unique(dim=0)) == 112  # then a second pass: 7 of 119 fill no batch
+
+
+@pytest.mark.parametrize("objective", ["nonl", "scl"])
+def test_a_run_on_a_stream(shards, tmp_path, objective):
+    options = {"output_dir": str(tmp_path / "run"), "backbone": "test_resnet", "epochs": 2}
+    results = train(arguments(shards, **options, objective=objective, optimizer="adamw"))
+    assert results["test"]["num_images"] == 45
+    assert "train_counts" not in results
+    assert results["images_per_second"] > 0
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["starts"][0]["data"]["train"] == {"streamed": True}
+    assert environment["starts"][0]["data"]["test"]["num_images"] == 45
+
+
+def test_downloaded_splits_are_found_again(shards):
+    first, second = (load_training_data(arguments(shards)) for _ in range(2))
+    assert first.splits["test"]._fingerprint == second.splits["test"]._fingerprint
+    assert first.splits["test"].features["image"] == Image()
+
+
+def test_what_a_stream_needs_to_say(shards, tmp_path):
+    with pytest.raises(DataError, match=r"how many images its split 'train'.*--num_train_images"):
+        load_training_data(arguments(shards, num_train_images=None))
+    with pytest.raises(DataError, match=r"cannot hold out.*--validation_split, one of"):
+        load_training_data(arguments(shards, validation_split=None))
+    rows = load_dataset("parquet", data_files=str(shards / "train.parquet"), split="train")
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_list(list(rows)[:9], features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"declares its classes \(a ClassLabel\), but label is"):
+        load_training_data(arguments(tmp_path, validation_split="train"))
+    rows.cast_column("label", ClassLabel(names=["a", "b", "c"])).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"written by save_to_disk: leave it out"):
+        load_training_data(arguments(tmp_path / "saved", validation_split="train"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_images": True}, {"imbalance": "exp"}, {"classes_per_batch": 2},
+     {"max_train_samples": 10}, {"nc_train_samples": 5}],
+)  # fmt: skip
+def test_what_needs_to_know_all_images_is_refused(options):
+    (name,) = options
+    with pytest.raises(ArgumentError, match=rf"--streaming sees .* and --{name} needs to know"):
+        arguments("x", **options)

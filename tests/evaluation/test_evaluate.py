@@ -1,0 +1,130 @@
+"""Evaluation counts every image once, and its report can be read by people and programs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.evaluation.evaluate import evaluate
+from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
+from hf_protosphere.prototypes import class_means
+from hf_protosphere.runs.snapshots import load_snapshot
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    names = {i: f"digit_{i}" for i in range(3)}
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=names)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    ProtoSphereForImageClassification(config).save_pretrained(folder)
+    build_image_processor(config).save_pretrained(folder)
+    return folder
+
+
+def test_figures_are_those_of_all_images_at_once(checkpoint, digits_folder, tmp_path, capsys):
+    output = tmp_path / "reports" / "digits.json"
+    report = evaluate(
+        EvaluateArguments(
+            model=str(checkpoint),
+            dataset_name=str(digits_folder),
+            batch_size=7,
+            num_workers=0,
+            output=str(output),
+        )
+    )
+    assert json.loads(output.read_text()) == report
+    assert "accuracy by class means" in capsys.readouterr().out
+
+    model = ProtoSphereForImageClassification.from_pretrained(checkpoint).eval()
+    data = load_image_dataset(str(digits_folder), validation_fraction=0)
+
+    def embed(split):
+        processor = build_image_processor(model.config)
+        images = [image.convert("RGB") for image in data.splits[split][:]["image"]]
+        with torch.no_grad():
+            output = model(processor(images, return_tensors="pt")["pixel_values"])
+        return output, torch.tensor(data.splits[split][:]["label"])
+
+    (train, train_labels), (test, labels) = embed("train"), embed("test")
+    means = class_means(train.embeddings, train_labels, 3)
+    by_mean = (test.embeddings @ means.T).argmax(-1)
+    assert report["num_images"] == 45
+    assert report["accuracy"] == (test.logits.argmax(-1) == labels).float().mean().item()
+    assert report["class_means_accuracy"] == (by_mean == labels).float().mean().item()
+    metric = NeuralCollapse(3, 96)
+    metric.update(test.embeddings, labels)
+    expected = metric.compute(model.prototypes)
+    for info in METRICS:
+        assert report["neural_collapse"][info.name] == pytest.approx(expected[info.name], rel=1e-3)
+
+
+def test_a_data_set_of_some_of_the_classes(checkpoint, digits_folder, tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("digit_0", "digit_2"):
+            shutil.copytree(digits_folder / split / name, tmp_path / split / name)
+    report = evaluate(
+        EvaluateArguments(model=str(checkpoint), dataset_name=str(tmp_path), num_workers=0)
+    )
+    assert report["num_images"] == 30
+    assert report["class_accuracies"][1] is None
+    assert not {"neural_collapse", "class_means_accuracy"} & report.keys()
+    printed = capsys.readouterr().out
+    assert "(no image of digit_1: neural collapse is not defined)" in printed
+    assert "(a class has no images in the split 'train' to take class means from)" in printed
+
+
+def test_json_for_programs(checkpoint, digits_folder, capsys):
+    evaluate(
+        EvaluateArguments(
+            model=str(checkpoint),
+            dataset_name=str(digits_folder),
+            split="train",
+            class_means=False,
+            num_workers=0,
+            json=True,
+        )
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_images"] == 120
+    assert "class_means_accuracy" not in report
+
+
+def test_errors(checkpoint, digits_folder, tmp_path):
+    def run(**kwargs):
+        defaults = {"model": str(checkpoint), "dataset_name": str(digits_folder), "num_workers": 0}
+        return evaluate(EvaluateArguments(**{**defaults, **kwargs}))
+
+    with pytest.raises(ArgumentError, match="there is no such folder"):
+        run(model=str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArgumentError, match="is not a ProtoSphere checkpoint"):
+        run(model=str(tmp_path / "empty"))
+    with pytest.raises(DataError, match=r"--split dev: .* train, test"):
+        run(split="dev")
+    with pytest.raises(ArgumentError, match="--batch_size"):
+        run(batch_size=0)
+
+
+def test_pictures_on_request_and_folders_checked_first(checkpoint, digits_folder, tmp_path):
+    def run(**options):
+        arguments = {"model": str(checkpoint), "dataset_name": str(digits_folder)}
+        return evaluate(EvaluateArguments(num_workers=0, **arguments, **options))
+
+    run(pictures=str(tmp_path / "seen" / "there"))
+    written = {path.name for path in (tmp_path / "seen" / "there").iterdir()}
+    assert written == {"cosines.png", "margins.png", "sphere.png", "snapshot.safetensors"}
+    snapshot = load_snapshot(tmp_path / "seen" / "there" / "snapshot.safetensors")
+    assert snapshot.class_names == ["digit_0", "digit_1", "digit_2"]
+    assert (len(snapshot.own_cosines), snapshot.split) == (45, "test")
+
+    (tmp_path / "file").write_text("")
+    for flag in ("pictures", "output"):
+        with pytest.raises(ArgumentError, match=f"--{flag} .*file.* cannot be written"):
+            run(**{flag: str(tmp_path / "file" / "below" / "x")})

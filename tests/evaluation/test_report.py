@@ -1,0 +1,54 @@
+"""What people read."""
+
+import torch
+
+from hf_protosphere.evaluation.report import flat_record, format_report
+from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
+from hf_protosphere.training.reporting import epoch_line
+
+
+def test_the_table_has_a_row_for_every_metric():
+    metric = NeuralCollapse(8, 4)
+    generator = torch.Generator().manual_seed(0)
+    metric.update(torch.randn(80, 4, generator=generator), torch.arange(80) % 8)
+    prototypes = torch.randn(8, 4, generator=generator)
+    report = {
+        "num_images": 80,
+        "accuracy": 0.5,
+        "top5_accuracy": 0.75,
+        "class_means_accuracy": 0.25,
+        "neural_collapse": metric.compute(prototypes) | {"optima": metric.optima},
+    }
+    table = format_report(report, "test")
+    for text in ("50.00%", "75.00%", "25.00%", "test (80 images)", "least attained"):
+        assert text in table
+    for info in METRICS:
+        assert info.title in table
+    header, rule, *rows = table.splitlines()
+    ends = {len(row) for row in rows if row.endswith(" %")}
+    assert ends == {len(header)} == {len(rule)}
+    assert "epoch" not in table
+
+    reached = {"nc1_cdnv": {"step": 30, "epoch": 2.5}}
+    lines = format_report(report, "test", reached=reached, target=90).splitlines()
+    assert lines[0].endswith("validation at 90 %")
+    assert next(line for line in lines if line.startswith("NC1 CDNV")).endswith(" epoch 2.5")
+    assert next(line for line in lines if line.startswith("NC2 equinorm")).endswith(" -")
+
+
+def test_an_epoch_in_one_line():
+    record = {"epoch": 3, "train_loss": 1.25, "validation_accuracy": 0.5}
+    assert epoch_line(record) == "epoch     3  loss 1.250  validation accuracy 50.00%"
+    record["validation_neural_collapse"] = {"attained": {"overall": 71.04}}
+    assert epoch_line(record).endswith("neural collapse 71.0 %")
+    del record["train_loss"]
+    record["epoch"] = 2.25  # measured in the middle of it
+    assert epoch_line(record).startswith("epoch  2.25  validation accuracy")
+
+
+def test_trackers_get_flat_names():
+    record = {
+        "loss": 1.0,
+        "collapse": {"cdnv": 2.0, "optima": {"cdnv": 0.0}, "attained": {"cdnv": 3.0}},
+    }
+    assert flat_record(record) == {"loss": 1.0, "collapse/cdnv": 2.0, "collapse/attained/cdnv": 3.0}

@@ -1,0 +1,196 @@
+"""The demo page: what it says, what it refuses, and how it looks in a browser."""
+
+import re
+import select
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import SpaceCard
+
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.hub import demo as demo_page
+from hf_protosphere.hub.arguments import DemoArguments
+from hf_protosphere.hub.demo import build_page, demo, write_space
+from hf_protosphere.open_set.threshold import Answer, OpenSetClassifier
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.train import train
+from scripts.demo import write_digits
+from tests.open_set.test_threshold import noise, save_checkpoint
+
+
+def answer(label, angles):
+    return Answer(label, angles, dict.fromkeys(angles, 0.5), torch.zeros(2))
+
+
+def test_the_verdict_names_the_class_or_says_unknown():
+    angles = {"<b>cat": 20.04, "dog": 95.0}
+    known = demo_page._verdict(answer("<b>cat", angles))
+    assert known == "<h2>&lt;b&gt;cat</h2><p>20.0° from its prototype</p>"
+    unknown = demo_page._verdict(answer(None, angles))
+    assert unknown.startswith("<h2>unknown</h2><p>20.0° from the nearest prototype, that of &lt;b")
+
+
+def test_the_ten_nearest_angles_are_shown_in_order():
+    table = demo_page._angles(answer("0", {f"<{c}>": 9.0 * c for c in range(15)}), threshold=20)
+    assert re.findall(r"&lt;(\d+)&gt;", table) == [str(c) for c in range(10)]
+    assert re.findall(r"<td>([\d.]+)°", table) == [f"{9 * c:.1f}" for c in range(10)]
+    assert table.count('class="known"') == 3  # 0, 9 and 18 degrees
+    assert "width: 50.0%" in demo_page._angles(answer("0", {"0": 90.0}), threshold=20)
+
+
+def test_gradio_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ArgumentError, match=r"needs gradio.*pip install gradio"):
+        demo(DemoArguments(model="nowhere"))
+
+
+@pytest.mark.parametrize("wrong", [{"port": 0}, {"port": 70000}, {"unknown_angle": 181.0}])
+def test_arguments_are_checked(wrong):
+    with pytest.raises(ArgumentError, match=f"--{next(iter(wrong))} must be"):
+        DemoArguments(model="nowhere", **wrong)
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded():
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ArgumentError, match=rf"--host 127.0.0.1 --port {port} .*in use"):
+            demo(DemoArguments(model="nowhere", port=port))
+
+
+def test_a_space_shows_the_page_of_a_model_on_the_hub(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    folder = tmp_path / "space"
+    demo(DemoArguments(model="user/digits", space=str(folder), unknown_angle=40.0))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["README.md", "app.py", "requirements.txt"]
+    )
+    assert str(folder / "app.py") in capsys.readouterr().out
+    card = SpaceCard.load(folder / "README.md").data
+    assert (card.sdk, card.app_file, card.models) == ("gradio", "app.py", ["user/digits"])
+
+    started = []
+    monkeypatch.setattr(demo_page, "demo", started.append)  # it would listen to other machines
+    exec((folder / "app.py").read_text(), {})
+    assert started == [
+        DemoArguments(model="user/digits", unknown_angle=40.0, host="0.0.0.0", port=7860)
+    ]
+    with pytest.raises(ArgumentError, match=r"has a app.py already"):
+        write_space("user/digits", folder)
+    with pytest.raises(ArgumentError, match=r"is a folder: upload it"):
+        write_space(str(folder), tmp_path / "new")
+    with pytest.raises(ArgumentError, match=r"--model a/b/c is no id of the Hub"):
+        write_space("a/b/c", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("with_snapshot", [True, False])
+def test_the_page_answers_and_is_cleared(tmp_path, with_snapshot):
+    pytest.importorskip("gradio")
+    save_checkpoint(tmp_path, with_snapshot)
+    classifier = OpenSetClassifier.load(str(tmp_path), unknown_angle=180)
+    page = build_page(classifier, "user/<pets>")
+    (show,) = (event.fn for event in page.fns.values())
+    verdict, scores, angles, sphere = show(noise())
+    expected = classifier(noise())
+    assert f"<h2>{expected.label}</h2>" in verdict
+    assert scores == expected.scores
+    assert angles.count("<tr") == 4
+    cleared = show(None)
+    assert cleared[:3] == ("<p>Upload or paste an image to see its class.</p>", {}, "")
+    assert sphere.size == cleared[3].size
+    assert sphere.tobytes() != cleared[3].tobytes()
+    heading = page.blocks[min(page.blocks)].value
+    assert "user/&lt;pets&gt;" in heading
+    assert "180.0° from all of them an image is <b>unknown</b> (as asked for)" in heading
+
+
+@pytest.fixture
+def serve():
+    """Start the page of a model in a process of its own; returns its address."""
+    processes = []
+
+    def start(*argv):
+        command = [sys.executable, "-m", "hf_protosphere.cli", "demo", *map(str, argv)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert select.select([process.stdout], [], [], 300)[0], "the page did not start"
+        return re.search(r"http://127.0.0.1:\d+", process.stdout.readline()).group()
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def browser_page():
+    """A page of headless Chromium: the system's, or the one that playwright installs."""
+    pytest.importorskip("gradio")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        executable = shutil.which("chromium") or playwright.chromium.executable_path
+        if not Path(executable).exists():
+            pytest.skip("needs Chromium: apt install chromium, or playwright install chromium")
+        # Without a sandbox it also runs as root, as in containers; it only sees our own page.
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 1280, "height": 1050})
+        browser.close()
+
+
+@pytest.mark.slow
+def test_digits_are_known_and_noise_is_unknown_in_a_browser(tmp_path, serve, browser_page):
+    run, requests = tmp_path / "run", []
+    digits = write_digits(tmp_path / "digits")
+    train(
+        TrainArguments(
+            dataset_name=str(tmp_path / "digits"), output_dir=str(run), backbone="test_resnet",
+            epochs=20, batch_size=128, optimizer="adamw", learning_rate=3e-3, augmentation="crop",
+            horizontal_flip=False, num_workers=0, report_to=["none"], nc_every=0,
+        )
+    )  # fmt: skip
+    classify = OpenSetClassifier.load(str(run))
+    image, expected = next(
+        (example["image"], answer)
+        for example in digits
+        if (answer := classify(example["image"])).label == str(example["label"])
+    )
+    image.save(tmp_path / "digit.png")
+    far = next(image for image in map(noise, range(20)) if classify(image).label is None)
+    far.save(tmp_path / "noise.png")
+
+    browser_page.on("request", lambda request: requests.append(request.url))
+    address = serve(run)
+    browser_page.goto(address)
+    upload, verdict = browser_page.locator("#image input"), browser_page.locator("#verdict h2")
+    sphere = browser_page.locator("#sphere img")
+    sphere.wait_for()
+    assert "95% of the 360 test images are nearer" in browser_page.inner_text("body")
+    before = sphere.get_attribute("src")
+
+    upload.set_input_files(tmp_path / "digit.png")
+    verdict.wait_for(timeout=60_000)
+    assert verdict.inner_text() == expected.label
+    rows = [row.split() for row in browser_page.locator("#angles tr").all_inner_texts()]
+    assert rows == [[name, f"{angle:.1f}°"] for name, angle in expected.angles.items()]
+    assert f"{rows[0][1]} from its prototype" in browser_page.inner_text("#verdict")
+    scores = browser_page.inner_text("#scores").split()
+    assert f"{expected.scores[expected.label]:.0%}" == scores[scores.index(expected.label) + 1]
+    assert sphere.get_attribute("src") != before
+    browser_page.screenshot(path=tmp_path / "known.png", full_page=True)
+
+    browser_page.get_by_label("Remove Image").click()
+    verdict.wait_for(state="detached")
+    upload.set_input_files(tmp_path / "noise.png")
+    verdict.wait_for()
+    assert verdict.inner_text() == "unknown"
+    assert "from the nearest prototype, that of" in browser_page.inner_text("#verdict")
+    browser_page.screenshot(path=tmp_path / "unknown.png", full_page=True)
+    assert (tmp_path / "unknown.png").stat().st_size > 50_000
+    away = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
+    assert not away, "the page asks other machines for something"

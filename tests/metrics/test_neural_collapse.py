@@ -1,0 +1,607 @@
+"""The metrics against published values, slow numpy oracles, exact collapse and impossible input."""
+
+import errno
+import math
+import multiprocessing
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from hf_protosphere.metrics import accumulators, geometry
+from hf_protosphere.metrics.class_statistics import _gathered, _sample_sizes, class_statistics
+from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
+from tests import FIXTURES
+
+PUBLISHED = FIXTURES / "metrics.npz"
+METRIC_TITLES = {info.name for info in METRICS}
+KEEPS = ["embeddings", "moments", 500]
+PROTOTYPE_FREE = {info.name for info in METRICS if not info.needs_prototypes}
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def simplex_etf(num_classes, dim, seed=0):
+    """K unit rows in D dimensions with all cosines −1/(K−1), float64."""
+    corners = np.eye(num_classes) - 1 / num_classes  # (K, K), of rank K − 1
+    basis = np.linalg.svd(corners)[2][: num_classes - 1]  # (K − 1, K)
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, num_classes - 1)))[0]
+    return torch.from_numpy(unit(corners @ basis.T @ rotation.T))
+
+
+def measure(embeddings, labels, prototypes=None, num_classes=None):
+    num_classes = num_classes or len(prototypes)
+    metric = NeuralCollapse(num_classes, embeddings.shape[1])
+    metric.update(torch.as_tensor(embeddings), torch.as_tensor(labels))
+    return metric.compute(None if prototypes is None else torch.as_tensor(prototypes))
+
+
+def random_case(counts, dim, noise, seed=0):
+    """Unit embeddings (N, D) around random unit prototypes, in shuffled order."""
+    rng = np.random.default_rng(seed)
+    prototypes = unit(rng.normal(size=(len(counts), dim)))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    centres = unit(prototypes + 0.3 * noise * rng.normal(size=prototypes.shape))
+    embeddings = unit(centres[labels] + noise * rng.normal(size=(len(labels), dim)))
+    return embeddings, labels, prototypes
+
+
+# The oracles: written from the formulas, D × D covariances, double loops.
+
+
+def oracle_effective_rank(covariance):
+    s = np.linalg.svd(covariance, compute_uv=False)
+    if s.sum() < 1e-25:
+        return 0.0
+    p = s / s.sum() + 1e-7
+    p = p / p.sum()
+    return np.exp(-np.sum(p * np.log(p)))
+
+
+def oracle_entropy(gram):
+    values = np.maximum(np.linalg.eigvalsh(gram / len(gram)), 1e-10)
+    return -np.sum(values * np.log(values))
+
+
+def oracle(embeddings, labels, prototypes):
+    K, D = prototypes.shape
+    N = len(labels)
+    classes = [embeddings[labels == c] for c in range(K)]
+    means = np.stack([rows.mean(0) for rows in classes])
+    centre = means.mean(0)
+    M = means - centre
+    variances = [np.mean([np.sum((h - means[c]) ** 2) for h in classes[c]]) for c in range(K)]
+
+    within = np.zeros((D, D))
+    for h, y in zip(embeddings, labels):
+        within += np.outer(h - means[y], h - means[y]) / N
+    between = sum(np.outer(m, m) for m in M) / K
+
+    gram_w = unit(prototypes) @ unit(prototypes).T
+    z = unit(unit(means) - unit(embeddings.mean(0)))
+    gram_m = z @ z.T
+    h_w, h_m, h_joint = map(oracle_entropy, (gram_w, gram_m, gram_w * gram_m))
+
+    norms = np.linalg.norm(M, axis=1)
+    pairs = list(permutations(range(K), 2))
+    agree = 0
+    for h in embeddings:
+        nearest = np.argmin([np.sum((h - means[c]) ** 2) for c in range(K)])
+        agree += np.argmax([prototypes[c] @ h for c in range(K)]) == nearest
+    return {
+        "intra_class_effective_rank": np.mean(
+            [oracle_effective_rank(np.cov(rows.T, ddof=0).reshape(D, D)) for rows in classes]
+        ),
+        "inter_class_effective_rank": oracle_effective_rank(np.cov(means.T).reshape(D, D)),
+        "prototype_effective_rank": oracle_effective_rank(np.cov(prototypes.T).reshape(D, D)),
+        "instance_alignment": np.mean(
+            [np.sum((prototypes[y] - h) ** 2) for h, y in zip(embeddings, labels)]
+        ),
+        "class_alignment": np.mean(
+            [np.sum((prototypes[c] - unit(means[c])) ** 2) for c in range(K)]
+        ),
+        "mutual_information_ratio": (h_w + h_m - h_joint) / min(h_w, h_m),
+        "entropy_difference_ratio": abs(h_w - h_m) / max(h_w, h_m),
+        "nc1_variability": np.trace(within @ np.linalg.pinv(between, 1e-13, hermitian=True)) / K,
+        "nc1_cdnv": np.mean(
+            [
+                (variances[a] + variances[b]) / (2 * np.sum((means[a] - means[b]) ** 2))
+                for a, b in pairs
+            ]
+        ),
+        "nc2_equinorm": norms.std() / norms.mean(),
+        "nc2_equiangular": np.mean(
+            [abs(M[a] @ M[b] / (norms[a] * norms[b]) + 1 / (K - 1)) for a, b in pairs]
+        ),
+        "nc3_self_duality": np.sum(
+            (prototypes / np.linalg.norm(prototypes) - M / np.linalg.norm(M)) ** 2
+        ),
+        "nc4_agreement": agree / N,
+    }
+
+
+CASES = {
+    "n_c above D": ([20] * 3, 5),
+    "n_c below D": ([6] * 4, 30),
+    "n_c on both sides of D": ([25, 4, 9, 8], 8),
+    "imbalance, one sample in a class": ([30, 1, 7, 2, 12], 9),
+    "K = 2": ([15, 10], 6),
+    "K = D": ([10] * 7, 7),
+    "K = D + 1": ([10] * 8, 7),
+    "K above D + 1": ([9] * 12, 4),
+}
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_published_values(case):
+    with np.load(PUBLISHED) as data:
+        fields = {key[6:]: data[key] for key in data if key.startswith(f"case{case}/")}
+    inputs = [fields.pop(key) for key in ("embeddings", "labels", "prototypes")]
+    result = measure(*inputs)
+    assert len(fields) == 7
+    for name, published in fields.items():
+        assert result[name] == pytest.approx(float(published), abs=1e-10), name
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.4])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_oracle(case, noise):
+    embeddings, labels, prototypes = random_case(*CASES[case], noise)
+    result = measure(embeddings, labels, prototypes)
+    expected = oracle(embeddings, labels, prototypes)
+    assert result.keys() == expected.keys() | {"attained"}
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-8, abs=1e-10), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attained_percentages(case):
+    counts, dim = CASES[case]
+    embeddings, labels, prototypes = random_case(counts, dim, noise=0.3)
+    k, result = len(counts), measure(embeddings, labels, prototypes)
+    rank, ratio = min(k - 1, dim), geometry.simplex_etf_mutual_information_ratio(k)
+    expected = {
+        "intra_class_effective_rank": lambda v: 1 - v / min(dim, max(counts) - 1),
+        "inter_class_effective_rank": lambda v: v / rank,
+        "prototype_effective_rank": lambda v: v / rank,
+        "instance_alignment": lambda v: 1 - v / 2,
+        "class_alignment": lambda v: 1 - v / 2,
+        "mutual_information_ratio": lambda v: v / ratio,
+        "entropy_difference_ratio": lambda v: 1 - v,
+        "nc1_variability": lambda v: 1 / (1 + v),
+        "nc1_cdnv": lambda v: 1 / (1 + v),
+        "nc2_equinorm": lambda v: 1 - v,
+        "nc2_equiangular": lambda v: 1 - v,
+        "nc3_self_duality": lambda v: 1 - v / 2,
+        "nc4_agreement": lambda v: v,
+    }
+    attained = result["attained"]
+    overall = attained.pop("overall")
+    assert list(attained) == [info.name for info in METRICS] == list(expected)
+    for name, share in expected.items():
+        assert attained[name] == pytest.approx(100 * np.clip(share(result[name]), 0, 1)), name
+    if k == 2:  # the entropy ratios are not readable for two classes
+        del attained["mutual_information_ratio"], attained["entropy_difference_ratio"]
+    assert overall == min(attained.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (2, 5), (3, 2), (10, 9), (10, 64)])
+def test_collapse_onto_a_simplex_etf_is_every_optimum(num_classes, dim, dtype):
+    etf = simplex_etf(num_classes, dim).to(dtype)
+    labels = torch.arange(num_classes).repeat(7)
+    result = measure(etf[labels], labels, etf)
+    for info in METRICS:
+        optimum = info.optimum(num_classes, dim)
+        # the published 1e-7 per dimension moves ranks by up to K·D·1e-7·log(1e7)
+        assert result[info.name] == pytest.approx(
+            optimum, abs=1e-3 if "rank" in info.name else 3e-6
+        )
+    assert result["intra_class_effective_rank"] == 0
+    assert result["attained"]["overall"] == pytest.approx(100, abs=1e-3)
+
+
+def test_one_ulp_of_rounding_is_no_variance():
+    etf = simplex_etf(4, 6)
+    labels = torch.arange(4).repeat(50)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 6)))
+    assert measure(etf[labels] + 1e-16 * noise, labels, etf)["intra_class_effective_rank"] == 0
+    assert measure(etf[labels] + 1e-9 * noise, labels, etf)["intra_class_effective_rank"] > 5
+
+
+def test_ratios_jump_where_the_global_mean_vanishes():
+    # As published: the mean's direction counts in full, however short it is, until it is rounding.
+    etf = simplex_etf(6, 20)
+    labels = torch.arange(6).repeat(10)
+    offset = torch.ones(20, dtype=torch.float64)
+    exact = measure(etf[labels], labels, etf)
+    rounding = measure(etf[labels] + 1e-9 * offset, labels, etf)
+    short = measure(etf[labels] + 1e-4 * offset, labels, etf)
+    assert exact["entropy_difference_ratio"] < 1e-9
+    assert rounding["entropy_difference_ratio"] < 1e-6
+    assert short["entropy_difference_ratio"] > 0.05
+
+
+def test_duplicated_samples_change_nothing():
+    embeddings, labels, prototypes = random_case([9, 5, 7], 6, 0.3)
+    once = measure(embeddings, labels, prototypes)
+    twice = measure(np.tile(embeddings, (2, 1)), np.tile(labels, 2), prototypes)
+    for info in METRICS:
+        assert twice[info.name] == pytest.approx(once[info.name], rel=1e-9), info.name
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_batches_and_label_dtypes_do_not_matter(batch_size, dtype):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    metric = NeuralCollapse(3, 6)
+    for rows, y in zip(embeddings.split(batch_size), labels.split(batch_size)):
+        metric.update(rows, y.to(dtype))
+    metric.update(embeddings[:0], labels[:0])
+    assert metric.compute(prototypes) == measure(embeddings, labels, prototypes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_low_precision_is_measured_in_float64(dtype):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    embeddings = embeddings.to(dtype).requires_grad_()
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings, labels)
+    rows = metric._embeddings.rows(0)
+    assert rows.dtype == dtype
+    assert not rows.requires_grad
+    assert metric.compute(prototypes) == measure(embeddings.detach().double(), labels, prototypes)
+
+
+def test_large_offset_does_not_cancel():
+    embeddings, labels, prototypes = random_case([40, 30, 50], 6, 0.3)
+    near = measure(embeddings, labels, prototypes)
+    far = measure(embeddings + 1e4, labels, prototypes)
+    for name in PROTOTYPE_FREE | {"nc3_self_duality"}:
+        assert far[name] == pytest.approx(near[name], rel=1e-6), name
+
+
+def test_prototypes_are_not_cached():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings, labels)
+    first, other = metric.compute(prototypes), metric.compute(prototypes.roll(1, 0))
+    without = metric.compute()
+    assert first["instance_alignment"] < other["instance_alignment"]
+    assert without.keys() == PROTOTYPE_FREE | {"attained"}
+    assert without["attained"].keys() == PROTOTYPE_FREE | {"overall"}
+    assert all(without[name] == first[name] for name in PROTOTYPE_FREE)
+    metric.reset()
+    metric.update(embeddings, labels)
+    assert metric.compute(prototypes) == first
+
+
+def test_float32_prototypes_on_float64_embeddings():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    rounded = prototypes.float()
+    assert measure(embeddings, labels, rounded) == measure(embeddings, labels, rounded.double())
+
+
+def test_one_sample_per_class_has_no_variance():
+    etf = simplex_etf(5, 8)
+    result = measure(etf, torch.arange(5), etf)
+    assert result["intra_class_effective_rank"] == result["nc1_variability"] == 0
+    assert result["attained"]["intra_class_effective_rank"] == 100
+
+
+def test_two_classes_stay_finite_close_to_collapse():
+    etf = simplex_etf(2, 4)
+    labels = torch.arange(2).repeat(20)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 4)))
+    for size in (0.0, 1e-12, 1e-6, 1e-3):
+        result = measure(etf[labels] + size * noise, labels, etf)
+        assert all(math.isfinite(result[info.name]) for info in METRICS)
+        for name in ("mutual_information_ratio", "entropy_difference_ratio"):
+            assert -1e-6 <= result[name] <= 1 + 1e-6
+    assert geometry.simplex_etf_mutual_information_ratio(2) == pytest.approx(1, abs=1e-6)
+
+
+def test_more_classes_than_a_simplex_holds():
+    corners = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])  # 4 classes in a plane
+    labels = torch.arange(4).repeat(3)
+    result = measure(corners[labels], labels, corners)
+    assert result["inter_class_effective_rank"] == pytest.approx(2, abs=1e-6)
+    assert result["attained"]["inter_class_effective_rank"] == pytest.approx(100)
+    # cosines 0, 0, −1 against −1/3
+    assert result["nc2_equiangular"] == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
+    assert result["attained"]["overall"] < 90
+
+
+def test_etf_ratio_in_closed_form():
+    for k in (3, 10, 100):
+        # the elementwise square of the ETF's Gram matrix: eigenvalues a once and b (k − 1) times
+        a, b = 1 / (k - 1), (1 - 1 / (k - 1) ** 2) / k
+        joint = -a * math.log(a) - (k - 1) * b * math.log(b)
+        expected = 2 - joint / math.log(k - 1)
+        assert geometry.simplex_etf_mutual_information_ratio(k) == pytest.approx(expected, abs=1e-7)
+
+
+def test_coinciding_class_means():
+    points = torch.tensor([[1.0, 0.1], [1.0, 0.3], [0.7, 0.2]]).double()
+    labels = torch.tensor([0, 1, 2])
+    same = points[[0, 0, 2]]
+    assert measure(points, labels, num_classes=3)["nc1_cdnv"] == 0
+    result = measure(same, labels, num_classes=3)  # points, but two of them the same
+    assert result["nc1_cdnv"] == math.inf
+    assert result["attained"]["nc1_cdnv"] == result["attained"]["overall"] == 0
+    statistics = class_statistics(points[[0, 0, 0]] * 0.1, labels, 3)
+    assert geometry.inter_class_effective_rank(statistics) == 0
+    for formula in (geometry.nc1_variability, geometry.nc2_equinorm, geometry.nc2_equiangular):
+        with pytest.raises(ValueError, match="All 3 class means coincide"):
+            formula(statistics)
+    with pytest.raises(ValueError, match="All 3 class means coincide"):
+        geometry.nc3_self_duality(statistics, points)
+
+
+def test_class_mean_at_the_centre_has_cosine_zero():
+    points = torch.tensor([[-0.1], [0.0], [0.1]]).double() + 0.7
+    result = measure(points, torch.arange(3), num_classes=3)
+    assert result["nc2_equiangular"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
+
+
+def test_table_describes_every_figure():
+    names = [info.name for info in METRICS]
+    assert len(set(names)) == 13
+    assert {info.name for info in METRICS if info.higher_is_better} == {
+        "inter_class_effective_rank",
+        "prototype_effective_rank",
+        "mutual_information_ratio",
+        "nc4_agreement",
+    }
+    for info in METRICS:
+        formula = getattr(geometry, info.name)
+        assert info.reference.split()[0] in formula.__doc__ or "rank" in info.name
+        assert info.title
+        assert info.higher_is_better == (info.optimum(5, 8) > 0)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4).long(), r"shape \(M, 2\).*shape \(4, 3\)"),
+        (torch.zeros(4), torch.zeros(4).long(), r"shape \(M, 2\).*shape \(4,\)"),
+        (torch.zeros(4, 2).long(), torch.zeros(4).long(), "floating point.*int64"),
+        (torch.zeros(4, 2), torch.zeros(3).long(), r"labels.*\(4,\).*\(3,\)"),
+        (torch.zeros(4, 2), torch.zeros(4, 1).long(), r"labels.*\(4,\).*\(4, 1\)"),
+        (torch.zeros(4, 2), torch.zeros(4), "labels must be integers.*float32"),
+        (torch.tensor([[math.nan, 1], [math.inf, 0]]), torch.tensor([0, 1]), "2 non-finite"),
+        (torch.zeros(4, 2), torch.tensor([0, 3, -1, 7]), r"\[0, 3\), got -1, 3, 7"),
+    ],
+)
+def test_update_refuses(embeddings, labels, message):
+    metric = NeuralCollapse(3, 2)
+    with pytest.raises(ValueError, match=message):
+        metric.update(embeddings, labels)
+    assert not metric._embeddings.counts.any()
+
+
+def test_compute_refuses():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7], 6, 0.3))
+    metric = NeuralCollapse(5, 6)
+    with (
+        pytest.warns(UserWarning, match="before the `?`?update"),
+        pytest.raises(ValueError, match="No embeddings"),
+    ):
+        metric.compute()
+    metric.update(embeddings, labels)
+    with pytest.raises(ValueError, match="2 of 5 classes have no samples: 3, 4"):
+        metric.compute()
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings, labels)
+    with pytest.raises(ValueError, match=r"\(3, 6\).*\(6, 3\)"):
+        metric.compute(prototypes.T)
+    with pytest.raises(ValueError, match="1 zero rows"):
+        metric.compute(prototypes * torch.tensor([[1], [0], [1]]))
+    prototypes[1, 2] = math.nan
+    with pytest.raises(ValueError, match="1 non-finite"):
+        metric.compute(prototypes)
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(1, 4), (3, 0)])
+def test_constructor_refuses(num_classes, dim):
+    with pytest.raises(ValueError, match=f"num_classes={num_classes} and embedding_dim={dim}"):
+        NeuralCollapse(num_classes, dim)
+
+
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(ValueError, match=r"keep must be.*got 'everything'"):
+        NeuralCollapse(3, 4, keep="everything")
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        NeuralCollapse(3, 4, keep=1)
+    with pytest.raises(ValueError, match=r"33554432000 bytes.*keep='embeddings' or a number"):
+        NeuralCollapse(1000, 2048, keep="moments")
+
+
+# What is kept.
+
+
+def kept(result):
+    return {name: value for name, value in result.items() if name in METRIC_TITLES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_moments_give_the_same_figures_but_nc4(case):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case(*CASES[case], 0.3))
+    metric = NeuralCollapse(*prototypes.shape, keep="moments")
+    for batch in range(0, len(labels), 7):
+        metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
+    expected = kept(measure(embeddings, labels, prototypes))
+    del expected["nc4_agreement"]
+    assert "second moments of each class" in metric.storage
+    result = metric.compute(prototypes)
+    assert result["attained"].keys() == expected.keys() | {"overall"}
+    assert kept(result) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-6, 0.0])
+def test_moments_do_not_cancel_close_to_collapse_nor_far_from_the_origin(noise):
+    embeddings, labels, _ = random_case([40, 30, 50], 6, noise)
+    for offset in (0.0, 1e4):
+        metric = NeuralCollapse(3, 6, keep="moments")
+        metric.update(torch.from_numpy(embeddings + offset), torch.from_numpy(labels))
+        expected = kept(measure(embeddings + offset, labels, num_classes=3))
+        assert kept(metric.compute()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_beyond_the_memory_limit_a_file_holds_the_embeddings(monkeypatch, dtype):
+    monkeypatch.setattr(accumulators, "BLOCK_BYTES", 300)
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([20, 1, 30, 9], 6, 0.3))
+    embeddings = embeddings.to(dtype)
+    results = []
+    for memory_limit in (10**9, 700, 0):
+        metric = NeuralCollapse(4, 6, memory_limit=memory_limit)
+        for batch in range(0, 60, 7):
+            metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
+        results.append(metric.compute(prototypes))
+        assert metric._embeddings.bytes_in_memory <= memory_limit
+        assert "all 60 embeddings" in metric.storage
+        assert ("temporary file" in metric.storage) == (memory_limit < 10**9)
+        assert metric._embeddings.bytes_in_memory + metric._embeddings.bytes_on_disk == (
+            embeddings.nbytes
+        )
+        metric.update(embeddings[:7], labels[:7])  # and on after a look
+    assert results[0] == results[1] == results[2]
+
+
+def test_embeddings_of_several_dtypes():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
+    metric = NeuralCollapse(3, 6)
+    metric.update(embeddings[:20].half(), labels[:20])
+    metric.update(embeddings[20:], labels[20:])
+    rounded = torch.cat([embeddings[:20].half().double(), embeddings[20:]])
+    assert kept(metric.compute(prototypes)) == pytest.approx(
+        kept(measure(rounded, labels, prototypes))
+    )
+
+
+def test_a_full_disk_is_named(monkeypatch):
+    class FullFile:
+        def seek(self, position):
+            pass
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(accumulators.tempfile, "TemporaryFile", lambda **_: FullFile())
+    metric = NeuralCollapse(3, 6, memory_limit=0, directory="/scratch")
+    embeddings, labels, _ = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
+    metric.update(embeddings, labels)
+    with pytest.raises(OSError, match=r"memory_limit=0.*/scratch.*directory with more room"):
+        metric.compute()
+
+
+def test_a_sample_of_every_class():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([300, 4, 500], 6, 0.3))
+    whole = measure(embeddings, labels, prototypes)
+    metric = NeuralCollapse(3, 6, keep=50)
+    for batch in range(0, len(labels), 64):
+        metric.update(embeddings[batch : batch + 64], labels[batch : batch + 64])
+        assert metric._embeddings._num_kept <= 2 * 50 * 3 + 64
+    result = metric.compute(prototypes)
+    assert result["samples_per_class"] == 50
+    assert "104 of 804 embeddings, at most 50 of each class" in metric.storage
+    assert "pooled second moments" in metric.storage
+    assert "samples_per_class" not in whole
+    assert [len(metric._embeddings.rows(c)) for c in range(3)] == [50, 4, 50]
+    for name in METRIC_TITLES - {"intra_class_effective_rank", "nc4_agreement"}:
+        assert result[name] == pytest.approx(whole[name], rel=1e-8), name
+    # Of 6 directions, and of 50 random samples.
+    assert result["intra_class_effective_rank"] == pytest.approx(
+        whole["intra_class_effective_rank"], rel=0.1
+    )
+    assert result["nc4_agreement"] == pytest.approx(whole["nc4_agreement"], abs=0.15)
+    enough = NeuralCollapse(3, 6, keep=500)
+    enough.update(embeddings, labels)
+    assert kept(enough.compute(prototypes)) == pytest.approx(kept(whole), rel=1e-8)
+
+
+def test_the_sample_is_uniform():
+    sample = accumulators.EmbeddingSample(1, 1, size=100)
+    for start in range(0, 10_000, 50):
+        sample.append(torch.arange(start, start + 50.0)[:, None], torch.zeros(50).long())
+    rows = sample.rows(0).flatten()
+    assert len(rows.unique()) == 100
+    assert rows.mean() == pytest.approx(5000, abs=3 * 10_000 / math.sqrt(12 * 100))
+    assert rows.std() == pytest.approx(10_000 / math.sqrt(12), rel=0.2)
+
+
+def test_the_caller_may_use_a_buffer_again():
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
+    for keep in KEEPS:
+        metric, buffer = NeuralCollapse(3, 6, keep=keep), torch.empty_like(embeddings)
+        metric.update(buffer.copy_(embeddings), labels)
+        buffer.zero_()
+        again = NeuralCollapse(3, 6, keep=keep)
+        again.update(embeddings, labels)
+        assert metric.compute(prototypes) == again.compute(prototypes)
+
+
+def parts(rank, num_parts, keep):
+    """The same four classes, split unevenly: only all parts together hold all of them."""
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7, 1], 6, 0.3))
+    order = labels.argsort()
+    ends = {2: [0, 10, 22], 3: [0, 10, 22, 22]}[num_parts]  # one of three has nothing
+    mine = order[ends[rank] : ends[rank + 1]]
+    metric = NeuralCollapse(4, 6, keep=keep)
+    if len(mine):
+        metric.update(embeddings[mine], labels[mine])
+    return metric, prototypes
+
+
+def whole(keep):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7, 1], 6, 0.3))
+    metric = NeuralCollapse(4, 6, keep=keep)
+    metric.update(embeddings, labels)
+    return kept(metric.compute(prototypes))
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_merged_states_equal_one_metric(keep):
+    (metric, prototypes), (other, _) = parts(0, 2, keep), parts(1, 2, keep)
+    with pytest.raises(ValueError, match="no samples: 2, 3"):
+        metric.compute(prototypes)
+    metric.merge_state(other)
+    assert kept(metric.compute(prototypes)) == pytest.approx(whole(keep), rel=1e-9)
+    with pytest.raises(ValueError, match="cannot merge"):
+        metric.merge_state(NeuralCollapse(4, 7, keep=keep))
+
+
+def _compute_in_process(rank, rendezvous, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
+    for keep in KEEPS:
+        metric, prototypes = parts(rank, 3, keep)
+        queue.put((keep, metric.compute(prototypes)))
+    sample = NeuralCollapse(4, 6, keep=4)  # three of ten, one of one
+    sample.merge_state(parts(rank, 3, 4)[0])
+    sizes = _sample_sizes(_gathered(sample._embeddings.counts, dist.group.WORLD), 4)
+    queue.put(("sizes", sizes.tolist()))
+    dist.destroy_process_group()
+
+
+def test_three_processes_equal_one(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = [(rank, tmp_path / "rendezvous", queue) for rank in range(3)]
+    processes = [context.Process(target=_compute_in_process, args=args) for args in arguments]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=240) for _ in range(len(processes) * (len(KEEPS) + 1))]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    for keep, result in results:
+        if keep == "sizes":
+            assert result == [[4, 0, 0, 0], [0, 4, 4, 1], [0, 0, 0, 0]]
+        else:
+            assert kept(result) == pytest.approx(whole(keep), rel=1e-9), keep

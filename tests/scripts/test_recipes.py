@@ -1,0 +1,81 @@
+"""Every recipe is read, built and takes two steps; small differences over one base."""
+
+import pytest
+
+from hf_protosphere.arguments.parsing import parse_arguments
+from hf_protosphere.cli import main
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.dry_run import dry_run
+from tests import SCRIPTS
+
+RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
+BASES = {"cifar.yaml", "imagenet.yaml"}
+NAMES = [path.name for path in RECIPES if path.name not in BASES]
+
+
+def parsed(name, *flags):
+    path = next(path for path in RECIPES if path.name == name)
+    return parse_arguments(TrainArguments, ["--config", str(path), *flags], "train", "")
+
+
+def test_the_recipes_of_the_paper_and_quick_ones_are_there():
+    assert {path.name for path in RECIPES} > BASES
+    for dataset in ("cifar10", "cifar100", "imagenet100", "imagenet1k"):
+        assert {f"{dataset}.yaml", f"{dataset}-scl.yaml"} <= set(NAMES)
+    assert sum(name.startswith("quick-") for name in NAMES) >= 2
+    for path in RECIPES:
+        assert path.read_text().startswith("# ")  # says what it is
+        if path.name not in BASES:
+            assert "\nbase: " in path.read_text()
+
+
+def test_a_recipe_stands_on_its_bases_and_flags_win():
+    arguments = parsed("cifar100-scl.yaml")
+    assert (arguments.backbone, arguments.small_images, arguments.epochs) == ("resnet18", True, 500)
+    assert (arguments.dataset_name, arguments.label_column) == ("uoft-cs/cifar100", "fine_label")
+    assert (arguments.objective, arguments.views, arguments.temperature) == ("scl", 2, 0.07)
+    assert arguments.weight_decay == 1e-4
+    assert parsed("cifar100-scl.yaml", "--epochs", "3").epochs == 3
+    assert parsed("imagenet1k.yaml").sync_batchnorm
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dry_run(name, digits_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset_name", str(digits_folder), "--label_column", "label", "--num_workers", "0"]
+    arguments = parsed(name, *flags, "--batch_size", "4", "--image_size", "32",
+                       "--mixed_precision", "no")  # fmt: skip
+    plan = dry_run(arguments)
+    printed = capsys.readouterr().out
+    assert plan["steps"] == 27 * arguments.epochs  # of 108 images
+    assert plan["images"] == 108 * arguments.epochs
+    assert plan["seconds_per_epoch"] > 0
+    assert plan["memory_bytes"] > 2**20
+    millions = plan["parameters"] / 1e6
+    expected = 23.5 if "imagenet" in name else 0.37 if "quick" in name else 11.2
+    assert expected * 0.95 < millions < expected * 1.4  # more with a projection
+    assert f"{millions:,.2f} M" in printed
+    assert "s an epoch" in printed
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_the_flag_leaves_the_output_folder_alone(digits_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    main(
+        f"train --dataset_name {digits_folder} --backbone test_resnet --batch_size 8 --dry_run "
+        f"--num_workers 0 --overwrite --output_dir {tmp_path / 'run'}".split()
+    )
+    assert "two steps taken" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_bases_that_go_in_circles_or_are_missing(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ArgumentError, match="is its own base"):
+        parse_arguments(TrainArguments, ["--config", str(tmp_path / "a.yaml")], "train", "")
+    (tmp_path / "c.yaml").write_text("base: d.yaml\n")
+    with pytest.raises(ArgumentError, match=r"d.yaml cannot be read"):
+        parse_arguments(TrainArguments, ["--config", str(tmp_path / "c.yaml")], "train", "")

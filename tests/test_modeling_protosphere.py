@@ -1,0 +1,460 @@
+"""Models: every backbone family reloads to the bit, every objective trains, norms stay 1."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+)
+
+from hf_protosphere import (
+    ProtoSphereConfig,
+    ProtoSphereForImageClassification,
+    ProtoSphereModel,
+)
+from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+
+SWIN = {"embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}
+TIMM = {
+    "test_resnet": {},
+    "test_convnext": {},
+    "test_vit": {"patch_size": 8},
+    "swin_tiny_patch4_window7_224": SWIN,
+    "beit_base_patch16_224": SMALL,
+    "eva02_tiny_patch14_224": SMALL,
+    "test_efficientnet": {},
+    "test_maxvit": {},
+}
+TRANSFORMERS = {
+    "vit": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8},
+    "resnet": {
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "embedding_size": 8,
+        "layer_type": "basic",
+    },
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+    "dinov2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+    },
+}
+RESNET = {"backbone_kwargs": TRANSFORMERS["resnet"]}
+OBJECTIVES = ("nonl", "ntce", "normface", "scl", "cross_entropy")
+
+
+def build(backbone="test_resnet", **kwargs):
+    kwargs = {"image_size": 32, "num_labels": 5, **kwargs}
+    torch.manual_seed(0)
+    return ProtoSphereForImageClassification(ProtoSphereConfig(backbone=backbone, **kwargs))
+
+
+def images(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("source", "backbone", "kwargs"),
+    [("timm", *item) for item in TIMM.items()]
+    + [("transformers", *item) for item in TRANSFORMERS.items()],
+)
+def test_reload_is_bit_equal(tmp_path, source, backbone, kwargs):
+    model = build(
+        backbone,
+        backbone_source=source,
+        backbone_kwargs=kwargs,
+        image_size=64,
+        projection="mlp",
+        projection_dim=16,
+    ).eval()
+    model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert not list(tmp_path.glob("*.bin"))
+    again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    embedder = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(again) is ProtoSphereForImageClassification
+    assert type(embedder) is ProtoSphereModel
+    pixels = images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, got, embedded = model(pixels), again(pixels), embedder(pixels)
+    assert torch.equal(expected.logits, got.logits)
+    assert torch.equal(expected.embeddings, embedded.embeddings)
+    for (name, ours), theirs in zip(
+        [*model.named_parameters(), *model.named_buffers()],
+        [*again.parameters(), *again.buffers()],
+    ):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_labels_compute_the_objective_and_reach_every_parameter(objective):
+    model = build(objective=objective, projection="linear", projection_dim=16).train()
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    pixels = images(6, 2, 3, 32, 32) if objective == "scl" else images(6, 3, 32, 32)
+    output = model(pixels, labels=labels)
+    temperature = model.config.softmax_temperature
+    if objective == "scl":
+        expected = supcon_loss(output.embeddings, labels, temperature)
+    elif objective == "cross_entropy":
+        expected = F.cross_entropy(output.logits, labels)
+    else:
+        loss = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}[objective]
+        expected = loss(output.embeddings, model.prototypes, labels, temperature)
+    assert torch.allclose(output.loss, expected, atol=1e-5)
+    output.loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("prototypes", ["learned", "simplex_etf", "class_means"])
+def test_logits_are_cosines_over_temperature(prototypes):
+    model = build(prototypes=prototypes, softmax_temperature=0.2).eval()
+    output = model(images(3, 3, 32, 32))
+    assert torch.allclose(output.embeddings.norm(dim=-1), torch.ones(3), atol=1e-6)
+    assert torch.allclose(model.prototypes.norm(dim=-1), torch.ones(5), atol=1e-6)
+    assert torch.allclose(output.logits, output.embeddings @ model.prototypes.T / 0.2, atol=1e-5)
+    learned = "head.weight" in dict(model.named_parameters())
+    assert learned == (prototypes == "learned")
+    assert "head.weight" in model.state_dict()
+
+
+def test_cross_entropy_is_the_classical_linear_head():
+    model = build(objective="cross_entropy").eval()
+    pixels = images(3, 3, 32, 32)
+    features = model.protosphere(pixels).pooler_output
+    assert torch.allclose(model(pixels).logits, model.classifier(features), atol=1e-6)
+    assert model.classifier.bias is not None
+    with pytest.raises(ValueError, match="linear head"):
+        model.set_prototypes(torch.ones(5, 96))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_unknown_below_the_threshold(objective):
+    model = build(objective=objective).eval()
+    pixels, views = images(12, 3, 32, 32), images(12, 2, 3, 32, 32)
+    plain, plain_views = model(pixels), model(views)
+    assert plain.is_unknown is None
+    mean = F.normalize(plain_views.embeddings.mean(1), dim=-1)
+    for given, embeddings in ((pixels, plain.embeddings), (views, mean)):
+        cosines = (embeddings @ model.prototypes.T).amax(-1)
+        model.config.rejection_threshold = cosines.sort().values[4:6].mean().item()
+        output = model(given)
+        assert output.is_unknown.sum() == 5
+        assert torch.equal(output.is_unknown, cosines < model.config.rejection_threshold)
+    assert torch.equal(model(pixels).logits, plain.logits)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 7.3])
+def test_the_calibration_temperature_divides_logits_and_nothing_else(objective, temperature):
+    model = build(objective=objective).eval()
+    pixels, labels = images(6, 2, 3, 32, 32), torch.arange(6) % 3
+    plain = model(pixels, labels=labels)
+    model.config.calibration_temperature = temperature
+    output = model(pixels, labels=labels)
+    assert torch.equal(output.loss, plain.loss)
+    assert torch.equal(output.embeddings, plain.embeddings)
+    assert torch.equal(output.logits, plain.logits / temperature)
+    assert torch.equal(output.logits.argmax(-1), plain.logits.argmax(-1))
+
+
+def test_a_calibrated_model_compiles_and_exports():
+    model = build(rejection_threshold=0.0, calibration_temperature=2.0).eval()
+    pixels = images(4, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixels)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(pixels)
+        exported = torch.export.export(model, (pixels,)).module()(pixels)
+    for output in (compiled, exported):
+        assert torch.equal(output.is_unknown, expected.is_unknown)
+        assert torch.allclose(output.logits, expected.logits, atol=1e-5)
+
+
+def test_views_are_embedded_together_and_their_logits_averaged():
+    model = build().eval()
+    pixels = images(4, 2, 3, 32, 32)
+    output = model(pixels, labels=torch.tensor([0, 1, 2, 3]))
+    assert output.embeddings.shape == (4, 2, 96)
+    single = model(pixels.flatten(0, 1))
+    assert torch.allclose(output.logits, single.logits.unflatten(0, (4, 2)).mean(1), atol=1e-5)
+    expected = nonl_loss(
+        single.embeddings, model.prototypes, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), 0.1
+    )
+    assert torch.allclose(output.loss, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="expected pixel_values"):
+        model(images(3, 32, 32))
+
+
+def test_set_prototypes(tmp_path):
+    model = build(prototypes="class_means")
+    given = images(5, 96) * 7
+    model.set_prototypes(given)
+    assert torch.allclose(model.prototypes, F.normalize(given, dim=-1), atol=1e-6)
+    model.save_pretrained(tmp_path)
+    again = ProtoSphereForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again.prototypes, model.prototypes)
+    with pytest.raises(ValueError, match=r"\(5, 96\).*\(4, 96\)"):
+        model.set_prototypes(given[:4])
+    given[3] = 0
+    with pytest.raises(ValueError, match=r"rows \[3\]"):
+        model.set_prototypes(given)
+
+
+def test_simplex_etf_prototypes_need_enough_dimensions():
+    model = build(prototypes="simplex_etf", num_labels=17, projection="linear", projection_dim=16)
+    cosines = model.prototypes @ model.prototypes.T
+    assert torch.allclose(cosines[0, 1:], torch.full((16,), -1 / 16), atol=1e-6)
+    with pytest.raises(ValueError, match="projection_dim=17"):
+        build(prototypes="simplex_etf", num_labels=18, projection="linear", projection_dim=16)
+
+
+def test_grayscale_model_takes_the_luminance_of_rgb():
+    model = build(num_channels=1).eval()
+    gray = images(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(
+            model(gray).logits, model(gray.expand(-1, 3, -1, -1)).logits, atol=1e-5
+        )
+        rgb = images(2, 3, 32, 32)
+        luminance = 0.299 * rgb[:, :1] + 0.587 * rgb[:, 1:2] + 0.114 * rgb[:, 2:]
+        assert torch.allclose(model(rgb).logits, model(luminance).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs", "channels"),
+    [
+        ("test_resnet", {}, 3),
+        ("resnet10t", {}, 1),
+        ("resnet18", {}, 3),
+        (
+            "resnet",
+            {"backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["resnet"]},
+            3,
+        ),
+    ],
+)
+def test_small_image_stem_keeps_the_resolution(backbone, kwargs, channels):
+    def resolution(small_images):
+        model = build(backbone, small_images=small_images, num_channels=channels, **kwargs).eval()
+        backbone_model = model.protosphere.backbone
+        with torch.no_grad():
+            pixels = images(1, channels, 32, 32)
+            if "backbone_source" in kwargs:
+                return backbone_model(pixels).last_hidden_state.shape[-1]
+            return backbone_model.forward_features(pixels).shape[-1]
+
+    assert resolution(True) == 4 * resolution(False)
+
+
+def test_small_image_stem_of_another_family_is_an_error():
+    with pytest.raises(ValueError, match=r"small_images=True.*test_vit.*patch_size"):
+        build("test_vit", small_images=True)
+
+
+def test_unknown_backbones_suggest_near_names():
+    with pytest.raises(ValueError, match=r"no backbone 'resnet81'.*'resnet18'"):
+        build("resnet81")
+    with pytest.raises(ValueError, match=r"no backbone 'dinov'.*'dinov2'"):
+        build("dinov", backbone_source="transformers")
+
+
+def test_new_number_of_classes_gives_unit_prototypes(tmp_path):
+    build().save_pretrained(tmp_path)
+    model = ProtoSphereForImageClassification.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert torch.allclose(model.head.weight.norm(dim=-1), torch.ones(7), atol=1e-6)
+
+
+def test_a_backbone_that_was_not_loaded_is_an_error(tmp_path):
+    build().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("backbone.", "encoder."): value for name, value in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="does not fit its configuration"):
+        ProtoSphereForImageClassification.from_pretrained(tmp_path)
+
+
+def test_nothing_is_downloaded_to_build_a_model(monkeypatch):
+    # tests/conftest.py sets HF_HUB_OFFLINE; a socket would be the other way out.
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("tried to connect"))
+    build()
+    build("vit", backbone_source="transformers", backbone_kwargs=TRANSFORMERS["vit"])
+
+
+def test_from_backbone_starts_from_local_timm_weights(tmp_path):
+    import timm
+
+    source = timm.create_model("test_resnet", num_classes=0)
+    file = tmp_path / "backbone.safetensors"
+    save_file(source.state_dict(), file)
+    model = ProtoSphereForImageClassification.from_backbone(
+        "timm/test_resnet.r160_in1k", pretrained=file, num_labels=4, image_size=64
+    )
+    assert model.config.backbone_source == "timm"
+    assert model.config.image_size == 64
+    assert model.config.image_mean == list(source.pretrained_cfg["mean"])
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
+
+
+def test_from_backbone_starts_from_a_transformers_checkpoint(tmp_path):
+    config = AutoConfig.for_model("vit", image_size=32, **TRANSFORMERS["vit"])
+    source = AutoModel.from_config(config, add_pooling_layer=False)
+    source.save_pretrained(tmp_path / "vit")
+    model = ProtoSphereForImageClassification.from_backbone(str(tmp_path / "vit"), num_labels=4)
+    assert (model.config.backbone_source, model.config.backbone) == ("transformers", "vit")
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
+    model.save_pretrained(tmp_path / "ours")  # and what it saves needs the checkpoint no more
+    (tmp_path / "vit").rename(tmp_path / "gone")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    pixels = images(2, 3, 32, 32)
+    assert torch.equal(again(pixels).logits, model.eval()(pixels).logits)
+
+
+def test_from_backbone_names_what_it_cannot_find():
+    with pytest.raises(ValueError, match=r"neither a timm model .*resnet18"):
+        ProtoSphereForImageClassification.from_backbone("resnet1818", num_labels=4)
+
+
+def test_half_precision_and_autocast_give_finite_unit_embeddings():
+    model = build()
+    labels = torch.tensor([0, 1, 2, 3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images(4, 3, 32, 32), labels=labels)
+    assert output.embeddings.dtype == output.logits.dtype == output.loss.dtype == torch.float32
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    half = build().to(torch.bfloat16)(images(4, 3, 32, 32), labels=labels)
+    assert torch.allclose(half.embeddings.norm(dim=-1), torch.ones(4), atol=1e-6)
+
+
+class _Digits(torch.utils.data.Dataset):
+    def __init__(self):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        pixels = torch.tensor(digits.images[:256] / 16, dtype=torch.float32)
+        self.pixels = F.interpolate(pixels[:, None], 32) * 2 - 1
+        self.labels = torch.tensor(digits.target[:256])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return {"pixel_values": self.pixels[i], "labels": self.labels[i]}
+
+
+def test_the_stock_trainer_trains_it(tmp_path):
+    digits = _Digits()
+    # With a threshold the output has one field more: predictions must stay the logits.
+    model = build(num_labels=10, num_channels=1, rejection_threshold=0.5)
+
+    def accuracy(prediction):
+        return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean()}
+
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=20,
+            per_device_train_batch_size=32,
+            learning_rate=3e-3,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+        ),
+        train_dataset=digits,
+        eval_dataset=digits,
+        compute_metrics=accuracy,
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < before["eval_loss"]
+    assert after["eval_accuracy"] > 0.8
+    trainer.save_model(str(tmp_path / "final"))
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "final")
+    assert torch.equal(again.prototypes, model.prototypes)
+
+
+def test_files_that_travel_import_only_each_other_torch_timm_and_transformers(tmp_path):
+    import ast
+
+    build().save_pretrained(tmp_path)
+    files = {path.stem for path in tmp_path.glob("*.py")}
+    assert {"configuration_protosphere", "modeling_protosphere", "losses"} <= files
+    allowed = {"torch", "timm", "transformers"} | set(sys.stdlib_module_names)
+    for path in tmp_path.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path
+            elif isinstance(node, ast.ImportFrom):
+                names = files if node.level else allowed
+                assert node.module.split(".")[0] in names, (path, node.module)
+
+
+def test_loads_where_the_package_is_missing(tmp_path):
+    model = build(projection="linear", projection_dim=8).eval()
+    model.save_pretrained(tmp_path / "model")
+    code = f"""
+import sys
+sys.modules["hf_protosphere"] = None
+import torch
+from transformers import AutoModel, AutoModelForImageClassification
+folder = {str(tmp_path / "model")!r}
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+embedder = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+with torch.no_grad():
+    output = model(pixels)
+    assert torch.equal(output.embeddings, embedder(pixels).embeddings)
+print(output.logits.tolist())
+"""
+    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    got = torch.tensor(json.loads(result.stdout.strip().splitlines()[-1]))
+    expected = model(images(2, 3, 32, 32)).logits
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_import_registers_and_loads_nothing_heavy():
+    code = """
+import sys
+import torch, transformers
+import hf_protosphere
+heavy = {"datasets", "matplotlib", "evaluate", "accelerate", "torchmetrics", "timm"}
+heavy |= {"transformers.modeling_utils"}  # a fifth of the time to import torch, timm and all
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+config = AutoConfig.for_model("protosphere", backbone="test_resnet", image_size=32)
+assert type(AutoModel.from_config(config)) is hf_protosphere.ProtoSphereModel
+model = AutoModelForImageClassification.from_config(config)
+assert type(model) is hf_protosphere.ProtoSphereForImageClassification
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_softmax_of_the_logits_is_a_distribution_that_follows_the_angle():
+    model = build(prototypes="simplex_etf").eval()
+    embedding = model.prototypes[2]
+    scores = (embedding @ model.prototypes.T / model.config.softmax_temperature).softmax(-1)
+    expected = math.exp(10) / (math.exp(10) + 4 * math.exp(-10 / 4))
+    assert scores[2].item() == pytest.approx(expected, rel=1e-4)

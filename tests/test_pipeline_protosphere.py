@@ -1,0 +1,137 @@
+"""The pipeline that can answer "unknown", with the package and without it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data.pixels import pixels_of
+from hf_protosphere.data.transforms import build_image_processor
+
+TASK = "open-set-image-classification"
+
+
+def noise(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels // (1 + seed))
+
+
+@pytest.fixture(scope="module", params=["nonl", "cross_entropy"])
+def saved(request, tmp_path_factory):
+    """A folder, and its model: half of the images of `noise` are unknown to it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    config = ProtoSphereConfig(
+        backbone="test_resnet", image_size=32, id2label={0: "cat", 1: "dog", 2: "cow", 3: "hen"},
+        objective=request.param, calibration_temperature=1.7,
+    )  # fmt: skip
+    model, processor = (
+        ProtoSphereForImageClassification(config).eval(),
+        build_image_processor(config),
+    )
+    processor.save_pretrained(folder)
+    model.requires_grad_(False)
+    cosines = model(pixels_of([*map(noise, range(6))], processor)).embeddings @ model.prototypes.T
+    config.rejection_threshold = cosines.amax(-1).sort().values[2:4].mean().item()
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def test_unknown_is_first_exactly_where_the_model_says_so(saved):
+    folder, model = saved
+    classify = pipeline(TASK, model=str(folder))
+    images = [*map(noise, range(6))]
+    output = model(pixels_of(images, classify.image_processor))
+    assert output.is_unknown.tolist().count(True) == 3
+    for batch_size in (1, 4):
+        answers = classify(images, top_k=10, batch_size=batch_size)
+        for answer, logits, is_unknown in zip(answers, output.logits, output.is_unknown):
+            scores = {entry["label"]: entry["score"] for entry in answer}
+            assert [*scores.values()] == sorted(scores.values(), reverse=True)
+            assert sum(scores.values()) == pytest.approx(1)
+            assert (answer[0]["label"] == "unknown") == is_unknown
+            # Among the classes the scores are those of the stock pipeline.
+            known = logits.softmax(-1) * (1 - scores.pop("unknown"))
+            for i, name in model.config.id2label.items():
+                assert scores[name] == pytest.approx(known[i].item(), abs=1e-6)
+    assert len(classify(images[0])) == 5
+    assert len(classify(images[0], top_k=2)) == 2
+
+
+def test_unknown_is_one_more_class_at_the_threshold(saved):
+    folder, model = saved
+    (answer,) = pipeline(TASK, model=str(folder))([noise(0)])
+    output = model(pixels_of([noise(0)], build_image_processor(model.config)))
+    threshold = model.config.rejection_threshold / 0.1 / 1.7
+    if model.config.objective == "cross_entropy":  # whose logits are no cosines
+        nearest = (output.embeddings @ model.prototypes.T).max().item() / 0.1 / 1.7
+        threshold += output.logits.max().item() - nearest
+    logits = torch.cat([output.logits[0], torch.tensor([threshold])])
+    expected = logits.softmax(-1)[-1].item()
+    scores = {entry["label"]: entry["score"] for entry in answer}
+    assert scores["unknown"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_stock_pipeline_stays_as_it_is(saved):
+    folder, model = saved
+    answer = pipeline("image-classification", model=str(folder))(noise(0), top_k=10)
+    assert sorted(entry["label"] for entry in answer) == ["cat", "cow", "dog", "hen"]
+    logits = model(pixels_of([noise(0)], build_image_processor(model.config))).logits[0]
+    assert answer[0]["score"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-6)
+
+
+def test_a_saved_pipeline_loads_again_without_trust(saved, tmp_path):
+    classify = pipeline(TASK, model=str(saved[0]))
+    classify.save_pretrained(tmp_path)
+    assert pipeline(TASK, model=str(tmp_path))(noise(0)) == classify(noise(0))
+
+
+def test_where_the_package_is_missing(saved, tmp_path):
+    folder, _ = saved
+    noise(0).save(tmp_path / "image.png")
+    code = f"""
+import json, sys
+sys.modules["hf_protosphere"] = None
+from transformers import pipeline
+options = {{"model": {str(folder)!r}, "trust_remote_code": True}}
+answers = [pipeline(task, **options)("image.png", top_k=10) for task in
+           ({TASK!r}, "image-classification")]
+print(json.dumps(answers))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    got = json.loads(result.stdout.splitlines()[-1])
+    for task, answer in zip((TASK, "image-classification"), got):
+        expected = pipeline(task, model=str(folder))(noise(0), top_k=10)
+        assert [entry["label"] for entry in answer] == [entry["label"] for entry in expected]
+        for ours, theirs in zip(answer, expected):
+            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-6)
+
+
+def test_errors(tmp_path):
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
+    ProtoSphereForImageClassification(config).save_pretrained(tmp_path)
+    build_image_processor(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"is None: choose it by `protosphere calibrate {tmp_path}"
+    ):
+        pipeline(TASK, model=str(tmp_path))
+    config.rejection_threshold = 0.3
+    config.id2label = {0: "cat", 1: "dog", 2: "unknown"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a class called 'unknown'"):
+        pipeline(TASK, model=str(tmp_path))
+    config.id2label = {0: "cat", 1: "dog", 2: "cow"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="function_to_apply"):
+        pipeline(TASK, model=str(tmp_path))(noise(0), function_to_apply="sigmoid")

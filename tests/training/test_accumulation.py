@@ -1,0 +1,101 @@
+"""n micro-batches give the gradient of the one large batch."""
+
+import copy
+
+import pytest
+import torch
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.training.accumulation import backward_as_one_batch
+
+# Group norm: batch norm would make the large batch a different network.
+BACKBONE = {"backbone": "test_efficientnet_gn", "image_size": 32, "num_labels": 4}
+
+
+def build(dtype=torch.float64, **kwargs):
+    torch.manual_seed(0)
+    config = ProtoSphereConfig(
+        **{**BACKBONE, "projection": "linear", "projection_dim": 8, **kwargs}
+    )
+    return ProtoSphereForImageClassification(config).to(dtype).train()
+
+
+def batch(objective, size=12, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    views = (2,) if objective == "scl" else ()
+    return {
+        "pixel_values": torch.randn(size, *views, 3, 32, 32, generator=generator, dtype=dtype),
+        "labels": torch.randint(0, 4, (size,), generator=generator),
+    }
+
+
+def split(whole, *sizes):
+    parts = zip(whole["pixel_values"].split(sizes), whole["labels"].split(sizes))
+    return [{"pixel_values": pixels, "labels": labels} for pixels, labels in parts]
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("prototypes", ["learned", "simplex_etf"])
+@pytest.mark.parametrize("objective", ["ntce", "nonl", "scl", "normface"])
+@pytest.mark.parametrize("sizes", [(12,), (4, 4, 4), (1, 6, 5)])
+def test_gradients_are_those_of_the_large_batch(objective, prototypes, sizes):
+    if objective == "scl":
+        prototypes = "simplex_etf"
+    model = build(objective=objective, prototypes=prototypes)
+    whole = batch(objective)
+    output = model(whole["pixel_values"], labels=whole["labels"])
+    output.loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    loss, logits = backward_as_one_batch(model, split(whole, *sizes))
+    assert torch.allclose(loss, output.loss.detach(), atol=1e-12)
+    assert torch.allclose(logits, output.logits, atol=1e-12)
+    got = gradients(model)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(got[name], value, atol=1e-6 * value.abs().max().item()), name
+
+
+def test_plain_accumulation_would_give_something_else():
+    model = build(objective="ntce")
+    whole = batch("ntce")
+    model(whole["pixel_values"], labels=whole["labels"]).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    for part in split(whole, 4, 4, 4):
+        (model(part["pixel_values"], labels=part["labels"]).loss / 3).backward()
+    got = gradients(model)
+    assert max((got[n] - expected[n]).abs().max() / expected[n].abs().max() for n in got) > 0.01
+
+
+def test_dropout_and_stochastic_depth_are_replayed():
+    model = build(objective="nonl", backbone_kwargs={"drop_rate": 0.5, "drop_path_rate": 0.5})
+    parts = split(batch("nonl"), 4, 4, 4)
+    torch.manual_seed(3)
+    backward_as_one_batch(model, parts)
+    after = torch.rand(1)
+    got = gradients(model)
+    model.zero_grad()
+    torch.manual_seed(3)
+    outputs = [model(part["pixel_values"]) for part in parts]  # one graph over all of them
+    labels = torch.cat([part["labels"] for part in parts])
+    embeddings, logits = (torch.cat([o[k] for o in outputs]) for k in ("embeddings", "logits"))
+    model.objective(embeddings, logits, labels).backward()
+    assert torch.equal(torch.rand(1), after)
+    for name, value in gradients(model).items():
+        assert torch.allclose(got[name], value, atol=1e-6 * value.abs().max().item()), name
+
+
+def test_batch_norm_statistics_are_updated_once():
+    model = build(backbone="test_resnet", objective="nonl")
+    reference = copy.deepcopy(model)
+    parts = split(batch("nonl"), 6, 6)
+    backward_as_one_batch(model, parts)
+    with torch.no_grad():
+        for part in parts:
+            reference(part["pixel_values"])
+    for (name, ours), theirs in zip(model.named_buffers(), reference.buffers()):
+        assert torch.equal(ours, theirs), name

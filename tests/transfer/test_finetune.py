@@ -1,0 +1,182 @@
+"""Transfer in every mode, with all or few images, in one table, and resumed where it stopped."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.evaluation.evaluate import evaluate
+from hf_protosphere.runs.finished_run import FinishedRun
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.transfer import finetune as transfer_module
+from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
+from hf_protosphere.transfer.finetune import finetune
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A checkpoint that knows two of the three digits, and another class."""
+    torch.manual_seed(0)
+    names = {0: "digit_2", 1: "okapi", 2: "digit_0"}
+    config = ProtoSphereConfig(
+        backbone="test_resnet", image_size=32, id2label=names, objective="ntce",
+        softmax_temperature=0.2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("source")
+    ProtoSphereForImageClassification(config).save_pretrained(folder)
+    build_image_processor(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(source, digits_folder, tmp_path):
+    def finetuned(**options):
+        defaults = {
+            "model": str(source), "dataset_name": str(digits_folder), "epochs": 1,
+            "batch_size": 16, "num_workers": 0, "report_to": ["none"], "pictures": False,
+            "output_dir": str(tmp_path / "out"), "probe_epochs": 5, "neighbors": 5,
+        }  # fmt: skip
+        return finetune(FinetuneArguments(**defaults | options))
+
+    return finetuned
+
+
+def test_every_mode_in_one_table(run, digits_folder, tmp_path, capsys):
+    result = run(compare="all")
+    table = capsys.readouterr().out
+    assert [row["mode"] for row in result["rows"]] == list(MODES)
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written == result
+    for row in result["rows"]:
+        assert row["num_images"] == 45
+        assert row["seconds"] > 0
+        assert f"\n{row['mode']} " in table
+        # What is said of a mode is what its checkpoint does.
+        folder = tmp_path / "out" / row["mode"]
+        if row["mode"] == "knn":
+            assert not folder.exists()
+            continue
+        report = evaluate(
+            EvaluateArguments(
+                model=str(folder), dataset_name=str(digits_folder), num_workers=0, json=True
+            )
+        )
+        assert report["accuracy"] == pytest.approx(row["accuracy"], abs=1e-6)
+        for name, value in row["neural_collapse"].items():
+            if isinstance(value, float):
+                assert report["neural_collapse"][name] == pytest.approx(value, rel=0.02, abs=1e-4)
+    trained = {row["mode"]: row["trainable_parameters"] for row in result["rows"]}
+    assert trained["full"] == trained["layerwise"] > trained["lora"] > trained["head"] == 3 * 96
+    assert trained["prototypes"] == trained["knn"] == 0
+    config = ProtoSphereConfig.from_pretrained(tmp_path / "out" / "full")
+    assert (config.objective, config.softmax_temperature) == ("ntce", 0.2)
+    assert config.id2label == {0: "digit_0", 1: "digit_1", 2: "digit_2"}
+    assert FinishedRun.read(tmp_path / "out" / "full").arguments.finetune_from is not None
+
+
+def test_few_shots_with_confidence_resumed_without_doing_it_again(run, tmp_path, monkeypatch):
+    options = {"compare": "full,prototypes", "trials": 2, "min_steps": 3}
+    first = run(shots="2,1", **options)
+    assert [(r["mode"], r["shots"], r["trial"]) for r in first["rows"]] == [
+        (mode, shots, trial)
+        for mode in ("full", "prototypes") for shots in (2, 1) for trial in (0, 1)
+    ]  # fmt: skip
+    folder = tmp_path / "out"
+    assert (folder / "shots.png").exists()
+    assert not any((folder / "trials").iterdir())  # measured, not kept
+    summary = first["summary"][0]
+    values = [row["accuracy"] for row in first["rows"][:2]]
+    assert summary["accuracy"] == pytest.approx(sum(values) / 2)
+    assert summary["accuracy_interval"] == pytest.approx(
+        12.706 * abs(values[0] - values[1]) / 2, abs=1e-3
+    )
+
+    # A row that was cut short by a kill is done again; the others are not, and more may be asked.
+    lines = (folder / "rows.jsonl").read_text().split("\n")
+    (folder / "rows.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:20])
+    monkeypatch.setattr(transfer_module, "train", None)
+    again = run(shots="2,1", resume=True, **options)
+    assert again["rows"] == first["rows"] or again["rows"][:-1] == first["rows"][:-1]
+    assert again["rows"][-1]["accuracy"] == first["rows"][-1]["accuracy"]
+
+    with pytest.raises(ArgumentError, match=r"--resume continues .* --min_steps was 3, is 4"):
+        run(shots="2,1", resume=True, **{**options, "min_steps": 4})
+    with pytest.raises(ArgumentError, match="is not empty"):
+        run(shots="2,1", **options)
+
+
+def test_the_images_of_the_shots_are_those_of_training(run, digits_folder, monkeypatch):
+    seen = []
+
+    def fake_train(arguments, last):
+        seen.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer_module, "train", fake_train)
+    with pytest.raises(KeyboardInterrupt):
+        run(shots="4", trials=1, seed=5, min_steps=30)
+    (training,) = seen
+    assert isinstance(training, TrainArguments)
+    assert (training.images_per_class, training.seed, training.batch_size) == (4, 5, 12)
+    assert training.epochs == training.evaluate_every == 30
+    assert training.validation_fraction == 0
+
+
+def test_one_mode_leaves_its_model_where_it_was_asked_for(run, tmp_path):
+    run(mode="prototypes")
+    model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.prototypes == "class_means"
+    result = run(mode="head", output_dir=str(tmp_path / "head"))
+    assert FinishedRun.read(tmp_path / "head").results["test"]["accuracy"] == pytest.approx(
+        result["rows"][0]["accuracy"]
+    )
+
+
+def test_a_backbone_that_is_no_protosphere(run, source, tmp_path):
+    import timm
+    from timm.models import save_for_hf
+
+    save_for_hf(timm.create_model("test_vit"), tmp_path / "vit", safe_serialization=True)
+    result = run(model=str(tmp_path / "vit"), mode="knn", image_size=32)
+    assert result["rows"][0]["num_images"] == 45
+    with pytest.raises(ArgumentError, match=r"--image_size 64 does not fit --model .* takes 32"):
+        run(image_size=64)
+
+
+def test_dry_run_plans_and_leaves_nothing(run, tmp_path, capsys):
+    assert run(compare="head,knn", dry_run=True) == {}
+    plan = capsys.readouterr().out
+    assert "288 of them trained" in plan
+    assert "nothing to plan" in plan
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compare": "full,magic"}, "--compare takes all or some of full, .* but got 'magic'"),
+        ({"shots": "1,x"}, "--shots takes whole numbers"),
+        ({"shots": "0"}, "--shots takes whole numbers"),
+        ({"shots": "1", "images_per_class": 2}, "--shots and --images_per_class"),
+        ({"trials": 0}, "--trials must be a whole number"),
+        ({"decay": 1.5}, r"--decay must be in \(0, 1\]"),
+        ({"mode": "magic"}, "--mode must be one of"),
+        ({"batch_size": 0}, "--batch_size must be a whole number"),
+    ],
+)
+def test_arguments_that_cannot_work(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        FinetuneArguments(model="x", dataset_name="y", report_to="none", **options)
+
+
+def test_the_linear_heads_options_go_to_a_cross_entropy_checkpoint(run, source, tmp_path):
+    arguments = FinetuneArguments(model="x", dataset_name="y", report_to="none", mixup=0.2)
+    assert arguments.mixup == 0.2  # allowed until the checkpoint is known
+    with pytest.raises(ArgumentError, match=r"--mixup 0\.2 is for --objective cross_entropy"):
+        run(mixup=0.2)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
