@@ -19,6 +19,8 @@ from tests.hub_server.fixture import hub  # noqa: F401
 
 logging.disable_progress_bar()
 
+collect_ignore = ["fixtures"]  # they hold checkpoints, with their code
+
 
 @pytest.fixture(autouse=True)
 def _few_threads():
