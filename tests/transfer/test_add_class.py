@@ -22,7 +22,7 @@ from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.metrics.snapshot import SnapshotCollector
 from hf_protosphere.open_set.threshold import OpenSetClassifier
 from hf_protosphere.runs.loading import load_classifier
-from hf_protosphere.runs.snapshots import SNAPSHOT, load_snapshot
+from hf_protosphere.runs.snapshots import SNAPSHOT, load_snapshot, save_snapshot
 from hf_protosphere.transfer.add_class import add_class
 from hf_protosphere.transfer.arguments import AddClassArguments
 
@@ -59,7 +59,7 @@ def make_run(tmp_path, digits_folder):
             embeddings = model(pixels_of(test["image"], processor)).embeddings
         collector = SnapshotCollector(model.prototypes)
         collector.update(embeddings, torch.tensor(test["label"]))
-        collector.snapshot(NAMES, "test").save(tmp_path / name / SNAPSHOT)
+        save_snapshot(collector.snapshot(NAMES, "test"), tmp_path / name / SNAPSHOT)
         (tmp_path / name / "results.json").write_text('{"best_epoch": 3}')
         (tmp_path / name / "notes.txt").write_text("mine")
         return SimpleNamespace(folder=tmp_path / name, model=model, processor=processor)
