@@ -46,7 +46,7 @@ _COMMANDS = (
     Command(
         "train",
         "training.arguments:TrainArguments",
-        "training.dry_run:train_or_plan",
+        "training.train:train_or_plan",
         "train a classifier on a data set of the Hub or a local folder",
         "Train an image classifier whose classes are prototypes on the unit sphere.",
     ),

@@ -84,7 +84,7 @@ def _train(row: Row, place: str) -> str | None:
         if row.state() == FINISHED:
             print(f"finished, {_metrics(row)[0]} accuracy")
             return None
-        write_yaml(row.arguments, row.config)
+        write_yaml(vars(row.arguments), row.config)
         print("training ...", end=" ", flush=True)
         process = subprocess.Popen(
             row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

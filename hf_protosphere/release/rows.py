@@ -14,7 +14,7 @@ from ..errors import ArgumentError, UserError
 from ..runs.checkpoints import changed_arguments, newest_checkpoint
 from ..runs.finished_run import FinishedRun, slug
 from ..training.arguments import TrainArguments
-from ..training.setup import with_checkpoint
+from ..training.setup import resolve
 from .arguments import ReleaseArguments
 
 FINISHED, TO_RESUME, MISSING = "finished", "to resume", "missing"
@@ -57,7 +57,7 @@ class Row:
         results = (self.folder / "results.json").exists()
         if not results and newest_checkpoint(self.folder / "checkpoints") is None:
             return MISSING
-        changed = changed_arguments(self.folder, with_checkpoint(self.arguments)[0])
+        changed = changed_arguments(self.folder, vars(resolve(self.arguments)[0]))
         if changed:
             raise ArgumentError(
                 f"{self.folder} holds a run of other arguments: {'; '.join(changed)}. Remove that "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,16 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
 
 
-def changed_arguments(folder: Path, arguments: Any) -> list[str]:
+def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
     """What differs from the run in the folder and would change its results, in words."""
     may_differ = set(MAY_DIFFER_ON_RESUME)
-    if arguments.classes_per_batch or arguments.streaming:  # batches are made for each process
+    # Batches are then made for each process.
+    if arguments["classes_per_batch"] or arguments["streaming"]:
         may_differ -= {"batch_size", "gradient_accumulation_steps"}
     return _changed(folder / "arguments.yaml", arguments, may_differ)
 
 
-def refuse_changed_transfer(folder: Path, arguments: Any) -> None:
+def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:
     """
     Raises:
         ArgumentError: naming what differs from the transfer in the folder and would change rows.
@@ -138,11 +140,11 @@ def refuse_changed_transfer(folder: Path, arguments: Any) -> None:
         )
 
 
-def _changed(file: Path, arguments: Any, may_differ: set[str]) -> list[str]:
+def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> list[str]:
     before = yaml.safe_load(file.read_text()) or {}
     return [
         f"--{name} was {before[name]!r}, is {value!r}"
-        for name, value in vars(arguments).items()
+        for name, value in arguments.items()
         if name not in may_differ
         and name in before
         and before[name] != value
@@ -152,7 +154,7 @@ def _changed(file: Path, arguments: Any, may_differ: set[str]) -> list[str]:
 
 
 def refuse_changed_arguments(
-    folder: Path, arguments: Any, checkpoint: Progress, start: Progress
+    folder: Path, arguments: Mapping[str, Any], checkpoint: Progress, start: Progress
 ) -> None:
     """
     Args:

@@ -48,6 +48,24 @@ def _refuse_missing_folder(name: str, flag: str) -> None:
         raise ArgumentError(f"{flag} {name}: there is no such folder.")
 
 
+def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
+    """The configuration of a classifier, without its weights; arguments as of `load_classifier`.
+
+    Raises:
+        ArgumentError: there is none, or it is not that of a classifier of ours.
+    """
+    _refuse_missing_folder(name, flag)
+    try:
+        config = ProtoSphereConfig.from_pretrained(name)
+    except OSError as error:
+        raise ArgumentError(f"{flag} {name} is not a ProtoSphere checkpoint: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"{flag} {name} cannot be loaded: {error}") from error
+    if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
+        raise ArgumentError(f"{flag} {name} holds {config.architectures}, not a ProtoSphere.")
+    return config
+
+
 def load_classifier(
     name: str, flag: str = "--model"
 ) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:

@@ -21,15 +21,21 @@ from torch import Tensor, nn
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from ..runs.loading import load_classifier
 from .arguments import TrainArguments
 
-# What a checkpoint's configuration decides of a network that starts from it.
-NETWORK = (
-    "backbone", "backbone_source", "backbone_kwargs", "small_images", "projection",
-    "projection_dim", "projection_hidden_dim", "image_size", "num_channels", "image_mean",
-    "image_std", "interpolation", "crop_pct",
-)  # fmt: skip
+# What a checkpoint's configuration decides of a network that starts from it, each with the argument
+# of training that says the same, if one does.
+NETWORK = {
+    "backbone": "backbone", "backbone_source": "backbone_source",
+    "backbone_kwargs": "backbone_options", "small_images": "small_images",
+    "projection": "projection", "projection_dim": "projection_dim", "projection_hidden_dim": None,
+    "image_size": "image_size", "num_channels": "num_channels", "image_mean": None,
+    "image_std": None, "interpolation": None, "crop_pct": None,
+}  # fmt: skip
+# And of its head, as long as its classes stay.
+HEAD = {
+    "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature"
+}  # fmt: skip
 
 
 def with_new_classes(
@@ -81,18 +87,16 @@ def classes_in_common(config: ProtoSphereConfig, class_names: list[str]) -> dict
 
 
 def first_prototypes(
-    model: ProtoSphereForImageClassification, means: Tensor, finetuned_from: str | None
+    model: ProtoSphereForImageClassification, means: Tensor, source: ProtoSphereConfig | None
 ) -> Tensor:
     """(K, D) class means, but the model's own prototypes of the classes that its source knew.
 
     Beside those the means are centred, as in `EditableClasses.add_classes`.
     """
-    if finetuned_from is None:
+    if source is None or not source.has_prototypes:
         return means
-    config = ProtoSphereConfig.from_pretrained(finetuned_from)
-    names = model.config.class_names
-    rows = list(classes_in_common(config, names))
-    if not rows or not config.has_prototypes:
+    rows = list(classes_in_common(source, model.config.class_names))
+    if not rows:
         return means
     prototypes = F.normalize(means - means.mean(0), dim=1)
     prototypes[rows] = model.prototypes[rows].detach().to(prototypes)
@@ -207,17 +211,3 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_trained_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def start_from_checkpoint(
-    arguments: TrainArguments, class_names: list[str]
-) -> ProtoSphereForImageClassification:
-    """The network of `--finetune_from` for these classes, with the objective of the arguments."""
-    source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
-    return with_new_classes(
-        source,
-        class_names,
-        objective=arguments.objective,
-        prototypes=arguments.prototypes,
-        softmax_temperature=arguments.temperature,
-    )

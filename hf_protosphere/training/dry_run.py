@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import sys
-import tempfile
 import time
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from ..data.dataset import ImageDataset
 from .arguments import TrainArguments
-from .train import TrainingRun, train
+from .reporting import announcement
+from .run import TrainingRun
 
 
-def train_or_plan(arguments: TrainArguments) -> dict[str, Any]:
-    """What `protosphere train` does, with `--dry_run` or without."""
-    return dry_run(arguments) if arguments.dry_run else train(arguments)
-
-
-def dry_run(arguments: TrainArguments, *, last: bool = True) -> dict[str, Any]:
+def dry_run(
+    arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True
+) -> dict[str, Any]:
     """Take two optimiser steps and print what the whole run would be, as `--dry_run` does.
 
     Every check of a run is made, but images are neither decoded all nor cached, so that even
     ImageNet answers in minutes; and the output folder is left alone.
 
     Args:
-        last: as in `train`.
+        images, last: as in `train`.
 
     Returns:
         {"parameters", "steps", "images_per_step", "images", "memory_bytes" (peak, of the device or,
@@ -36,21 +33,16 @@ def dry_run(arguments: TrainArguments, *, last: bool = True) -> dict[str, Any]:
         second step, and the training without evaluations.
     """
     transformers_logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(
-            dataclasses.replace(
-                arguments, output_dir=folder, dry_run=True, resume=False, overwrite=False,
-                cache_images=False, check_images=False, report_to=["none"],
-            )
-        )  # fmt: skip
-        batches = run.groups_of_batches()
-        run.optimizer_step.train_mode()
-        run.step(next(batches))
-        _synchronize(run.accelerator.device)
-        started = time.perf_counter()
-        loss, _ = run.step(next(batches))
-        _synchronize(run.accelerator.device)
-        seconds = time.perf_counter() - started
+    run = TrainingRun(dataclasses.replace(arguments, dry_run=True), images)
+    run.accelerator.print(announcement(run))
+    batches = run.groups_of_batches()
+    run.optimizer_step.train_mode()
+    run.step(next(batches))
+    _synchronize(run.accelerator.device)
+    started = time.perf_counter()
+    loss, _ = run.step(next(batches))
+    _synchronize(run.accelerator.device)
+    seconds = time.perf_counter() - started
     steps = run.steps_per_epoch * arguments.epochs
     plan = {
         "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -83,5 +75,7 @@ def _synchronize(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX's
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -20,7 +20,7 @@ from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .provenance import provenance
 
 if TYPE_CHECKING:
-    from .train import TrainingRun
+    from .run import TrainingRun
 
 
 def finish(run: TrainingRun) -> dict[str, Any]:

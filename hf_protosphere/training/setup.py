@@ -11,57 +11,56 @@ from accelerate.utils import ProjectConfiguration
 from transformers import get_scheduler
 
 from ..configuration_protosphere import ProtoSphereConfig
+from ..data.arguments import SplitArguments
 from ..data.dataset import ImageDataset, load_data
 from ..data.subsets import few_shot, long_tailed
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import keep_unwrapped
-from ..runs.loading import load_classifier
+from ..runs.loading import load_classifier, load_config
 from ..runs.processes import check_processes
-from .adaptation import freeze, parameter_groups, start_from_checkpoint
+from .adaptation import HEAD, NETWORK, freeze, parameter_groups, with_new_classes
 from .arguments import TrainArguments
 
-# Arguments that a checkpoint decides, and what they are called in its configuration.
-OF_A_CHECKPOINT = {
-    "backbone": "backbone", "backbone_source": "backbone_source", "small_images": "small_images",
-    "backbone_options": "backbone_kwargs", "projection": "projection",
-    "projection_dim": "projection_dim", "objective": "objective", "prototypes": "prototypes",
-    "temperature": "softmax_temperature", "image_size": "image_size",
-    "num_channels": "num_channels",
-}  # fmt: skip
-# Those of them that may be others for other classes.
-OF_THE_LOSS = ("objective", "prototypes", "temperature")
 
+def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfig | None]:
+    """The arguments of a run with all that is not theirs to decide; nothing changes them later.
 
-def with_checkpoint(arguments: TrainArguments) -> tuple[TrainArguments, list[str] | None]:
-    """The arguments with what the checkpoint of `--resume_from` or `--finetune_from` decides: its
-    network; and of `--resume_from` its objective, and its classes in order.
+    The checkpoint of `--resume_from` or `--finetune_from` decides the network, and the first also
+    the objective and, in their order, the classes. A dry run keeps nothing, and decodes no more
+    images than its two steps take.
+
+    Returns:
+        The arguments, and the checkpoint's configuration, if there is one.
 
     Raises:
         ArgumentError: there is no such checkpoint, or an argument says something else than it.
     """
+    decided: dict[str, Any] = {}
     flag = "--resume_from" if arguments.resume_from is not None else "--finetune_from"
     checkpoint = arguments.resume_from or arguments.finetune_from
-    if checkpoint is None:
-        return arguments, None
-    config = load_classifier(checkpoint, flag)[0].config
-    ours = {name: getattr(config, theirs) for name, theirs in OF_A_CHECKPOINT.items()}
-    if arguments.resume_from is None:
-        ours = {name: value for name, value in ours.items() if name not in OF_THE_LOSS}
-    defaults = TrainArguments(dataset_name="", report_to="none")
-    for name, value in ours.items():
-        asked = getattr(arguments, name)
-        if asked not in (getattr(defaults, name), value):
-            raise ArgumentError(
-                f"--{name.replace('options', 'kwargs')} {asked} does not fit {flag} {checkpoint}, "
-                f"which has {value}: leave it out."
-            )
-    ours["backbone_kwargs"] = ours.pop("backbone_options")
-    if arguments.resume_from is None:
-        return dataclasses.replace(arguments, **ours), None
-    views = arguments.views if arguments.views > 1 else None
-    names = config.class_names
-    return dataclasses.replace(arguments, **ours, views=views), names
+    config = None if checkpoint is None else load_config(checkpoint, flag)
+    if config is not None:
+        of_checkpoint = NETWORK if arguments.resume_from is None else NETWORK | HEAD
+        defaults = TrainArguments(dataset_name="", report_to="none")
+        for name, argument in of_checkpoint.items():
+            value = getattr(config, name)
+            if argument is None:
+                continue
+            if (asked := getattr(arguments, argument)) not in (getattr(defaults, argument), value):
+                raise ArgumentError(
+                    f"--{name if name == 'backbone_kwargs' else argument} {asked} does not fit "
+                    f"{flag} {checkpoint}, which has {value}: leave it out."
+                )
+            decided[name if name == "backbone_kwargs" else argument] = value
+        if arguments.resume_from is not None and arguments.views == 1:
+            decided["views"] = None  # of a checkpoint's objective it may be two
+    if arguments.dry_run:
+        decided |= {
+            "cache_images": False, "check_images": False, "report_to": ["none"],
+            "resume": False, "overwrite": False,
+        }  # fmt: skip
+    return (dataclasses.replace(arguments, **decided) if decided else arguments), config
 
 
 def build_model(
@@ -80,27 +79,26 @@ def _build_model(
         model = load_classifier(arguments.resume_from, "--resume_from")[0]
         model.config.forget_calibration()
         return model
-    channels = arguments.num_channels or images.num_channels
-    config: dict[str, Any] = {
-        "backbone_source": arguments.backbone_source,
-        "backbone_kwargs": arguments.backbone_options,
-        "small_images": arguments.small_images,
-        "projection": arguments.projection,
-        "projection_dim": arguments.projection_dim,
-        "objective": arguments.objective,
-        "prototypes": arguments.prototypes,
-        "softmax_temperature": arguments.temperature,
-        "num_channels": channels,
-        "id2label": images.id2label,
+    asked = {
+        name: getattr(arguments, argument)
+        for name, argument in (NETWORK | HEAD).items()
+        if argument
     }
-    if arguments.image_size is not None or not arguments.pretrained:
-        config["image_size"] = arguments.image_size or images.suggested_image_size()
+    asked["num_channels"] = arguments.num_channels or images.num_channels
+    if not arguments.pretrained:
+        asked["image_size"] = arguments.image_size or images.suggested_image_size()
+    config = {name: value for name, value in asked.items() if value is not None}
+    backbone = config.pop("backbone")
     try:
         if arguments.finetune_from is not None:
-            return start_from_checkpoint(arguments, images.label_names)
+            source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
+            head = {name: getattr(arguments, argument) for name, argument in HEAD.items()}
+            return with_new_classes(source, images.label_names, **head)
         if arguments.pretrained:
-            return ProtoSphereForImageClassification.from_backbone(arguments.backbone, **config)
-        config = ProtoSphereConfig(backbone=arguments.backbone, **config)
+            return ProtoSphereForImageClassification.from_backbone(
+                backbone, id2label=images.id2label, **config
+            )
+        config = ProtoSphereConfig(backbone=backbone, id2label=images.id2label, **config)
         return ProtoSphereForImageClassification(config)
     except (OSError, ValueError, TypeError) as error:
         # OSError: weights that cannot be downloaded. TypeError: an option that the backbone does
@@ -109,32 +107,53 @@ def _build_model(
 
 
 def load_training_data(
-    arguments: TrainArguments, label_names: list[str] | None = None
+    arguments: SplitArguments,
+    label_names: list[str] | None = None,
+    *,
+    hold_out: bool = True,
+    streaming: bool = False,
+    num_train_images: int | None = None,
 ) -> ImageDataset:
-    """All splits, the training split long-tailed or with few images if that was asked for."""
+    """All splits, the training split long-tailed if that was asked for.
+
+    Args:
+        arguments: of training, or of a transfer: with `DataArguments` and a seed.
+        hold_out: validate on a part of the training images where there is no other split for it.
+        label_names, streaming, num_train_images: as for `load_image_dataset`.
+    """
     images = load_data(
         arguments,
         label_names=label_names,
         validation_split=arguments.validation_split,
         test_split=arguments.test_split,
-        validation_fraction=arguments.validation_fraction,
+        validation_fraction=arguments.validation_fraction if hold_out else 0.0,
         seed=arguments.seed,
+        streaming=streaming,
+        num_train_images=num_train_images,
+    )
+    if arguments.imbalance:
+        tail = long_tailed(
+            images.splits["train"], images.num_labels, arguments.imbalance,
+            arguments.imbalance_factor, arguments.seed,
+        )  # fmt: skip
+        images = images.with_train(tail)
+    return images
+
+
+def images_of(
+    arguments: TrainArguments, label_names: list[str] | None, loaded: ImageDataset | None
+) -> ImageDataset:
+    """The images of a run, loaded where they are not yet: of few shots, those that it draws."""
+    images = loaded or load_training_data(
+        arguments,
+        label_names,
         streaming=arguments.streaming,
         num_train_images=arguments.num_train_images,
     )
-    if arguments.imbalance:
-        images = images.with_train(
-            long_tailed(
-                images.splits["train"], images.num_labels, arguments.imbalance,
-                arguments.imbalance_factor, arguments.seed,
-            )
-        )  # fmt: skip
-    if arguments.images_per_class is not None:
-        shots = few_shot(
-            images.splits["train"], images.num_labels, arguments.images_per_class, arguments.seed
-        )
-        images = images.with_train(shots)
-    return images
+    if arguments.images_per_class is None:
+        return images
+    train, shots = images.splits["train"], arguments.images_per_class
+    return images.with_train(few_shot(train, images.num_labels, shots, arguments.seed))
 
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:

@@ -86,12 +86,11 @@ class FinetuneArguments(
             raise ArgumentError("--shots and --images_per_class say the same: give one of them.")
         self.modes  # noqa: B018  (a name that is no mode is an error now, not later)
         self.shot_counts  # noqa: B018
+        # Every check of training. The objective may be the checkpoint's: only its linear head takes
+        # labels that are mixed.
+        mixed = self.objective is None and (self.mixup or self.label_smoothing)
         for mode in self.modes:
-            if mode in TRAINED_MODES:
-                # Every check of training. The objective may be the checkpoint's: only its linear
-                # head takes labels that are mixed.
-                mixed = self.objective is None and (self.mixup or self.label_smoothing)
-                self.training(mode, **({"objective": "cross_entropy"} if mixed else {}))
+            self.training(mode, **({"objective": "cross_entropy"} if mixed else {}))
 
     @property
     def modes(self) -> list[str]:

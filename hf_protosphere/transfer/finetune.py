@@ -30,10 +30,10 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import prepare_output_dir
 from ..runs.loading import kind_of
-from ..runs.processes import main_process_first, on_main_process
+from ..runs.processes import check_processes, main_process_first, on_main_process
 from ..training.arguments import TrainArguments
 from ..training.dry_run import dry_run
-from ..training.setup import build_accelerator, build_model, load_training_data, with_checkpoint
+from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import train
 from .arguments import TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, fit
@@ -66,7 +66,7 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
         for mode in arguments.modes:
             print(f"\n{mode}:")
             if mode in TRAINED_MODES:
-                dry_run(job.training(mode), last=False)
+                dry_run(job.training(mode), images=job.images, last=False)
             else:
                 print("one pass over the images, nothing to plan")
         return {}
@@ -92,13 +92,12 @@ class Transfer:
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
-        self.processes = 1  # until they are known
         self.is_single = arguments.compare is None and not arguments.shot_counts
-        any_mode = self.training(arguments.modes[0])
-        self.accelerator = build_accelerator(any_mode)
-        self.processes = self.accelerator.num_processes
+        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+        check_processes(self.accelerator, accumulates=arguments.gradient_accumulation_steps > 1)
         with main_process_first(self.accelerator):
-            self.images = load_training_data(any_mode)
+            # Of few shots, held-out images would be many more than those that are trained on.
+            self.images = load_training_data(arguments, hold_out=not arguments.shot_counts)
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
             prepare = partial(
                 prepare_output_dir, self.folder, resume=arguments.resume,
@@ -106,12 +105,12 @@ class Transfer:
             )  # fmt: skip
             on_main_process(self.accelerator, prepare)
             if arguments.resume:
-                refuse_changed_transfer(self.folder, arguments)
+                refuse_changed_transfer(self.folder, vars(arguments))
             if arguments.overwrite and self.accelerator.is_main_process:
                 for name in (*arguments.modes, "trials"):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
             if self.accelerator.is_main_process:
-                write_yaml(arguments, self.folder / "transfer.yaml")
+                write_yaml(vars(arguments), self.folder / "transfer.yaml")
             self.accelerator.wait_for_everyone()
         self._frozen: _FrozenPass | None = None
 
@@ -142,38 +141,41 @@ class Transfer:
         if not self.is_single and not arguments.dry_run:
             # Of rows that are not written down: go on where one was stopped.
             options |= {"resume": True, "overwrite": False}
-        if arguments.shot_counts:
-            # Held-out images would be many more than those that are trained on.
-            options["validation_fraction"] = 0.0
         if shots is not None:
-            counts = self.images.class_counts("train")
-            images = sum(min(count, shots) for count in counts)
-            batches = arguments.gradient_accumulation_steps * self.processes  # of a step
-            batch_size = max(1, min(arguments.batch_size, images // batches))
-            steps = max(1, images // (batch_size * batches))
-            epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
-            options |= {
-                "output_dir": str(self.folder / "trials" / f"{mode}-{shots}-{trial}"),
-                "images_per_class": shots, "seed": arguments.seed + trial,
-                "batch_size": batch_size, "epochs": epochs,
-                # The last epoch counts: no image but those of the shots decides anything.
-                "evaluate_every": epochs, "checkpoint_every": epochs,
-                "early_stopping_patience": None, "nc_every": 0, "nc_train_samples": 0,
-                "pictures": False,
-            }  # fmt: skip
+            folder = self.folder / "trials" / f"{mode}-{shots}-{trial}"
+            options |= {"output_dir": str(folder), "seed": arguments.seed + trial}
+            options |= self._few_shot_options(shots)
         if arguments.learning_rate is None and mode in ("full", "layerwise"):
             # A tenth of training's default: what the network knows shall not be washed away.
-            batches = arguments.gradient_accumulation_steps * self.processes
-            images = options.get("batch_size", arguments.batch_size) * batches
+            images = options.get("batch_size", arguments.batch_size) * self._batches_per_step
             sgd = arguments.optimizer == "sgd"
             options["learning_rate"] = 0.01 * images / 256 if sgd else 1e-4
         return arguments.training(mode, **options)
+
+    @property
+    def _batches_per_step(self) -> int:
+        """Of all processes."""
+        return self.arguments.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _few_shot_options(self, shots: int) -> dict[str, Any]:
+        arguments, batches = self.arguments, self._batches_per_step
+        images = sum(min(count, shots) for count in self.images.class_counts("train"))
+        batch_size = max(1, min(arguments.batch_size, images // batches))
+        steps = max(1, images // (batch_size * batches))
+        epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
+        return {
+            "images_per_class": shots, "validation_fraction": 0.0, "batch_size": batch_size,
+            "epochs": epochs,
+            # The last epoch counts: no image but those of the shots decides anything.
+            "evaluate_every": epochs, "checkpoint_every": epochs, "early_stopping_patience": None,
+            "nc_every": 0, "nc_train_samples": 0, "pictures": False,
+        }  # fmt: skip
 
     def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         training = self.training(mode, shots, trial)
         if self.accelerator.is_main_process:
             print(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
-        results = train(training, last=False)
+        results = train(training, images=self.images, last=False)
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:
             shutil.rmtree(training.output_dir)
@@ -255,7 +257,7 @@ class _FrozenPass:
         cls, training: TrainArguments, images: ImageDataset, accelerator: Accelerator
     ) -> _FrozenPass:
         torch.manual_seed(training.seed)
-        training, _ = with_checkpoint(training)
+        training, _ = resolve(training)
         network = build_model(training, images).to(accelerator.device)
         processor = build_image_processor(network.config)
         split = next(role for role in ("test", "validation", "train") if role in images.splits)

@@ -37,7 +37,7 @@ from hf_protosphere.data.image_cache import cached_pixels
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.runs.signals import Stop
 from hf_protosphere.training.arguments import TrainArguments
-from hf_protosphere.training.train import TrainingRun
+from hf_protosphere.training.run import TrainingRun
 
 NETWORKS = 5  # pairs of them: forward and backward of two equal networks differed by up to 2 %
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

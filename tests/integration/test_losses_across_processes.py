@@ -90,7 +90,7 @@ def check_distributed_data_parallel(rank, accelerator):
 def check_accumulation(rank, accelerator):
     """Contrast over all micro-batches of all processes."""
     from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-    from hf_protosphere.training.accumulation import backward_as_one_batch
+    from hf_protosphere.training.step import backward_as_one_batch
 
     for objective in ("ntce", "nonl", "scl"):
         config = ProtoSphereConfig(

@@ -16,7 +16,7 @@ from hf_protosphere.cli import main
 from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import finish as finishing
-from hf_protosphere.training import train as training
+from hf_protosphere.training import run as training
 from tests import ROOT
 
 from .trainings import in_float64, no_pictures

@@ -17,8 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from hf_protosphere.cli import main
 from hf_protosphere.training import finish as finishing
+from hf_protosphere.training import run as training
 from hf_protosphere.training import setup as assembly
-from hf_protosphere.training import train as training
 
 
 def in_float64(arguments, images):

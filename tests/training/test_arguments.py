@@ -23,7 +23,7 @@ def test_flags_win_over_yaml_over_defaults(tmp_path):
 
 def test_written_yaml_gives_the_arguments_back(tmp_path):
     arguments = parse("--dataset_name", "x", "--backbone_kwargs", '{"patch_size": 4}')
-    write_yaml(arguments, tmp_path / "arguments.yaml")
+    write_yaml(vars(arguments), tmp_path / "arguments.yaml")
     assert parse("--config", str(tmp_path / "arguments.yaml")) == arguments
     assert arguments.backbone_options == {"patch_size": 4}
 

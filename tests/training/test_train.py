@@ -15,7 +15,7 @@ from hf_protosphere import ProtoSphereForImageClassification
 from hf_protosphere.errors import ArgumentError, DataError, TrainingError, TrainingInterrupted
 from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.runs.metrics_log import read_metrics
-from hf_protosphere.training import train as training
+from hf_protosphere.training import run as training
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
 

@@ -113,15 +113,16 @@ def test_few_shots_with_confidence_resumed_without_doing_it_again(run, tmp_path,
 def test_the_images_of_the_shots_are_those_of_training(run, digits_folder, monkeypatch):
     seen = []
 
-    def fake_train(arguments, last):
-        seen.append(arguments)
+    def fake_train(arguments, images, last):
+        seen.append((arguments, images))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transfer_module, "train", fake_train)
     with pytest.raises(KeyboardInterrupt):
         run(shots="4", trials=1, seed=5, min_steps=30)
-    (training,) = seen
+    ((training, images),) = seen
     assert isinstance(training, TrainArguments)
+    assert "validation" not in images.splits  # loaded once, for all rows, with all training images
     assert (training.images_per_class, training.seed, training.batch_size) == (4, 5, 12)
     assert training.epochs == training.evaluate_every == 30
     assert training.validation_fraction == 0

@@ -45,7 +45,7 @@ class Entry:
         Raises:
             ArgumentError: the folder holds a transfer with other arguments.
         """
-        refuse_changed_transfer(self.folder, self.arguments)
+        refuse_changed_transfer(self.folder, vars(self.arguments))
         rows = rows_on_disk(self.folder)
         modes = self.arguments.modes
         return {mode: rows[mode, None, 0] for mode in modes if (mode, None, 0) in rows}

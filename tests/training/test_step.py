@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.training.accumulation import backward_as_one_batch
+from hf_protosphere.training.step import backward_as_one_batch
 
 # Group norm: batch norm would make the large batch a different network.
 BACKBONE = {"backbone": "test_efficientnet_gn", "image_size": 32, "num_labels": 4}

@@ -1,0 +1,371 @@
+"""A training run: everything that it is made of, and its epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..arguments.parsing import write_yaml
+from ..data.dataset import ImageDataset
+from ..data.loaders import TrainingBatches, evaluation_loader
+from ..data.streaming import StreamedBatches
+from ..data.subsets import training_sample
+from ..data.transforms import TrainTransform, build_image_processor
+from ..errors import ArgumentError, TrainingError, TrainingInterrupted
+from ..evaluation.report import flat_record
+from ..inference.predictions import training_class_means
+from ..runs.checkpoints import (
+    Progress,
+    newest_checkpoint,
+    read_progress,
+    refuse_changed_arguments,
+    save_checkpoint,
+    save_model,
+)
+from ..runs.files import prepare_output_dir
+from ..runs.metrics_log import MetricsLog
+from ..runs.processes import main_process_first, on_main_process
+from ..runs.signals import Stop
+from .adaptation import first_prototypes
+from .arguments import TrainArguments
+from .monitoring import CollapseMonitor, score
+from .provenance import record_start
+from .reporting import epoch_line, start_trackers
+from .setup import (
+    build_accelerator,
+    build_model,
+    build_optimizer,
+    count_steps,
+    images_of,
+    resolve,
+    with_synchronized_batchnorm,
+)
+from .step import OptimizerStep
+
+LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
+
+
+class TrainingRun:
+    """A training run: built, and checked, by the constructor; then driven epoch by epoch."""
+
+    def __init__(self, arguments: TrainArguments, images: ImageDataset | None = None) -> None:
+        self.arguments, self.checkpoint = resolve(arguments)
+        arguments = self.arguments
+        self.output_dir = Path(arguments.output_dir)
+        self.accelerator = build_accelerator(arguments)
+        set_seed(arguments.seed)
+        classes = self.checkpoint.class_names if arguments.resume_from is not None else None
+        with main_process_first(self.accelerator):
+            self.images = images_of(arguments, classes, images)
+        streamed = self.images.is_streamed
+        self.train_counts = None if streamed else self.images.class_counts("train")
+        self.steps_per_epoch = count_steps(arguments, self.images, self.accelerator)
+        self.model = build_model(arguments, self.images)
+        if arguments.sync_batchnorm:
+            self.model = with_synchronized_batchnorm(self.model, self.accelerator)
+        self.processor = build_image_processor(self.model.config)
+        if not arguments.dry_run:
+            self._prepare_output_dir()  # before images are decoded
+        self.batches = self._training_batches()
+        self.eval_loaders = {
+            role: self._eval_loader(split, role) for role, split in self.images.splits.items()
+        }
+        self.validation = "validation" if "validation" in self.images.splits else "train"
+        if arguments.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        optimizer, scheduler = build_optimizer(
+            arguments,
+            self.model,
+            images_per_step=self.images_per_step,
+            steps_per_epoch=self.steps_per_epoch,
+            fused=not self.accelerator.is_fsdp2,  # torch's fused SGD takes no sharded parameters
+        )
+        self.optimizer_step = OptimizerStep(
+            arguments, self.model, optimizer, scheduler, self.accelerator
+        )
+        self.monitor = CollapseMonitor(
+            self.optimizer_step.evaluated_model,
+            self.eval_loaders[self.validation],
+            self._train_sample_loader(),
+            self.accelerator,
+            every_epochs=arguments.nc_every,
+            every_steps=arguments.nc_every_steps,
+        )
+        self.progress = Progress.start(self.accelerator, self.images_per_step)
+        if not arguments.dry_run:
+            self._open()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The arguments as arguments.yaml holds them: what was left to the room on the disk, as it
+        was decided, which holds for the run, also when it is resumed."""
+        decided = {} if self.images.is_streamed else {"cache_images": self.batches.is_cached}
+        return dataclasses.asdict(self.arguments) | decided
+
+    # Building
+
+    def _open(self) -> None:
+        """Go on where the run in the folder stands, or begin it: its files, log and trackers."""
+        if self.arguments.resume:
+            self.progress = self._resume()
+        self.monitor.stopwatch.seconds = self.progress.collapse_seconds
+        run_id = ""
+        if self.accelerator.is_main_process:
+            write_yaml(self.record, self.output_dir / "arguments.yaml")
+            run_id = record_start(self.output_dir, self.arguments, self.images, self.accelerator)
+            self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
+        start_trackers(self.accelerator, self.arguments, run_id)
+        if self.progress.step == 0:
+            self._update_class_means(first=True)
+
+    def _prepare_output_dir(self) -> None:
+        # Checkpoints hold weights and an optimiser state of at most twice their size, one more
+        # while it replaces another; and there are two copies of the model.
+        copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
+        weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
+        prepare = partial(
+            prepare_output_dir,
+            self.output_dir,
+            resume=self.arguments.resume,
+            overwrite=self.arguments.overwrite,
+            bytes_needed=copies * weights + 2**24,
+        )
+        on_main_process(self.accelerator, prepare)
+        if not self.output_dir.is_dir():
+            raise ArgumentError(
+                f"--output_dir {self.output_dir} must be a folder that all machines share, but "
+                f"{gethostname()} does not see what the main process made."
+            )
+
+    def _training_batches(self) -> TrainingBatches | StreamedBatches:
+        arguments, config = self.arguments, self.model.config
+        if not self.images.is_streamed:
+            return TrainingBatches(self.images, config, arguments, self.accelerator)
+        transform = TrainTransform(
+            config,
+            augmentation=arguments.augmentation,
+            horizontal_flip=arguments.horizontal_flip,
+        )
+        batches_per_epoch = self.steps_per_epoch * arguments.gradient_accumulation_steps
+        stream = self.images.splits["train"]
+        return StreamedBatches(stream, transform, arguments, self.accelerator, batches_per_epoch)
+
+    def _train_sample_loader(self) -> DataLoader | None:
+        if self.images.is_streamed:
+            return None
+        train, size = self.images.splits["train"], self.arguments.nc_train_samples
+        sample = training_sample(train, self.images.num_labels, size, self.arguments.seed)
+        return None if sample is None else self._eval_loader(sample, "train sample")
+
+    def _eval_loader(self, split: Dataset | IterableDataset, description: str) -> DataLoader:
+        return evaluation_loader(
+            split,
+            self.processor,
+            self.arguments.eval_batch_size,
+            self.arguments.num_workers,
+            self.accelerator,
+            description=description,
+            cache=self.batches.is_cached
+            or (self.images.is_streamed and self.arguments.cache_images is not False),
+            skip_bad=self.arguments.on_bad_image == "skip",
+        )
+
+    def _resume(self) -> Progress:
+        checkpoint = newest_checkpoint(self.output_dir / "checkpoints")
+        if checkpoint is None:
+            self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
+            return self.progress
+        progress = read_progress(checkpoint)
+        refuse_changed_arguments(self.output_dir, self.record, progress, self.progress)
+        self.accelerator.load_state(str(checkpoint))
+        self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
+        return progress
+
+    # Training
+
+    def train_epoch(self, stop: Stop) -> None:
+        """The rest of the current epoch."""
+        progress, monitor, started = self.progress, self.monitor, time.perf_counter()
+        monitored = monitor.stopwatch.seconds
+        unseen: list[Tensor] = []  # (2,) loss and accuracy of each step since the last look
+        first_step = progress.step_in_epoch
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=first_step,
+            desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        )
+
+        def trained_seconds() -> float:
+            return time.perf_counter() - started - (monitor.stopwatch.seconds - monitored)
+
+        def look() -> None:
+            """Show and check the loss; stop with a checkpoint if that was asked for."""
+            self._add_to_totals(unseen)
+            steps, seconds = progress.step_in_epoch, trained_seconds()
+            loss, accuracy = (total / steps for total in progress.epoch_totals)
+            pace = seconds / (steps - first_step) if steps > first_step else 0.0  # s per step
+            left = pace * (self.arguments.epochs * self.steps_per_epoch - progress.step)
+            bar.set_postfix(
+                loss=f"{loss:.3f}",
+                accuracy=f"{accuracy:.1%}",
+                lr=f"{self.optimizer_step.scheduler.get_last_lr()[0]:.2g}",
+                images_per_s=f"{self.images_per_step / pace:.0f}" if pace else "-",
+                left=tqdm.format_interval(left),
+            )
+            if stop.agreed(self.accelerator):
+                progress.training_seconds += seconds
+                path = self._save_checkpoint()
+                raise TrainingInterrupted(
+                    f"stopped after step {progress.step}; {path} is complete: run the same command "
+                    "with --resume to go on.",
+                    stop.signal,
+                )
+
+        with bar:
+            self.optimizer_step.train_mode()
+            for batches in self.groups_of_batches():
+                loss, accuracy = self.step(batches)
+                progress.step += 1
+                progress.step_in_epoch += 1
+                unseen.append(torch.stack([loss, accuracy]))
+                bar.update()
+                at_end = progress.step_in_epoch == self.steps_per_epoch
+                if monitor.due_at_step(progress.step) and not at_end:
+                    epoch = progress.step / self.steps_per_epoch
+                    self._log({"step": progress.step, "epoch": epoch} | monitor.measure())
+                if progress.step_in_epoch % LOG_STEPS == 0 or stop.now(self.accelerator):
+                    look()
+            look()
+        progress.training_seconds += trained_seconds()
+
+    def groups_of_batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """What is left of the current epoch, as the batches of each optimiser step."""
+        size, progress = self.arguments.gradient_accumulation_steps, self.progress
+        batches = self.batches.epoch(progress.epoch, skip=size * progress.step_in_epoch)
+        return _groups_of(size, batches)
+
+    @property
+    def images_per_step(self) -> int:
+        arguments, processes = self.arguments, self.accelerator.num_processes
+        return arguments.batch_size * arguments.gradient_accumulation_steps * processes
+
+    def step(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One optimiser step; loss and accuracy, without waiting for the device."""
+        return self.optimizer_step(batches, self.progress.step)
+
+    def _add_to_totals(self, steps: list[Tensor]) -> None:
+        """Move loss and accuracy (2,) of this process's steps to the epoch's totals, of all."""
+        if not steps:
+            return
+        values = self.accelerator.reduce(torch.stack(steps), reduction="mean").tolist()
+        steps.clear()
+        for i, (loss, accuracy) in enumerate(values):
+            losses, accuracies = self.progress.epoch_totals
+            self.progress.epoch_totals = (losses + loss, accuracies + accuracy)
+            if not math.isfinite(loss):
+                step = self.progress.step - len(values) + i + 1
+                kept = newest_checkpoint(self.output_dir / "checkpoints")
+                raise TrainingError(
+                    f"the loss is {loss} at step {step} (epoch {self.progress.epoch + 1}). "
+                    f"{f'{kept} is the last good checkpoint' if kept else 'No checkpoint yet'}. "
+                    "Try a lower --learning_rate, --max_grad_norm 1, or a higher --temperature."
+                )
+
+    def finish_epoch(self) -> None:
+        """Evaluate, keep the model if it is the best, write the metrics and a checkpoint."""
+        progress, arguments, step = self.progress, self.arguments, self.optimizer_step
+        loss, accuracy = (total / self.steps_per_epoch for total in progress.epoch_totals)
+        progress.epoch += 1
+        progress.step_in_epoch, progress.epoch_totals = 0, (0.0, 0.0)
+        last = progress.epoch == arguments.epochs
+        record: dict[str, Any] = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "learning_rate": self.optimizer_step.scheduler.get_last_lr()[0],
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+        }
+        if last or progress.epoch % arguments.evaluate_every == 0:
+            self._update_class_means()
+            by_collapse = arguments.best_metric not in ("accuracy", "mean_class_accuracy")
+            due = last or by_collapse or self.monitor.due_at_epoch(progress.epoch, progress.step)
+            record |= self.monitor.validate(neural_collapse=due)
+            progress.evaluated_epoch = progress.epoch
+            value = score(record, arguments.best_metric)
+            if value > progress.best_score:
+                progress.improved_epoch = progress.epoch
+            # Of equals the last: collapse goes on after the accuracy stands still.
+            if value >= progress.best_score:
+                progress.best_score, progress.best_epoch = value, progress.epoch
+                sharded = self.accelerator.is_fsdp2
+                weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
+                if self.accelerator.is_main_process:
+                    best = self.output_dir / "best"
+                    save_model(step.kept_model, self.processor, best, weights)
+        self._log(record)
+        if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
+            self._save_checkpoint()
+        patience = arguments.early_stopping_patience
+        if self.is_over and not last:
+            self.accelerator.print(
+                f"No better {arguments.best_metric} in {patience} epochs: stopping early."
+            )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or none was better for `--early_stopping_patience`."""
+        progress, patience = self.progress, self.arguments.early_stopping_patience
+        waited = progress.evaluated_epoch - progress.improved_epoch
+        return progress.epoch >= self.arguments.epochs or (patience or math.inf) <= waited
+
+    def _save_checkpoint(self) -> Path:
+        self.progress.collapse_seconds = self.monitor.stopwatch.seconds
+        folder = self.output_dir / "checkpoints"
+        keep = self.arguments.keep_checkpoints
+        return save_checkpoint(self.accelerator, folder, self.progress, keep)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.log.append(record)
+            tqdm.write(epoch_line(record))
+        flat = flat_record(record)
+        del flat["step"]  # trackers have it beside the values
+        self.accelerator.log(flat, step=self.progress.step)
+
+    def _update_class_means(self, *, first: bool = False) -> None:
+        step, config = self.optimizer_step, self.model.config
+        imprints = first and self.arguments.imprint and config.prototypes == "learned"
+        imprints = imprints and config.has_prototypes
+        if imprints or config.prototypes == "class_means":
+            loader = self.eval_loaders["train"]
+            means = training_class_means(step.evaluated_model, loader, self.accelerator)
+            if imprints:
+                means = first_prototypes(
+                    self.model, means, self.checkpoint if self.arguments.finetune_from else None
+                )
+            step.set_prototypes(means)
+
+
+def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:
+    """Full groups only: what is left over at the end of an epoch is no step."""
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
