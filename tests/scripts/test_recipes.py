@@ -3,7 +3,6 @@
 import pytest
 
 from hf_protosphere.arguments.parsing import parse_arguments
-from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.dry_run import dry_run
@@ -58,17 +57,6 @@ def test_dry_run(name, digits_folder, tmp_path, monkeypatch, capsys):
     assert f"{millions:,.2f} M" in printed
     assert "s an epoch" in printed
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
-
-
-def test_the_flag_leaves_the_output_folder_alone(digits_folder, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    main(
-        f"train --dataset_name {digits_folder} --backbone test_resnet --batch_size 8 --dry_run "
-        f"--num_workers 0 --overwrite --output_dir {tmp_path / 'run'}".split()
-    )
-    assert "two steps taken" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_bases_that_go_in_circles_or_are_missing(tmp_path):

@@ -12,6 +12,7 @@ from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.runs.finished_run import FinishedRun
+from hf_protosphere.training import setup
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer import finetune as transfer_module
 from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
@@ -46,10 +47,13 @@ def run(source, digits_folder, tmp_path):
     return finetuned
 
 
-def test_every_mode_in_one_table(run, digits_folder, tmp_path, capsys):
+def test_every_mode_in_one_table(run, digits_folder, tmp_path, capsys, monkeypatch):
+    loaded, load = [], setup.load_data
+    monkeypatch.setattr(setup, "load_data", lambda *a, **k: loaded.append(a) or load(*a, **k))
     result = run(compare="all")
     table = capsys.readouterr().out
     assert [row["mode"] for row in result["rows"]] == list(MODES)
+    assert len(loaded) == 1  # for all of them
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert written == result
     for row in result["rows"]:

@@ -1,0 +1,29 @@
+"""Groups of `--help`: every field is in one of them and says what it does."""
+
+import dataclasses
+
+import pytest
+
+from hf_protosphere.data.arguments import DataArguments, SplitArguments, StreamingArguments
+from hf_protosphere.training import groups
+from hf_protosphere.training.arguments import TrainArguments
+
+GROUPS = (
+    groups.ModelArguments, groups.AdaptationArguments, groups.OptimizationArguments,
+    groups.RunArguments, DataArguments, SplitArguments, StreamingArguments,
+)  # fmt: skip
+
+
+def test_training_has_the_fields_of_its_groups_and_no_others():
+    of_groups = [field.name for group in GROUPS for field in dataclasses.fields(group)]
+    assert sorted(of_groups) == sorted(field.name for field in dataclasses.fields(TrainArguments))
+    assert len(set(of_groups)) == len(of_groups)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_field_is_explained_by_a_sentence(group):
+    assert group._argument_group_name
+    for field in dataclasses.fields(group):
+        text = field.metadata["help"].replace("%%", "%")
+        assert text[0].isupper() or not text[0].isalpha() or " " in text, field.name
+        assert text.endswith("."), f"{field.name}: {text}"

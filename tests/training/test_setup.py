@@ -1,0 +1,163 @@
+"""What a run is made of: who decides which argument, and the parts that follow from them."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.training import setup
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.setup import (
+    build_model,
+    build_optimizer,
+    count_steps,
+    images_of,
+    load_training_data,
+    resolve,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of classes that the digits' folder has in another order, with a linear projection."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = ProtoSphereConfig(
+        backbone="test_resnet", image_size=32, num_channels=1, projection="linear",
+        projection_dim=8, objective="ntce", softmax_temperature=0.2,
+        id2label={0: "digit_2", 1: "digit_0", 2: "digit_1"},
+    )  # fmt: skip
+    ProtoSphereForImageClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_checkpoint_decides_its_network_without_its_weights(arguments, checkpoint, monkeypatch):
+    monkeypatch.setattr(setup, "load_classifier", None)  # which would load them
+    given = arguments(finetune_from=checkpoint, backbone="resnet18", objective="nonl")
+    decided, config = resolve(given)
+    assert config.class_names == ["digit_2", "digit_0", "digit_1"]
+    assert (decided.backbone, decided.projection, decided.projection_dim) == (
+        "test_resnet", "linear", 8
+    )  # fmt: skip
+    assert (decided.image_size, decided.num_channels) == (32, 1)
+    assert (decided.objective, decided.temperature) == ("nonl", 0.1)  # of the new classes' head
+    same = {"backbone", "backbone_kwargs", "projection", "projection_dim", "image_size",
+            "num_channels"}  # fmt: skip
+    assert {k for k, v in vars(given).items() if v != getattr(decided, k)} <= same
+
+
+def test_what_goes_on_keeps_the_objective_too(arguments, checkpoint):
+    decided, _ = resolve(arguments(resume_from=checkpoint, backbone="test_resnet"))
+    assert (decided.objective, decided.temperature) == ("ntce", 0.2)
+    with pytest.raises(ArgumentError, match=r"--projection_dim 16 does not fit --resume_from"):
+        resolve(arguments(resume_from=checkpoint, projection_dim=16))
+    with pytest.raises(ArgumentError, match=r"--backbone_kwargs {'a': 1} does not fit --finetune"):
+        resolve(arguments(finetune_from=checkpoint, backbone_kwargs={"a": 1}))
+    with pytest.raises(ArgumentError, match="--resume_from nowhere/at/all: there is no such"):
+        resolve(arguments(resume_from="nowhere/at/all"))
+
+
+def test_without_a_checkpoint_nothing_is_decided(arguments):
+    given = arguments()
+    assert resolve(given) == (given, None)
+    dry, _ = resolve(arguments(dry_run=True, overwrite=True, cache_images=True))
+    assert (dry.cache_images, dry.check_images, dry.overwrite) == (False, False, False)
+
+
+def test_the_model_knows_the_classes_in_the_order_of_its_checkpoint(arguments, checkpoint):
+    given, config = resolve(arguments(resume_from=checkpoint, backbone="test_resnet"))
+    images = images_of(given, config.class_names, None)
+    model = build_model(given, images)
+    assert model.config.class_names == images.label_names == ["digit_2", "digit_0", "digit_1"]
+    stored = ProtoSphereForImageClassification.from_pretrained(checkpoint)
+    assert torch.equal(model.head.weight, stored.head.weight)
+
+
+def test_options_of_the_arguments_reach_the_model(arguments):
+    given = arguments(projection="mlp", projection_dim=12, temperature=0.3, objective="normface",
+                      backbone_kwargs='{"drop_rate": 0.25}', prototypes="simplex_etf")  # fmt: skip
+    model = build_model(given, load_training_data(given))
+    config = model.config
+    assert (config.projection, config.projection_dim, config.softmax_temperature) == (
+        "mlp",
+        12,
+        0.3,
+    )
+    assert (config.objective, config.prototypes, config.num_channels) == (
+        "normface", "simplex_etf", 1
+    )  # fmt: skip
+    assert model.protosphere.backbone.drop_rate == 0.25
+    assert config.image_size == 32  # the images' own
+    with pytest.raises(ArgumentError, match="the model cannot be built: .*no backbone 'resent18'"):
+        build_model(arguments(backbone="resent18"), load_training_data(given))
+
+
+def test_shots_are_drawn_from_images_that_are_loaded_once(arguments, digits_folder):
+    loaded = load_image_dataset(str(digits_folder), validation_fraction=0)
+    first, other = (
+        images_of(arguments(images_per_class=4, seed=seed), None, loaded) for seed in (0, 1)
+    )
+    assert first.class_counts("train") == other.class_counts("train") == [4, 4, 4]
+    assert first.splits["test"] is loaded.splits["test"]
+    assert loaded.class_counts("train") == [40, 40, 40]
+    paths = [[bytes(image.tobytes()) for image in images.splits["train"]["image"]]
+             for images in (first, other)]  # fmt: skip
+    assert paths[0] != paths[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "rate", "decay"),
+    [
+        ({"optimizer": "sgd"}, 0.1 * 64 / 256, 1e-4),  # by the images of a step
+        ({"optimizer": "adamw"}, 1e-3, 0.05),
+        ({"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0}, 0.3, 0.0),
+    ],
+)
+def test_rates_and_decay_by_default(arguments, options, rate, decay):
+    model = ProtoSphereForImageClassification(
+        ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
+    )
+    given = arguments(**options, epochs=4, warmup_epochs=1)
+    optimizer, schedule = build_optimizer(given, model, images_per_step=64, steps_per_epoch=10)
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {rate}
+    assert max(group["weight_decay"] for group in optimizer.param_groups) == decay
+    plain = [g for g in optimizer.param_groups if g["weight_decay"] == 0]
+    assert any(model.head.weight is p for group in plain for p in group["params"])
+    rates = []
+    for _ in range(40):
+        optimizer.step()
+        rates.append(schedule.get_last_lr()[0])
+        schedule.step()
+    assert rates[0] == 0
+    assert max(rates) == rates[10] == pytest.approx(rate)  # after one epoch
+    assert rates[-1] < 0.01 * rate
+
+
+def test_an_epoch_has_whole_steps_only(arguments):
+    images = SimpleNamespace(num_train=100, num_labels=3)
+    one, two = SimpleNamespace(num_processes=1), SimpleNamespace(num_processes=2)
+    assert count_steps(arguments(batch_size=32), images, one) == 3
+    assert count_steps(arguments(batch_size=8, gradient_accumulation_steps=3), images, two) == 2
+    with pytest.raises(ArgumentError, match=r"--batch_size 64, 2 of them per step, .* at most 50"):
+        count_steps(arguments(batch_size=64), images, two)
+    with pytest.raises(ArgumentError, match=r"--classes_per_batch 4 is more than the 3 classes"):
+        count_steps(arguments(batch_size=8, classes_per_batch=4), images, one)
+
+
+def test_synchronised_batch_norm_needs_cuda(arguments):
+    alone = Accelerator(cpu=True)
+    model = torch.nn.BatchNorm2d(3)
+    assert setup.with_synchronized_batchnorm(model, alone) is model
+    several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(ArgumentError, match="--sync_batchnorm works on CUDA devices only"):
+        setup.with_synchronized_batchnorm(model, several)
+
+
+def test_arguments_are_checked_again_when_they_are_decided(arguments):
+    with pytest.raises(ArgumentError, match="--batch_size"):
+        dataclasses.replace(arguments(), batch_size=0)
+    assert isinstance(arguments(), TrainArguments)
