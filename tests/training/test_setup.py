@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.training import setup
 from hf_protosphere.training.arguments import TrainArguments
@@ -32,6 +33,7 @@ def checkpoint(tmp_path_factory):
         id2label={0: "digit_2", 1: "digit_0", 2: "digit_1"},
     )  # fmt: skip
     ProtoSphereForImageClassification(config).save_pretrained(folder)
+    build_image_processor(config).save_pretrained(folder)
     return str(folder)
 
 
@@ -92,7 +94,7 @@ def test_options_of_the_arguments_reach_the_model(arguments):
     )  # fmt: skip
     assert model.protosphere.backbone.drop_rate == 0.25
     assert config.image_size == 32  # the images' own
-    with pytest.raises(ArgumentError, match="the model cannot be built: .*no backbone 'resent18'"):
+    with pytest.raises(ArgumentError, match=r"the model cannot be built: .*no backbone 'resent18'"):
         build_model(arguments(backbone="resent18"), load_training_data(given))
 
 
