@@ -212,34 +212,49 @@ def _rounded(value: float) -> float:
 
 def _words(run: FinishedRun) -> dict[str, Any]:
     """Everything that the template prints, safe to be printed."""
-    config, arguments, results, origin = run.config, run.arguments, run.results, run.provenance
-    report, counts = results[run.reported], list(results.get("train_counts", {}).values())
-    splits, objective = origin["splits"], OBJECTIVES[config.objective]
-    if run.dataset_id:
-        page = f"https://huggingface.co/datasets/{quote(run.dataset_id)}"
-        dataset = f"[{inline(run.dataset_id)}]({page})"
-    else:
-        dataset = f"{inline(run.dataset_name)} (a local data set)"
-    linear = run.classifier == "linear"
-    projection = f"{config.projection}, to {config.projection_dim} dimensions"
-    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
     return {
         "paper_url": PAPER_URL,
         "paper_bibtex": PAPER_BIBTEX,
+        "arguments": run.arguments,
+        "classifier": run.classifier,
+        "objective": OBJECTIVES[run.config.objective],
+        **_model(run),
+        **_results(run),
+        "unknown": _unknown(run),
+        **_data(run),
+        **_training(run),
+    }
+
+
+def _model(run: FinishedRun) -> dict[str, Any]:
+    """What it is: classes and network."""
+    config, origin = run.config, run.provenance
+    projection = f"{config.projection}, to {config.projection_dim} dimensions"
+    return {
         "num_classes": len(run.class_names),
         "num_known": config.num_labels,
         "class_names": listed(run.class_names),
         "added_classes": listed(list(run.added_classes)) if run.added_classes else None,
-        "dataset": dataset,
         "backbone": inline(config.backbone),
         "embedding_dim": origin["embedding_dim"],
         "parameters": f"{origin['parameters'] / 1e6:.3g} million",
         "image_size": config.image_size,
         "grayscale": config.num_channels == 1,
-        "classifier": run.classifier,
-        "objective": objective,
         "temperature": config.softmax_temperature,
         "projection": "none" if config.projection == "none" else projection,
+        "base_model": origin["base_model"],
+        "base_model_text": inline(origin["base_model"]),
+        "pretrained": origin["from_pretrained_weights"],
+    }
+
+
+def _results(run: FinishedRun) -> dict[str, Any]:
+    """What was measured: accuracies, neural collapse, pictures."""
+    report = run.results[run.reported]
+    collapse = report["neural_collapse"]
+    # A linear layer has no prototypes, which all but the curves show.
+    pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
+    return {
         "accuracy": percent(report["accuracy"]),
         "reported": {"split": run.reported, "images": report["num_images"]},
         "reports": [_accuracies(run, split) for split in run.held_out],
@@ -252,38 +267,49 @@ def _words(run: FinishedRun) -> dict[str, Any]:
                 "pass_seconds": f"{metrics['pass_seconds']:.1f}",
                 "training_seconds": f"{metrics['training_seconds']:.1f}",
             }
-            for name, metrics in results.get("classifiers", {}).items()
+            for name, metrics in run.results.get("classifiers", {}).items()
         ],
         "collapse": [
             {
                 "name": metric.name,
                 "title": metric.title,
-                "value": f"{report['neural_collapse'][metric.name]:.4g}",
-                "optimum": f"{report['neural_collapse']['optima'][metric.name]:.4g}",
-                "attained": f"{report['neural_collapse']['attained'][metric.name]:.1f} %",
+                "value": f"{collapse[metric.name]:.4g}",
+                "optimum": f"{collapse['optima'][metric.name]:.4g}",
+                "attained": f"{collapse['attained'][metric.name]:.1f} %",
             }
             for metric in applicable_metrics(run)
         ],
-        "pictures": [
-            name
-            for name in PICTURES
-            # A linear layer has no prototypes, which all but the curves show.
-            if (run.folder / name).is_file() and (not linear or name == "curves.png")
-        ],
-        "unknown": _unknown(run),
-        "arguments": arguments,
-        "best_epoch": results["best_epoch"],
-        "best_on": "validation" if "validation" in splits else "training",
+        "pictures": [name for name in pictures if (run.folder / name).is_file()],
+    }
+
+
+def _data(run: FinishedRun) -> dict[str, Any]:
+    """What it was trained and measured on."""
+    splits, counts = run.provenance["splits"], run.results.get("train_counts", {}).values()
+    if run.dataset_id:
+        page = f"https://huggingface.co/datasets/{quote(run.dataset_id)}"
+        dataset = f"[{inline(run.dataset_id)}]({page})"
+    else:
+        dataset = f"{inline(run.dataset_name)} (a local data set)"
+    has_validation = "validation" in splits
+    return {
+        "dataset": dataset,
         "train_images": splits["train"]["images"],
         "fewest": min(counts, default=None),  # of a stream, classes were not counted
         "most": max(counts, default=None),
-        "validation_is_from_train": "validation" in splits
-        and run.is_drawn_from_training("validation"),
-        "validation_images": splits.get("validation", {}).get("images"),
+        "validation_is_from_train": has_validation and run.is_drawn_from_training("validation"),
+        "validation_images": splits["validation"]["images"] if has_validation else None,
         "test_split": inline(splits["test"]["from"]) if "test" in splits else None,
-        "base_model": origin["base_model"],
-        "pretrained": origin["from_pretrained_weights"],
-        "base_model_text": inline(origin["base_model"]),
+        "best_on": "validation" if has_validation else "training",
+    }
+
+
+def _training(run: FinishedRun) -> dict[str, Any]:
+    """How it was trained, and what that took."""
+    origin, results = run.provenance, run.results
+    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
+    return {
+        "best_epoch": results["best_epoch"],
         "images_per_step": origin["images_per_step"],
         "learning_rate": f"{origin['learning_rate']:.3g}",
         "weight_decay": f"{origin['weight_decay']:.3g}",

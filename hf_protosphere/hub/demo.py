@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import socket
 from html import escape
 from io import BytesIO
@@ -49,12 +50,12 @@ td:last-child { text-align: right; font-variant-numeric: tabular-nums }
 .threshold { position: absolute; top: 0; bottom: 0; border-left: 2px dotted }
 p { margin: 0; font-size: var(--text-sm); opacity: 0.7 }
 """
+# By the command, whose arguments stay; modules of the package may move.
 SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
 
-from hf_protosphere.demo_page import demo
-from hf_protosphere.sharing_arguments import DemoArguments
+from hf_protosphere.cli import main
 
-demo(DemoArguments(model="{model}", unknown_angle={unknown_angle}, host="0.0.0.0", port=7860))
+main({arguments})
 """
 
 
@@ -144,6 +145,9 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
         validate_repo_id(model)
     except HFValidationError as error:
         raise ArgumentError(f"--model {model} is no id of the Hub: {error}") from error
+    arguments = ["demo", model, "--host", "0.0.0.0", "--port", "7860"]
+    if unknown_angle is not None:
+        arguments += ["--unknown_angle", str(unknown_angle)]
     card = SpaceCardData(
         title=model.split("/")[-1],
         sdk="gradio",
@@ -152,7 +156,7 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
         models=[model],
     )
     files = {
-        "app.py": SPACE_APP.format(model=model, unknown_angle=unknown_angle),
+        "app.py": SPACE_APP.format(arguments=json.dumps(arguments)),
         "requirements.txt": "hf_protosphere\n",
         "README.md": str(SpaceCard(f"---\n{card.to_yaml()}\n---\n\nThe page of {model}.\n")),
     }

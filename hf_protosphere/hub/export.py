@@ -29,7 +29,7 @@ NOISE = 8  # images to compare on when no data set is given
 Run = Callable[[Tensor], Sequence[Tensor]]  # pixel_values → logits, embeddings
 
 
-class Classifier(nn.Module):
+class PlainOutputs(nn.Module):
     """(N, 3, S, S) → logits (N, K) and embeddings (N, D), as a plain tuple."""
 
     def __init__(self, model: ProtoSphereForImageClassification) -> None:
@@ -53,7 +53,7 @@ def export(arguments: ExportArguments) -> Path:
     model, processor = load_classifier(arguments.model)
     folder = writable_folder(arguments.output_dir, "--output_dir")
     images, source = _images(arguments, processor, model.config.image_size)
-    network = Classifier(model.float()).eval()
+    network = PlainOutputs(model.float()).eval()
     metadata = {
         "labels": model.config.class_names,
         "preprocessing": preprocessing(processor),

@@ -77,8 +77,11 @@ def test_a_space_shows_the_page_of_a_model_on_the_hub(tmp_path, monkeypatch, cap
     started = []
     monkeypatch.setattr(demo_page, "demo", started.append)  # it would listen to other machines
     exec((folder / "app.py").read_text(), {})
+    write_space("user/digits", tmp_path / "by default")
+    exec((tmp_path / "by default" / "app.py").read_text(), {})
     assert started == [
-        DemoArguments(model="user/digits", unknown_angle=40.0, host="0.0.0.0", port=7860)
+        DemoArguments(model="user/digits", unknown_angle=angle, host="0.0.0.0", port=7860)
+        for angle in (40.0, None)
     ]
     with pytest.raises(ArgumentError, match=r"has a app.py already"):
         write_space("user/digits", folder)

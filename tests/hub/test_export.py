@@ -148,7 +148,7 @@ def test_the_command_says_what_it_compared(resnet, digits_folder, tmp_path, caps
 
 
 def test_the_largest_difference():
-    network = export_module.Classifier(
+    network = export_module.PlainOutputs(
         ProtoSphereForImageClassification(
             ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=NAMES)
         )

@@ -1,11 +1,12 @@
 """`protosphere add-class`: from images on disk to a checkpoint that knows them."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
+from multiprocessing import get_context
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -198,22 +199,18 @@ def test_a_killed_process_leaves_the_folder_as_it_was(make_run, letters, moment)
         "while it writes": "hf_protosphere.transfer.add_class.save_snapshot",
         "before the first file is replaced": "hf_protosphere.runs.files.os.replace",
     }[moment]
-    program = f"""
-import os, signal, sys
-from unittest.mock import patch
-from hf_protosphere.cli import main
+    words = ["add-class", *map(str, (run.folder, "A", letters / "A"))]
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
+    def die_there():
+        with patch(target, lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+            main(words)
 
-with patch({target!r}, die):
-    main(sys.argv[1:])
-"""
-    words = ["add-class", run.folder, "A", letters / "A"]
-    process = subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    process = get_context("fork").Process(target=die_there, daemon=True)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert contents(run.folder) == before
-    main([str(word) for word in words])  # what the other left is no hindrance
+    main(words)  # what the other left is no hindrance
     assert load_classifier(str(run.folder))[0].config.num_labels == 4
     assert not list(run.folder.parent.glob("*.unfinished"))
 
