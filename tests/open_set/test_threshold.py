@@ -19,7 +19,7 @@ from hf_protosphere.open_set.threshold import (
     angles_to_prototypes,
     default_threshold,
 )
-from hf_protosphere.runs.snapshots import SNAPSHOT
+from hf_protosphere.runs.snapshots import SNAPSHOT, save_snapshot
 
 NAMES = {0: "cat", 1: "dog", 2: "cow", 3: "hen"}
 
@@ -36,7 +36,7 @@ def save_checkpoint(folder, with_snapshot=True, **config):
         near = model.prototypes[labels] + 0.05 * torch.randn(40, 96, generator=generator)
         collector = SnapshotCollector(model.prototypes)
         collector.update(F.normalize(near, dim=1), labels)
-        collector.snapshot(list(NAMES.values()), "test").save(folder / SNAPSHOT)
+        save_snapshot(collector.snapshot(list(NAMES.values()), "test"), folder / SNAPSHOT)
     return model
 
 
