@@ -99,7 +99,7 @@ class NeuralCollapseCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._classifier = _Classifier.of(self.trainer.model, self.classification_layer)
+        self._layer = _ClassificationLayer.of(self.trainer.model, self.classification_layer)
         self._datasets = self._choose_datasets()
         self._started = time.perf_counter()
         log = Path(args.output_dir) / TRAINER_RECORDS
@@ -128,12 +128,12 @@ class NeuralCollapseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         split, dataset = list(self._datasets.items())[-1]
-        collector = SnapshotCollector(self._classifier.prototypes)
+        collector = SnapshotCollector(self._layer.prototypes)
         with self.stopwatch:
             for embeddings, labels in self._batches(dataset):
                 collector.update(embeddings, labels)
         if state.is_world_process_zero:
-            names = self.class_names or self._classifier.class_names
+            names = self.class_names or self._layer.class_names
             folder = Path(args.output_dir)
             save_snapshot(collector.snapshot(names, split), folder / SNAPSHOT)
             draw_run(folder, target=self.target)
@@ -181,7 +181,7 @@ class NeuralCollapseCallback(TrainerCallback):
         self.trainer.log(logs | {"neural_collapse_share_of_time": share})
 
     def _metrics(self, dataset: Dataset) -> dict[str, Any]:
-        prototypes, accelerator = self._classifier.prototypes, self.trainer.accelerator
+        prototypes, accelerator = self._layer.prototypes, self.trainer.accelerator
         metric = NeuralCollapse(*prototypes.shape).to(prototypes.device)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         for embeddings, labels in self._batches(dataset):
@@ -199,19 +199,19 @@ class NeuralCollapseCallback(TrainerCallback):
             for batch in trainer.get_eval_dataloader(dataset):
                 labels = batch.pop(label_name)
                 with trainer.compute_loss_context_manager():
-                    embeddings = self._classifier.embed(model, batch)
+                    embeddings = self._layer.embed(model, batch)
                 yield trainer.accelerator.gather_for_metrics((embeddings, labels))
 
 
 @dataclass(frozen=True)
-class _Classifier:
+class _ClassificationLayer:
     """Where a model's embeddings and prototypes are."""
 
     model: nn.Module
     layer: nn.Linear | None  # None: a ProtoSphere model says so itself
 
     @classmethod
-    def of(cls, model: nn.Module, layer: str | nn.Linear | None) -> _Classifier:
+    def of(cls, model: nn.Module, layer: str | nn.Linear | None) -> _ClassificationLayer:
         config = getattr(model, "config", None)  # a plain nn.Module has none
         if layer is None and getattr(config, "model_type", None) == "protosphere":
             return cls(model, None)

@@ -141,7 +141,7 @@ def load_image_dataset(
         streaming: do not download the training split; the others are.
         num_train_images: of a streamed training split that does not say how many it has.
         roles: the splits that will be read, of "train", "validation" and "test": no others are
-            decoded, checked or kept.
+            decoded, checked or kept, but "train" where "validation" is held out of it.
 
     Raises:
         DataError: naming the flag, what was found, and the way out.
@@ -150,7 +150,11 @@ def load_image_dataset(
     if "+" in train_split:
         loaded = with_joined(loaded, train_split)
     sources = choose_splits(loaded, train_split, validation_split, test_split, need_train)
+    if "validation" in roles and "validation" not in sources and validation_fraction > 0:
+        roles = {*roles, "train"}  # they are held out of it
     sources = {role: name for role, name in sources.items() if role in roles}
+    if not sources:
+        return ImageDataset({}, label_names or [])
     chosen = {role: loaded[name] for role, name in sources.items()}
     first = next(iter(chosen.values()))
     image_column = find_image_column(first, image_column)

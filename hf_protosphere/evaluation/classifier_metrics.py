@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 from ..inference.predictions import predictions
 from ..metrics.neural_collapse import NeuralCollapse
@@ -68,46 +69,50 @@ def evaluate_predictions(
 
     Returns:
         {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes), "class_accuracies" (of
-        each class, None without images), "mean_class_accuracy", "class_means_accuracy" (with
-        `means`),
-        "neural_collapse" (as `NeuralCollapse.compute` returns it, and "optima")}.
+        each class, None without images), "mean_class_accuracy" (of those with images),
+        "class_means_accuracy" (with `means`), "neural_collapse" (as `NeuralCollapse.compute`
+        returns it, and "optima")}. Of classes that score the same, the first is predicted.
     """
     stopwatch = stopwatch or nullcontext()
-    correct = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
-    by_class = torch.zeros(2, num_classes, device=accelerator.device)  # right, all
-    total = 0
-    collapse = NeuralCollapse(num_classes, embedding_dim)
-    collapse.to(accelerator.device)
+    device = accelerator.device
+
+    def accuracy(top_k: int = 1) -> MulticlassAccuracy:
+        # Batches are the same on every process: nothing is left to synchronise.
+        options = {"average": "micro", "sync_on_compute": False, "validate_args": False}
+        return MulticlassAccuracy(num_classes, top_k, **options).to(device)
+
+    by_prototype, in_top5, by_mean = accuracy(), accuracy(min(5, num_classes)), accuracy()
+    # By class without torchmetrics, which counts K² pairs in every batch, and for which a class
+    # without images that is predicted has an accuracy of 0.
+    right, counts = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
+    collapse = NeuralCollapse(num_classes, embedding_dim).to(device)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    top = min(5, num_classes)
     for embeddings, logits, labels in batches:
-        hits = logits.topk(top).indices == labels[:, None]  # (M, top)
-        correct[0] += hits[:, 0].sum()
-        correct[1] += hits.sum()
+        predicted = logits.argmax(-1)
+        by_prototype.update(predicted, labels)
+        in_top5.update(logits, labels)
         if means is not None:
-            nearest = (embeddings @ means.to(embeddings).T).argmax(-1)
-            correct[2] += (nearest == labels).sum()
-        total += len(labels)
-        by_class[0].index_add_(0, labels, hits[:, 0].float())
-        by_class[1].index_add_(0, labels, torch.ones_like(hits[:, 0], dtype=torch.float32))
+            by_mean.update(embeddings @ means.to(embeddings).T, labels)
+        right += labels[predicted == labels].bincount(minlength=num_classes)
+        counts += labels.bincount(minlength=num_classes)
         if neural_collapse:
             with stopwatch:
                 collapse.update(embeddings[share], labels[share])
         if snapshot is not None:
             snapshot.update(embeddings, labels)
-    by_prototype, in_top5, by_mean = (correct / total).tolist()
-    class_accuracies = [right / n if n else None for right, n in by_class.T.tolist()]
+    of_classes = zip(right.tolist(), counts.tolist())
+    class_accuracies = [hits / n if n else None for hits, n in of_classes]
     seen = [accuracy for accuracy in class_accuracies if accuracy is not None]
     report: dict[str, Any] = {
-        "num_images": total,
-        "accuracy": by_prototype,
+        "num_images": int(counts.sum()),
+        "accuracy": by_prototype.compute().item(),
         "mean_class_accuracy": sum(seen) / len(seen),
         "class_accuracies": class_accuracies,
     }
-    if num_classes > top:
-        report["top5_accuracy"] = in_top5
+    if num_classes > 5:
+        report["top5_accuracy"] = in_top5.compute().item()
     if means is not None:
-        report["class_means_accuracy"] = by_mean
+        report["class_means_accuracy"] = by_mean.compute().item()
     if neural_collapse:
         with stopwatch:
             metrics = collapse.compute(prototypes)

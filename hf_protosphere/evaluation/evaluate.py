@@ -20,7 +20,8 @@ from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..open_set.plots import plot_unknown
 from ..open_set.scores import Detection, detect_unknown, format_detection, load_unknown_images
-from ..robustness.errors import corruption_errors, draw_robustness
+from ..robustness.measure import corruption_errors
+from ..robustness.plots import draw_robustness
 from ..robustness.report import format_robustness
 from ..runs.files import writable_folder
 from ..runs.loading import load_classifier
@@ -34,8 +35,8 @@ from .report import format_report
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint on its device, and the images that it is measured on: split "test", and "train"
-    where class means are wanted and there is one."""
+    """A checkpoint on its device, and the images that it is measured on: split "test" or "train",
+    and "train" where class means or distances are taken from it, and there is one."""
 
     arguments: EvaluateArguments
     accelerator: Accelerator
@@ -50,6 +51,9 @@ class Evaluation:
         check_processes(accelerator)
         model, processor = load_classifier(arguments.model)
         on_train = arguments.split == arguments.train_split
+        roles = {"train" if on_train else "test"}
+        if arguments.class_means or arguments.ood_dataset is not None:
+            roles.add("train")
         with main_process_first(accelerator):
             images = load_data(
                 arguments,
@@ -58,14 +62,23 @@ class Evaluation:
                 need_train=on_train,
                 need_all_classes=False,
                 label_names=model.config.class_names,
+                roles=roles,
             )
             unknown = load_unknown_images(arguments) if arguments.ood_dataset is not None else None
         return cls(arguments, accelerator, model.to(accelerator.device), processor, images, unknown)
 
     @property
-    def split(self) -> str:
-        """The split that is measured, by its role."""
+    def role(self) -> str:
+        """Of the split that is measured."""
         return "train" if self.arguments.split == self.arguments.train_split else "test"
+
+    @property
+    def measured(self) -> Dataset:
+        return self.images.splits[self.role]
+
+    @property
+    def train(self) -> Dataset | None:
+        return self.images.splits.get("train")
 
     def loader(self, split: Dataset) -> DataLoader:
         arguments = self.arguments
@@ -76,85 +89,65 @@ class Evaluation:
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does."""
+    """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does.
+
+    Returns:
+        The report, as --output holds it: "model", "dataset", "split", what `evaluate_predictions`
+        returns, and where they were asked for "robustness", as `corruption_errors` returns it, and
+        "ood", as `detect_unknown` reports it, with its "dataset".
+
+    Raises:
+        ArgumentError: no such checkpoint, or a folder that cannot be written.
+        DataError: no such data set or split, or images that cannot be decoded.
+    """
     for flag, path in (("pictures", arguments.pictures), ("output", arguments.output)):
         if path is not None:  # before the work
             writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
     evaluation = Evaluation.start(arguments)
-    model, accelerator = evaluation.model, evaluation.accelerator
-    means, classes_without_images = None, evaluation.images.classes_without_images
-    has_train = arguments.class_means and "train" in evaluation.images.splits
-    if has_train and not classes_without_images("train"):
-        means = training_class_means(
-            model, evaluation.loader(evaluation.images.splits["train"]), accelerator
-        )
-    snapshot = SnapshotCollector(model.prototypes) if arguments.pictures else None
-    loader = evaluation.loader(evaluation.images.splits[evaluation.split])
-    missing = classes_without_images(evaluation.split)
+    snapshot = SnapshotCollector(evaluation.model.prototypes) if arguments.pictures else None
     report = {
         "model": arguments.model,
         "dataset": arguments.dataset_name,
         "split": arguments.split,
-        **evaluate_model(
-            model, loader, accelerator, means=means, snapshot=snapshot, neural_collapse=not missing
-        ),
+        **_metrics(evaluation, snapshot),
     }
     if arguments.measures_robustness:
-        images = evaluation.images.splits[evaluation.split]
-        report["robustness"] = _robustness(evaluation, images)
+        report["robustness"] = _robustness(evaluation)
     detection: Detection | None = None
-    if arguments.ood_dataset is not None:
+    if evaluation.unknown_images is not None:
         detection = detect_unknown(
-            model,
-            evaluation.loader,
-            evaluation.images.splits[evaluation.split],
-            evaluation.unknown_images,
-            evaluation.images.splits.get("train"),
-            accelerator,
-        )
+            evaluation.model, evaluation.loader, evaluation.measured, evaluation.unknown_images,
+            evaluation.train, evaluation.accelerator,
+        )  # fmt: skip
         report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
-    if accelerator.is_main_process:
-        if arguments.json:
-            print(json.dumps(report, indent=2))
-        else:
-            print(format_report(report, f"{arguments.dataset_name}, {arguments.split}"))
-            if missing:
-                print(f"(no image of {some(missing)}: neural collapse is not defined)")
-            if arguments.class_means and means is None:
-                what = "a class has no images in the" if has_train else "no"
-                print(f"({what} split {arguments.train_split!r} to take class means from)")
-            if "robustness" in report:
-                print(f"\n{format_robustness(report['robustness'])}")
-            if detection is not None:
-                print(f"\n{format_detection(report['ood'])}")
+    if evaluation.accelerator.is_main_process:
+        print(json.dumps(report, indent=2) if arguments.json else _tables(evaluation, report))
         if snapshot is not None:
-            folder = Path(arguments.pictures)
-            save_snapshot(
-                snapshot.snapshot(evaluation.images.label_names, arguments.split),
-                folder / SNAPSHOT,
-            )
-            for path in draw_snapshot(folder, folder):
+            for path in _draw(evaluation, report, snapshot, detection):
                 print(path)
-            if "robustness" in report:
-                for path in draw_robustness(
-                    report["robustness"], images, evaluation.processor, folder
-                ):
-                    print(path)
-            if detection is not None:
-                plot_unknown(detection, folder / "unknown.png", model.config.rejection_threshold)
-                print(folder / "unknown.png")
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _robustness(evaluation: Evaluation, images: Dataset) -> dict[str, Any]:
+def _metrics(evaluation: Evaluation, snapshot: SnapshotCollector | None) -> dict[str, Any]:
+    model, accelerator, images = evaluation.model, evaluation.accelerator, evaluation.images
+    means, wanted = None, evaluation.arguments.class_means and evaluation.train is not None
+    if wanted and not images.classes_without_images("train"):
+        means = training_class_means(model, evaluation.loader(evaluation.train), accelerator)
+    return evaluate_model(
+        model, evaluation.loader(evaluation.measured), accelerator, means=means, snapshot=snapshot,
+        neural_collapse=not images.classes_without_images(evaluation.role),
+    )  # fmt: skip
+
+
+def _robustness(evaluation: Evaluation) -> dict[str, Any]:
     arguments, baseline = evaluation.arguments, None
     if arguments.baseline is not None:
         baseline = load_classifier(arguments.baseline, "--baseline")
     report = corruption_errors(
         evaluation.model,
-        images,
+        evaluation.measured,
         evaluation.processor,
         evaluation.accelerator,
         corruptions=arguments.corruptions or "all",
@@ -168,3 +161,41 @@ def _robustness(evaluation: Evaluation, images: Dataset) -> dict[str, Any]:
     if baseline is not None:
         report["baseline"]["model"] = arguments.baseline
     return report
+
+
+def _tables(evaluation: Evaluation, report: dict[str, Any]) -> str:
+    """The report for people, with what it lacks and why."""
+    arguments = evaluation.arguments
+    lines = [format_report(report, f"{arguments.dataset_name}, {arguments.split}")]
+    accuracies = zip(evaluation.images.label_names, report["class_accuracies"])
+    if missing := [name for name, accuracy in accuracies if accuracy is None]:
+        lines.append(f"(no image of {some(missing)}: neural collapse is not defined)")
+    if arguments.class_means and "class_means_accuracy" not in report:
+        what = "no" if evaluation.train is None else "a class has no images in the"
+        lines.append(f"({what} split {arguments.train_split!r} to take class means from)")
+    if "robustness" in report:
+        lines.append(f"\n{format_robustness(report['robustness'])}")
+    if "ood" in report:
+        lines.append(f"\n{format_detection(report['ood'])}")
+    return "\n".join(lines)
+
+
+def _draw(
+    evaluation: Evaluation,
+    report: dict[str, Any],
+    snapshot: SnapshotCollector,
+    detection: Detection | None,
+) -> list[Path]:
+    """Into the folder of --pictures: everything that was measured."""
+    folder = Path(evaluation.arguments.pictures)
+    taken = snapshot.snapshot(evaluation.images.label_names, evaluation.arguments.split)
+    save_snapshot(taken, folder / SNAPSHOT)
+    pictures = draw_snapshot(folder, folder)
+    if "robustness" in report:
+        pictures += draw_robustness(
+            report["robustness"], evaluation.measured, evaluation.processor, folder
+        )
+    if detection is not None:
+        pictures.append(folder / "unknown.png")
+        plot_unknown(detection, pictures[-1], evaluation.model.config.rejection_threshold)
+    return pictures

@@ -1,13 +1,13 @@
-"""The one pass over images: what a classifier says of each of them, once, on every process."""
+"""The one pass over images: what models say of each of them, once, on every process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -16,36 +16,61 @@ from ..prototypes import class_means
 
 
 @torch.no_grad()
+def inferred(
+    models: Sequence[nn.Module],
+    loader: DataLoader,
+    accelerator: Accelerator,
+    description: str,
+    compute: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
+) -> Iterator[tuple[Tensor, ...]]:
+    """What models make of every batch: each image once, in order, the same on every process.
+
+    Meanwhile the models are in evaluation mode, without gradients, under autocast.
+
+    Args:
+        models: that `compute` calls.
+        description: of the pass, for the progress bar and the message.
+        compute: a process's batch of m images → tensors (m, ...), which come back gathered.
+
+    Raises:
+        RuntimeError: when the number of images that came back is not the data set's.
+    """
+    were_training = [model.training for model in models]
+    for model in models:
+        for buffer in model.buffers():
+            broadcast(buffer)  # batch norm's running statistics: the main process's are saved
+        model.eval()
+    seen = 0
+    try:
+        for batch in tqdm(
+            loader, desc=description, leave=False, disable=not accelerator.is_main_process
+        ):
+            with accelerator.autocast():
+                computed = compute(batch)
+            gathered = accelerator.gather_for_metrics(computed)
+            seen += len(gathered[0])
+            yield gathered
+    finally:
+        for model, was_training in zip(models, were_training):
+            model.train(was_training)
+    expected = getattr(loader.dataset, "__len__", lambda: seen)()  # a stream's is not known
+    if seen != expected:
+        raise RuntimeError(f"{description}: {seen} images were counted, but there are {expected}.")
+
+
 def predictions(
     model: ProtoSphereForImageClassification,
     loader: DataLoader,
     accelerator: Accelerator,
     description: str,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Embeddings (M, D), logits (M, K) and labels (M,) of every image, once, on every process.
+    """Embeddings (M, D), logits (M, K) and labels (M,) of every image, as `inferred` gives them."""
 
-    Raises:
-        RuntimeError: when the number of images that came back is not the data set's.
-    """
-    for buffer in model.buffers():
-        broadcast(buffer)  # batch norm's running statistics: the main process's are saved
-    was_training = model.training
-    model.eval()
-    seen = 0
-    for batch in tqdm(
-        loader, desc=description, leave=False, disable=not accelerator.is_main_process
-    ):
-        with accelerator.autocast():
-            output = model(batch["pixel_values"])
-        gathered = accelerator.gather_for_metrics(
-            (output.embeddings, output.logits, batch["labels"])
-        )
-        seen += len(gathered[2])
-        yield gathered
-    model.train(was_training)
-    expected = getattr(loader.dataset, "__len__", lambda: seen)()  # a stream's is not known
-    if seen != expected:
-        raise RuntimeError(f"{description}: {seen} images were counted, but there are {expected}.")
+    def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        output = model(batch["pixel_values"])
+        return output.embeddings, output.logits, batch["labels"]
+
+    return inferred([model], loader, accelerator, description, compute)
 
 
 def training_class_means(

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..losses import normface_loss
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from .predictions import inferred
 
 BATCH_SIZE, MOMENTUM = 256, 0.9
 # Peak learning rates of SGD with a cosine schedule. Features of unit norm need a larger one.
@@ -53,26 +53,20 @@ class FrozenImages:
         return FrozenImages(self.features[indices], self.embeddings[indices], self.labels[indices])
 
 
-@torch.no_grad()
 def frozen_images(
     model: ProtoSphereForImageClassification,
     loader: DataLoader,
     accelerator: Accelerator,
     description: str,
 ) -> FrozenImages:
-    """One pass over all images; the result is whole on every process."""
-    was_training = model.training
-    model.eval()
-    parts = []
-    for batch in tqdm(
-        loader, f"features of the {description} images", leave=False,
-        disable=not accelerator.is_main_process,
-    ):  # fmt: skip
-        with accelerator.autocast():
-            output = model.protosphere(batch["pixel_values"], return_dict=True)
-        frozen = output.pooler_output.float(), output.embeddings, batch["labels"]
-        parts.append(accelerator.gather_for_metrics(frozen))
-    model.train(was_training)
+    """One pass over all images, as `inferred` makes it; the result is whole on every process."""
+
+    def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        output = model.protosphere(batch["pixel_values"], return_dict=True)
+        return output.pooler_output.float(), output.embeddings, batch["labels"]
+
+    what = f"features of the {description} images"
+    parts = inferred([model], loader, accelerator, what, compute)
     return FrozenImages(*(torch.cat(tensors) for tensors in zip(*parts)))
 
 

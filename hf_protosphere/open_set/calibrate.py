@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,8 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..arguments.parsing import read_yaml
-from ..data.dataset import ImageDataset, load_data
+from ..data.dataset import ImageDataset, load_image_dataset
 from ..data.labels import some
 from ..data.loaders import evaluation_loader
 from ..errors import ArgumentError, DataError
@@ -24,9 +22,9 @@ from ..plots.table import format_table
 from ..prototypes import nearest_cosines
 from ..runs.checkpoints import save_model
 from ..runs.files import writable_folder
+from ..runs.finished_run import read_run_arguments
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first
-from ..training.arguments import TrainArguments
 from .arguments import CalibrateArguments
 from .confidence import (
     Reliability,
@@ -37,7 +35,7 @@ from .confidence import (
 )
 from .plots import plot_reliability
 
-FILE_NAME, PICTURE = "calibration.json", "reliability.png"
+REPORT, PICTURE = "calibration.json", "reliability.png"
 
 
 def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
@@ -124,35 +122,31 @@ def calibration_images(
     Raises:
         ArgumentError: there are none but those of training.
     """
-    path = Path(arguments.model) / "arguments.yaml"
-    run = TrainArguments(**read_yaml(str(path), TrainArguments)) if path.is_file() else None
+    run = read_run_arguments(arguments.model)
     split = arguments.split or (run.validation_split if run else None)
     fraction = run.validation_fraction if run and split is None else 0.0
     train_split = run.train_split if run else arguments.train_split
     if split == train_split:
-        raise ArgumentError(
-            f"--split {split}: images of training are nearer to their prototypes than others, and "
-            "tell nothing of those. Give a split that was not trained on."
-        )
-    if fraction:  # the images are counted as they were then
-        arguments = dataclasses.replace(
-            arguments,
-            train_split=train_split,
-            label_column=arguments.label_column or run.label_column,
-            image_column=arguments.image_column or run.image_column,
-            on_bad_image=run.on_bad_image,
-            check_images=run.check_images,
-        )
-    names = model.config.class_names
+        raise _trained_on(split)
+    given = run if fraction else arguments  # what it held out is counted as it was then
     try:
-        images = load_data(
-            arguments,
+        images = load_image_dataset(
+            arguments.dataset_name,
+            dataset_config=arguments.dataset_config,
+            revision=arguments.dataset_revision,
+            image_column=arguments.image_column or given.image_column,
+            label_column=arguments.label_column or given.label_column,
+            train_split=given.train_split,
             validation_split=split,
             validation_fraction=fraction,
             seed=run.seed if run else 0,
+            max_eval_samples=arguments.max_eval_samples,
+            on_bad_image=given.on_bad_image,
+            check_images=given.check_images,
             need_train=fraction > 0,
             need_all_classes=False,  # some may have been added to those of the run
-            label_names=names,
+            label_names=model.config.class_names,
+            roles=("validation",),
         )
     except DataError as error:
         message = str(error).replace("--validation_split", "--split", 1)
@@ -166,12 +160,21 @@ def calibration_images(
             f"{arguments.model} {reason}: give --split, one that was not trained on."
         )
     source = images.sources["validation"]
-    if source != images.sources.get("train"):
+    if source != train_split:
         return images, source
+    if not fraction:  # --train_split names a split that is called validation
+        raise _trained_on(source)
     words = f"held out of {source} by the run"
     if run.dataset_name != arguments.dataset_name:  # the same one by another path, one hopes
         words += f", of {run.dataset_name}"
     return images, words
+
+
+def _trained_on(split: str) -> ArgumentError:
+    return ArgumentError(
+        f"--split {split}: images of training are nearer to their prototypes than others, and "
+        "tell nothing of those. Give a split that was not trained on."
+    )
 
 
 def _cosines_and_logits(
@@ -223,9 +226,9 @@ def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -
     print(format_calibration(report))
     if missing := report["classes_without_images"]:
         print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
-    (folder / FILE_NAME).write_text(json.dumps(report, indent=2) + "\n")
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     temperature = report["calibration_temperature"]
     titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}
     plot_reliability({titles[when]: of_bins for when, of_bins in bins.items()}, folder / PICTURE)
-    for name in ("config.json", FILE_NAME, PICTURE):
+    for name in ("config.json", REPORT, PICTURE):
         print(folder / name)

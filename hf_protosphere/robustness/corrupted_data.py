@@ -94,7 +94,7 @@ class CorruptedImages(Dataset):
         return item | {"pixel_values": torch.tensor(corrupted).permute(2, 0, 1)}
 
 
-def fitted(
+def resized_images(
     split: datasets.Dataset,
     processor: BaseImageProcessor,
     accelerator: Accelerator,

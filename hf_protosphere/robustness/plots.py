@@ -8,10 +8,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..plots.style import COLORS, new_figure
+from .corrupted_data import ResizedImages
 from .corruptions import corrupt
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from matplotlib.axes import Axes
+    from transformers import BaseImageProcessor
+
+
+def draw_robustness(
+    report: dict[str, Any], split: Dataset, processor: BaseImageProcessor, folder: Path
+) -> list[Path]:
+    """`corruptions.png`, the errors of a report of `corruption_errors`, and, if its images were
+    corrupted here, `corrupted_images.png`, the split's first image under every corruption of it."""
+    pictures = [folder / "corruptions.png"]
+    plot_corruption_errors(report, pictures[0])
+    if "num_corrupted_images" not in report:  # those are read from a folder
+        pictures.append(folder / "corrupted_images.png")
+        image = ResizedImages(split, processor)[0]["pixel_values"].permute(1, 2, 0).numpy()
+        names, severity = list(report["errors"]), report["severities"][-1]
+        plot_corrupted_images(image, names, severity, pictures[1])
+    return pictures
 
 
 def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
@@ -34,10 +52,10 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
     axes.set_xticks(
         range(len(names)), [n.replace("_", " ") for n in names], rotation=45, ha="right"
     )
+    shown = ", ".join(map(str, report["severities"]))
     axes.set(
         ylabel="error (%)", ylim=(0, None),
-        title=f"Errors on corrupted images: severities {_listed(report['severities'])}, darker is "
-        "more severe",
+        title=f"Errors on corrupted images: severities {shown}, darker is more severe",
     )  # fmt: skip
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="best")
@@ -82,7 +100,3 @@ def _draw(
     clean = 100 * report["clean_error"]
     style = "--" if marker == "o" else ":"
     axes.axhline(clean, color=color, linestyle=style, linewidth=1, label=f"{label}, clean images")
-
-
-def _listed(severities: list[int]) -> str:
-    return ", ".join(map(str, severities))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..arguments.parsing import read_yaml
 from ..configuration_protosphere import ProtoSphereConfig
@@ -130,6 +132,31 @@ class FinishedRun:
         """For a repository: ASCII letters, digits, - and _."""
         parts = (self.dataset_name, self.config.backbone, self.config.objective)
         return "-".join(filter(None, map(slug, parts)))
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What a run was trained on, as its arguments.yaml says."""
+
+    dataset_name: str
+    train_split: str = "train"
+    validation_split: str | None = None
+    validation_fraction: float = 0.1
+    seed: int = 0
+    label_column: str | None = None
+    image_column: str | None = None
+    on_bad_image: str = "error"
+    check_images: bool = True
+
+
+def read_run_arguments(folder: str | Path) -> RunArguments | None:
+    """None where the folder has no arguments.yaml."""
+    path = Path(folder) / "arguments.yaml"
+    if not path.is_file():
+        return None
+    values = yaml.safe_load(path.read_text())
+    known = {field.name for field in fields(RunArguments)}
+    return RunArguments(**{name: value for name, value in values.items() if name in known})
 
 
 def slug(text: str) -> str:

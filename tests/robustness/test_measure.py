@@ -16,7 +16,7 @@ from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.robustness.corrupted_data import CorruptedImages, ResizedImages, read_corrupted
 from hf_protosphere.robustness.corruptions import corrupt
-from hf_protosphere.robustness.errors import corruption_errors, corruption_metrics
+from hf_protosphere.robustness.measure import corruption_errors, corruption_metrics
 
 NAMES = ["digit_0", "digit_1", "digit_2"]
 ASKED = {"corruptions": ["gaussian_noise", "fog"], "severities": [1, 5]}

@@ -12,21 +12,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.labels import some
 from ..errors import ArgumentError
+from ..inference.predictions import inferred
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from .corrupted_data import ResizedImages, fitted, input_size, make_corrupted, read_corrupted
+from .corrupted_data import input_size, make_corrupted, read_corrupted, resized_images
 from .corruptions import SEVERITIES, parse_corruptions, parse_severities
-from .plots import plot_corrupted_images, plot_corruption_errors
-
-Classifier = tuple[ProtoSphereForImageClassification, BaseImageProcessor]
 
 
 def corruption_errors(
@@ -37,7 +33,7 @@ def corruption_errors(
     *,
     corruptions: str | Sequence[str] = "all",
     severities: str | Sequence[int] = SEVERITIES,
-    baseline: Classifier | None = None,
+    baseline: tuple[ProtoSphereForImageClassification, BaseImageProcessor] | None = None,
     corrupted_dataset: str | Path | None = None,
     max_images: int | None = None,
     batch_size: int = 256,
@@ -74,16 +70,16 @@ def corruption_errors(
     """
     corruptions, severities = parse_corruptions(corruptions), parse_severities(severities)
     names = list(split.features["label"].names)
-    classifiers = [_Classifier("the model", model, processor, names)]
+    classifiers = [MeasuredClassifier("the model", model, processor, names)]
     if baseline is not None:
         baseline[0].to(accelerator.device)
-        classifiers.append(_Classifier("--baseline", *baseline, names))
+        classifiers.append(MeasuredClassifier("--baseline", *baseline, names))
     for classifier in classifiers:
         classifier.check()  # before the work
-    shared = all(c.fit == classifiers[0].fit for c in classifiers)
+    shared = all(c.resizing == classifiers[0].resizing for c in classifiers)
     reports: list[dict[str, Any]] = []
     for together in [classifiers] if shared else [[c] for c in classifiers]:
-        clean = fitted(split, together[0].processor, accelerator, num_workers)
+        clean = resized_images(split, together[0].processor, accelerator, num_workers)
         if corrupted_dataset is None:
             corrupted = make_corrupted(clean, corruptions, severities, seed)
         else:
@@ -154,43 +150,27 @@ def corruption_metrics(
     return metrics | ({"undefined": undefined} if undefined else {})
 
 
-def draw_robustness(
-    report: dict[str, Any], split: Dataset, processor: BaseImageProcessor, folder: Path
-) -> list[Path]:
-    """`corruptions.png`, the errors of a report of `corruption_errors`, and, if its images were
-    corrupted here, `corrupted_images.png`, the split's first image under every corruption of it."""
-    pictures = [folder / "corruptions.png"]
-    plot_corruption_errors(report, pictures[0])
-    if "num_corrupted_images" in report:  # ready-made
-        return pictures
-    pictures.append(folder / "corrupted_images.png")
-    plot_corrupted_images(
-        ResizedImages(split, processor)[0]["pixel_values"].permute(1, 2, 0).numpy(),
-        list(report["errors"]), report["severities"][-1], pictures[1],
-    )  # fmt: skip
-    return pictures
-
-
 @dataclass(frozen=True)
-class _Classifier:
+class MeasuredClassifier:
+    """A classifier of images at its input size, in uint8, with labels in the images' numbering."""
+
     name: str  # for messages
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
     class_names: list[str]  # of the labels
 
     @property
-    def fit(self) -> tuple:
+    def resizing(self) -> tuple:
         """Equal for classifiers whose images are resized and cropped alike."""
         size = dict(self.processor.size)
         return input_size(self.processor), tuple(size.items()), self.processor.resample
 
-    @property
-    def own_names(self) -> list[str]:
-        config = self.model.config
-        return config.class_names
-
     def check(self) -> None:
-        alone = sorted(set(self.own_names) ^ set(self.class_names))
+        """
+        Raises:
+            ArgumentError: the model's classes are not those of the labels.
+        """
+        alone = sorted(set(self.model.config.class_names) ^ set(self.class_names))
         if alone:
             raise ArgumentError(
                 f"{self.name} must have the classes of the images, no others and no fewer, but "
@@ -200,7 +180,7 @@ class _Classifier:
     @cached_property
     def label_of_output(self) -> Tensor:
         """(K,): classifiers may number the same classes differently."""
-        labels = [self.class_names.index(name) for name in self.own_names]
+        labels = [self.class_names.index(name) for name in self.model.config.class_names]
         return torch.tensor(labels, device=self.model.device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -213,44 +193,28 @@ class _Classifier:
         return self.label_of_output[logits.argmax(-1)]
 
 
-@torch.no_grad()
 def _errors(
-    classifiers: list[_Classifier],
+    classifiers: list[MeasuredClassifier],
     images: ConcatDataset,
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int,
 ) -> tuple[list[list[float]], int]:
-    """The error of each classifier on each part of the images, and how many were resized.
+    """The error of each classifier on each part of the images, and how many were resized."""
 
-    Raises:
-        RuntimeError: not every image came back once.
-    """
-    training = [classifier.model.training for classifier in classifiers]
-    for classifier in classifiers:
-        for buffer in classifier.model.buffers():
-            broadcast(buffer)  # as in `predictions`
-        classifier.model.eval()
+    def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = [classifier(batch["pixel_values"]) for classifier in classifiers]
+        return torch.stack(labels, 1) != batch["labels"][:, None], batch["resized"]
+
     loader = DataLoader(images, batch_size, num_workers=num_workers)
-    loader = accelerator.prepare_data_loader(loader)
-    wrong, resized = [], 0
-    for batch in tqdm(
-        loader, desc="corruptions", leave=False, disable=not accelerator.is_main_process
-    ):
-        with accelerator.autocast():
-            labels = [classifier(batch["pixel_values"]) for classifier in classifiers]
-        errs = torch.stack(labels, 1) != batch["labels"][:, None]  # (M, classifiers)
-        errs, was_resized = accelerator.gather_for_metrics((errs, batch["resized"]))
-        wrong.append(errs.cpu())
-        resized += int(was_resized.sum())
-    for classifier, mode in zip(classifiers, training):
-        classifier.model.train(mode)
-    # Gathered in the order of the images: each part's are together.
-    wrong = torch.cat(wrong)
-    if len(wrong) != len(images):
-        raise RuntimeError(f"corruptions: {len(wrong)} of {len(images)} images were counted.")
-    parts = wrong.split([len(part) for part in images.datasets])
-    return torch.stack([part.double().mean(0) for part in parts], 1).tolist(), resized
+    batches = inferred(
+        [classifier.model for classifier in classifiers],
+        accelerator.prepare_data_loader(loader), accelerator, "corruptions", compute,
+    )  # fmt: skip
+    wrong, resized = zip(*((errs.cpu(), int(was.sum())) for errs, was in batches))
+    # In the order of the images: each part's are together.
+    parts = torch.cat(wrong).split([len(part) for part in images.datasets])
+    return torch.stack([part.double().mean(0) for part in parts], 1).tolist(), sum(resized)
 
 
 def _degradation(report: dict[str, Any], corruption: str) -> float:
