@@ -14,11 +14,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from datasets import (
-    Dataset,
-    Image,
-    IterableDataset,
-)
+from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
 from ..errors import DataError

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from datasets import (
-    Dataset,
-)
+from datasets import Dataset
 
 from .labels import labels_of
 

@@ -10,12 +10,7 @@ from typing import Any
 from ..arguments.checks import check_choices, check_counts, check_positive, check_range
 from ..data.arguments import DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
-from .groups import (
-    AdaptationArguments,
-    ModelArguments,
-    OptimizationArguments,
-    RunArguments,
-)
+from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # What the best epoch can be chosen by, beside any metric of neural collapse.

@@ -1,6 +1,5 @@
 """Thresholds keep their promise, temperatures are the likelihood's, `calibrate` saves both."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -186,7 +185,7 @@ def test_classes_without_images_are_named(model_folder, digits_folder, tmp_path,
     assert "There was no image of digit_1: how many of theirs" in capsys.readouterr().out
     # Nor do those have to be in the training split, of which a run held images out.
     run = TrainArguments(dataset_name=str(digits_folder), output_dir="", report_to="none")
-    write_yaml(run, model_folder / "arguments.yaml")
+    write_yaml(vars(run), model_folder / "arguments.yaml")
     assert calibrate(
         arguments(model_folder, tmp_path / "two", split=None, false_rejection_rate=0.2)
     )
@@ -210,7 +209,7 @@ def test_the_held_out_images_of_a_run_are_found_again(
         dataset_name=str(digits_folder), output_dir=str(model_folder), validation_fraction=fraction,
         seed=seed, report_to="none",
     )  # fmt: skip
-    write_yaml(run, model_folder / "arguments.yaml")
+    write_yaml(vars(run), model_folder / "arguments.yaml")
     model = ProtoSphereForImageClassification.from_pretrained(model_folder)
     images, source = calibration_images(arguments(model_folder, digits_folder, split=None), model)
     assert source == "held out of train by the run"
@@ -225,9 +224,7 @@ def test_the_held_out_images_of_a_run_are_found_again(
     assert pixels(validation) == pixels(expected.splits["validation"])
     assert not pixels(validation) & pixels(expected.splits["train"])
 
-    write_yaml(
-        dataclasses.replace(run, dataset_name="user/digits"), model_folder / "arguments.yaml"
-    )
+    write_yaml(vars(run) | {"dataset_name": "user/digits"}, model_folder / "arguments.yaml")
     _, source = calibration_images(arguments(model_folder, digits_folder, split=None), model)
     assert source == "held out of train by the run, of user/digits"
 
@@ -245,10 +242,12 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
     with pytest.raises(DataError, match=r"--split dev: .* no such split, but train, test"):
         chosen(split="dev")
     run = {"dataset_name": str(digits_folder), "output_dir": "", "report_to": "none"}
-    write_yaml(TrainArguments(**run, validation_fraction=0), model_folder / "arguments.yaml")
+    write_yaml(vars(TrainArguments(**run, validation_fraction=0)), model_folder / "arguments.yaml")
     with pytest.raises(ArgumentError, match=r"held none of its training images out: give --split"):
         chosen(split=None)
-    write_yaml(TrainArguments(**run, validation_split="test"), model_folder / "arguments.yaml")
+    write_yaml(
+        vars(TrainArguments(**run, validation_split="test")), model_folder / "arguments.yaml"
+    )
     assert chosen(split=None)[1] == "test"
 
     (model_folder / "arguments.yaml").unlink()

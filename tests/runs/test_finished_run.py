@@ -14,9 +14,8 @@ from hf_protosphere.training.arguments import TrainArguments
 @pytest.fixture
 def folder(tmp_path):
     ProtoSphereConfig(id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path)
-    write_yaml(
-        TrainArguments(dataset_name="/data/of/someone/my pets/"), tmp_path / "arguments.yaml"
-    )
+    arguments = TrainArguments(dataset_name="/data/of/someone/my pets/")
+    write_yaml(vars(arguments), tmp_path / "arguments.yaml")
     splits = {"train": {"from": "train"}, "validation": {"from": "train"}, "test": {"from": "val"}}
     results = {"provenance": {"dataset": None, "splits": splits}, "validation": {}, "test": {}}
     (tmp_path / "results.json").write_text(json.dumps(results))
