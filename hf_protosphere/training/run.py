@@ -128,8 +128,6 @@ class TrainingRun:
             run_id = record_start(self.output_dir, self.arguments, self.images, self.accelerator)
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
         start_trackers(self.accelerator, self.arguments, run_id)
-        if self.progress.step == 0:
-            self._update_class_means(first=True)
 
     def _prepare_output_dir(self) -> None:
         # Checkpoints hold weights and an optimiser state of at most twice their size, one more
@@ -198,6 +196,8 @@ class TrainingRun:
 
     def train_epoch(self, stop: Stop) -> None:
         """The rest of the current epoch."""
+        if self.progress.step == 0:
+            self._update_class_means(first=True)
         progress, monitor, started = self.progress, self.monitor, time.perf_counter()
         monitored = monitor.stopwatch.seconds
         unseen: list[Tensor] = []  # (2,) loss and accuracy of each step since the last look
