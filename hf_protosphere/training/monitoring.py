@@ -82,3 +82,15 @@ def score(record: Mapping[str, Any], metric: str) -> float:
         return record[f"validation_{metric}"]
     metric = "overall" if metric == "neural_collapse" else metric
     return record["validation" + COLLAPSE]["attained"][metric]
+
+
+def epoch_line(record: dict[str, Any]) -> str:
+    line = f"epoch {record['epoch']:>5.4g}"
+    if "train_loss" in record:
+        line += f"  loss {record['train_loss']:.3f}"
+    if "validation_accuracy" in record:
+        line += f"  validation accuracy {record['validation_accuracy']:.2%}"
+    if "validation_neural_collapse" in record:
+        attained = record["validation_neural_collapse"]["attained"]["overall"]
+        line += f"  neural collapse {attained:.1f} %"
+    return line

@@ -1,15 +1,10 @@
-"""What a run says: what is about to be trained, a line for each epoch, and that to trackers."""
+"""What a run says at its start."""
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from .adaptation import count_parameters, count_trained_parameters
-from .arguments import TrainArguments
 
 if TYPE_CHECKING:
     from .run import TrainingRun
@@ -39,38 +34,3 @@ def announcement(run: TrainingRun) -> str:
     if run.validation == "train":
         lines.append("No validation images: validating on the training set.")
     return "\n".join(lines)
-
-
-def epoch_line(record: dict[str, Any]) -> str:
-    line = f"epoch {record['epoch']:>5.4g}"
-    if "train_loss" in record:
-        line += f"  loss {record['train_loss']:.3f}"
-    if "validation_accuracy" in record:
-        line += f"  validation accuracy {record['validation_accuracy']:.2%}"
-    if "validation_neural_collapse" in record:
-        attained = record["validation_neural_collapse"]["attained"]["overall"]
-        line += f"  neural collapse {attained:.1f} %"
-    return line
-
-
-def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: str) -> None:
-    """Start what `--report_to` names; a resumed run goes on where it was.
-
-    Args:
-        run_id: the run's identity, the same when it is resumed.
-    """
-    name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    plain = (bool, int, float, str)
-    accelerator.init_trackers(
-        arguments.project,
-        config={
-            key: value if isinstance(value, plain) else str(value)
-            for key, value in dataclasses.asdict(arguments).items()
-        },
-        init_kwargs={
-            "wandb": {
-                "name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir
-            },
-            "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},
-        },
-    )  # fmt: skip

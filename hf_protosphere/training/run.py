@@ -41,9 +41,8 @@ from ..runs.processes import main_process_first, on_main_process
 from ..runs.signals import Stop
 from .adaptation import first_prototypes
 from .arguments import TrainArguments
-from .monitoring import CollapseMonitor, score
-from .provenance import record_start
-from .reporting import epoch_line, start_trackers
+from .environment import record_start
+from .monitoring import CollapseMonitor, epoch_line, score
 from .setup import (
     build_accelerator,
     build_model,
@@ -51,6 +50,7 @@ from .setup import (
     count_steps,
     images_of,
     resolve,
+    start_trackers,
     with_synchronized_batchnorm,
 )
 from .step import OptimizerStep

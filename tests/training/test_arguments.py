@@ -95,3 +95,17 @@ def test_help_explains_every_argument(cls, capsys):
     for name, field in cls.__dataclass_fields__.items():
         assert f"--{name}" in text
         assert field.metadata["help"].endswith((".", "'{\"patch_size\": 4}'.")), name
+
+
+def test_names_that_are_unknown_missing_or_none(monkeypatch):
+    def trackers(names):
+        return TrainArguments(dataset_name="x", report_to=names).report_to
+
+    assert trackers("none") == trackers(["none"]) == []
+    assert trackers(None) == ["tensorboard"]
+    with pytest.raises(ArgumentError, match=r"--report_to takes tensorboard, .* got 'mlflow'"):
+        trackers(["mlflow"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert trackers(None) == []
+    with pytest.raises(ArgumentError, match=r"wandb is not installed: pip install wandb"):
+        trackers(["wandb"])

@@ -1,48 +1,25 @@
-"""The real trackers, on this machine alone."""
+"""What a run says before it begins."""
 
-import pytest
-from trackio.sqlite_storage import SQLiteStorage
-
-from hf_protosphere.errors import ArgumentError
-from hf_protosphere.training.arguments import TrainArguments
-from hf_protosphere.training.train import train
+from hf_protosphere.training.reporting import announcement
+from hf_protosphere.training.run import TrainingRun
 
 
-def run(digits_folder, folder, **options):
-    defaults = {
-        "dataset_name": str(digits_folder), "output_dir": str(folder / "digits-7"),
-        "backbone": "test_resnet", "epochs": 2, "batch_size": 32, "num_workers": 0, "nc_every": 0,
-        "project": "collapse", "pictures": False,
-    }  # fmt: skip
-    return train(TrainArguments(**defaults | options))
+def test_the_first_lines_of_a_run(arguments, tmp_path):
+    def said(**options):
+        return announcement(TrainingRun(arguments(overwrite=True, **options))).splitlines()
 
-
-def test_trackio(digits_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
-    run(digits_folder, tmp_path, report_to=["trackio"])
-    logs = SQLiteStorage.get_logs("collapse", "digits-7")
-    assert [record["step"] for record in logs] == [3, 6]
-    assert all("validation_accuracy" in record for record in logs)
-
-
-def test_wandb(digits_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run(digits_folder, tmp_path, report_to=["wandb"])
-    (log,) = (tmp_path / "digits-7" / "wandb").rglob("*.wandb")
-    assert b"validation_accuracy" in log.read_bytes()
-
-
-def test_names_that_are_unknown_missing_or_none(monkeypatch):
-    def trackers(names):
-        return TrainArguments(dataset_name="x", report_to=names).report_to
-
-    assert trackers("none") == trackers(["none"]) == []
-    assert trackers(None) == ["tensorboard"]
-    with pytest.raises(ArgumentError, match=r"--report_to takes tensorboard, .* got 'mlflow'"):
-        trackers(["mlflow"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert trackers(None) == []
-    with pytest.raises(ArgumentError, match=r"wandb is not installed: pip install wandb"):
-        trackers(["wandb"])
+    first, second, third = said(batch_size=16, gradient_accumulation_steps=2)
+    assert first.startswith("nonl on test_resnet (0.37 M parameters, embeddings of 96, learned")
+    assert second.endswith("3 classes, train 108, test 45, validation 12; 32 px, 1 channel(s)")
+    assert third == (
+        f"2 epochs of 3 steps of 32 images, 1 process(es) on cpu; → {tmp_path / 'run'}"
+    )
+    first, *_, tail, last = said(
+        freeze_backbone=True, imbalance="exp", imbalance_factor=0.1, batch_size=8,
+        validation_fraction=0.0,
+    )  # fmt: skip
+    assert ", 288 of them trained, " in first
+    assert tail == "long-tailed (exp): 40, 12, 4 images a class"
+    assert last == "No validation images: validating on the training set."
+    dry = said(dry_run=True)[2]
+    assert dry.endswith("on cpu")  # nothing goes anywhere

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_protosphere.data.dataset import ImageDataset
 from hf_protosphere.training.arguments import TrainArguments
-from hf_protosphere.training.provenance import data_fingerprint, git_state, record_start
+from hf_protosphere.training.environment import data_fingerprint, git_state, record_start
 
 
 def split(labels):
