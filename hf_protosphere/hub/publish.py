@@ -162,21 +162,16 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
         files["calibration.json"] = (json.dumps(run.calibration, indent=2) + "\n").encode()
         files |= {path.name: path for path in run.folder.glob(RELIABILITY)}
     files["metrics.json"] = (json.dumps(run.results, indent=2) + "\n").encode()
-    public = {
-        name: value
-        for name, value in dataclasses.asdict(run.arguments).items()
-        if name not in PRIVATE_ARGUMENTS
-    }
+    values = vars(run.arguments)
+    public = {name: value for name, value in values.items() if name not in PRIVATE_ARGUMENTS}
     public["dataset_name"] = run.dataset_name
-    public["backbone"] = Path(run.arguments.backbone).name if _is_path(run) else public["backbone"]
+    backbone = Path(run.arguments.backbone).expanduser()
+    if backbone.is_absolute() or backbone.exists():  # a path, of this machine or another one
+        public["backbone"] = backbone.name
     text = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
     files["training_arguments.yaml"] = text.encode()
     card = card_files(run.folder, **_card_options(arguments))
     return files | {name: text.encode() for name, text in card.items()}
-
-
-def _is_path(run: FinishedRun) -> bool:
-    return Path(run.arguments.backbone).expanduser().exists()
 
 
 def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Path]) -> str:

@@ -6,11 +6,11 @@ Every row is trained by a process of its own: what ends one leaves the others.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import subprocess
 from itertools import groupby
+from typing import IO
 
 from ..arguments.parsing import write_yaml
 from ..errors import ArgumentError, ReleaseError, TrainingInterrupted, UserError
@@ -78,9 +78,7 @@ def _train(row: Row, place: str) -> str | None:
     """Train the row if it is not finished; why that failed, if it did."""
     print(f"{place} {row.name}:", end=" ", flush=True)
     with row.log.open("a") as log:
-        # The process inherits the lock with its output. When a release was killed and started
-        # again, it waits for the one that is still training.
-        fcntl.flock(log, fcntl.LOCK_EX)
+        _wait_for_other_processes(log)
         if row.state() == FINISHED:
             print(f"finished, {_metrics(row)[0]} accuracy")
             return None
@@ -93,8 +91,7 @@ def _train(row: Row, place: str) -> str | None:
             code = process.wait()
         except KeyboardInterrupt as interruption:
             print("stopping ...", flush=True)
-            os.killpg(process.pid, interruption.args[0])
-            process.wait()
+            _stop(process, interruption.args[0])
             raise
     if code == 0 and row.state() == FINISHED:
         print(f"finished, {_metrics(row)[0]} accuracy")
@@ -103,6 +100,24 @@ def _train(row: Row, place: str) -> str | None:
     last = row.log.read_text(errors="replace").strip().split("\n")[-1].split("\r")[-1]
     how = f"ended by signal {-code}" if code < 0 else f"ended with {code}"
     return f"{how}: {last}\n  log:       {row.log}\n  to repeat: {shlex.join(row.command)}"
+
+
+def _wait_for_other_processes(log: IO[str]) -> None:
+    """Lock the log of a training. Its process inherits the lock with its output: a release that was
+    killed and started again waits for the one that is still training."""
+    if os.name == "posix":  # elsewhere no lock is inherited
+        import fcntl
+
+        fcntl.flock(log, fcntl.LOCK_EX)
+
+
+def _stop(process: subprocess.Popen, number: int) -> None:
+    """Pass a signal on to a training and the processes that it started, and wait for its end."""
+    if os.name == "posix":
+        os.killpg(process.pid, number)
+    else:
+        process.terminate()
+    process.wait()
 
 
 def _publish(

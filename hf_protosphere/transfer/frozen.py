@@ -53,16 +53,16 @@ def fit(
         epochs: of the probes.
         neighbors: of knn; all training images where there are fewer.
     """
-    started = time.perf_counter()
-    if mode == "prototypes":
-        means = class_means(train.embeddings, train.labels, num_classes, group="local")
-        logits = evaluation.embeddings @ means.to(evaluation.embeddings).T / temperature
+    if mode in ("prototypes", "knn"):
+        started = time.perf_counter()
+        prototypes = None
+        if mode == "prototypes":
+            prototypes = class_means(train.embeddings, train.labels, num_classes, group="local")
+            logits = evaluation.embeddings @ prototypes.to(evaluation.embeddings).T / temperature
+        else:
+            logits = _knn(train, evaluation.embeddings, num_classes, neighbors)
         seconds = time.perf_counter() - started
-        return FrozenClassifier(evaluation.embeddings, logits, means, 0, seconds)
-    if mode == "knn":
-        logits = _knn(train, evaluation.embeddings, num_classes, neighbors)
-        seconds = time.perf_counter() - started
-        return FrozenClassifier(evaluation.embeddings, logits, None, 0, seconds)
+        return FrozenClassifier(evaluation.embeddings, logits, prototypes, 0, seconds)
     probe = train_probe(
         mode.removesuffix("_probe"), (train.features, train.labels),
         (evaluation.features, evaluation.labels), num_classes,

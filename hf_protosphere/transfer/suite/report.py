@@ -13,7 +13,7 @@ from ...plots.table import format_table
 from .arguments import METRIC_TITLES
 
 if TYPE_CHECKING:
-    from .transfer_suite import Entry
+    from .rows import Entry
 
 Results = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _table(results: Results) -> list[list[str]]:
     means = {(row["mode"], row["model"]): row for row in results["means"]}
     names = dict(zip(models, short_names(models)))
     titles = [f"{names[m]} (baseline)" if m == baseline else names[m] for m in models]
-    table = [["mode", "data set", "figure", *titles, ""]]
+    table = [["mode", "data set", "metric", *titles, ""]]
     for mode in results["modes"]:
         for dataset, metric in datasets.items():
             cells = [_cell(rows.get((mode, dataset, model))) for model in models]
@@ -150,7 +150,7 @@ def _notes(results: Results) -> list[str]:
     if results["baseline"] is not None:
         notes.append(
             f"In brackets: improvement over the baseline, {results['baseline']}, relative to it, "
-            "(figure - baseline) / baseline; in a row of means the mean of those above."
+            "(metric - baseline) / baseline; in a row of means the mean of those above."
         )
     return notes
 

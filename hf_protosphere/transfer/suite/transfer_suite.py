@@ -6,54 +6,21 @@ What is done is seen from the folders alone, so that the same command always goe
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
+from ...errors import DataError, SuiteError, TrainingInterrupted, UserError
 from ...plots.table import format_table
-from ...runs.checkpoints import refuse_changed_transfer
 from ...runs.files import writable_folder
 from ...runs.loading import kind_of
 from ...runs.signals import interruptions
-from ..arguments import FinetuneArguments
-from ..finetune import finetune, rows_on_disk
+from ..finetune import finetune
 from .arguments import TransferSuiteArguments
 from .report import compare, format_suite, markdown, plot_improvements
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model on one data set: a transfer in every mode, in `folder`."""
-
-    dataset: str
-    model: str
-    metric: str
-    arguments: FinetuneArguments
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.arguments.output_dir)
-
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """What is done, by mode.
-
-        Raises:
-            ArgumentError: the folder holds a transfer with other arguments.
-        """
-        refuse_changed_transfer(self.folder, vars(self.arguments))
-        rows = rows_on_disk(self.folder)
-        modes = self.arguments.modes
-        return {mode: rows[mode, None, 0] for mode in modes if (mode, None, 0) in rows}
-
-    def missing(self) -> list[str]:
-        """The modes that are to do."""
-        rows = self.rows()
-        return [mode for mode in self.arguments.modes if mode not in rows]
+from .rows import Entry, matrix
 
 
 def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
@@ -63,7 +30,7 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
     A data set that cannot be loaded is a row that says why, and is tried again the next time.
 
     Returns:
-        What results.json holds (see `transfer_suite_report.compare`); with `dry_run` nothing.
+        What results.json holds (see `report.compare`); with `dry_run` nothing.
 
     Raises:
         ArgumentError: before any work; also for a folder that holds results of other arguments.
@@ -115,29 +82,6 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
             f"command tries these again.\n\n{details}"
         )
     return results
-
-
-def matrix(arguments: TransferSuiteArguments) -> list[Entry]:
-    """All models on all data sets, data set by data set.
-
-    Raises:
-        ArgumentError: naming the data set whose arguments cannot work, or two models whose results
-            would lie in the same folder.
-    """
-    entries = [
-        Entry(dataset, model, arguments.metric(dataset), arguments.finetuning(dataset, model))
-        for dataset in arguments.datasets
-        for model in arguments.models
-    ]
-    by_folder: dict[Path, Entry] = {}
-    for entry in entries:
-        first = by_folder.setdefault(entry.folder, entry)
-        if first is not entry:
-            raise ArgumentError(
-                f"--models {first.model} and {entry.model} would both lie in {entry.folder}: "
-                "rename one."
-            )
-    return entries
 
 
 def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:

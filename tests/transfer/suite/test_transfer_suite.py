@@ -14,16 +14,14 @@ from hf_protosphere import (
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
-from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.cli import main
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, SuiteError
 from hf_protosphere.runs.checkpoints import save_model
 from hf_protosphere.transfer.finetune import ROWS
 from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
-from hf_protosphere.transfer.suite.report import compare, format_suite, short_names
-from hf_protosphere.transfer.suite.transfer_suite import matrix, transfer_suite
-from tests import ROOT
+from hf_protosphere.transfer.suite.rows import matrix
+from hf_protosphere.transfer.suite.transfer_suite import transfer_suite
 
 MODES = ["knn", "prototypes"]
 
@@ -105,38 +103,6 @@ def test_one_table_with_means_and_improvements(options, models, capsys):
     assert (folder / "improvements.png").read_bytes().startswith(b"\x89PNG")
     for entry in matrix(TransferSuiteArguments(**options)):
         assert (entry.folder / "prototypes" / "model.safetensors").exists()
-
-
-def test_means_and_improvements_by_hand(options, models):
-    rows = {
-        ("lower", models[0]): {"knn": 0.5, "prototypes": 0.4},
-        ("lower", models[1]): {"knn": 0.6, "prototypes": 0.5},
-        ("upper", models[0]): {"knn": 0.8, "prototypes": 0.0},
-        ("upper", models[1]): {"knn": 0.6, "prototypes": 0.1},
-        ("third", models[0]): {"knn": 0.1},  # and nothing of the second model
-    }
-    third = changed(options, "third", dataset_name="user/third")
-    entries = matrix(TransferSuiteArguments(**third))
-    for entry in entries:
-        for mode, value in rows.get((entry.dataset, entry.model), {}).items():
-            entry.folder.mkdir(parents=True, exist_ok=True)
-            row = {"mode": mode, "shots": None, "trial": 0, "split": "test", "num_images": 9}
-            row |= {"accuracy": 1.0, "mean_class_accuracy": 1.0, entry.metric: value}
-            with (entry.folder / ROWS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    results = compare(entries, {("third", models[1]): "no such images\nat all"})
-    means = {(row["mode"], row["model"]): row for row in results["means"]}
-    assert {tuple(row["datasets"]) for row in means.values()} == {("lower", "upper")}
-    assert means["knn", models[0]]["value"] == pytest.approx(0.65)
-    assert means["knn", models[0]]["improvement"] is None
-    assert means["knn", models[1]]["value"] == pytest.approx(0.6)
-    assert means["knn", models[1]]["improvement"] == pytest.approx((0.2 - 0.25) / 2)
-    # Nothing is relative to a baseline of 0.
-    assert means["prototypes", models[1]]["improvement"] is None
-    table = format_suite(results).split("\n")
-    assert "60.00% (+20.00%)" in table[2]
-    assert table[4].split() == ["knn", "third", "accuracy", "10.00%", "-", "no", "such", "images"]
-    assert table[5].split() == ["knn", "mean", "of", "2", "65.00%", "60.00%", "(-2.50%)"]
 
 
 def test_what_is_done_is_not_done_again(options, models, monkeypatch, capsys):
@@ -226,25 +192,6 @@ def test_stopped_in_the_middle_it_goes_on(options, models, monkeypatch, capsys):
     assert models[0] in printed
 
 
-def test_a_folder_in_place_of_a_data_set(options, data, tmp_path):
-    options = changed(
-        options, "lower", dataset_name="user/lower", dataset_config="small", label_column="digit",
-        test_split="validation", max_eval_samples=7,
-    )  # fmt: skip
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "train.parquet").write_bytes(b"")
-    images = TransferSuiteArguments(**options, data=[f"lower={data / 'lower'}"])
-    assert images.datasets["lower"] == {
-        "dataset_name": str(data / "lower"), "max_eval_samples": 7
-    }  # fmt: skip
-    tables = TransferSuiteArguments(**options, data=[f"lower={tmp_path / 'tables'}"])
-    assert tables.datasets["lower"] == {
-        "dataset_name": str(tmp_path / "tables"), "label_column": "digit",
-        "test_split": "validation", "max_eval_samples": 7,
-    }  # fmt: skip
-    assert tables.datasets["upper"] == options["datasets"]["upper"]
-
-
 def test_results_of_other_arguments_are_not_mixed(options):
     run(options, only=["lower"])
     options["arguments"] |= {"neighbors": 3}
@@ -255,47 +202,6 @@ def test_results_of_other_arguments_are_not_mixed(options):
         run(options)
 
 
-def test_the_baseline_comes_first_and_flags_win(options, models, tmp_path):
-    file = tmp_path / "suite.yaml"
-    file.write_text(yaml.safe_dump(options))
-
-    def parsed(*flags):
-        argv = ["--config", str(file), *flags]
-        return parse_arguments(TransferSuiteArguments, argv, "transfer-suite", "")
-
-    assert parsed().models == models
-    assert parsed("--baseline", models[1]).models == models[::-1]
-    assert parsed("--baseline", "a", "--models", "b", "c").models == ["a", "b", "c"]
-    assert parsed("--modes", "full", "--only", "upper").modes == ["full"]
-    assert parsed().finetuning("upper", "user/name").neighbors == 5
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"datasets": {}}, "needs a file with data sets"),
-        ({"datasets": {"a/b": {"dataset_name": "x"}}}, "'a/b' is to be a folder too"),
-        ({"datasets": {"a": {"label_column": "x"}}}, "a: must be such as {dataset_name"),
-        ({"datasets": {"a": {"dataset_name": "x", "label_colum": "y"}}}, "Did .* 'label_column'"),
-        ({"datasets": {"a": {"dataset_name": "x", "metric": "acuracy"}}}, "Did .* 'accuracy'"),
-        ({"arguments": {"epoch": 3}}, r"cannot set 'epoch'\. Did you mean 'epochs'"),
-        ({"datasets": {"a": {"dataset_name": "x", "mixed_precision": "bf16"}}}, "cannot set 'mix"),
-        ({"arguments": {"shots": "1,2"}}, "cannot set 'shots'"),
-        ({"arguments": ["epochs"]}, "arguments must be such as"),
-        ({"models": None}, "--models: give one or several"),
-        ({"models": "outputs/run"}, "--models must be a list of names, but got 'outputs/run'"),
-        ({"modes": ["linear-probe"]}, "Did you mean 'linear_probe'"),
-        ({"only": ["lowr"]}, "--only: the file has no data set 'lowr'. Did you mean 'lower'"),
-        ({"data": ["lower"]}, "--data takes NAME=FOLDER, but got 'lower'"),
-        ({"data": ["loer=."]}, "no data set 'loer'. Did you mean 'lower'"),
-        ({"data": ["lower=nowhere"]}, "--data lower=nowhere: there is no such folder"),
-    ],
-)
-def test_what_is_wrong_is_said_with_what_was_meant(options, more, message):
-    with pytest.raises(ArgumentError, match=message):
-        TransferSuiteArguments(**options | more)
-
-
 def test_what_cannot_work_is_said_before_any_work(options, tmp_path):
     with pytest.raises(ArgumentError, match=r"--models .*nothing: there is no such folder"):
         run(options, models=[*options["models"], str(tmp_path / "nothing")])
@@ -304,28 +210,3 @@ def test_what_cannot_work_is_said_before_any_work(options, tmp_path):
     with pytest.raises(ArgumentError, match="a/b and a-b would both lie in"):
         run(options, models=["a/b", "a-b"])
     assert not Path(options["output_dir"]).exists()
-
-
-def test_short_names():
-    assert short_names(["o/first/run", "o/second/run"]) == ["first", "second"]
-    assert short_names(["a-b-c", "a-c"]) == ["b-c", "c"]
-    assert short_names(["resnet18", "resnet50"]) == ["resnet18", "resnet50"]
-    assert short_names(["user/one-name"]) == ["one-name"]
-
-
-def test_the_suite_of_the_paper(tmp_path):
-    file = str(ROOT / "scripts" / "transfer" / "paper.yaml")
-    suite = parse_arguments(TransferSuiteArguments, ["--config", file], "transfer-suite", "")
-    entries = matrix(suite)  # every one of them valid arguments
-    assert len(entries) == 8 * 5
-    assert "cross_entropy" in suite.models[0]
-    release = yaml.safe_load((ROOT / "scripts" / "releases" / "paper.yaml").read_text())
-    for model in suite.models:
-        folder, name = model.rsplit("/", 1)
-        assert folder == release["output_dir"]
-        assert name.removeprefix("imagenet1k-resnet50-").split("-")[0] in release["objectives"]
-    food = next(entry.arguments for entry in entries if entry.dataset == "food")
-    assert (food.dataset_name, food.test_split) == ("ethz/food101", "validation")
-    assert {e.dataset for e in entries if e.metric == "mean_class_accuracy"} == {
-        "aircraft", "flowers", "pets"
-    }  # fmt: skip
