@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from collections import Counter
+from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
@@ -108,8 +111,65 @@ def test_errors(checkpoint, digits_folder, tmp_path):
         run(model=str(tmp_path / "empty"))
     with pytest.raises(DataError, match=r"--split dev: .* train, test"):
         run(split="dev")
-    with pytest.raises(ArgumentError, match="--batch_size"):
-        run(batch_size=0)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often each file was decoded."""
+    counts = Counter()
+    decode = PIL.Image.open
+
+    def counted(file, *args, **kwargs):
+        counts[str(file)] += 1
+        return decode(file, *args, **kwargs)
+
+    monkeypatch.setattr(PIL.Image, "open", counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"class_means": False}, {"test": 45}),
+        ({}, {"train": 120, "test": 45}),
+        ({"split": "train", "class_means": False}, {"train": 120}),
+        ({"split": "train"}, {"train": 240}),  # for the means, and to be measured
+    ],
+)
+def test_only_what_is_measured_is_decoded(checkpoint, digits_folder, opened, options, expected):
+    evaluate(
+        EvaluateArguments(
+            model=str(checkpoint), dataset_name=str(digits_folder), num_workers=0,
+            check_images=False, **options,
+        )
+    )  # fmt: skip
+    counts = Counter()
+    for path, count in opened.items():
+        counts[Path(path).parts[-3]] += count
+    assert counts == expected
+
+
+def test_a_broken_image_in_a_split_that_is_not_read_stops_nothing(
+    checkpoint, digits_folder, tmp_path, opened
+):
+    folder = shutil.copytree(digits_folder, tmp_path / "digits")
+    broken = folder / "train" / "digit_1" / "broken.png"
+    broken.write_bytes(b"no image")
+
+    def run(**options):
+        arguments = {"model": str(checkpoint), "dataset_name": str(folder), "num_workers": 0}
+        return evaluate(EvaluateArguments(**arguments, **options))
+
+    assert run(class_means=False)["num_images"] == 45
+    # Once to check it, once to measure it; no training image at all.
+    assert {Path(path).parts[-3] for path in opened} == {"test"}
+    assert set(opened.values()) == {2}
+    assert len(opened) == 45
+    with pytest.raises(DataError, match=r"1 of the train images cannot be decoded: .*broken\.png"):
+        run()  # the class means are taken from them
+    (folder / "test" / "digit_1" / "broken.png").write_bytes(b"no image")
+    broken.unlink()
+    assert run(split="train")["num_images"] == 120
 
 
 def test_pictures_on_request_and_folders_checked_first(checkpoint, digits_folder, tmp_path):

@@ -1,16 +1,15 @@
-"""Thresholds keep their promise, temperatures are the likelihood's, `calibrate` saves both."""
+"""`calibrate` saves what it measures, and finds images that the model was not trained on."""
 
 import json
-import math
 import shutil
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, load_dataset
-from scipy.special import softmax
-from sklearn.linear_model import LogisticRegression
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.arguments.parsing import write_yaml
@@ -19,95 +18,12 @@ from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.open_set.arguments import CalibrateArguments
 from hf_protosphere.open_set.calibrate import calibrate, calibration_images
-from hf_protosphere.open_set.confidence import (
-    fit_temperature,
-    negative_log_likelihood,
-    rejection_threshold,
-    reliability,
-)
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.training.adaptation import with_new_classes
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.setup import build_model, load_training_data
 
 NAMES = {i: f"digit_{i}" for i in range(3)}
-
-
-def noisy(num_images=400, num_classes=5, scale=3.0, seed=0):
-    """Logits (M, K) whose softmax is about right at a temperature of `scale`, and labels (M,)."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(num_images, num_classes, generator=generator)
-    labels = logits.softmax(-1).multinomial(1, generator=generator)[:, 0]
-    return scale * logits, labels
-
-
-def test_the_calibration_error_is_that_of_a_loop_over_bins():
-    logits, labels = noisy()
-    scores = softmax(logits.double().numpy(), axis=1)
-    confidence, right = scores.max(1), scores.argmax(1) == labels.numpy()
-    error = 0.0
-    for b in range(15):
-        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
-        if inside.any():
-            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    bins = reliability(logits, labels)
-    assert bins.counts.sum() == len(labels)
-    assert bins.expected_calibration_error == pytest.approx(error, abs=1e-12)
-    assert error > 0.1
-
-
-def test_certainty_that_is_right_has_no_error_and_wrong_all_of_it():
-    logits = 1000 * torch.eye(3)
-    assert reliability(logits, torch.arange(3)).expected_calibration_error == 0
-    assert reliability(logits, torch.tensor([1, 2, 0])).expected_calibration_error == 1
-
-
-@pytest.mark.parametrize("scale", [0.2, 1.0, 3.0, 30.0])
-def test_the_temperature_is_the_optimum_of_the_likelihood(scale):
-    logits, labels = noisy(scale=scale)
-    temperature = fit_temperature(logits, labels)
-    assert temperature == pytest.approx(scale, rel=0.2)
-    # For two classes temperature scaling is logistic regression on the difference, without bias.
-    two, of_two = noisy(num_classes=2, scale=scale, seed=1)
-    margin = (two[:, 1] - two[:, 0]).double().numpy()[:, None] / scale
-    slope = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(margin, of_two).coef_
-    assert fit_temperature(two, of_two) == pytest.approx(scale / slope.item(), rel=1e-4)
-    for factor in (0.99, 1.01):
-        assert negative_log_likelihood(logits, labels, temperature) < negative_log_likelihood(
-            logits, labels, factor * temperature
-        )
-
-
-def test_no_temperature_is_best_when_all_is_right_or_no_better_than_chance():
-    logits, _ = noisy()
-    assert fit_temperature(logits, logits.argmax(-1)) is None
-    assert fit_temperature(logits, logits.argmin(-1)) is None
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.29, 0.5, 0.9])
-@pytest.mark.parametrize("n", [99, 100, 137])
-def test_at_most_the_promised_share_is_rejected(rate, n):
-    cosines = torch.rand(n, generator=torch.Generator().manual_seed(n)) * 2 - 1
-    threshold = rejection_threshold(cosines, rate)
-    rejected = (cosines < threshold).sum().item()
-    assert rejected == math.floor(rate * (n + 1) + 1e-9) - 1
-    assert rejected <= rate * n
-    # Nor do the images that set it fall below it when their cosine is rounded otherwise.
-    assert (cosines - 5e-8 < threshold).sum() <= rate * (n + 1)
-
-
-def test_new_images_are_rejected_as_seldom_as_promised():
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.rand(2000, 60, generator=generator).double()
-    thresholds = torch.tensor([rejection_threshold(cosines[:59], 0.1) for cosines in draws])
-    rejected = (draws[:, 59] < thresholds).double().mean().item()
-    assert rejected == pytest.approx(6 / 60, abs=0.02)  # three standard errors
-
-
-def test_too_few_images_for_a_rate_are_an_error():
-    assert rejection_threshold(torch.linspace(-1, 1, 19), 0.05) == -1
-    with pytest.raises(ValueError, match=r"at least 19 known images to keep, but there are 18"):
-        rejection_threshold(torch.rand(18), 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +171,65 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
     assert isinstance(test, Dataset)
     DatasetDict({"train": test, "val": test}).save_to_disk(tmp_path / "with_val")
     assert chosen(tmp_path / "with_val", split=None)[1] == "val"
+    with pytest.raises(ArgumentError, match=r"--split val: images of training"):
+        chosen(tmp_path / "with_val", split=None, train_split="val")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The splits' folders whose images were decoded, an entry for each time."""
+    folders = []
+    decode = PIL.Image.open
+
+    def remembered(file, *args, **kwargs):
+        folders.append(Path(file).parts[-3])
+        return decode(file, *args, **kwargs)
+
+    monkeypatch.setattr(PIL.Image, "open", remembered)
+    return folders
+
+
+@pytest.fixture
+def broken_training(digits_folder, tmp_path):
+    """The digits with a split "validation", and a training image that cannot be decoded."""
+    folder = tmp_path / "broken"
+    shutil.copytree(digits_folder / "train", folder / "train")
+    shutil.copytree(digits_folder / "test", folder / "validation")
+    (folder / "train" / "digit_1" / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("split", ["validation", None])
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_training_images_are_not_read_where_there_are_others(
+    model_folder, broken_training, decoded, split, of_a_run
+):
+    if of_a_run:  # by its arguments it would have held images out, had there been no split
+        run = TrainArguments(dataset_name=str(broken_training), output_dir="", report_to="none")
+        write_yaml(run, model_folder / "arguments.yaml")
+    report = calibrate(arguments(model_folder, broken_training, split=split))
+    assert (report["source"], report["num_images"]) == ("validation", 45)
+    assert set(decoded) == {"validation"}
+    assert len(decoded) == 2 * 45  # checked once, seen once
+
+
+def test_training_images_are_read_where_some_were_held_out(model_folder, broken_training, decoded):
+    shutil.rmtree(broken_training / "validation")
+    run = TrainArguments(dataset_name=str(broken_training), output_dir="", report_to="none")
+    write_yaml(run, model_folder / "arguments.yaml")
+    with pytest.raises(DataError, match=r"1 of the train images cannot be decoded: .*broken\.png"):
+        calibrate(arguments(model_folder, broken_training, split=None))
+    # What the run did with such images counts, for the others to be drawn as they were then.
+    write_yaml(dataclasses.replace(run, on_bad_image="skip"), model_folder / "arguments.yaml")
+    decoded.clear()
+    report = calibrate(
+        arguments(model_folder, broken_training, split=None, false_rejection_rate=0.2)
+    )
+    assert (report["source"], report["num_images"]) == ("held out of train by the run", 12)
+    assert len(decoded) <= 121 + 12
 
 
 def test_errors(model_folder, digits_folder, tmp_path):
-    for rate in (0, 1, -0.1, "much"):
-        with pytest.raises(ArgumentError, match=r"--false_rejection_rate must be in \(0, 1\)"):
-            arguments(model_folder, digits_folder, false_rejection_rate=rate)
     with pytest.raises(ArgumentError, match=r"--false_rejection_rate 0.01: .* at least 99 known"):
         calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.01))
     assert not (model_folder / "calibration.json").exists()

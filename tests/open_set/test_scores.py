@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.errors import DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.open_set.scores import ClassDistances, detection_metrics, load_unknown_images
@@ -176,5 +176,3 @@ def test_errors(digits_folder, tmp_path):
     Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
     with pytest.raises(DataError, match=r"no column of images: give --ood_image_column"):
         unknown_images(tmp_path / "text")
-    with pytest.raises(ArgumentError, match=r"--ood_split test says more of --ood_dataset"):
-        EvaluateArguments(model="m", dataset_name="d", ood_split="test")

@@ -6,27 +6,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
+import hf_protosphere.robustness
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
-from hf_protosphere.robustness.corrupted_data import CorruptedImages, ResizedImages, read_corrupted
 from hf_protosphere.robustness.corruptions import corrupt
 from hf_protosphere.robustness.measure import corruption_errors, corruption_metrics
-
-NAMES = ["digit_0", "digit_1", "digit_2"]
-ASKED = {"corruptions": ["gaussian_noise", "fog"], "severities": [1, 5]}
+from tests.robustness.test_corrupted_data import ASKED, NAMES, write_arrays, write_folders
 
 
 def build(seed=0, names=NAMES, **config):
     torch.manual_seed(seed)
     defaults = {"backbone": "test_resnet", "image_size": 32, "id2label": dict(enumerate(names))}
-    config = ProtoSphereConfig(**defaults, **config) if "image_size" not in config else (
-        ProtoSphereConfig(**{**defaults, **config}))  # fmt: skip
+    config = ProtoSphereConfig(**defaults | config)
     return ProtoSphereForImageClassification(config).eval(), build_image_processor(config)
 
 
@@ -84,14 +80,6 @@ def test_batches_workers_and_the_cache_change_nothing(split, monkeypatch):
     assert other["clean_error"] == first["clean_error"]
 
 
-def test_pixels_follow_from_seed_and_index(split):
-    images = ResizedImages(split, build()[1])
-    one, two = (CorruptedImages(images, "impulse_noise", 3, seed) for seed in (0, 1))
-    backwards = [one[i]["pixel_values"] for i in (4, 3)]
-    assert torch.equal(backwards[1], one[3]["pixel_values"])
-    assert not torch.equal(backwards[1], two[3]["pixel_values"])
-
-
 def test_a_baseline_sees_the_same_images(split):
     ours, baseline = build(seed=0), build(seed=1, names=NAMES[::-1])  # other numbers, same names
     report = measured(ours, split, baseline=baseline)
@@ -134,66 +122,48 @@ def test_what_a_baseline_leaves_undefined_is_none_with_the_reason():
     assert "makes no error under fog" in str(metrics["undefined"])
 
 
-def write_folders(folder, split, size, severities=(1, 5)):
-    for name in ASKED["corruptions"]:
-        for severity in severities:
-            for i, row in enumerate(split):
-                path = folder / name / str(severity) / NAMES[row["label"]] / f"{i:03}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image = np.array(row["image"].convert("RGB").resize((size, size)))
-                Image.fromarray(corrupt(image, name, severity, seed=i)).save(path)
-    return folder
-
-
-def test_folders_of_the_input_size_are_not_resized_again(split, tmp_path):
-    classifier = build(crop_pct=0.875)  # the processor would resize to 37 pixels, and crop
-    folder = write_folders(tmp_path, split.select(range(0, 45, 5)), 32)
-    (part,) = read_corrupted(folder, NAMES, classifier[1], ["fog"], [5])
-    file = sorted((folder / "fog" / "5").rglob("*.png"))[4]
-    assert torch.equal(
-        part[4]["pixel_values"], torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
-    )
+def test_of_ready_made_images_those_of_another_size_are_counted(split, tmp_path):
+    classifier, few = build(crop_pct=0.875), split.select(range(0, 45, 5))
+    folder = write_folders(tmp_path, few, 32)
     report = measured(classifier, split, corrupted_dataset=folder)
-    assert (report["num_corrupted_images"], report["num_resized"]) == (36, 0)
-    assert measured(classifier, split, corrupted_dataset=folder, max_images=3)[
-        "num_corrupted_images"
-    ] == 12  # fmt: skip
-    larger = write_folders(tmp_path / "larger", split.select(range(0, 45, 5)), 40)
+    assert (report["num_images"], report["num_corrupted_images"]) == (45, 36)
+    assert report["num_resized"] == 0
+    fewer = measured(classifier, split, corrupted_dataset=folder, max_images=3)
+    assert fewer["num_corrupted_images"] == 12
+    larger = write_folders(tmp_path / "larger", few, 40)
     report = measured(classifier, split, corrupted_dataset=larger)
     assert (report["num_corrupted_images"], report["num_resized"]) == (36, 36)
 
 
-def test_arrays_as_of_cifar(split, tmp_path):
+def test_arrays_and_folders_of_the_same_images_give_the_same_errors(split, tmp_path):
     classifier, few = build(), split.select(range(0, 45, 3))
-    images = [np.array(row["image"].convert("RGB")) for row in few]
-    for name in ASKED["corruptions"]:
-        pixels = [corrupt(image, name, severity, seed=i) for severity in range(1, 6)
-                  for i, image in enumerate(images)]  # fmt: skip
-        np.save(tmp_path / f"{name}.npy", np.stack(pixels))
-    labels = np.array(few["label"], dtype=np.uint8)
-    np.save(tmp_path / "labels.npy", np.tile(labels, 5))
-    (part,) = read_corrupted(tmp_path, NAMES, classifier[1], ["fog"], [3])
-    expected = corrupt(images[7], "fog", 3, seed=7)
-    assert torch.equal(part[7]["pixel_values"], torch.from_numpy(expected).permute(2, 0, 1))
-    assert [item["labels"] for item in part] == few["label"]
-
-    array = measured(classifier, split, corrupted_dataset=tmp_path)
+    array = measured(classifier, split, corrupted_dataset=write_arrays(tmp_path, few))
     folder = write_folders(tmp_path / "folders", few, 32)
     assert array["errors"] == measured(classifier, split, corrupted_dataset=folder)["errors"]
-    np.save(tmp_path / "labels.npy", labels)
-    with pytest.raises(DataError, match=r"fog.npy holds 75 images and labels.npy 15"):
-        read_corrupted(tmp_path, NAMES, classifier[1], ["fog"], [3])
 
 
-def test_what_a_folder_lacks_is_named(split, tmp_path):
-    processor = build()[1]
-    folder = write_folders(tmp_path, split.select(range(3)), 32, severities=[1])
-    with pytest.raises(DataError, match=r"has no fog/2, snow/1, snow/2: add"):
-        read_corrupted(folder, NAMES, processor, ["fog", "snow"], [1, 2])
-    with pytest.raises(DataError, match=r"corrupted \(fog/1\).*not among.*digit_0"):
-        read_corrupted(folder, ["a", "b", "c"], processor, ["fog"], [1])
+def test_images_that_are_too_small_are_refused(split):
     with pytest.raises(ArgumentError, match="at least 32 pixels a side, but the model's are 28"):
         measured(build(image_size=28), split)
+
+
+def test_a_lost_image_is_noticed_and_both_models_stay_as_they_were(split, monkeypatch):
+    ours, baseline = build(seed=0), build(seed=1)
+    ours[0].train()
+    gather = Accelerator.gather_for_metrics
+    monkeypatch.setattr(
+        Accelerator, "gather_for_metrics", lambda self, x: tuple(t[1:] for t in gather(self, x))
+    )
+    with pytest.raises(RuntimeError, match=r"^corruptions: 210 images .* there are 225\.$"):
+        measured(ours, split, baseline=baseline)  # 15 batches of the images, clean and corrupted
+    assert [part.training for part in (ours[0], baseline[0])] == [True, False]
+
+
+def test_the_room_offers_what_is_documented():
+    assert hf_protosphere.robustness.corruption_errors is corruption_errors
+    assert hf_protosphere.robustness.corruption_metrics is corruption_metrics
+    with pytest.raises(AttributeError, match="has no attribute 'corrupt_errors'"):
+        hf_protosphere.robustness.corrupt_errors  # noqa: B018
 
 
 def test_evaluate_reports_and_draws(digits_folder, tmp_path, capsys):
@@ -218,17 +188,3 @@ def test_evaluate_reports_and_draws(digits_folder, tmp_path, capsys):
     assert {"corruptions.png", "corrupted_images.png"} <= {
         path.name for path in (tmp_path / "seen").iterdir()
     }
-
-
-def test_arguments_are_checked_at_once(tmp_path):
-    def check(**options):
-        EvaluateArguments(model="m", dataset_name="d", **options)
-
-    with pytest.raises(ArgumentError, match=r"--corruptions: there is no 'rain'"):
-        check(corruptions=["rain"])
-    with pytest.raises(ArgumentError, match="--severities"):
-        check(corruptions=["all"], severities="0-5")
-    with pytest.raises(ArgumentError, match=r"--baseline .* give --corruptions"):
-        check(baseline="b")
-    with pytest.raises(ArgumentError, match=r"--corrupted_dataset .*nothing: there is no such"):
-        check(corrupted_dataset=str(tmp_path / "nothing"))

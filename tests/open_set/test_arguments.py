@@ -1,0 +1,36 @@
+"""What `calibrate` refuses before any work."""
+
+import pytest
+
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.open_set.arguments import CalibrateArguments, OpenSetArguments
+
+
+def given(**options):
+    return CalibrateArguments(model="m", dataset_name="d", **options)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, "much", float("nan")])
+def test_a_share_lies_between_none_and_all(rate):
+    with pytest.raises(ArgumentError, match=r"--false_rejection_rate must be in \(0, 1\)"):
+        given(false_rejection_rate=rate)
+    assert given(false_rejection_rate=0.999).false_rejection_rate == 0.999
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size must be a whole number of at least 1, but got 0"),
+        ({"max_eval_samples": 2.5}, "--max_eval_samples must be a whole number"),
+        ({"num_workers": -1}, "--num_workers must be a whole number of at least 0"),
+        ({"on_bad_image": "drop"}, "--on_bad_image must be one of error, skip, but got 'drop'"),
+    ],
+)
+def test_what_cannot_work_is_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        given(**options)
+
+
+def test_by_default_the_split_is_the_runs_and_nothing_is_unknown():
+    assert given().split is given().output_dir is None
+    assert OpenSetArguments().ood_dataset is None

@@ -1,0 +1,113 @@
+"""Thresholds keep their promise, temperatures are the likelihood's, errors those of a loop."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+
+from hf_protosphere.open_set.confidence import (
+    fit_temperature,
+    negative_log_likelihood,
+    rejection_threshold,
+    reliability,
+)
+
+
+def noisy(num_images=400, num_classes=5, scale=3.0, seed=0):
+    """Logits (M, K) whose softmax is about right at a temperature of `scale`, and labels (M,)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num_images, num_classes, generator=generator)
+    labels = logits.softmax(-1).multinomial(1, generator=generator)[:, 0]
+    return scale * logits, labels
+
+
+def test_the_calibration_error_is_that_of_a_loop_over_bins():
+    logits, labels = noisy()
+    scores = softmax(logits.double().numpy(), axis=1)
+    confidence, right = scores.max(1), scores.argmax(1) == labels.numpy()
+    error = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    bins = reliability(logits, labels)
+    assert bins.counts.sum() == len(labels)
+    assert bins.expected_calibration_error == pytest.approx(error, abs=1e-12)
+    assert error > 0.1
+
+
+def test_a_confidence_on_the_border_belongs_to_the_bin_below():
+    # Of two equal logits the confidence is 1/2 to the last bit: bins are (b/B, (b + 1)/B].
+    bins = reliability(torch.zeros(3, 2), torch.tensor([0, 1, 0]), num_bins=2)
+    assert bins.counts.tolist() == [3, 0]
+    assert bins.accuracy.tolist() == [2 / 3, 0]
+    assert bins.confidence.tolist() == [0.5, 0]
+    assert bins.expected_calibration_error == pytest.approx(1 / 6)
+    sure = reliability(torch.tensor([[100.0, 0.0]]), torch.tensor([0]), num_bins=2)
+    assert sure.counts.tolist() == [0, 1]  # and 1 belongs to the last
+
+
+def test_the_likelihood_is_that_of_a_loop():
+    logits, labels = noisy(num_images=30)
+    for temperature in (0.5, 1.0, 4.0):
+        rows = (logits.double() / temperature).numpy()
+        own = [-np.log(softmax(row)[label]) for row, label in zip(rows, labels.tolist())]
+        found = negative_log_likelihood(logits, labels, temperature)
+        assert found == pytest.approx(np.mean(own), rel=1e-12)
+
+
+def test_certainty_that_is_right_has_no_error_and_wrong_all_of_it():
+    logits = 1000 * torch.eye(3)
+    assert reliability(logits, torch.arange(3)).expected_calibration_error == 0
+    assert reliability(logits, torch.tensor([1, 2, 0])).expected_calibration_error == 1
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 3.0, 30.0])
+def test_the_temperature_is_the_optimum_of_the_likelihood(scale):
+    logits, labels = noisy(scale=scale)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(scale, rel=0.2)
+    # For two classes temperature scaling is logistic regression on the difference, without bias.
+    two, of_two = noisy(num_classes=2, scale=scale, seed=1)
+    margin = (two[:, 1] - two[:, 0]).double().numpy()[:, None] / scale
+    slope = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(margin, of_two).coef_
+    assert fit_temperature(two, of_two) == pytest.approx(scale / slope.item(), rel=1e-4)
+    for factor in (0.99, 1.01):
+        assert negative_log_likelihood(logits, labels, temperature) < negative_log_likelihood(
+            logits, labels, factor * temperature
+        )
+
+
+def test_no_temperature_is_best_when_all_is_right_or_no_better_than_chance():
+    logits, _ = noisy()
+    assert fit_temperature(logits, logits.argmax(-1)) is None
+    assert fit_temperature(logits, logits.argmin(-1)) is None
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.29, 0.5, 0.9])
+@pytest.mark.parametrize("n", [99, 100, 137])
+def test_at_most_the_promised_share_is_rejected(rate, n):
+    cosines = torch.rand(n, generator=torch.Generator().manual_seed(n)) * 2 - 1
+    threshold = rejection_threshold(cosines, rate)
+    rejected = (cosines < threshold).sum().item()
+    assert rejected == math.floor(rate * (n + 1) + 1e-9) - 1
+    assert rejected <= rate * n
+    # Nor do the images that set it fall below it when their cosine is rounded otherwise.
+    assert (cosines - 5e-8 < threshold).sum() <= rate * (n + 1)
+
+
+def test_new_images_are_rejected_as_seldom_as_promised():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(2000, 60, generator=generator).double()
+    thresholds = torch.tensor([rejection_threshold(cosines[:59], 0.1) for cosines in draws])
+    rejected = (draws[:, 59] < thresholds).double().mean().item()
+    assert rejected == pytest.approx(6 / 60, abs=0.02)  # three standard errors
+
+
+def test_too_few_images_for_a_rate_are_an_error():
+    assert rejection_threshold(torch.linspace(-1, 1, 19), 0.05) == -1
+    with pytest.raises(ValueError, match=r"at least 19 known images to keep, but there are 18"):
+        rejection_threshold(torch.rand(18), 0.05)

@@ -1,0 +1,110 @@
+"""The command `index`: what is embedded, kept, dropped and refused."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_protosphere.cli import main
+from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.retrieval.arguments import IndexArguments, SearchArguments
+from hf_protosphere.retrieval.embedding import Embedder
+from hf_protosphere.retrieval.image_index import INDEX, ImageIndex
+from hf_protosphere.retrieval.index import index
+from hf_protosphere.retrieval.search import search
+from tests.open_set.test_threshold import noise, save_checkpoint
+
+
+def arguments(photos, model, folder, **more):
+    return IndexArguments(images=str(photos), model=model, index_dir=str(folder), **more)
+
+
+def test_only_what_is_new_is_embedded(photos, model, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "index"
+    made = index(arguments(photos, model, folder))
+    assert "4 embedded, 0 as they were, 0 dropped" in capsys.readouterr().out
+    (photos / "3.PNG").unlink()
+    noise(9).save(photos / "new.png")
+    noise(8).save(photos / "a/0.png")  # another image of the same size
+    os.utime(photos / "a/0.png", ns=(1, 1))
+    embedded = []
+    embed_all = Embedder.embed_all
+
+    def counted(self, images, **options):
+        embedded.extend(images)
+        return embed_all(self, images, **options)
+
+    monkeypatch.setattr(Embedder, "embed_all", counted)
+    again = index(arguments(photos, model, folder))
+    assert sorted(path.name for path in embedded) == ["0.png", "new.png"]
+    assert "4 images of 96 dimensions; 2 embedded, 2 as they were, 2 dropped" in (
+        capsys.readouterr().out
+    )
+    fresh = ImageIndex.of_folder(photos, model)
+    assert again.images == fresh.images
+    assert torch.allclose(again.embeddings, fresh.embeddings, atol=1e-5)
+    assert not torch.allclose(again.embeddings[0], made.embeddings[1], atol=1e-3)
+
+
+def test_another_model_is_refused(photos, tmp_path, built):
+    folder, made = built
+    other = tmp_path / "other"
+    checkpoint = save_checkpoint(other, with_snapshot=False)
+    checkpoint.head.weight.data.neg_()
+    checkpoint.save_pretrained(other)  # another head: the embeddings are the same
+    made.check_model(Embedder.load(str(other)))
+    next(checkpoint.protosphere.parameters()).data.mul_(1.01)
+    checkpoint.save_pretrained(other)
+    query = SearchArguments(index=str(folder), queries=[str(photos / "3.PNG")], model=str(other))
+    for job, given in ((search, query), (index, arguments(photos, str(other), folder))):
+        with pytest.raises(ArgumentError, match=r"not what the index was built with"):
+            job(given)
+    index(arguments(photos, str(other), folder, overwrite=True))
+    search(query)
+
+
+def test_an_index_of_other_images_is_not_replaced(photos, model, built, tmp_path):
+    shutil.copytree(photos, tmp_path / "others")
+    with pytest.raises(ArgumentError, match=r"index of other images, .*photos"):
+        index(arguments(tmp_path / "others", model, built[0]))
+
+
+def test_images_that_cannot_be_decoded(photos, model, tmp_path, caplog):
+    (photos / "cut.png").write_bytes((photos / "3.PNG").read_bytes()[:200])
+    with pytest.raises(DataError, match=r"1 of the images cannot be decoded: .*cut\.png"):
+        index(arguments(photos, model, tmp_path / "i"))
+    made = index(arguments(photos, model, tmp_path / "i", on_bad_image="skip"))
+    assert len(made) == 4
+    assert "Left out 1 images" in caplog.text
+
+
+def test_a_folder_without_images_is_said(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArgumentError, match=r"--images .*empty holds no image"):
+        index(arguments(tmp_path / "empty", model, tmp_path / "i"))
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_index(photos, model, built):
+    folder, made = built
+    noise(9).save(photos / "new.png")
+    code = (
+        "import os, signal, sys, pyarrow.parquet as pq\n"
+        "from hf_protosphere.cli import main\n"
+        "write = pq.write_table\n"
+        "def killed(*args, **options):\n"
+        "    write(*args, **options)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pq.write_table = killed\n"
+        "main(sys.argv[1:])\n"
+    )
+    argv = ["index", str(photos), "--model", model, "--index_dir", str(folder)]
+    ended = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    assert ImageIndex.load(folder).images == made.images
+    main(argv)
+    assert len(ImageIndex.load(folder)) == 5
+    assert [path.name for path in folder.iterdir()] == [INDEX]
