@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
 from ..prototypes import nearest_cosines
 from ..runs.checkpoints import save_model
-from ..runs.files import writable_folder
+from ..runs.files import writable_folder, write_json
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first
 from ..training.arguments import TrainArguments
@@ -37,7 +36,7 @@ from .confidence import (
 )
 from .plots import plot_reliability
 
-FILE_NAME, PICTURE = "calibration.json", "reliability.png"
+CALIBRATION, PICTURE = "calibration.json", "reliability.png"
 
 
 def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
@@ -223,9 +222,9 @@ def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -
     print(format_calibration(report))
     if missing := report["classes_without_images"]:
         print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
-    (folder / FILE_NAME).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / CALIBRATION, report)
     temperature = report["calibration_temperature"]
     titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}
     plot_reliability({titles[when]: of_bins for when, of_bins in bins.items()}, folder / PICTURE)
-    for name in ("config.json", FILE_NAME, PICTURE):
+    for name in ("config.json", CALIBRATION, PICTURE):
         print(folder / name)

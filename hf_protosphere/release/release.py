@@ -6,7 +6,6 @@ Every row is trained by a process of its own: what ends one leaves the others.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from ..hub.arguments import PublishArguments
 from ..hub.comparison import overall_collapse
 from ..hub.publish import account, is_published, publish, publish_collection
 from ..plots.table import format_table
-from ..runs.files import writable_folder
+from ..runs.files import lock_for_children, whole_file, writable_folder
 from ..runs.finished_run import FinishedRun
 from ..runs.signals import interruptions
 from .arguments import ReleaseArguments
@@ -77,14 +76,13 @@ def release(arguments: ReleaseArguments) -> None:
 def _train(row: Row, place: str) -> str | None:
     """Train the row if it is not finished; why that failed, if it did."""
     print(f"{place} {row.name}:", end=" ", flush=True)
-    with row.log.open("a") as log:
-        # The process inherits the lock with its output. When a release was killed and started
-        # again, it waits for the one that is still training.
-        fcntl.flock(log, fcntl.LOCK_EX)
+    # When a release was killed and started again, it waits for the one that is still training.
+    with row.log.open("a") as log, lock_for_children(log):
         if row.state() == FINISHED:
             print(f"finished, {_metrics(row)[0]} accuracy")
             return None
-        write_yaml(row.arguments, row.config)
+        with whole_file(row.config) as unfinished:
+            write_yaml(row.arguments, unfinished)
         print("training ...", end=" ", flush=True)
         process = subprocess.Popen(
             row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -93,7 +91,8 @@ def _train(row: Row, place: str) -> str | None:
             code = process.wait()
         except KeyboardInterrupt as interruption:
             print("stopping ...", flush=True)
-            os.killpg(process.pid, interruption.args[0])
+            if os.name == "posix":  # elsewhere Ctrl-C reaches it without us
+                os.killpg(process.pid, interruption.args[0])
             process.wait()
             raise
     if code == 0 and row.state() == FINISHED:

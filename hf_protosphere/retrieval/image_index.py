@@ -26,10 +26,11 @@ from ..data.dataset import load_split
 from ..data.labels import labels_of
 from ..data.pixels import image_files, open_image
 from ..errors import ArgumentError, DataError
+from ..runs.files import whole_file
 from .embedding import Embedder
 from .neighbours import Neighbours, nearest
 
-FILE_NAME = "index.parquet"
+INDEX = "index.parquet"
 KEY = b"protosphere_index"  # of the origin, in the metadata of the file
 COLUMNS = ("path", "row", "label", "size", "modified")
 
@@ -161,9 +162,8 @@ class ImageIndex:
         if self.origin.folder is not None:
             origin["folder"] = _portable(Path(self.origin.folder), folder.resolve())
         table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(origin)})
-        unfinished = folder / f"{FILE_NAME}.unfinished"
-        pq.write_table(table, unfinished, write_page_checksum=True)
-        unfinished.replace(folder / FILE_NAME)
+        with whole_file(folder / INDEX) as unfinished:
+            pq.write_table(table, unfinished, write_page_checksum=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> ImageIndex:
@@ -171,10 +171,10 @@ class ImageIndex:
         Raises:
             ArgumentError: there is no index, or it is damaged.
         """
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / INDEX
         if not path.is_file():
             raise ArgumentError(
-                f"--index {folder} is no index: `protosphere index` writes one, with {FILE_NAME}."
+                f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}."
             )
         try:
             table = pq.read_table(path, page_checksum_verification=True)

@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 from ..runs.files import writable_folder
 from .arguments import IndexArguments
 from .embedding import Embedder
-from .image_index import FILE_NAME, ImageIndex, file_state
+from .image_index import INDEX, ImageIndex, file_state
 
 
 def index(arguments: IndexArguments) -> ImageIndex:
@@ -25,7 +25,7 @@ def index(arguments: IndexArguments) -> ImageIndex:
         model = str(Path(model).resolve())  # to be found from anywhere
     embedder = Embedder.load(model)
     previous = None
-    if not arguments.overwrite and (folder / FILE_NAME).exists():
+    if not arguments.overwrite and (folder / INDEX).exists():
         previous = ImageIndex.load(folder)
         _check_same_source(previous, arguments)
         previous.check_model(embedder)

@@ -22,9 +22,10 @@ from accelerate import Accelerator
 
 from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
+from ..runs.files import write_json
 from .arguments import TrainArguments
 
-FILE_NAME = "environment.json"
+ENVIRONMENT = "environment.json"
 PACKAGES = (
     "hf_protosphere", "torch", "torchvision", "timm", "transformers", "datasets", "accelerate",
     "huggingface-hub", "torchmetrics", "numpy", "pillow",
@@ -41,7 +42,7 @@ def record_start(
     working directory, or None), "seed", "data" (of each split the fingerprint by datasets, the
     number of images and a SHA-256 of the labels in their order)}.
     """
-    path = folder / FILE_NAME
+    path = folder / ENVIRONMENT
     record = {"run_id": uuid.uuid4().hex, "starts": []}
     if arguments.resume and path.exists():
         record = json.loads(path.read_text())
@@ -59,9 +60,7 @@ def record_start(
             "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
         }
     )
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(path)
+    write_json(path, record)
     return record["run_id"]
 
 

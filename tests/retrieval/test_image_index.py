@@ -16,7 +16,7 @@ from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.retrieval.arguments import IndexArguments, SearchArguments
 from hf_protosphere.retrieval.embedding import Embedder
-from hf_protosphere.retrieval.image_index import FILE_NAME, ImageIndex
+from hf_protosphere.retrieval.image_index import INDEX, ImageIndex
 from hf_protosphere.retrieval.index import index
 from hf_protosphere.retrieval.search import search
 from tests.open_set.test_threshold import noise, save_checkpoint
@@ -145,7 +145,7 @@ def test_a_folder_without_images_is_said(model, tmp_path):
 @pytest.mark.parametrize("how", ["cut", "changed", "other"])
 def test_a_damaged_index_is_refused(built, how):
     folder, _ = built
-    path = folder / FILE_NAME
+    path = folder / INDEX
     content = bytearray(path.read_bytes())
     if how == "cut":
         content = content[:-100]
@@ -182,7 +182,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_index(photos, model, bu
     assert ImageIndex.load(folder).images == made.images
     main(argv)
     assert len(ImageIndex.load(folder)) == 5
-    assert [path.name for path in folder.iterdir()] == [FILE_NAME]
+    assert [path.name for path in folder.iterdir()] == [INDEX]
 
 
 def test_index_and_images_can_be_moved_together(photos, model, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.metrics.snapshot import SnapshotCollector
 from hf_protosphere.runs.plot import PlotArguments, plot
-from hf_protosphere.runs.snapshots import SNAPSHOT
+from hf_protosphere.runs.snapshots import SNAPSHOT, save_snapshot
 from tests.plots.test_curves import record
 
 
@@ -21,7 +21,7 @@ def run(tmp_path):
         if with_snapshot:
             collector = SnapshotCollector(torch.eye(3))
             collector.update(torch.eye(3), torch.arange(3))
-            collector.snapshot(["a", "b", "c"], "test").save(folder / SNAPSHOT)
+            save_snapshot(collector.snapshot(["a", "b", "c"], "test"), folder / SNAPSHOT)
         return str(folder)
 
     return make

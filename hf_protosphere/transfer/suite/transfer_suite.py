@@ -5,7 +5,6 @@ What is done is seen from the folders alone, so that the same command always goe
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +16,7 @@ from accelerate.utils import parse_flag_from_env
 from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
 from ...plots.table import format_table
 from ...runs.checkpoints import refuse_changed_transfer
-from ...runs.files import writable_folder
+from ...runs.files import writable_folder, write_json, write_text
 from ...runs.loading import kind_of
 from ...runs.signals import interruptions
 from ..arguments import FinetuneArguments
@@ -97,8 +96,8 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
     results = compare(entries, failures)
     if state.is_main_process:
         print(f"\n{format_suite(results)}")
-        (folder / "table.md").write_text(markdown(results))
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_text(folder / "table.md", markdown(results))
+        write_json(folder / "results.json", results)
         if any(row["improvement"] is not None for row in results["rows"]):
             plot_improvements(results, folder / "improvements.png")
     state.destroy_process_group()
