@@ -163,9 +163,7 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
         files |= {path.name: path for path in run.folder.glob(RELIABILITY)}
     files["metrics.json"] = (json.dumps(run.results, indent=2) + "\n").encode()
     public = {
-        name: value
-        for name, value in dataclasses.asdict(run.arguments).items()
-        if name not in PRIVATE_ARGUMENTS
+        name: value for name, value in vars(run.arguments).items() if name not in PRIVATE_ARGUMENTS
     }
     public["dataset_name"] = run.dataset_name
     public["backbone"] = Path(run.arguments.backbone).name if _is_path(run) else public["backbone"]
