@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..arguments.parsing import write_yaml
+from ..data.arguments import BatchOptions
 from ..data.loaders import TrainingBatches, evaluation_loader
 from ..data.streaming import StreamedBatches
 from ..data.subsets import training_sample
-from ..data.transforms import TrainTransform, build_image_processor
+from ..data.transforms import build_image_processor
 from ..errors import ArgumentError, TrainingError, TrainingInterrupted
 from ..evaluation.report import flat_record
 from ..inference.predictions import training_class_means
@@ -35,7 +36,7 @@ from ..runs.checkpoints import (
     save_checkpoint,
     save_model,
 )
-from ..runs.files import prepare_output_dir
+from ..runs.files import prepare_output_dir, whole_file
 from ..runs.metrics_log import MetricsLog
 from ..runs.processes import main_process_first, on_main_process
 from ..runs.signals import Stop, stop_signals
@@ -150,7 +151,8 @@ class TrainingRun:
         self.monitor.stopwatch.seconds = self.progress.collapse_seconds
         run_id = ""
         if self.accelerator.is_main_process:
-            write_yaml(self.arguments, self.output_dir / "arguments.yaml")
+            with whole_file(self.output_dir / "arguments.yaml") as unfinished:
+                write_yaml(self.arguments, unfinished)
             run_id = record_start(self.output_dir, arguments, self.images, self.accelerator)
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
         start_trackers(self.accelerator, self.arguments, run_id)
@@ -180,17 +182,12 @@ class TrainingRun:
             )
 
     def _training_batches(self) -> TrainingBatches | StreamedBatches:
-        arguments, config = self.arguments, self.model.config
+        split, options = self.images.splits["train"], BatchOptions.of(self.arguments)
+        made_of = (split, self.model.config, options, self.accelerator)
         if not self.images.is_streamed:
-            return TrainingBatches(self.images, config, arguments, self.accelerator)
-        transform = TrainTransform(
-            config,
-            augmentation=arguments.augmentation,
-            horizontal_flip=arguments.horizontal_flip,
-        )
-        batches_per_epoch = self.steps_per_epoch * arguments.gradient_accumulation_steps
-        stream = self.images.splits["train"]
-        return StreamedBatches(stream, transform, arguments, self.accelerator, batches_per_epoch)
+            return TrainingBatches(*made_of)
+        steps = self.arguments.gradient_accumulation_steps
+        return StreamedBatches(*made_of, batches_per_epoch=self.steps_per_epoch * steps)
 
     def _train_sample_loader(self) -> DataLoader | None:
         if self.images.is_streamed:

@@ -8,8 +8,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.arguments import BatchOptions
+from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.streaming import StreamedBatches
-from hf_protosphere.data.transforms import TrainTransform
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.setup import load_training_data
@@ -48,9 +49,8 @@ def batches(folder, processes=1, process=0, per_epoch=15, **options):
     accelerator = SimpleNamespace(
         num_processes=processes, process_index=process, device=torch.device("cpu"), print=print
     )
-    transform = TrainTransform(CONFIG, augmentation=chosen.augmentation, horizontal_flip=False)
     stream = load_training_data(chosen).splits["train"]
-    return StreamedBatches(stream, transform, chosen, accelerator, per_epoch)
+    return StreamedBatches(stream, CONFIG, BatchOptions.of(chosen), accelerator, per_epoch)
 
 
 def images_of(epoch):
@@ -132,6 +132,16 @@ def test_a_run_on_a_stream(shards, tmp_path, objective):
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["starts"][0]["data"]["train"] == {"streamed": True}
     assert environment["starts"][0]["data"]["test"]["num_images"] == 45
+
+
+def test_only_the_splits_that_will_be_read_are_streamed_or_downloaded(shards):
+    options = {"streaming": True, "num_train_images": 120}
+    alone = load_image_dataset(str(shards), roles=["train"], **options)
+    assert list(alone.splits) == ["train"]
+    assert (alone.is_streamed, alone.num_train) == (True, 120)
+    test = load_image_dataset(str(shards), roles=["test"], **options)
+    assert {role: len(split) for role, split in test.splits.items()} == {"test": 45}
+    assert not test.is_streamed
 
 
 def test_downloaded_splits_are_found_again(shards):
