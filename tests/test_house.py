@@ -103,6 +103,13 @@ def test_files_and_functions_stay_small(path):
     assert ast.get_docstring(ast.parse(source))
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_windows_lacks_is_imported_only_where_it_is_used(path):
+    imports = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
+    names = {alias.name for statement in imports for alias in statement.names}
+    assert not names & {"fcntl", "grp", "pwd", "resource", "termios"}
+
+
 def test_the_tests_mirror_the_package():
     missing = [
         str(test.relative_to(ROOT))

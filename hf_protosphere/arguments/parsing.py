@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -67,7 +67,3 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
 
 def field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
-
-
-def write_yaml(arguments: Mapping[str, Any], path: Path) -> None:
-    path.write_text(yaml.safe_dump(dict(arguments), sort_keys=False))

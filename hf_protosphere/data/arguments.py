@@ -1,9 +1,9 @@
-"""The arguments of data: which, which splits, and how it is read."""
+"""The arguments of data: which, which splits, how it is read; and how batches are made of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from ..arguments.fields import flag
 
@@ -85,3 +85,25 @@ class StreamingArguments:
     num_train_images: int | None = flag(
         "How many there are, when the data set does not say: the length of an epoch."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How batches are made of the training images; what each means, the arguments of jobs say."""
+
+    batch_size: int
+    seed: int = 0
+    num_workers: int = 0
+    augmentation: str = "none"
+    horizontal_flip: bool = False
+    views: int = 1
+    classes_per_batch: int | None = None
+    gradient_accumulation_steps: int = 1
+    cache_images: bool | None = None
+    on_bad_image: str = "error"
+    shuffle_buffer: int = 10_000
+
+    @classmethod
+    def of(cls, arguments: Any) -> BatchOptions:
+        """Those among the arguments of a job."""
+        return cls(**{option.name: getattr(arguments, option.name) for option in fields(cls)})

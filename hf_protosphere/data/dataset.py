@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Splits "train", "validation" and "test", as far as there are any, with the same labels."""
+    """Splits "train", "validation" and "test", as far as there are any, with the same labels. None
+    of it changes: other splits are another data set."""
 
     # Columns "image" (datasets.Image) and "label" (ClassLabel); "train" may be a stream, of images
     # that are not decoded.
-    splits: dict[str, Dataset | IterableDataset]
+    splits: Mapping[str, Dataset | IterableDataset]
     label_names: list[str]
-    bad_images: dict[str, list[str]] = field(default_factory=dict)  # what was left out, by split
-    sources: dict[str, str] = field(default_factory=dict)  # the data set's own split of each one
+    bad_images: Mapping[str, list[str]] = field(default_factory=dict)  # left out, by split
+    sources: Mapping[str, str] = field(default_factory=dict)  # the data set's own split of each one
     streamed_images: int | None = None  # how many a streamed training split has
+
+    def __post_init__(self) -> None:
+        for name in ("splits", "bad_images", "sources"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
     def num_labels(self) -> int:
@@ -133,66 +139,54 @@ def load_image_dataset(
         check_images: decode every image once; remembered by the data set's fingerprint.
         need_train: there must be a training split.
         need_all_classes: it must have images of every class.
-        label_names: a trained model's classes, in order; by default the training split's.
+        label_names: a trained model's classes, in order; by default those of the training split, or
+            of the first one that is read.
         streaming: do not download the training split; the others are.
         num_train_images: of a streamed training split that does not say how many it has.
         roles: the splits that will be read, of "train", "validation" and "test": no others are
-            decoded, checked or kept, but "train" where "validation" is held out of it.
+            decoded, checked or kept, and none has to be there. Where the validation images are held
+            out of the training split, that is one of them.
 
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
     loaded = load_splits(dataset_name, dataset_config, revision, streaming)
-    if "+" in train_split:
-        loaded = with_joined(loaded, train_split)
+    loaded = with_joined(loaded, train_split) if "+" in train_split else loaded
     sources = choose_splits(loaded, train_split, validation_split, test_split, need_train)
-    if "validation" in roles and "validation" not in sources and validation_fraction > 0:
-        roles = {*roles, "train"}  # they are held out of it
+    holds_out = need_train and validation_fraction > 0 and "validation" in {*roles} - {*sources}
+    roles = {*roles, "train"} if holds_out else {*roles}
+    if streaming and "validation" in roles - {*sources}:
+        raise DataError(
+            "--streaming cannot hold out images of the training split: give --validation_split, "
+            f"one of {', '.join(loaded)}."
+        )
     sources = {role: name for role, name in sources.items() if role in roles}
     if not sources:
         return ImageDataset({}, label_names or [])
-    chosen = {role: loaded[name] for role, name in sources.items()}
-    first = next(iter(chosen.values()))
-    image_column = find_image_column(first, image_column)
-    label_column = find_label_column(first, label_column)
-    splits = {
-        role: two_columns(split, image_column, label_column) for role, split in chosen.items()
-    }
+    first = loaded[next(iter(sources.values()))]
+    columns = find_image_column(first, image_column), find_label_column(first, label_column)
+    splits = {role: two_columns(loaded[name], *columns) for role, name in sources.items()}
     stream = splits.pop("train", None) if streaming else None
-    if stream is not None:
-        names = label_names or stream_class_names(stream, label_column)
-        num_train_images = num_train_images or stream_length(stream, train_split)
+    if streaming:
         splits = {role: downloaded(split, role) for role, split in splits.items()}
-        if "validation" not in splits:
-            raise DataError(
-                "--streaming cannot hold out images of the training split: give "
-                f"--validation_split, one of {', '.join(loaded)}."
-            )
+    if stream is not None:
+        label_names = label_names or stream_class_names(stream, columns[1])
+        num_train_images = num_train_images or stream_length(stream, train_split)
     bad_images: dict[str, list[str]] = {}
     if check_images:
-        for role, split in splits.items():
-            splits[role], bad_images[role] = without_bad_images(split, role, on_bad_image)
-    if stream is None:
-        names = label_names or find_class_names(splits, label_column)
+        splits, bad_images = _without_bad_images(splits, on_bad_image)
+    names = label_names or find_class_names(splits, columns[1])
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
-
-    if need_train and stream is None:
-        if need_all_classes:
-            _require_all_classes(splits["train"], names)
-        if "validation" not in splits and validation_fraction > 0:
-            splits |= with_held_out(splits["train"], validation_fraction, seed)
-            sources["validation"] = sources["train"]
+    if holds_out:
+        splits |= with_held_out(splits["train"], validation_fraction, seed)
+        sources["validation"] = sources["train"]
     for role, split in splits.items():
         limit = max_train_samples if role == "train" else max_eval_samples
-        if limit is not None and limit < len(split):
-            splits[role] = balanced_sample(split, limit, seed)
-    bad_images = {role: names for role, names in bad_images.items() if names}
-    if stream is not None:
-        splits = {"train": stream, **splits}
-        return ImageDataset(splits, names, bad_images, sources, num_train_images)
-    if need_train and need_all_classes:
+        splits[role] = split if limit is None else balanced_sample(split, limit, seed)
+    if need_train and need_all_classes and "train" in splits:
         _require_all_classes(splits["train"], names)
-    return ImageDataset(splits, names, bad_images, sources)
+    splits = splits if stream is None else {"train": stream, **splits}
+    return ImageDataset(splits, names, bad_images, sources, num_train_images)
 
 
 def load_split(
@@ -213,6 +207,17 @@ def load_split(
     label_column = find_label_column(chosen, label_column)
     chosen = two_columns(chosen, find_image_column(chosen, image_column), label_column)
     return map_labels(chosen, split, find_class_names({split: chosen}, label_column))
+
+
+def _without_bad_images(
+    splits: dict[str, Dataset], on_bad_image: str
+) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
+    """`without_bad_images` of each split; the names of those splits that have any."""
+    checked = {
+        role: without_bad_images(split, role, on_bad_image) for role, split in splits.items()
+    }
+    bad_images = {role: names for role, (_, names) in checked.items() if names}
+    return {role: split for role, (split, _) in checked.items()}, bad_images
 
 
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:

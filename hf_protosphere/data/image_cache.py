@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..errors import CacheError
+from ..runs.files import whole_file
 from .pixels import pixels_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def cached_pixels(
 ) -> np.memmap | None:
     """(N, 3, S, S) uint8, as the processor makes them without rescaling; changes stay in memory.
 
-    The file is made at the first call, under a temporary name that is renamed when it is whole.
+    The file is made at the first call.
 
     Returns:
         None where there is no file and too little room for one, with as much again left free.
@@ -105,17 +105,12 @@ def _write(
 ) -> None:
     images = _Decoded(split, processor)
     loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=_unchanged)
-    # Not by the map: a disk that is full would end the process without a word.
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
     bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
-    try:
-        with bar, unfinished.open("wb") as out:
-            for batch in loader:
-                out.write(batch.numpy().tobytes())
-                bar.update(len(batch))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Not by the map: a disk that is full would end the process without a word.
+    with bar, whole_file(path, shared=True) as unfinished, unfinished.open("wb") as out:
+        for batch in loader:
+            out.write(batch.numpy().tobytes())
+            bar.update(len(batch))
 
 
 class _Decoded(Dataset):

@@ -15,9 +15,8 @@ from transformers import BaseImageProcessor
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from ..runs.processes import main_process_first
-from ..training.arguments import TrainArguments
+from .arguments import BatchOptions
 from .augmentation import BatchAugmentation
-from .dataset import ImageDataset
 from .image_cache import CachedImages, cache_path, cached_pixels
 from .labels import labels_of
 from .samplers import ClassBalancedBatches, EpochSampler
@@ -72,55 +71,55 @@ class TrainingBatches:
     Which images an epoch holds, in which order and how augmented follows from the seed and the
     epoch alone, whatever the number of workers.
 
+    Args:
+        split: the training split, columns "image" and "label".
+
     Raises:
         ArgumentError: a cache was asked for, and there is no room for it.
     """
 
     def __init__(
         self,
-        images: ImageDataset,
+        split: Dataset,
         config: ProtoSphereConfig,
-        arguments: TrainArguments,
+        options: BatchOptions,
         accelerator: Accelerator,
     ) -> None:
-        split = images.splits["train"]
         self.accelerator = accelerator
         processor = build_image_processor(config, crop=False)
         dataset = None
-        if arguments.cache_images is not False:
-            dataset = _cached(split, processor, arguments.num_workers, accelerator, "train")
+        if options.cache_images is not False:
+            dataset = _cached(split, processor, options.num_workers, accelerator, "train")
         self.is_cached = dataset is not None
-        if arguments.cache_images and not self.is_cached:
+        if options.cache_images and not self.is_cached:
             raise ArgumentError(
                 f"--cache_images: there is no room for the {len(split)} decoded images in "
                 f"{cache_path(split, processor).parent}. Leave it out to decode them in worker "
                 "processes, or set HF_DATASETS_CACHE to a folder on a larger disk."
             )
-        options = {
-            "augmentation": arguments.augmentation, "horizontal_flip": arguments.horizontal_flip
+        kind = {
+            "augmentation": options.augmentation, "horizontal_flip": options.horizontal_flip
         }  # fmt: skip
-        more = {"views": arguments.views, "seed": arguments.seed}
+        more = {"views": options.views, "seed": options.seed}
         self.augment: BatchAugmentation | None = None
         if self.is_cached:
-            self.augment = BatchAugmentation(config, **options, **more, device=accelerator.device)
+            self.augment = BatchAugmentation(config, **kind, **more, device=accelerator.device)
         else:
-            dataset = TrainingImages(split, TrainTransform(config, **options), **more)
+            dataset = TrainingImages(split, TrainTransform(config, **kind), **more)
         self._dataset = dataset
-        if arguments.classes_per_batch:
-            steps = accelerator.num_processes * arguments.gradient_accumulation_steps
+        if options.classes_per_batch:
+            steps = accelerator.num_processes * options.gradient_accumulation_steps
             self.sampler = ClassBalancedBatches(
-                labels_of(split), arguments.classes_per_batch, arguments.batch_size,
-                seed=arguments.seed, batches_per_step=steps,
+                labels_of(split), options.classes_per_batch, options.batch_size,
+                seed=options.seed, batches_per_step=steps,
             )  # fmt: skip
             order = {"batch_sampler": self.sampler}
         else:
-            self.sampler = EpochSampler(len(split), arguments.seed)
-            order = {
-                "sampler": self.sampler, "batch_size": arguments.batch_size, "drop_last": True
-            }  # fmt: skip
+            self.sampler = EpochSampler(len(split), options.seed)
+            order = {"sampler": self.sampler, "batch_size": options.batch_size, "drop_last": True}
         loader = DataLoader(
             dataset,
-            num_workers=0 if self.is_cached else arguments.num_workers,
+            num_workers=0 if self.is_cached else options.num_workers,
             collate_fn=collate,
             **order,
         )

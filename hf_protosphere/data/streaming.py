@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Image, IterableDataset
@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import BaseImageProcessor
 
+from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import DataError
+from .arguments import BatchOptions
 from .pixels import UNDECODABLE, decode, pixels_of
-from .transforms import RandomViews, collate
-
-if TYPE_CHECKING:
-    from ..training.arguments import TrainArguments
+from .transforms import RandomViews, TrainTransform, collate
 
 
 def stream_class_names(stream: IterableDataset, column: str) -> list[str]:
@@ -66,7 +65,6 @@ class StreamedBatches:
 
     Args:
         stream: the training split, columns "image" and "label".
-        transform: PIL image → (C, S, S).
         batches_per_epoch: of this process.
     """
 
@@ -75,22 +73,25 @@ class StreamedBatches:
     def __init__(
         self,
         stream: IterableDataset,
-        transform: Any,
-        arguments: TrainArguments,
+        config: ProtoSphereConfig,
+        options: BatchOptions,
         accelerator: Accelerator,
         batches_per_epoch: int,
     ) -> None:
-        self.arguments, self.accelerator = arguments, accelerator
+        self.batch_size, self.accelerator = options.batch_size, accelerator
         self.batches_per_epoch = batches_per_epoch
-        processes, workers = accelerator.num_processes, arguments.num_workers
+        processes, workers = accelerator.num_processes, options.num_workers
         if stream.num_shards < processes * max(1, workers):
             stream = stream.reshard()  # Parquet: row groups instead of files
-        stream = stream.shuffle(arguments.seed, buffer_size=arguments.shuffle_buffer)
+        stream = stream.shuffle(options.seed, buffer_size=options.shuffle_buffer)
         part = split_dataset_by_node(stream, accelerator.process_index, processes)
         self.num_workers = min(workers, part.num_shards)
         self._announce(stream.num_shards, part.num_shards)
-        views = RandomViews(transform, views=arguments.views, seed=arguments.seed)
-        skip_bad = arguments.on_bad_image == "skip"
+        transform = TrainTransform(
+            config, augmentation=options.augmentation, horizontal_flip=options.horizontal_flip
+        )
+        views = RandomViews(transform, views=options.views, seed=options.seed)
+        skip_bad = options.on_bad_image == "skip"
         self.dataset = _Augmented(part, views, accelerator.process_index, skip_bad)
 
     def _announce(self, shards: int, shards_of_process: int) -> None:
@@ -114,7 +115,7 @@ class StreamedBatches:
             self.dataset.set_epoch(epoch, passes)
             loader = DataLoader(
                 self.dataset,
-                self.arguments.batch_size,
+                self.batch_size,
                 num_workers=self.num_workers,
                 collate_fn=collate,
                 drop_last=True,
@@ -127,7 +128,7 @@ class StreamedBatches:
             if empty:
                 raise DataError(
                     f"--streaming: no worker of process {self.accelerator.process_index} finds "
-                    f"{self.arguments.batch_size} images, a whole batch, in its part of the "
+                    f"{self.batch_size} images, a whole batch, in its part of the "
                     "stream: give fewer --num_workers or a smaller --batch_size."
                 )
 

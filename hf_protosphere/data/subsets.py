@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,15 +84,17 @@ def _stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -
 
 
 def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
-    """`limit` images, as equal a number of each class as there are; deterministic by seed."""
-    labels = labels_of(split)
+    """`limit` images, as equal a number of each class as there are; deterministic by seed. All of
+    them, in their order, where there are not more."""
+    if limit >= len(split):
+        return split
+    labels = np.unique(labels_of(split), return_inverse=True)[1]  # hidden ones are -1
     order = np.random.default_rng(seed).permutation(len(labels))
-    rank: Counter[int] = Counter()
-    turns = np.empty(len(labels), dtype=np.int64)  # an image's turn within its class
-    for i in order:
-        turns[i] = rank[labels[i]]
-        rank[labels[i]] += 1
-    first = order[np.argsort(turns[order], kind="stable")][:limit]
+    by_class = np.argsort(labels[order], kind="stable")
+    counts = np.bincount(labels)
+    turns = np.empty(len(labels), dtype=np.int64)  # of the images in that order, within their class
+    turns[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = order[np.argsort(turns, kind="stable")][:limit]
     return split.select(np.sort(first))
 
 
@@ -107,4 +108,4 @@ def training_sample(
     """
     if size is None:
         size = min(max(len(train) // 100, 10 * num_classes), 10_000)
-    return balanced_sample(train, min(size, len(train)), seed) if size else None
+    return balanced_sample(train, size, seed) if size else None

@@ -26,6 +26,7 @@ from ..arguments.checks import check_license
 from ..errors import ArgumentError
 from ..evaluation.report import CLASSIFIERS, FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
+from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
 from .comparison import applicable_metrics, compare
 from .markdown import duration, inline, listed, one_line, percent
@@ -132,7 +133,7 @@ def write_card(folder: str | Path, **options: Any) -> list[Path]:
     for name, text in card_files(folder, **options).items():
         written.append(Path(folder) / name)
         written[-1].parent.mkdir(exist_ok=True)
-        written[-1].write_text(text, encoding="utf-8")
+        write_text(written[-1], text)
     return written
 
 

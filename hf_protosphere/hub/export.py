@@ -4,10 +4,8 @@ model on images before it gets its final name."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image
@@ -18,7 +16,7 @@ from ..data.dataset import load_image_dataset
 from ..data.pixels import pixels_of
 from ..errors import ExportError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from ..runs.files import writable_folder
+from ..runs.files import replacing_files, writable_folder
 from ..runs.loading import load_classifier
 from .arguments import ExportArguments
 
@@ -61,8 +59,8 @@ def export(arguments: ExportArguments) -> Path:
     name, write, read = FORMATS[arguments.format]
     # Large ONNX files name the file beside them that holds the weights: only a folder can be
     # written under another name.
-    with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-        file = Path(unfinished) / name
+    with replacing_files(folder) as unfinished:
+        file = unfinished / name
         write(network, model.config.image_size, metadata, file)
         difference = largest_difference(network, read(file), images)
         if not difference <= TOLERANCE:  # NaN is no match either
@@ -73,9 +71,7 @@ def export(arguments: ExportArguments) -> Path:
             )
         verdict = f"differs from the model by at most {difference:.2g} on {source}"
         readme = _readme(name, metadata, verdict, model)
-        file.with_name("README.md").write_text(readme)
-        for path in sorted(Path(unfinished).iterdir()):
-            os.replace(path, folder / path.name)
+        (unfinished / "README.md").write_text(readme)
     print(f"{folder / name}: {verdict}")
     return folder / name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
 from ..prototypes import nearest_cosines
 from ..runs.checkpoints import save_model
-from ..runs.files import writable_folder
+from ..runs.files import writable_folder, write_json
 from ..runs.finished_run import read_run_arguments
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first
@@ -35,7 +34,7 @@ from .confidence import (
 )
 from .plots import plot_reliability
 
-REPORT, PICTURE = "calibration.json", "reliability.png"
+CALIBRATION, PICTURE = "calibration.json", "reliability.png"
 
 
 def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
@@ -226,9 +225,9 @@ def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -
     print(format_calibration(report))
     if missing := report["classes_without_images"]:
         print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / CALIBRATION, report)
     temperature = report["calibration_temperature"]
     titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}
     plot_reliability({titles[when]: of_bins for when, of_bins in bins.items()}, folder / PICTURE)
-    for name in ("config.json", REPORT, PICTURE):
+    for name in ("config.json", CALIBRATION, PICTURE):
         print(folder / name)

@@ -10,15 +10,13 @@ import os
 import shlex
 import subprocess
 from itertools import groupby
-from typing import IO
 
-from ..arguments.parsing import write_yaml
 from ..errors import ArgumentError, ReleaseError, TrainingInterrupted, UserError
 from ..hub.arguments import PublishArguments
 from ..hub.comparison import overall_collapse
 from ..hub.publish import account, is_published, publish, publish_collection
 from ..plots.table import format_table
-from ..runs.files import writable_folder
+from ..runs.files import lock_for_children, writable_folder, write_yaml
 from ..runs.finished_run import FinishedRun
 from ..runs.signals import interruptions
 from .arguments import ReleaseArguments
@@ -77,12 +75,12 @@ def release(arguments: ReleaseArguments) -> None:
 def _train(row: Row, place: str) -> str | None:
     """Train the row if it is not finished; why that failed, if it did."""
     print(f"{place} {row.name}:", end=" ", flush=True)
-    with row.log.open("a") as log:
-        _wait_for_other_processes(log)
+    # When a release was killed and started again, it waits for the one that is still training.
+    with row.log.open("a") as log, lock_for_children(log):
         if row.state() == FINISHED:
             print(f"finished, {_metrics(row)[0]} accuracy")
             return None
-        write_yaml(vars(row.arguments), row.config)
+        write_yaml(row.config, vars(row.arguments))
         print("training ...", end=" ", flush=True)
         process = subprocess.Popen(
             row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -100,15 +98,6 @@ def _train(row: Row, place: str) -> str | None:
     last = row.log.read_text(errors="replace").strip().split("\n")[-1].split("\r")[-1]
     how = f"ended by signal {-code}" if code < 0 else f"ended with {code}"
     return f"{how}: {last}\n  log:       {row.log}\n  to repeat: {shlex.join(row.command)}"
-
-
-def _wait_for_other_processes(log: IO[str]) -> None:
-    """Lock the log of a training. Its process inherits the lock with its output: a release that was
-    killed and started again waits for the one that is still training."""
-    if os.name == "posix":  # elsewhere no lock is inherited
-        import fcntl
-
-        fcntl.flock(log, fcntl.LOCK_EX)
 
 
 def _stop(process: subprocess.Popen, number: int) -> None:

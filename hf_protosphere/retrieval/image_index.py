@@ -26,6 +26,7 @@ from ..data.dataset import load_split
 from ..data.labels import labels_of
 from ..data.pixels import image_files, open_image
 from ..errors import ArgumentError, DataError
+from ..runs.files import whole_file
 from .embedding import Embedder
 from .neighbours import Neighbours, nearest
 
@@ -161,9 +162,8 @@ class ImageIndex:
         if self.origin.folder is not None:
             origin["folder"] = _portable(Path(self.origin.folder), folder.resolve())
         table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(origin)})
-        unfinished = folder / f"{INDEX}.unfinished"
-        pq.write_table(table, unfinished, write_page_checksum=True)
-        unfinished.replace(folder / INDEX)
+        with whole_file(folder / INDEX) as unfinished:
+            pq.write_table(table, unfinished, write_page_checksum=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> ImageIndex:

@@ -20,7 +20,7 @@ from transformers import BaseImageProcessor
 
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from .files import replacing_files
+from .files import put_in_place, replacing_files
 
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
@@ -80,9 +80,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
-        if final.exists():
-            shutil.rmtree(final)
-        unfinished.rename(final)
+        put_in_place(unfinished, final)
         complete = [path for path in sorted(folder.iterdir()) if not path.suffix]
         for other in {*folder.iterdir()} - {*complete[-keep:]}:
             shutil.rmtree(other)

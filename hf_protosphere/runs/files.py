@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+import yaml
 
 from ..errors import ArgumentError
 
@@ -75,19 +80,103 @@ def writable_folder(folder: str | Path, flag: str) -> Path:
 
 
 @contextmanager
+def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its name once the file is whole.
+
+    Whatever ends the process or the machine, under `path` is the old file or the new one. An error
+    leaves the old one, and nothing else.
+
+    Args:
+        shared: several processes may write it at once, each for itself; the last one stays.
+    """
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    unfinished = path.with_name(f"{path.name}{own}.unfinished")
+    try:
+        yield unfinished
+        put_in_place(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    write_text(path, yaml.safe_dump(dict(values), sort_keys=False))
+
+
+@contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """A folder for new files, which come to `folder` one after the other once all are whole."""
+    """A folder for new files, which come to `folder` one after the other once all are whole. An
+    error before that leaves the old ones, and nothing else."""
     folder = folder.resolve()  # "." has no name
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    # Nothing can be renamed into a mounted folder from beside it; and not all may write there.
+    alone = folder.is_mount() or not os.access(folder.parent, os.W_OK)
+    beside = folder if alone else folder.parent
+    unfinished = beside / f"{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    yield unfinished
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
+    _sync_files(unfinished)
     folder.mkdir(parents=True, exist_ok=True)
     # Configuration and weights fit only each other: they come last, in one breath.
     pair = ("config.json", "model.safetensors")
     for path in sorted(unfinished.iterdir(), key=lambda path: (path.name in pair, path.name)):
         os.replace(path, folder / path.name)
     unfinished.rmdir()
+    _sync(folder)
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Rename a whole file, or a whole folder of files, once the disk has it; an older one goes."""
+    _sync_files(unfinished)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(unfinished, path)
+    _sync(path.parent)
+
+
+def _sync_files(path: Path) -> None:
+    """Of a folder all files, at any depth, and their names."""
+    for part in (path, *path.rglob("*")):
+        _sync(part)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    if os.name != "posix":  # folders cannot be opened, nor files to be synchronised only
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def lock_for_children(file: IO[Any]) -> Iterator[None]:
+    """Wait until nobody else holds the file, and hold it; also for processes that are started with
+    it as their output, until the last of them ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where children do not inherit a lock: it is this process's only
+        from filelock import FileLock
+
+        with FileLock(f"{file.name}.lock"):
+            yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def _megabytes(size: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -49,20 +51,22 @@ def _refuse_missing_folder(name: str, flag: str) -> None:
 
 
 def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
-    """The configuration of a classifier, without its weights; arguments as of `load_classifier`.
+    """The configuration of a classifier in a folder or on the Hub, without its weights.
+
+    Args:
+        flag: that gave the name, for messages.
 
     Raises:
-        ArgumentError: there is none, or it is not that of a classifier of ours.
+        ArgumentError: there is none, or it is damaged, or not that of a classifier.
     """
-    _refuse_missing_folder(name, flag)
-    try:
+    with _errors_in_one_line(name, flag):
+        values, _ = PretrainedConfig.get_config_dict(name)
+        if not values:  # transformers would take the defaults
+            raise OSError("it has no config.json.")
         config = ProtoSphereConfig.from_pretrained(name)
-    except OSError as error:
-        raise ArgumentError(f"{flag} {name} is not a ProtoSphere checkpoint: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ArgumentError(f"{flag} {name} cannot be loaded: {error}") from error
-    if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
-        raise ArgumentError(f"{flag} {name} holds {config.architectures}, not a ProtoSphere.")
+    held = config.architectures or [values.get("model_type", "no model type")]
+    if not {"ProtoSphereForImageClassification", ProtoSphereConfig.model_type} & {*held}:
+        raise ArgumentError(f"{flag} {name} holds {held}, not a ProtoSphere.")
     return config
 
 
@@ -77,17 +81,19 @@ def load_classifier(
     Raises:
         ArgumentError: there is none, or it is damaged, or does not fit its configuration.
     """
+    load_config(name, flag)
+    with _errors_in_one_line(name, flag):
+        model = ProtoSphereForImageClassification.from_pretrained(name)
+        return model, AutoImageProcessor.from_pretrained(name)
+
+
+@contextmanager
+def _errors_in_one_line(name: str, flag: str) -> Iterator[None]:
     _refuse_missing_folder(name, flag)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers would report in a table is an error here
     try:
-        config = ProtoSphereConfig.from_pretrained(name)
-        if config.architectures and "ProtoSphereForImageClassification" not in config.architectures:
-            raise ArgumentError(f"{flag} {name} holds {config.architectures}, not a ProtoSphere.")
-        model = ProtoSphereForImageClassification.from_pretrained(name)
-        return model, AutoImageProcessor.from_pretrained(name)
-    except ArgumentError:
-        raise
+        yield
     except OSError as error:
         raise ArgumentError(f"{flag} {name} is not a ProtoSphere checkpoint: {error}") from error
     except (ValueError, TypeError, SafetensorError) as error:

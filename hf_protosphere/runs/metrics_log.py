@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from .files import write_text
 
 
 class MetricsLog:
@@ -15,9 +16,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, last_step: float = math.inf) -> None:
         self.path = path
         records = [record for record in read_metrics(path) if record["step"] <= last_step]
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("".join(json.dumps(record) + "\n" for record in records))
-        os.replace(unfinished, path)
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
     def append(self, record: dict[str, Any]) -> None:
         with self.path.open("a") as file:

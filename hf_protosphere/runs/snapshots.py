@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..metrics.snapshot import Snapshot
+from .files import whole_file
 
 SNAPSHOT = "snapshot.safetensors"
 
@@ -20,9 +21,8 @@ SNAPSHOT = "snapshot.safetensors"
 def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     tensors = {k: v.contiguous() for k, v in vars(snapshot).items() if isinstance(v, Tensor)}
     metadata = {"class_names": json.dumps(snapshot.class_names), "split": snapshot.split}
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata)
 
 
 def load_snapshot(path: Path) -> Snapshot:

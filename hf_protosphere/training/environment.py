@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
+from ..runs.files import write_json
 from .arguments import TrainArguments
 
 ENVIRONMENT = "environment.json"
@@ -59,9 +60,7 @@ def record_start(
             "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
         }
     )
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(path)
+    write_json(path, record)
     return record["run_id"]
 
 

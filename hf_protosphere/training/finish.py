@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import save_model
+from ..runs.files import write_json
 from ..runs.metrics_log import read_metrics
 from ..runs.plot import draw_run
 from ..runs.snapshots import SNAPSHOT, save_snapshot
@@ -73,9 +73,7 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         if arguments.pictures:
             pictures = draw_run(run.output_dir, target=arguments.nc_target)
         # Last, and whole: where it is, the run is finished.
-        unfinished = run.output_dir / "results.unfinished"
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
-        unfinished.replace(run.output_dir / "results.json")
+        write_json(run.output_dir / "results.json", results)
         print(f"\n{_summary(run, results, held_out[-1])}")
         written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
         print(f"\n{run.output_dir}: the model, {', '.join(written)}")

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..arguments.parsing import write_yaml
+from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
 from ..data.loaders import TrainingBatches, evaluation_loader
 from ..data.streaming import StreamedBatches
 from ..data.subsets import training_sample
-from ..data.transforms import TrainTransform, build_image_processor
+from ..data.transforms import build_image_processor
 from ..errors import ArgumentError, TrainingError, TrainingInterrupted
 from ..evaluation.report import flat_record
 from ..inference.predictions import training_class_means
@@ -35,7 +35,7 @@ from ..runs.checkpoints import (
     save_checkpoint,
     save_model,
 )
-from ..runs.files import prepare_output_dir
+from ..runs.files import prepare_output_dir, write_yaml
 from ..runs.metrics_log import MetricsLog
 from ..runs.processes import main_process_first, on_main_process
 from ..runs.signals import Stop
@@ -48,9 +48,9 @@ from .setup import (
     build_model,
     build_optimizer,
     count_steps,
-    images_of,
     resolve,
     start_trackers,
+    training_images,
     with_synchronized_batchnorm,
 )
 from .step import OptimizerStep
@@ -69,7 +69,7 @@ class TrainingRun:
         set_seed(arguments.seed)
         classes = self.checkpoint.class_names if arguments.resume_from is not None else None
         with main_process_first(self.accelerator):
-            self.images = images_of(arguments, classes, images)
+            self.images = training_images(arguments, classes, images)
         streamed = self.images.is_streamed
         self.train_counts = None if streamed else self.images.class_counts("train")
         self.steps_per_epoch = count_steps(arguments, self.images, self.accelerator)
@@ -124,7 +124,7 @@ class TrainingRun:
         self.monitor.stopwatch.seconds = self.progress.collapse_seconds
         run_id = ""
         if self.accelerator.is_main_process:
-            write_yaml(self.record, self.output_dir / "arguments.yaml")
+            write_yaml(self.output_dir / "arguments.yaml", self.record)
             run_id = record_start(self.output_dir, self.arguments, self.images, self.accelerator)
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
         start_trackers(self.accelerator, self.arguments, run_id)
@@ -149,17 +149,12 @@ class TrainingRun:
             )
 
     def _training_batches(self) -> TrainingBatches | StreamedBatches:
-        arguments, config = self.arguments, self.model.config
+        split, options = self.images.splits["train"], BatchOptions.of(self.arguments)
+        made_of = (split, self.model.config, options, self.accelerator)
         if not self.images.is_streamed:
-            return TrainingBatches(self.images, config, arguments, self.accelerator)
-        transform = TrainTransform(
-            config,
-            augmentation=arguments.augmentation,
-            horizontal_flip=arguments.horizontal_flip,
-        )
-        batches_per_epoch = self.steps_per_epoch * arguments.gradient_accumulation_steps
-        stream = self.images.splits["train"]
-        return StreamedBatches(stream, transform, arguments, self.accelerator, batches_per_epoch)
+            return TrainingBatches(*made_of)
+        steps = self.arguments.gradient_accumulation_steps
+        return StreamedBatches(*made_of, batches_per_epoch=self.steps_per_epoch * steps)
 
     def _train_sample_loader(self) -> DataLoader | None:
         if self.images.is_streamed:

@@ -141,8 +141,10 @@ def load_training_data(
     return images
 
 
-def images_of(
-    arguments: TrainArguments, label_names: list[str] | None, loaded: ImageDataset | None
+def training_images(
+    arguments: TrainArguments,
+    label_names: list[str] | None = None,
+    loaded: ImageDataset | None = None,
 ) -> ImageDataset:
     """The images of a run, loaded where they are not yet: of few shots, those that it draws."""
     images = loaded or load_training_data(

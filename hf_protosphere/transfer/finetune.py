@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from ..arguments.parsing import write_yaml
 from ..configuration_protosphere import ProtoSphereConfig
 from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
@@ -28,7 +26,7 @@ from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import refuse_changed_transfer, save_model
-from ..runs.files import prepare_output_dir
+from ..runs.files import prepare_output_dir, write_json, write_text, write_yaml
 from ..runs.loading import kind_of
 from ..runs.processes import check_processes, main_process_first, on_main_process
 from ..training.arguments import TrainArguments
@@ -74,7 +72,7 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
     summary = summarize(rows)
     if job.accelerator.is_main_process:
         result = {"rows": rows, "summary": summary}
-        (job.folder / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(job.folder / "comparison.json", result)
         split = f"{rows[0]['split']}, {rows[0]['num_images']:,} images"
         print(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
         print(format_summary(summary))
@@ -110,7 +108,7 @@ class Transfer:
                 for name in (*arguments.modes, "trials"):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
             if self.accelerator.is_main_process:
-                write_yaml(vars(arguments), self.folder / "transfer.yaml")
+                write_yaml(self.folder / "transfer.yaml", vars(arguments))
             self.accelerator.wait_for_everyone()
         self._frozen: _FrozenPass | None = None
 
@@ -119,9 +117,8 @@ class Transfer:
         done = {} if self.is_single else rows_on_disk(self.folder)
         if done and self.accelerator.is_main_process:
             # Without what was cut short at its end: the next row would be written behind it.
-            whole = self.folder / f"{ROWS}.unfinished"
-            whole.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
-            os.replace(whole, self.folder / ROWS)
+            lines = "".join(json.dumps(row) + "\n" for row in done.values())
+            write_text(self.folder / ROWS, lines)
         for mode in self.arguments.modes:
             for shots in self.arguments.shot_counts or [None]:
                 for trial in range(self.arguments.trials if shots else 1):

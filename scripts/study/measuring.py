@@ -19,6 +19,7 @@ from hf_protosphere.data.subsets import drawn
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
+from hf_protosphere.runs.files import write_json
 from hf_protosphere.runs.loading import load_classifier
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.runs.snapshots import snapshot_of
@@ -68,9 +69,7 @@ def measure_row(data: dict[str, Path], output_dir: Path, scale: Scale, row: Meas
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         result = MEASURED[row.stage](data, output_dir, scale, row.objective, row.seed)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    unfinished.replace(path)
+    write_json(path, result)
 
 
 def measure(output_dir: Path, seeds: Sequence[int]) -> dict[str, dict[tuple[str, int], Row]]:

@@ -1,0 +1,35 @@
+"""Small data sets of random images, on the disk."""
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+
+
+def image(seed=0, size=8):
+    rng = np.random.default_rng(seed)
+    return PILImage.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def write(folder, labels, feature, *, image_column="image", label_column="label", extra=None):
+    """A Parquet file of one random image per label."""
+    columns = {image_column: [image(i) for i in range(len(labels))], label_column: labels}
+    features = {image_column: Image(), label_column: feature}
+    for name, (values, kind) in (extra or {}).items():
+        columns[name], features[name] = values, kind
+    folder.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict(columns, features=Features(features)).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def image_folder(folder, **splits):
+    """{"train": {"cat": 4, ...}} → folder/train/cat/0.png, ..."""
+    for split, classes in splits.items():
+        for name, count in classes.items():
+            for i in range(count):
+                path = folder / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image(i).save(path)
+    return folder
+
+
+NAMES = ClassLabel(names=["cat", "dog"])

@@ -7,6 +7,7 @@ from accelerate.data_loader import BatchSamplerShard
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.data import loaders
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.image_cache import CachedImages
 from hf_protosphere.data.labels import labels_of
@@ -14,7 +15,6 @@ from hf_protosphere.data.loaders import TrainingBatches, evaluation_loader
 from hf_protosphere.data.samplers import ClassBalancedBatches
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.training.arguments import TrainArguments
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,8 @@ CONFIG = ProtoSphereConfig(image_size=32, num_labels=3)
 
 
 def batches(images, **options):
-    defaults = {"dataset_name": "x", "batch_size": 16, "num_workers": 0, "augmentation": "none"}
-    arguments = TrainArguments(**defaults | {"horizontal_flip": False} | options)
-    return TrainingBatches(images, CONFIG, arguments, Accelerator(cpu=True))
+    chosen = BatchOptions(**{"batch_size": 16} | options)
+    return TrainingBatches(images.splits["train"], CONFIG, chosen, Accelerator(cpu=True))
 
 
 def as_list(epoch):

@@ -8,11 +8,12 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.arguments import BatchOptions
+from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.streaming import StreamedBatches
-from hf_protosphere.data.transforms import TrainTransform
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.training.arguments import TrainArguments
-from hf_protosphere.training.setup import load_training_data
+from hf_protosphere.training.setup import training_images
 from hf_protosphere.training.train import train
 
 CONFIG = ProtoSphereConfig(image_size=32, num_labels=3)
@@ -48,9 +49,8 @@ def batches(folder, processes=1, process=0, per_epoch=15, **options):
     accelerator = SimpleNamespace(
         num_processes=processes, process_index=process, device=torch.device("cpu"), print=print
     )
-    transform = TrainTransform(CONFIG, augmentation=chosen.augmentation, horizontal_flip=False)
-    stream = load_training_data(chosen).splits["train"]
-    return StreamedBatches(stream, transform, chosen, accelerator, per_epoch)
+    stream = training_images(chosen).splits["train"]
+    return StreamedBatches(stream, CONFIG, BatchOptions.of(chosen), accelerator, per_epoch)
 
 
 def images_of(epoch):
@@ -134,25 +134,35 @@ def test_a_run_on_a_stream(shards, tmp_path, objective):
     assert environment["starts"][0]["data"]["test"]["num_images"] == 45
 
 
+def test_only_the_splits_that_will_be_read_are_streamed_or_downloaded(shards):
+    options = {"streaming": True, "num_train_images": 120}
+    alone = load_image_dataset(str(shards), roles=["train"], **options)
+    assert list(alone.splits) == ["train"]
+    assert (alone.is_streamed, alone.num_train) == (True, 120)
+    test = load_image_dataset(str(shards), roles=["test"], **options)
+    assert {role: len(split) for role, split in test.splits.items()} == {"test": 45}
+    assert not test.is_streamed
+
+
 def test_downloaded_splits_are_found_again(shards):
-    first, second = (load_training_data(arguments(shards)) for _ in range(2))
+    first, second = (training_images(arguments(shards)) for _ in range(2))
     assert first.splits["test"]._fingerprint == second.splits["test"]._fingerprint
     assert first.splits["test"].features["image"] == Image()
 
 
 def test_what_a_stream_needs_to_say(shards, tmp_path):
     with pytest.raises(DataError, match=r"how many images its split 'train'.*--num_train_images"):
-        load_training_data(arguments(shards, num_train_images=None))
+        training_images(arguments(shards, num_train_images=None))
     with pytest.raises(DataError, match=r"cannot hold out.*--validation_split, one of"):
-        load_training_data(arguments(shards, validation_split=None))
+        training_images(arguments(shards, validation_split=None))
     rows = load_dataset("parquet", data_files=str(shards / "train.parquet"), split="train")
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_list(list(rows)[:9], features=features).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"declares its classes \(a ClassLabel\), but label is"):
-        load_training_data(arguments(tmp_path, validation_split="train"))
+        training_images(arguments(tmp_path, validation_split="train"))
     rows.cast_column("label", ClassLabel(names=["a", "b", "c"])).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"written by save_to_disk: leave it out"):
-        load_training_data(arguments(tmp_path / "saved", validation_split="train"))
+        training_images(arguments(tmp_path / "saved", validation_split="train"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Long tails are deterministic, as published, and shown."""
+"""Parts of a split are drawn by the seed; long tails are as published, and shown."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 
 from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.labels import labels_of
-from hf_protosphere.data.subsets import long_tailed, long_tailed_counts
+from hf_protosphere.data.subsets import (
+    balanced_sample,
+    drawn,
+    few_shot,
+    long_tailed,
+    long_tailed_counts,
+    training_sample,
+    with_held_out,
+)
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.classifier_metrics import accuracy_by_frequency
 from hf_protosphere.training.arguments import TrainArguments
@@ -44,13 +53,77 @@ def images(labels):
 
 
 def test_images_are_drawn_by_the_seed():
-    drawn = []
+    kept = []
     for seed in (0, 0, 1):
         split = long_tailed(images([0, 1, 2] * 50), 3, "exp", 0.1, seed)
         assert np.bincount(labels_of(split)).tolist() == [50, 15, 5]
-        drawn.append(split["image"][:])
-        assert drawn[-1] == sorted(drawn[-1])
-    assert drawn[0] == drawn[1] != drawn[2]
+        kept.append(split["image"][:])
+        assert kept[-1] == sorted(kept[-1])
+    assert kept[0] == kept[1] != kept[2]
+
+
+def one_by_one(labels, limit, seed):
+    """What `balanced_sample` keeps: in a shuffled order, the first image of every class, then the
+    second of every class, and so on."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    seen, turns = Counter(), {}
+    for i in order:
+        turns[i] = seen[labels[i]]
+        seen[labels[i]] += 1
+    return sorted(sorted(order, key=lambda i: turns[i])[:limit])
+
+
+@given(
+    labels=st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=40),
+    limit=st.integers(1, 45),
+    seed=st.integers(0, 5),
+)
+def test_a_balanced_sample_is_drawn_class_by_class_in_turns(labels, limit, seed):
+    sample = balanced_sample(images(labels), limit, seed)
+    assert sample["image"][:] == one_by_one(labels, limit, seed)
+    counts, there = Counter(sample["label"][:]), Counter(labels)
+    assert counts.total() == min(limit, len(labels))
+    most = max(counts.values())
+    assert all(counts[label] >= min(most - 1, there[label]) for label in there)
+
+
+def test_a_sample_of_all_is_the_split_itself():
+    split = images([0, 1, 1])
+    assert balanced_sample(split, 3, seed=1) is balanced_sample(split, 9, seed=1) is split
+
+
+def test_few_shots_are_so_many_of_each_class_as_there_are():
+    split = few_shot(images([0] * 5 + [1] * 2 + [2] * 9), 4, 3, seed=0)
+    assert np.bincount(labels_of(split), minlength=4).tolist() == [3, 2, 3, 0]
+    assert split["image"][:] == sorted(split["image"][:])
+    assert drawn(np.array([1, 0, 1]), [0, 2], seed=0).tolist() == [0, 2]
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=5), fraction=st.floats(0.01, 0.9))
+def test_a_share_of_each_class_is_held_out_and_never_all_of_one(counts, fraction):
+    split = images(np.repeat(np.arange(len(counts)), counts).tolist())
+    parts = with_held_out(split, fraction, seed=2)
+    kept, held_out = (
+        np.bincount(labels_of(parts[role]), minlength=len(counts)).tolist()
+        for role in ("train", "validation")
+    )
+    for count, here, there in zip(counts, kept, held_out):
+        assert here + there == count
+        assert here >= 1
+        assert there == min(max(round(fraction * count), 1), count - 1)
+    assert not {*parts["train"]["image"]} & {*parts["validation"]["image"]}
+
+
+@pytest.mark.parametrize(
+    ("num_images", "size", "expected"),
+    [(5000, None, 50), (500, None, 20), (15, None, 15), (500, 7, 7), (500, 900, 500)],
+)
+def test_training_is_measured_on_a_fixed_sample(num_images, size, expected):
+    split = images([i % 2 for i in range(num_images)])
+    sample = training_sample(split, 2, size, seed=0)
+    assert len(sample) == expected
+    assert sample["image"][:] == training_sample(split, 2, size, seed=0)["image"][:]
+    assert training_sample(split, 2, 0, seed=0) is None
 
 
 def test_groups_by_frequency():

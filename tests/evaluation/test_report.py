@@ -4,7 +4,7 @@ import torch
 
 from hf_protosphere.evaluation.report import flat_record, format_report
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
-from hf_protosphere.training.reporting import epoch_line
+from hf_protosphere.training.monitoring import epoch_line
 
 
 def test_the_table_has_a_row_for_every_metric():

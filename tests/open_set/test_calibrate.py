@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, load_dataset
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.arguments.parsing import write_yaml
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.open_set.arguments import CalibrateArguments
 from hf_protosphere.open_set.calibrate import calibrate, calibration_images
 from hf_protosphere.prototypes import class_means
+from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.training.adaptation import with_new_classes
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.setup import build_model, load_training_data
@@ -101,7 +101,7 @@ def test_classes_without_images_are_named(model_folder, digits_folder, tmp_path,
     assert "There was no image of digit_1: how many of theirs" in capsys.readouterr().out
     # Nor do those have to be in the training split, of which a run held images out.
     run = TrainArguments(dataset_name=str(digits_folder), output_dir="", report_to="none")
-    write_yaml(vars(run), model_folder / "arguments.yaml")
+    write_yaml(model_folder / "arguments.yaml", vars(run))
     assert calibrate(
         arguments(model_folder, tmp_path / "two", split=None, false_rejection_rate=0.2)
     )
@@ -125,7 +125,7 @@ def test_the_held_out_images_of_a_run_are_found_again(
         dataset_name=str(digits_folder), output_dir=str(model_folder), validation_fraction=fraction,
         seed=seed, report_to="none",
     )  # fmt: skip
-    write_yaml(vars(run), model_folder / "arguments.yaml")
+    write_yaml(model_folder / "arguments.yaml", vars(run))
     model = ProtoSphereForImageClassification.from_pretrained(model_folder)
     images, source = calibration_images(arguments(model_folder, digits_folder, split=None), model)
     assert source == "held out of train by the run"
@@ -140,7 +140,7 @@ def test_the_held_out_images_of_a_run_are_found_again(
     assert pixels(validation) == pixels(expected.splits["validation"])
     assert not pixels(validation) & pixels(expected.splits["train"])
 
-    write_yaml(vars(run) | {"dataset_name": "user/digits"}, model_folder / "arguments.yaml")
+    write_yaml(model_folder / "arguments.yaml", vars(run) | {"dataset_name": "user/digits"})
     _, source = calibration_images(arguments(model_folder, digits_folder, split=None), model)
     assert source == "held out of train by the run, of user/digits"
 
@@ -158,12 +158,11 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
     with pytest.raises(DataError, match=r"--split dev: .* no such split, but train, test"):
         chosen(split="dev")
     run = {"dataset_name": str(digits_folder), "output_dir": "", "report_to": "none"}
-    write_yaml(vars(TrainArguments(**run, validation_fraction=0)), model_folder / "arguments.yaml")
+    write_yaml(model_folder / "arguments.yaml", vars(TrainArguments(**run, validation_fraction=0)))
     with pytest.raises(ArgumentError, match=r"held none of its training images out: give --split"):
         chosen(split=None)
-    write_yaml(
-        vars(TrainArguments(**run, validation_split="test")), model_folder / "arguments.yaml"
-    )
+    tested = TrainArguments(**run, validation_split="test")
+    write_yaml(model_folder / "arguments.yaml", vars(tested))
     assert chosen(split=None)[1] == "test"
 
     (model_folder / "arguments.yaml").unlink()
@@ -206,7 +205,7 @@ def test_training_images_are_not_read_where_there_are_others(
 ):
     if of_a_run:  # by its arguments it would have held images out, had there been no split
         run = TrainArguments(dataset_name=str(broken_training), output_dir="", report_to="none")
-        write_yaml(run, model_folder / "arguments.yaml")
+        write_yaml(model_folder / "arguments.yaml", vars(run))
     report = calibrate(arguments(model_folder, broken_training, split=split))
     assert (report["source"], report["num_images"]) == ("validation", 45)
     assert set(decoded) == {"validation"}
@@ -216,11 +215,11 @@ def test_training_images_are_not_read_where_there_are_others(
 def test_training_images_are_read_where_some_were_held_out(model_folder, broken_training, decoded):
     shutil.rmtree(broken_training / "validation")
     run = TrainArguments(dataset_name=str(broken_training), output_dir="", report_to="none")
-    write_yaml(run, model_folder / "arguments.yaml")
+    write_yaml(model_folder / "arguments.yaml", vars(run))
     with pytest.raises(DataError, match=r"1 of the train images cannot be decoded: .*broken\.png"):
         calibrate(arguments(model_folder, broken_training, split=None))
     # What the run did with such images counts, for the others to be drawn as they were then.
-    write_yaml(dataclasses.replace(run, on_bad_image="skip"), model_folder / "arguments.yaml")
+    write_yaml(model_folder / "arguments.yaml", vars(run) | {"on_bad_image": "skip"})
     decoded.clear()
     report = calibrate(
         arguments(model_folder, broken_training, split=None, false_rejection_rate=0.2)

@@ -1,21 +1,25 @@
 """Finished runs, read from their files."""
 
+import importlib.util
 import json
+import shutil
 
 import pytest
+import yaml
 
-from hf_protosphere.arguments.parsing import write_yaml
 from hf_protosphere.configuration_protosphere import ProtoSphereConfig
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.runs.finished_run import FinishedRun
-from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.hub.card import render_card
+from hf_protosphere.runs.finished_run import FinishedRun, read_run_arguments, slug
+from tests import FIXTURES
+
+ARGUMENTS = {"dataset_name": "/data/of/someone/my pets/", "validation_fraction": 0.1, "seed": 3}
 
 
 @pytest.fixture
 def folder(tmp_path):
     ProtoSphereConfig(id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path)
-    arguments = TrainArguments(dataset_name="/data/of/someone/my pets/")
-    write_yaml(vars(arguments), tmp_path / "arguments.yaml")
+    (tmp_path / "arguments.yaml").write_text(yaml.safe_dump(ARGUMENTS))
     splits = {"train": {"from": "train"}, "validation": {"from": "train"}, "test": {"from": "val"}}
     results = {"provenance": {"dataset": None, "splits": splits}, "validation": {}, "test": {}}
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -55,3 +59,51 @@ def test_other_folders_are_told_apart(folder):
     (folder / "results.json").write_text("{}")
     with pytest.raises(ArgumentError, match=r"results.json has no provenance: `protosphere train"):
         FinishedRun.read(folder)
+
+
+def test_arguments_are_read_as_they_were_written_and_stay(folder):
+    arguments = FinishedRun.read(folder).arguments
+    assert vars(arguments) == ARGUMENTS
+    assert (arguments.seed, arguments.validation_fraction) == (3, 0.1)
+    assert arguments == read_run_arguments(folder)
+    with pytest.raises(AttributeError, match="seed is what the run was given"):
+        arguments.seed = 4
+    with pytest.raises(AttributeError, match="temperature"):
+        _ = arguments.temperature  # which that version did not write
+
+
+def test_a_folder_without_arguments_has_none(folder):
+    (folder / "arguments.yaml").unlink()
+    assert read_run_arguments(folder) is None
+    assert read_run_arguments(folder / "nowhere") is None
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "epochs", "a: [", "\x00"])
+def test_arguments_that_are_no_mapping_are_refused_with_the_way_out(folder, text):
+    (folder / "arguments.yaml").write_text(text)
+    with pytest.raises(
+        ArgumentError, match=r"(?s)arguments.yaml (is not whole|must hold).*--resume"
+    ):
+        read_run_arguments(folder)
+
+
+def test_what_a_run_needed_on_its_machine_need_not_be_here(tmp_path, monkeypatch):
+    folder = shutil.copytree(FIXTURES / "version_0_1_0" / "finished", tmp_path / "run")
+    arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
+    needed = {"report_to": ["trackio"], "lora_rank": 4, "option_of_a_later_version": 1}
+    (folder / "arguments.yaml").write_text(yaml.safe_dump(arguments | needed))
+    find_spec = importlib.util.find_spec
+    missing = ("trackio", "tensorboard", "wandb", "peft")
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name in missing else find_spec(name, *more),
+    )
+    run = FinishedRun.read(folder)
+    assert vars(run.arguments) == arguments | needed
+    assert "class_0, class_1, class_2" in str(render_card(folder))
+
+
+def test_names_of_repositories_are_ascii():
+    assert slug("my pets/ä (v2)") == "my-pets-v2"
+    assert len(slug("x" * 100)) == 28

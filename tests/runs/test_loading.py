@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
 
 from hf_protosphere import (
     ProtoSphereConfig,
@@ -15,6 +16,8 @@ from hf_protosphere import (
 )
 from hf_protosphere.cli import main
 from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.runs.loading import kind_of, load_classifier, load_config
 
 CONV = "protosphere.backbone.conv1.0.weight"
 VARIANCE = "protosphere.backbone.bn1.running_var"
@@ -210,6 +213,63 @@ def test_weights_that_are_given(saved):
     del tensors[VARIANCE]
     with pytest.raises(ValueError, match=VARIANCE):
         load(None, config=config, state_dict=tensors)
+
+
+def test_the_configuration_alone_needs_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "preprocessor_config.json").unlink()
+    assert load_config(str(folder)).to_dict() == ProtoSphereConfig.from_pretrained(folder).to_dict()
+
+
+@pytest.mark.parametrize("load", [load_config, load_classifier])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "is not a ProtoSphere checkpoint: "),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not a ProtoSphere checkp"),
+        (lambda folder: change_config(folder, objective="hope"), "cannot be loaded: .*hope"),
+        (lambda folder: change_config(folder, id2label={"0": "a", "2": "b"}), "cannot be loaded: "),
+        (
+            lambda folder: change_config(folder, architectures=["ProtoSphereModel"]),
+            r"holds \['ProtoSphereModel'\], not a ProtoSphere",
+        ),
+        (
+            lambda folder: change_config(folder, architectures=None, model_type="vit"),
+            r"holds \['vit'\], not a ProtoSphere",
+        ),
+        (shutil.rmtree, "there is no such folder"),
+    ],
+)
+def test_what_is_no_classifier_is_said_in_one_line(folder, load, damage, message):
+    damage(folder)
+    verbosity = transformers_logging.get_verbosity()
+    with pytest.raises(ArgumentError, match=rf"^--finetune_from {folder}:? {message}") as error:
+        load(str(folder), "--finetune_from")
+    assert len(str(error.value).splitlines()) == 1
+    assert transformers_logging.get_verbosity() == verbosity
+
+
+def test_a_classifier_comes_with_its_image_processor(folder):
+    model, processor = load_classifier(str(folder))
+    assert torch.equal(model.head.weight, read(folder)["head.weight"])
+    assert processor.crop_size["height"] == 32
+
+
+def test_what_a_name_stands_for(folder, tmp_path):
+    assert kind_of(str(folder)) == "protosphere"
+    assert kind_of("resnet18") == kind_of("timm/resnet18.a1_in1k") == "timm"
+    change_config(folder, model_type="vit")
+    assert kind_of(str(folder)) == "transformers"
+    change_config(folder, architecture="resnet18")
+    assert kind_of(str(folder)) == "timm"
+    (folder / "config.json").write_text('{"layers": 3}')
+    for name, message in (
+        (str(folder), "names neither a model type of transformers nor"),
+        (str(tmp_path / "nothing"), "there is no such folder"),
+        ("resnet_of_nobody", "is no timm model, and no checkpoint either: "),
+    ):
+        with pytest.raises(ArgumentError, match=f"^--model {name}.*{message}"):
+            kind_of(name)
 
 
 @pytest.mark.parametrize(

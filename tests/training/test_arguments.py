@@ -2,9 +2,10 @@
 
 import pytest
 
-from hf_protosphere.arguments.parsing import parse_arguments, write_yaml
+from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.runs.plot import PlotArguments
 from hf_protosphere.training.arguments import TrainArguments
 
@@ -23,7 +24,7 @@ def test_flags_win_over_yaml_over_defaults(tmp_path):
 
 def test_written_yaml_gives_the_arguments_back(tmp_path):
     arguments = parse("--dataset_name", "x", "--backbone_kwargs", '{"patch_size": 4}')
-    write_yaml(vars(arguments), tmp_path / "arguments.yaml")
+    write_yaml(tmp_path / "arguments.yaml", vars(arguments))
     assert parse("--config", str(tmp_path / "arguments.yaml")) == arguments
     assert arguments.backbone_options == {"patch_size": 4}
 

@@ -17,9 +17,9 @@ from hf_protosphere.training.setup import (
     build_model,
     build_optimizer,
     count_steps,
-    images_of,
     load_training_data,
     resolve,
+    training_images,
 )
 
 
@@ -72,7 +72,7 @@ def test_without_a_checkpoint_nothing_is_decided(arguments):
 
 def test_the_model_knows_the_classes_in_the_order_of_its_checkpoint(arguments, checkpoint):
     given, config = resolve(arguments(resume_from=checkpoint, backbone="test_resnet"))
-    images = images_of(given, config.class_names, None)
+    images = training_images(given, config.class_names, None)
     model = build_model(given, images)
     assert model.config.class_names == images.label_names == ["digit_2", "digit_0", "digit_1"]
     stored = ProtoSphereForImageClassification.from_pretrained(checkpoint)
@@ -101,7 +101,7 @@ def test_options_of_the_arguments_reach_the_model(arguments):
 def test_shots_are_drawn_from_images_that_are_loaded_once(arguments, digits_folder):
     loaded = load_image_dataset(str(digits_folder), validation_fraction=0)
     first, other = (
-        images_of(arguments(images_per_class=4, seed=seed), None, loaded) for seed in (0, 1)
+        training_images(arguments(images_per_class=4, seed=seed), None, loaded) for seed in (0, 1)
     )
     assert first.class_counts("train") == other.class_counts("train") == [4, 4, 4]
     assert first.splits["test"] is loaded.splits["test"]

@@ -5,7 +5,6 @@ What is done is seen from the folders alone, so that the same command always goe
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +13,7 @@ from accelerate.utils import parse_flag_from_env
 
 from ...errors import DataError, SuiteError, TrainingInterrupted, UserError
 from ...plots.table import format_table
-from ...runs.files import writable_folder
+from ...runs.files import writable_folder, write_json, write_text
 from ...runs.loading import kind_of
 from ...runs.signals import interruptions
 from ..finetune import finetune
@@ -64,8 +63,8 @@ def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
     results = compare(entries, failures)
     if state.is_main_process:
         print(f"\n{format_suite(results)}")
-        (folder / "table.md").write_text(markdown(results))
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_text(folder / "table.md", markdown(results))
+        write_json(folder / "results.json", results)
         if any(row["improvement"] is not None for row in results["rows"]):
             plot_improvements(results, folder / "improvements.png")
     state.destroy_process_group()

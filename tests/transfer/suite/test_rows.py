@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from hf_protosphere.arguments.parsing import parse_arguments, write_yaml
+from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.transfer.finetune import ROWS
 from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
 from hf_protosphere.transfer.suite.rows import matrix
@@ -36,7 +37,7 @@ def test_what_is_done_is_read_from_the_folder(tmp_path):
     entry, other, *_ = matrix(suite(tmp_path))
     assert entry.missing() == ["knn", "prototypes"]
     entry.folder.mkdir(parents=True)
-    write_yaml(entry.arguments, entry.folder / "transfer.yaml")
+    write_yaml(entry.folder / "transfer.yaml", vars(entry.arguments))
     done = [
         {"mode": mode, "shots": shots, "trial": 0, "accuracy": accuracy}
         for mode, shots, accuracy in (("knn", None, 0.5), ("knn", 5, 0.4), ("full", None, 0.9))

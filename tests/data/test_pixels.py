@@ -1,0 +1,99 @@
+"""The same file is the same image, whoever reads it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.pixels import (
+    UNDECODABLE,
+    decode,
+    image_files,
+    open_image,
+    pixels_of,
+    rgb,
+)
+from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.errors import DataError
+from tests.data import image
+
+
+def as_array(picture):
+    return np.asarray(rgb(picture))
+
+
+def test_a_file_is_read_as_a_data_set_reads_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    for kind, file in (("a", "palette.png"), ("b", "turned.png")):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        picture = image(0).crop((0, 0, 8, 5))
+        picture.convert("P" if kind == "a" else "RGB").save(
+            tmp_path / "train" / kind / file, exif=exif
+        )
+    data = load_image_dataset(str(tmp_path), validation_fraction=0)
+    files = image_files(tmp_path / "train")
+    assert [file.name for file in files] == ["palette.png", "turned.png"]
+    for file, theirs in zip(files, data.splits["train"][:]["image"], strict=True):
+        ours = open_image(file)
+        assert np.array_equal(as_array(ours), as_array(theirs))
+        in_memory = decode({"path": None, "bytes": file.read_bytes()})
+        assert np.array_equal(as_array(in_memory), as_array(theirs))
+    assert open_image(str(files[1])).size == (5, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
+def test_what_cannot_be_decoded_is_named(tmp_path, content):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png cannot be decoded as an image: "):
+        open_image(path)
+    with pytest.raises(UNDECODABLE):
+        decode({"path": None, "bytes": content})
+    with pytest.raises(DataError, match=r"nothing\.png cannot be decoded"):
+        open_image(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_the_same_rgb(mode):
+    picture = image().convert(mode)
+    assert rgb(picture).mode == "RGB"
+    expected = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(as_array(picture), expected)
+
+
+def test_pixels_are_what_the_processor_makes_of_rgb():
+    config = ProtoSphereConfig(image_size=32, image_mean=[0.2, 0.4, 0.6], image_std=[0.5, 1.0, 2.0])
+    processor = build_image_processor(config)
+    gray, colour = image(0, size=32).convert("L"), image(1, size=32)
+    pixels = pixels_of([gray, colour], processor)
+    assert (pixels.shape, pixels.dtype) == ((2, 3, 32, 32), torch.float32)
+    # Of the model's own size nothing is resized: only scaled and normalised.
+    for ours, picture in zip(pixels, (gray, colour)):
+        values = torch.from_numpy(as_array(picture).copy()).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(v)[:, None, None] for v in (config.image_mean, config.image_std))
+        torch.testing.assert_close(ours, (values - mean) / std)
+    raw = pixels_of([colour], processor, do_rescale=False, do_normalize=False)
+    assert torch.equal(raw[0], torch.from_numpy(as_array(colour).copy()).permute(2, 0, 1))
+
+
+def test_image_files_are_found_at_any_depth_in_their_order(tmp_path):
+    names = ["b.JPG", "a/deep/1.png", "a/0.webp", "notes.txt", "film.mpg", "paper.pdf", "c.jpeg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
+    assert found == ["a/0.webp", "a/deep/1.png", "b.JPG", "c.jpeg"]
+    assert image_files(tmp_path / "nothing") == []
+
+
+def test_a_stream_of_bytes_is_an_image_too():
+    file = io.BytesIO()
+    image().save(file, "PNG")
+    assert np.array_equal(
+        as_array(decode({"path": None, "bytes": file.getvalue()})), as_array(image())
+    )

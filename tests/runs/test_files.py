@@ -1,0 +1,215 @@
+"""What has its final name is whole, whatever ended the process that wrote it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.runs import files
+from hf_protosphere.runs.files import (
+    lock_for_children,
+    prepare_output_dir,
+    put_in_place,
+    replacing_files,
+    whole_file,
+    writable_folder,
+    write_json,
+    write_text,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail_after_writing(path, error):
+    path.write_text("half of the n")
+    raise error
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of the disk, in its order: ("sync" or "replace", name)."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(opened):
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{opened}")).name))
+        fsync(opened)
+
+    def replaced(source, target):
+        done.append(("replace", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", synced)
+    monkeypatch.setattr(files.os, "replace", replaced)
+    return done
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with whole_file(path) as unfinished:
+        assert unfinished.parent == tmp_path  # renaming works within a file system only
+        assert unfinished.name.endswith(".unfinished")
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["results.json"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as unfinished:
+        fail_after_writing(unfinished, KeyboardInterrupt())
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["results.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are named in /proc")
+def test_the_disk_has_the_content_before_the_name_and_then_the_name(tmp_path, calls):
+    write_text(tmp_path / "table.md", "→ é")
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == "→ é"
+    assert calls == [
+        ("sync", "table.md.unfinished"), ("replace", "table.md"), ("sync", tmp_path.name),
+    ]  # fmt: skip
+
+
+def test_several_may_write_the_same_file_each_for_itself(tmp_path):
+    path = tmp_path / "cache"
+    with whole_file(path, shared=True) as first, whole_file(path, shared=True) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["cache"]
+
+
+def test_json_is_for_people_too(tmp_path):
+    value = {"accuracy": 0.1, "classes": ["a", "ö"], "none": None}
+    write_json(tmp_path / "results.json", value)
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text) == value
+    assert text.startswith('{\n  "accuracy": 0.1,\n')
+    assert text.endswith("}\n")
+
+
+def write_model(folder, content):
+    for name in ("preprocessor_config.json", "model.safetensors", "config.json", "a.py"):
+        (folder / name).write_text(content)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are named in /proc")
+def test_configuration_and_weights_are_replaced_last_when_all_is_on_the_disk(tmp_path, calls):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with replacing_files(folder) as unfinished:
+        write_model(unfinished, "new")
+        assert names(folder) == ["notes.txt"]
+    replaced = [name for what, name in calls if what == "replace"]
+    assert replaced == ["a.py", "preprocessor_config.json", "config.json", "model.safetensors"]
+    first = calls.index(("replace", "a.py"))
+    assert {name for _, name in calls[:first]} >= {*replaced, "run.unfinished"}
+    assert calls[first + 4 :] == [("sync", "run")]
+    assert names(folder) == sorted([*replaced, "notes.txt"])
+    assert names(tmp_path) == ["run"]
+
+
+def test_an_error_leaves_the_old_files(tmp_path):
+    folder = tmp_path / "run"
+    (tmp_path / "run.unfinished" / "deep").mkdir(parents=True)  # of a process that was killed
+    with replacing_files(folder) as unfinished:
+        assert names(unfinished) == []
+        write_model(unfinished, "old")
+    with pytest.raises(OSError, match="full"), replacing_files(folder) as unfinished:
+        fail_after_writing(unfinished / "config.json", OSError("the disk is full"))
+    assert {path.read_text() for path in folder.iterdir()} == {"old"}
+    assert names(tmp_path) == ["run"]
+
+
+def test_the_current_folder_and_a_mounted_one(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with replacing_files(Path()) as unfinished:
+        write_model(unfinished, "one")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    with replacing_files(folder) as unfinished:
+        assert unfinished.parent == folder  # from beside it nothing can be renamed
+        write_model(unfinished, "two")
+    assert {path.read_text() for path in folder.iterdir()} == {"two"}
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
+    for name, file in (("step", "old"), ("step.unfinished", "new")):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / file).write_text(file)
+    put_in_place(tmp_path / "step.unfinished", tmp_path / "step")
+    assert names(tmp_path) == ["step"]
+    assert names(tmp_path / "step" / "deep") == ["new"]
+
+
+def test_only_a_runs_own_files_are_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("keep")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    (tmp_path / "best").mkdir()
+    with pytest.raises(ArgumentError, match="is not empty"):
+        prepare_output_dir(tmp_path, resume=False, overwrite=False, bytes_needed=1)
+    prepare_output_dir(tmp_path, resume=True, overwrite=False, bytes_needed=1)
+    assert (tmp_path / "metrics.jsonl").exists()
+    prepare_output_dir(tmp_path, resume=False, overwrite=True, bytes_needed=1)
+    assert names(tmp_path) == ["notes.txt"]
+
+
+def test_what_does_not_fit_on_the_disk_is_said_before_the_work(tmp_path):
+    with pytest.raises(ArgumentError, match=r"run needs 1,048,576,000 MiB on disk, but .* free"):
+        prepare_output_dir(
+            tmp_path / "run", resume=False, overwrite=False, bytes_needed=1000 * 2**40
+        )
+
+
+def test_a_folder_is_made_or_its_flag_named(tmp_path):
+    assert writable_folder(str(tmp_path / "new" / "deep"), "--pictures") == tmp_path / "new/deep"
+    assert names(tmp_path / "new" / "deep") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match=r"--pictures .*file cannot be written"):
+        writable_folder(tmp_path / "file", "--pictures")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are inherited on POSIX only")
+def test_a_lock_is_held_until_the_last_child_ends(tmp_path):
+    path, order = tmp_path / "row.log", []
+    with path.open("a") as log, lock_for_children(log):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                                 stdout=log, text=True)  # fmt: skip
+
+    def wait_for_it():
+        with path.open("a") as log, lock_for_children(log):
+            order.append("locked")
+
+    waiting = threading.Thread(target=wait_for_it)
+    waiting.start()
+    waiting.join(0.2)
+    order.append("the child ends")
+    child.communicate("\n")
+    waiting.join(10)
+    assert order == ["the child ends", "locked"]
+
+
+def test_without_inherited_locks_one_of_the_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    other = FileLock(tmp_path / "row.log.lock", timeout=0)
+    with (tmp_path / "row.log").open("a") as log:
+        with lock_for_children(log), pytest.raises(Timeout):
+            other.acquire()
+        with other:
+            pass

@@ -1,0 +1,69 @@
+"""A signal asks for an end, a second Ctrl-C insists, and afterwards all is as it was."""
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_protosphere.runs.signals import Stop, interruptions, stop_signals
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_come_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_for_an_end(number, capsys):
+    alone = Accelerator(cpu=True)
+    with stop_signals() as stop:
+        assert not stop.now(alone)
+        assert not stop.agreed(alone)
+        signal.raise_signal(number)
+        assert stop.now(alone)
+        assert stop.agreed(alone)
+    assert stop.signal == number
+    assert "Stopping soon, with a checkpoint" in capsys.readouterr().out
+
+
+def test_one_process_of_several_speaks(capsys):
+    with stop_signals(is_main_process=False):
+        signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_second_ctrl_c_insists_but_a_second_sigterm_does_not():
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the launcher passes it on
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_several_processes_stop_at_the_same_step():
+    def of_two(other):
+        def gather(asked):
+            return torch.cat([asked, torch.tensor([other])])
+
+        return SimpleNamespace(num_processes=2, device=torch.device("cpu"), gather=gather)
+
+    asked, not_asked = Stop(signal.SIGTERM), Stop()
+    assert not asked.now(of_two(0))  # not before the other one knows
+    assert asked.agreed(of_two(0))
+    assert not_asked.agreed(of_two(signal.SIGTERM))
+    assert not_asked.signal == signal.SIGTERM
+    assert not Stop().agreed(of_two(0))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_interruptions_come_at_once_with_their_number(number):
+    with pytest.raises(KeyboardInterrupt) as interruption, interruptions():
+        signal.raise_signal(number)
+    assert interruption.value.args == (number,)
