@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -46,11 +45,7 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
     model, processor = load_classifier(arguments.folder, "--folder")
     images = _images_of(arguments, model)
     snapshot = snapshot_of(arguments.folder)
-    options: dict[str, Any] = {
-        "center": _center(model, snapshot) if arguments.center else None,
-        "shrinkage": arguments.shrinkage,
-        "batch_size": arguments.batch_size,
-    }
+    center = _center(model, snapshot) if arguments.center else None
     bar = tqdm(total=sum(map(len, images.values())), desc="embedding", unit=" images", leave=False)
 
     def opened(loaders: list[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
@@ -62,8 +57,9 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
     with bar:
         try:
             means = model.to(device).add_classes(
-                {name: opened(of_class) for name, of_class in images.items()}, processor, **options
-            )
+                {name: opened(of_class) for name, of_class in images.items()}, processor,
+                center=center, shrinkage=arguments.shrinkage, batch_size=arguments.batch_size,
+            )  # fmt: skip
         except DataError:
             raise
         except ValueError as error:
@@ -80,7 +76,7 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
             added = {name: len(of_class) for name, of_class in images.items()}
             (unfinished / results.name).write_text(_with_note(results, added))
     print(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
-    if options["center"] is None and model.config.prototypes == "learned":
+    if center is None and model.config.prototypes == "learned":
         print(
             "The prototypes were not centred, for want of "
             + (f"a {SNAPSHOT}." if snapshot is None else "--center.")

@@ -154,7 +154,7 @@ def test_report_and_picture_are_published_without_paths(calibrated, tmp_path_fac
         assert here.encode() not in content, name
 
 
-def test_an_added_class_is_told_and_the_figures_stay_with_theirs(calibrated, with_class):
+def test_an_added_class_is_told_and_the_metrics_stay_with_theirs(calibrated, with_class):
     card, results = render_card(with_class), json.loads((with_class / "results.json").read_text())
     run = FinishedRun.read(with_class)
     assert (run.class_names, run.added_classes) == (

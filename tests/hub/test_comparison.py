@@ -33,7 +33,7 @@ def test_mean_and_deviation_over_the_seeds_of_each_objective():
     assert (cross_entropy.title, cross_entropy.accuracy) == ("Softmax cross-entropy", "90.00 %")
 
 
-def test_a_linear_layer_has_no_figures_of_prototypes():
+def test_a_linear_layer_has_no_metrics_of_prototypes():
     assert overall_collapse(run_of("nonl", 0, 0.9)) == 5.0
     assert overall_collapse(run_of("cross_entropy", 0, 0.9)) == 90.0
 
