@@ -150,11 +150,13 @@ def load_image_dataset(
     if "+" in train_split:
         loaded = with_joined(loaded, train_split)
     sources = choose_splits(loaded, train_split, validation_split, test_split, need_train)
-    if "validation" in roles and "validation" not in sources and validation_fraction > 0:
+    if need_train and validation_fraction > 0 and "validation" in {*roles} - {*sources}:
         roles = {*roles, "train"}  # they are held out of it
     sources = {role: name for role, name in sources.items() if role in roles}
     if not sources:
-        return ImageDataset({}, label_names or [])
+        raise DataError(
+            f"the data set has no {' or '.join(sorted(roles))} split, but {', '.join(loaded)}."
+        )
     chosen = {role: loaded[name] for role, name in sources.items()}
     first = next(iter(chosen.values()))
     image_column = find_image_column(first, image_column)

@@ -35,7 +35,7 @@ from .confidence import (
 )
 from .plots import plot_reliability
 
-REPORT, PICTURE = "calibration.json", "reliability.png"
+CALIBRATION, PICTURE = "calibration.json", "reliability.png"
 
 
 def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
@@ -149,16 +149,15 @@ def calibration_images(
             roles=("validation",),
         )
     except DataError as error:
-        message = str(error).replace("--validation_split", "--split", 1)
-        raise DataError(message) from error
-    if "validation" not in images.splits:
+        if "has no validation split" not in str(error):
+            raise DataError(str(error).replace("--validation_split", "--split", 1)) from error
         reason = "has no arguments.yaml that tells which training images it held out"
         if run:
             reason = "held none of its training images out"
         raise ArgumentError(
             f"--dataset_name {arguments.dataset_name} has no validation split, and --model "
             f"{arguments.model} {reason}: give --split, one that was not trained on."
-        )
+        ) from error
     source = images.sources["validation"]
     if source != train_split:
         return images, source
@@ -226,9 +225,9 @@ def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -
     print(format_calibration(report))
     if missing := report["classes_without_images"]:
         print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    (folder / CALIBRATION).write_text(json.dumps(report, indent=2) + "\n")
     temperature = report["calibration_temperature"]
     titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}
     plot_reliability({titles[when]: of_bins for when, of_bins in bins.items()}, folder / PICTURE)
-    for name in ("config.json", REPORT, PICTURE):
+    for name in ("config.json", CALIBRATION, PICTURE):
         print(folder / name)

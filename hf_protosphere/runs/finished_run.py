@@ -4,21 +4,55 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import yaml
 
-from ..arguments.parsing import read_yaml
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
-from ..training.arguments import TrainArguments
 
 RELIABILITY = "reliability.png"  # drawn by `protosphere calibrate`
 # In calibration.json as in the configuration, unless the model has changed since.
 CALIBRATED = ("rejection_threshold", "false_rejection_rate", "calibration_temperature")
+
+
+class RecordedArguments(SimpleNamespace):
+    """The arguments of a training run as it wrote them down; nothing is checked: what that machine
+    and that version had need not be here."""
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"{name} is what the run was given: it cannot be changed.")
+
+
+def read_run_arguments(folder: str | Path) -> RecordedArguments | None:
+    """What arguments.yaml in a run's folder holds; None where there is no such file.
+
+    Raises:
+        ArgumentError: it is not whole, and what writes it.
+    """
+    path = Path(folder) / "arguments.yaml"
+    if not path.is_file():
+        return None
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArgumentError(f"{path} is not whole ({error}): {_again(folder)}") from error
+    if not isinstance(values, dict):
+        raise ArgumentError(
+            f"{path} must hold 'name: value' lines, but got {values!r}: {_again(folder)}"
+        )
+    return RecordedArguments(**{str(name): value for name, value in values.items()})
+
+
+def _again(folder: str | Path) -> str:
+    return (
+        f"`protosphere train --output_dir {folder} ...` writes it at the end of a run; the same "
+        "command with --resume ends one that was stopped."
+    )
 
 
 @dataclass(frozen=True)
@@ -27,7 +61,7 @@ class FinishedRun:
 
     folder: Path
     config: ProtoSphereConfig
-    arguments: TrainArguments
+    arguments: RecordedArguments
     results: dict[str, Any]
 
     @classmethod
@@ -39,10 +73,7 @@ class FinishedRun:
         folder = Path(folder)
         if not folder.is_dir():
             raise ArgumentError(f"{folder}: there is no such folder.")
-        again = (
-            f"`protosphere train --output_dir {folder} ...` writes it at the end of a run; the "
-            "same command with --resume ends one that was stopped."
-        )
+        again = _again(folder)
         for name in ("config.json", "arguments.yaml", "results.json"):
             if not (folder / name).is_file():
                 raise ArgumentError(f"{folder} has no {name}: {again}")
@@ -56,8 +87,7 @@ class FinishedRun:
             raise ArgumentError(f"{folder}/config.json cannot be read: {error}") from error
         if "provenance" not in results:
             raise ArgumentError(f"{folder}/results.json has no provenance: {again}")
-        arguments = TrainArguments(**read_yaml(str(folder / "arguments.yaml"), TrainArguments))
-        return cls(folder, config, arguments, results)
+        return cls(folder, config, read_run_arguments(folder), results)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -132,31 +162,6 @@ class FinishedRun:
         """For a repository: ASCII letters, digits, - and _."""
         parts = (self.dataset_name, self.config.backbone, self.config.objective)
         return "-".join(filter(None, map(slug, parts)))
-
-
-@dataclass(frozen=True)
-class RunArguments:
-    """What a run was trained on, as its arguments.yaml says."""
-
-    dataset_name: str
-    train_split: str = "train"
-    validation_split: str | None = None
-    validation_fraction: float = 0.1
-    seed: int = 0
-    label_column: str | None = None
-    image_column: str | None = None
-    on_bad_image: str = "error"
-    check_images: bool = True
-
-
-def read_run_arguments(folder: str | Path) -> RunArguments | None:
-    """None where the folder has no arguments.yaml."""
-    path = Path(folder) / "arguments.yaml"
-    if not path.is_file():
-        return None
-    values = yaml.safe_load(path.read_text())
-    known = {field.name for field in fields(RunArguments)}
-    return RunArguments(**{name: value for name, value in values.items() if name in known})
 
 
 def slug(text: str) -> str:
