@@ -3,19 +3,14 @@
 Imports `inference` and below. Start at `image_index.py`; `neighbours.py` is the search itself.
 """
 
-from importlib import import_module
 from typing import Any
 
-_HOMES = {
-    "Embedder": "embedding",
-    "ImageIndex": "image_index",
-    "nearest": "neighbours",
-    "retrieval_metrics": "neighbours",
-}
-__all__ = [*_HOMES]
+__all__ = ["Embedder", "ImageIndex"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:  # imported when asked for: reading arguments needs none of it
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:  # imported when asked for: reading arguments needs none of it
+        from . import image_index
+
+        return getattr(image_index, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

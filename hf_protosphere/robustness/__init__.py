@@ -5,7 +5,7 @@ Imports `inference` and below. Start at `measure.py`: `corruption_errors`.
 
 from typing import Any
 
-__all__ = ["corruption_errors", "corruption_metrics"]
+__all__ = ["corruption_errors"]
 
 
 def __getattr__(name: str) -> Any:

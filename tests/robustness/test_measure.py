@@ -161,7 +161,6 @@ def test_a_lost_image_is_noticed_and_both_models_stay_as_they_were(split, monkey
 
 def test_the_room_offers_what_is_documented():
     assert hf_protosphere.robustness.corruption_errors is corruption_errors
-    assert hf_protosphere.robustness.corruption_metrics is corruption_metrics
     with pytest.raises(AttributeError, match="has no attribute 'corrupt_errors'"):
         hf_protosphere.robustness.corrupt_errors  # noqa: B018
 
