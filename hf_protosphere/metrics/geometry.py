@@ -52,7 +52,7 @@ def intra_class_effective_rank(statistics: ClassStatistics) -> float:
     Optimum 0; a class is 0 if its samples are equal (to `ROUNDING`), else in [1, min(D, n_c − 1)]:
     any variance left counts, and classes of few samples look better.
 
-    >>> from hf_protosphere.class_statistics import class_statistics
+    >>> from hf_protosphere.metrics.class_statistics import class_statistics
     >>> points = torch.tensor([[1.0, 0.0], [1.0, 2.0], [-1.0, 0.0]])
     >>> value = intra_class_effective_rank(class_statistics(points, torch.tensor([0, 0, 1]), 2))
     >>> round(value, 4)  # one class on a line, one of a single sample
@@ -158,7 +158,7 @@ def nc1_variability(statistics: ClassStatistics) -> float:
     Optimum 0, range [0, ∞). Summed along the eigenvectors of Σ_B, so variance outside the span of
     the class means does not enter. Samples weigh in Σ_W.
 
-    >>> from hf_protosphere.class_statistics import class_statistics
+    >>> from hf_protosphere.metrics.class_statistics import class_statistics
     >>> points = torch.tensor([[3.0], [5.0], [-3.0], [-5.0]])
     >>> round(nc1_variability(class_statistics(points, torch.tensor([0, 0, 1, 1]), 2)), 4)
     0.0312
