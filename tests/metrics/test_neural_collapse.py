@@ -339,7 +339,7 @@ def test_class_mean_at_the_centre_has_cosine_zero():
     assert result["nc2_equiangular"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
 
 
-def test_table_describes_every_figure():
+def test_table_describes_every_metric():
     names = [info.name for info in METRICS]
     assert len(set(names)) == 13
     assert {info.name for info in METRICS if info.higher_is_better} == {
@@ -420,7 +420,7 @@ def kept(result):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_moments_give_the_same_figures_but_nc4(case):
+def test_moments_give_the_same_metrics_but_nc4(case):
     embeddings, labels, prototypes = map(torch.from_numpy, random_case(*CASES[case], 0.3))
     metric = NeuralCollapse(*prototypes.shape, keep="moments")
     for batch in range(0, len(labels), 7):
