@@ -3,11 +3,13 @@
 Importing the package teaches transformers' Auto classes the model type "protosphere".
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
 from .configuration_protosphere import ProtoSphereConfig
+from .moved import OldPaths
 
 if TYPE_CHECKING:
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
@@ -63,3 +65,4 @@ def __dir__() -> list[str]:
 
 
 _register()
+sys.meta_path.append(OldPaths())

@@ -5,10 +5,10 @@ Travels to the Hub with every checkpoint.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
@@ -39,22 +39,14 @@ def stored_dtypes(name: Any, variant: str | None = None, **options: Any) -> dict
         path = Path(cached_file(name, file, **options))
     except OSError:
         return {}
-    size = path.stat().st_size
-    with path.open("rb") as opened:
-        # The length of a header, the header as JSON, the tensors one after the other.
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            header = json.loads(opened.read(length)) if length < size else {}
-            header.pop("__metadata__", None)
-            end = max(tensor["data_offsets"][1] for tensor in header.values())
-        except (ValueError, TypeError, AttributeError, LookupError):  # it is something else
-            end = None
-    if end is None or size != 8 + length + end:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
         raise ValueError(
-            f"{path} is cut short or no safetensors file ({size:,} bytes): download or save it "
-            "again. Weights in other formats are never loaded."
-        )
-    return {key: tensor["dtype"] for key, tensor in header.items()}
+            f"{path} is cut short or no safetensors file ({path.stat().st_size:,} bytes): download "
+            f"or save it again. Weights in other formats are never loaded. ({error})"
+        ) from error
 
 
 def has_new_head(info: dict[str, Any]) -> bool:

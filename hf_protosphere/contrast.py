@@ -44,16 +44,9 @@ class ContrastLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        rows: Tensor,
-        columns: Tensor,
-        own_row: Tensor,
-        keep: Tensor,
-        temperature: float,
-        over_columns: bool,
-        exclude_own: bool,
-        chunk_rows: int | None,
-        normalize: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows: Tensor, columns: Tensor, own_row: Tensor, keep: Tensor, temperature: float,
+        over_columns: bool, exclude_own: bool, chunk_rows: int | None, normalize: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         dim = 1 if over_columns else 0
         with full_precision(rows):
             dtype = compute_dtype(rows, columns)
@@ -67,13 +60,9 @@ class ContrastLogSumExp(torch.autograd.Function):
             for start, stop in _chunks(len(rows), chunk_rows):
                 scaled_rows = _scaled(rows[start:stop].to(dtype), temperature, normalize)
                 similarities, own = _similarities(
-                    scaled_rows,
-                    columns,
-                    column_scale,
-                    own_row - start,
-                    keep if over_columns else None,
-                    exclude_own,
-                )
+                    scaled_rows, columns, column_scale, own_row - start,
+                    keep if over_columns else None, exclude_own,
+                )  # fmt: skip
                 positives += own
                 chunk_lse, exponentials = _logsumexp_(similarities, dim)
                 if over_columns:
@@ -116,13 +105,9 @@ class ContrastLogSumExp(torch.autograd.Function):
                     grads = exponentials * factor[broadcast]
                 else:
                     grads, _ = _similarities(
-                        scaled_rows,
-                        columns,
-                        column_scale,
-                        own,
-                        keep if over_columns else None,
-                        exclude_own,
-                    )
+                        scaled_rows, columns, column_scale, own,
+                        keep if over_columns else None, exclude_own,
+                    )  # fmt: skip
                     grads.sub_(lse[chunk][broadcast]).exp_().mul_(grad_lse[chunk][broadcast])
                 if grad_positives is not None:
                     index, inside = _own_index(own, len(scaled_rows))
@@ -365,3 +350,41 @@ def resolve_group(group: Group) -> dist.ProcessGroup | None:
         return None
     group = group or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
+
+
+def contrast_vectors(
+    vectors: Tensor, labels: Tensor, keep: Tensor, temperature: float, chunk_size: int | None,
+    processes: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Each vector (N, D) among the kept ones of all processes: (N,) the log-sum-exp of its
+    similarities x_i·x_j / t with the others, (N, D) the sum and (N,) the number of its class."""
+    everyone, all_labels, all_keep, offset = vectors, labels, keep, 0
+    if processes is not None:
+        everyone, offset = GatherBatches.apply(vectors, processes)
+        all_labels, _ = GatherBatches.apply(labels, processes)
+        all_keep = GatherBatches.apply(keep.long(), processes)[0].bool()
+    chunk_rows = rows_per_chunk(chunk_size, len(vectors), len(everyone))
+    if processes is None:
+        lse = PairwiseLogSumExp.apply(vectors, keep, temperature, chunk_size)
+    else:
+        place = torch.arange(len(everyone), device=vectors.device) - offset
+        own_row = torch.where(place < len(vectors), place.clamp_min(-1), -1)
+        lse, _, _ = ContrastLogSumExp.apply(
+            vectors, everyone, own_row, all_keep, temperature, True, True, chunk_rows, False
+        )
+    # A class is known by the place of its label among the sorted labels: below the batch size
+    # whatever the label's value, and found without a synchronisation.
+    class_of = torch.searchsorted(all_labels.sort().values, all_labels)  # (N_all,)
+    sums = torch.zeros_like(everyone).index_add(0, class_of, everyone * all_keep[:, None])
+    counts = torch.zeros_like(everyone[:, 0]).index_add(0, class_of, all_keep.to(everyone.dtype))
+    own = class_of[offset : offset + len(vectors)]
+    return lse, sums.index_select(0, own), counts.index_select(0, own)
+
+
+def group_sum(share: Tensor, processes: dist.ProcessGroup) -> Tensor:
+    """The sum of the processes' shares, on each of them. Gradients are averaged over the processes
+    afterwards, so each one's own is taken times their number."""
+    total = share.detach().clone()
+    dist.all_reduce(total, group=processes)
+    share = share * dist.get_world_size(processes)
+    return share + (total - share.detach())

@@ -19,9 +19,13 @@ This file travels to the Hub with every checkpoint and imports torch and `contra
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import warnings
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,12 +33,12 @@ from torch import Tensor, nn
 
 from .contrast import (
     ContrastLogSumExp,
-    GatherBatches,
     Group,
     GroupLogSumExp,
-    PairwiseLogSumExp,
     compute_dtype,
+    contrast_vectors,
     full_precision,
+    group_sum,
     readable,
     resolve_group,
     rows_per_chunk,
@@ -43,19 +47,71 @@ from .contrast import (
 Reduction = Literal["mean", "sum", "none"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The keywords that every loss takes, as a function and as a module.
+
+    Args:
+        weight: (K,) weight of each class, as in `torch.nn.functional.cross_entropy`: the mean is
+            divided by the sum of the instances' weights.
+        ignore_index: instances with this label take no part, neither as anchors nor as contrast.
+        reduction: "mean", "sum" or "none" ((M,), zero for ignored instances).
+        chunk_size: prototypes (SupCon: anchors) handled at a time. `None` keeps the (K, M)
+            similarities while there are at most `MAX_SIMILARITIES` of them; above, and whenever a
+            size is given, they are recomputed chunk by chunk in the backward pass and only
+            log-sum-exps are kept. SupCon never keeps its (N, N).
+        group: the processes whose union of batches is the contrast set. `None`: the default group
+            when one is initialised. "local": this process alone. Every process of the group must
+            make the call; value and *averaged* gradients (what DistributedDataParallel computes)
+            are those of one process with the concatenated batch. K-sized reductions are exchanged,
+            never embeddings; SupCon gathers them, with gradients.
+        normalize: divide embeddings and prototypes by their L2 norm first. With `False` they are
+            taken as they are, and no gradient flows through a normalisation.
+    """
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    chunk_size: int | None = None
+    group: Group = None
+    normalize: bool = True
+
+
+OPTIONS = tuple(field.name for field in fields(LossOptions))
+
+
+class _Anchors(NamedTuple):
+    """Which instances take part: (M,) each, of SupCon's views (M, V)."""
+
+    kept: Tensor  # bool: their label is not `ignore_index`
+    contrasted: Tensor  # bool: there is something to contrast them with
+    classes: Tensor  # int64, index into the classes' weights; 0 where the label is ignored
+
+    @property
+    def left_out(self) -> Tensor:
+        """0-d int64: how many had nothing to be contrasted with."""
+        return (self.kept & ~self.contrasted).sum()
+
+
+def _loss(equation: Callable[..., tuple[Tensor, _Anchors]]) -> Callable[..., Tensor]:
+    """The public function of an equation: takes `LossOptions` as keywords, and is reduced."""
+
+    @functools.wraps(equation)
+    def loss(*args: Any, **kwargs: Any) -> Tensor:
+        options = LossOptions(**{name: kwargs.pop(name) for name in OPTIONS if name in kwargs})
+        return _reduce(*equation(*args, **kwargs, options=options), options)
+
+    *own, _ = inspect.signature(equation).parameters.values()
+    keywords = inspect.signature(LossOptions).parameters.values()
+    loss.__signature__ = inspect.Signature([*own, *keywords], return_annotation="Tensor")
+    return loss
+
+
+@_loss
 def normface_loss(
-    embeddings: Tensor,
-    prototypes: Tensor,
-    labels: Tensor,
-    temperature: float = 0.1,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    chunk_size: int | None = None,
-    group: Group = None,
-    normalize: bool = True,
-) -> Tensor:
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
+    *, options: LossOptions,
+) -> tuple[Tensor, _Anchors]:  # fmt: skip
     """Softmax cross-entropy on cosines: every instance against the K prototypes.
 
         L = mean_i [ logsumexp_c w_c·u_i / t − w_yi·u_i / t ]
@@ -65,26 +121,17 @@ def normface_loss(
 
     Arguments, errors and distribution are those of `ntce_loss`.
     """
-    terms = _prototype_terms(
-        embeddings, prototypes, labels, temperature, weight, ignore_index, chunk_size, group,
-        normalize, over="prototypes", exclude_own_class=False,
-    )  # fmt: skip
-    return _reduce(terms, reduction, group)
+    lse, positives, anchors = _contrast(
+        embeddings, prototypes, labels, temperature, options, over="prototypes"
+    )
+    return lse - positives, anchors
 
 
+@_loss
 def ntce_loss(
-    embeddings: Tensor,
-    prototypes: Tensor,
-    labels: Tensor,
-    temperature: float = 0.1,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    chunk_size: int | None = None,
-    group: Group = None,
-    normalize: bool = True,
-) -> Tensor:
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
+    *, options: LossOptions,
+) -> tuple[Tensor, _Anchors]:  # fmt: skip
     """NTCE: the prototype of each instance's class against all M instances of the batch.
 
         L = mean_i [ logsumexp_j w_yi·u_j / t − w_yi·u_i / t ]
@@ -97,20 +144,7 @@ def ntce_loss(
         prototypes: (K, D), one row per class, any float dtype.
         labels: (M,) int64 in [0, K), or `ignore_index`.
         temperature: t > 0.
-        weight: (K,) weight of each class, as in `torch.nn.functional.cross_entropy`: the mean is
-            divided by the sum of the instances' weights.
-        ignore_index: instances with this label take no part, neither as anchors nor as contrast.
-        reduction: "mean", "sum" or "none" ((M,), zero for ignored instances).
-        chunk_size: prototypes handled at a time. `None` keeps the (K, M) similarities while there
-            are at most `MAX_SIMILARITIES` of them; above, and whenever a size is given, they are
-            recomputed chunk by chunk in the backward pass and only log-sum-exps are kept.
-        group: the processes whose union of batches is the contrast set. `None`: the default group
-            when one is initialised. "local": this process alone. Every process of the group must
-            make the call; value and *averaged* gradients (what DistributedDataParallel computes)
-            are those of one process with the concatenated batch. K-sized reductions are exchanged,
-            never embeddings.
-        normalize: divide embeddings and prototypes by their L2 norm first. With `False` they are
-            taken as they are, and no gradient flows through a normalisation.
+        weight, ignore_index, reduction, chunk_size, group, normalize: see `LossOptions`.
 
     Returns:
         A scalar, or (M,) with `reduction="none"`, in float32 (float64 for float64 inputs). Zero,
@@ -129,26 +163,17 @@ def ntce_loss(
         >>> round(loss.item(), 4)
         0.3133
     """
-    terms = _prototype_terms(
-        embeddings, prototypes, labels, temperature, weight, ignore_index, chunk_size, group,
-        normalize, over="instances", exclude_own_class=False,
-    )  # fmt: skip
-    return _reduce(terms, reduction, group)
+    lse, positives, anchors = _contrast(
+        embeddings, prototypes, labels, temperature, options, over="instances"
+    )
+    return lse - positives, anchors
 
 
+@_loss
 def nonl_loss(
-    embeddings: Tensor,
-    prototypes: Tensor,
-    labels: Tensor,
-    temperature: float = 0.1,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    chunk_size: int | None = None,
-    group: Group = None,
-    normalize: bool = True,
-) -> Tensor:
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
+    *, options: LossOptions,
+) -> tuple[Tensor, _Anchors]:  # fmt: skip
     """NONL: the prototype of each instance's class against the instances of the *other* classes.
 
         L = mean_i [ logsumexp_{j: yj ≠ yi} w_yi·u_j / t − w_yi·u_i / t ]
@@ -167,25 +192,22 @@ def nonl_loss(
         >>> nonl_loss(embeddings, prototypes, torch.tensor([0, 1]), temperature=1.0).item()
         -1.0
     """
-    terms = _prototype_terms(
-        embeddings, prototypes, labels, temperature, weight, ignore_index, chunk_size, group,
-        normalize, over="instances", exclude_own_class=True,
-    )  # fmt: skip
-    return _reduce(terms, reduction, group)
+    lse, positives, anchors = _contrast(
+        embeddings, prototypes, labels, temperature, options, over="other classes"
+    )
+    if readable(lse) and (left_out := int(anchors.left_out)):
+        warnings.warn(
+            f"nonl_loss: the batch holds a single class, so {left_out} anchors have no negatives "
+            "and are left out. Shuffle the data, or use a larger batch.",
+            stacklevel=_level_of_caller(),
+        )
+    return lse - positives, anchors
 
 
+@_loss
 def supcon_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    temperature: float = 0.1,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    chunk_size: int | None = None,
-    group: Group = None,
-    normalize: bool = True,
-) -> Tensor:
+    embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
+) -> tuple[Tensor, _Anchors]:
     """Supervised contrastive loss: every view against every other view of the batch.
 
         L = mean_i [ logsumexp_{j ≠ i} u_i·u_j / t − mean_{p: yp = yi, p ≠ i} u_i·u_p / t ]
@@ -197,10 +219,9 @@ def supcon_loss(
 
     Args:
         embeddings: (M, V, D), V views of M instances, or (M, D) for one view. N = M·V.
-        labels: (M,) int64, any values, or `ignore_index`.
-        weight: (K,) indexed by label.
-        chunk_size: anchors handled at a time; `None` chooses, and never keeps N×N similarities.
-        group: as in `ntce_loss`. Embeddings are gathered, with gradients.
+        labels: (M,) int64, any values, or `ignore_index`; `weight` is indexed by them.
+        temperature: t > 0.
+        weight, ignore_index, reduction, chunk_size, group, normalize: see `LossOptions`.
 
     The rest as in `ntce_loss`. Anchors without a positive are left out of the mean
     (`SupConLoss.left_out` counts them).
@@ -213,109 +234,93 @@ def supcon_loss(
         >>> round(supcon_loss(views, torch.tensor([0, 1]), temperature=1.0).item(), 4)
         0.5514
     """
-    terms = _supcon_terms(
-        embeddings, labels, temperature, weight, ignore_index, chunk_size, group, normalize
-    )
-    losses = _reduce(terms, reduction, group)
-    return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
+    temperature = _checked_temperature(temperature)
+    shape = embeddings.shape[:-1]
+    if len(shape) not in (1, 2):
+        raise ValueError(
+            f"expected embeddings (M, V, D) or (M, D), but got {tuple(embeddings.shape)}."
+        )
+    kept = _kept(labels, len(embeddings), options.ignore_index)
+    labels, kept = (x.repeat_interleave(shape[1:].numel()) for x in (labels, kept))  # (N,)
+    with full_precision(embeddings):
+        vectors = embeddings.flatten(0, -2).to(compute_dtype(embeddings))  # (N, D)
+        if options.normalize:
+            norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+            vectors = vectors / norms.masked_fill(norms == 0, 1)
+        lse, sums, counts = contrast_vectors(
+            vectors, labels, kept, temperature, options.chunk_size, resolve_group(options.group)
+        )
+        others = counts - 1  # (N,) positives of each anchor
+        positives = (vectors * (sums - vectors)).sum(-1) / (temperature * others.clamp_min(1))
+    anchors = (kept, others > 0, labels.clamp_min(0))
+    return (lse - positives).view(shape), _Anchors(*(x.view(shape) for x in anchors))
 
 
 class _LossModule(nn.Module):
     """Stores a loss function's arguments; `left_out` counts the last batch's unusable anchors."""
 
+    _function: Callable[..., Tensor]
     weight: Tensor | None
 
     def __init__(
-        self,
-        temperature: float = 0.1,
-        *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        chunk_size: int | None = None,
-        group: Group = None,
+        self, temperature: float = 0.1, *, weight: Tensor | None = None, ignore_index: int = -100,
+        reduction: Reduction = "mean", chunk_size: int | None = None, group: Group = None,
         normalize: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.temperature = _checked_temperature(temperature)
         self.register_buffer("weight", weight, persistent=False)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.chunk_size = chunk_size
-        self.group = group
-        self.normalize = normalize
+        self.ignore_index, self.reduction, self.chunk_size = ignore_index, reduction, chunk_size
+        self.group, self.normalize = group, normalize
         self.left_out: Tensor | None = None
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}"
 
-    def _finish(self, terms: _Terms) -> Tensor:
-        self.left_out = terms.left_out
-        return _reduce(terms, self.reduction, self.group)
+    def _reduced(self, *batch: Tensor) -> Tensor:
+        options = LossOptions(**{name: getattr(self, name) for name in OPTIONS})
+        losses, anchors = self._function.__wrapped__(*batch, self.temperature, options=options)
+        self.left_out = anchors.left_out
+        return _reduce(losses, anchors, options)
 
 
 class _PrototypeLossModule(_LossModule):
-    _over: Literal["prototypes", "instances"]
-    _exclude_own_class = False
-
     def forward(self, embeddings: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
-        terms = _prototype_terms(
-            embeddings, prototypes, labels, self.temperature, self.weight, self.ignore_index,
-            self.chunk_size, self.group, self.normalize, self._over, self._exclude_own_class,
-        )  # fmt: skip
-        return self._finish(terms)
+        return self._reduced(embeddings, prototypes, labels)
 
 
 class NormFaceLoss(_PrototypeLossModule):
     """`normface_loss` as a module: `loss(embeddings, prototypes, labels)`."""
 
-    _over = "prototypes"
+    _function = staticmethod(normface_loss)
 
 
 class NTCELoss(_PrototypeLossModule):
     """`ntce_loss` as a module: `loss(embeddings, prototypes, labels)`."""
 
-    _over = "instances"
+    _function = staticmethod(ntce_loss)
 
 
 class NONLLoss(_PrototypeLossModule):
     """`nonl_loss` as a module: `loss(embeddings, prototypes, labels)`."""
 
-    _over = "instances"
-    _exclude_own_class = True
+    _function = staticmethod(nonl_loss)
 
 
 class SupConLoss(_LossModule):
     """`supcon_loss` as a module: `loss(embeddings, labels)`."""
 
+    _function = staticmethod(supcon_loss)
+
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        terms = _supcon_terms(
-            embeddings, labels, self.temperature, self.weight, self.ignore_index,
-            self.chunk_size, self.group, self.normalize,
-        )  # fmt: skip
-        losses = self._finish(terms)
-        return losses.view(embeddings.shape[:-1]) if self.reduction == "none" else losses
+        return self._reduced(embeddings, labels)
 
 
-class _Terms(NamedTuple):
-    losses: Tensor  # (M,), zero where the instance takes no part
-    weights: Tensor  # (M,), zero where the instance takes no part
-    left_out: Tensor  # 0-d int64: anchors that had nothing to be contrasted with
-
-
-def _prototype_terms(
-    embeddings: Tensor,
-    prototypes: Tensor,
-    labels: Tensor,
-    temperature: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    chunk_size: int | None,
-    group: Group,
-    normalize: bool,
-    over: Literal["prototypes", "instances"],
-    exclude_own_class: bool,
-) -> _Terms:
+def _contrast(
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float,
+    options: LossOptions, over: Literal["prototypes", "instances", "other classes"],
+) -> tuple[Tensor, Tensor, _Anchors]:  # fmt: skip
+    """(M,) log-sum-exp of what each instance is contrasted with, and (M,) its s_i,yi."""
     temperature = _checked_temperature(temperature)
     if prototypes.dim() != 2 or embeddings.dim() != 2 or embeddings.shape[1] != prototypes.shape[1]:
         raise ValueError(
@@ -323,116 +328,40 @@ def _prototype_terms(
             f"embeddings {tuple(embeddings.shape)} and prototypes {tuple(prototypes.shape)}."
         )
     num_classes = len(prototypes)
-    keep = _kept(labels, len(embeddings), ignore_index, num_classes)
-    own_class = torch.where(keep, labels, -1)
-
+    kept = _kept(labels, len(embeddings), options.ignore_index, num_classes)
+    own_class = torch.where(kept, labels, -1)
     lse, positives, _ = ContrastLogSumExp.apply(
-        prototypes, embeddings, own_class, keep, temperature, over == "instances",
-        exclude_own_class, rows_per_chunk(chunk_size, num_classes, len(embeddings)), normalize,
+        prototypes, embeddings, own_class, kept, temperature, over != "prototypes",
+        over == "other classes", rows_per_chunk(options.chunk_size, num_classes, len(embeddings)),
+        options.normalize,
     )  # fmt: skip
-    index = own_class.clamp_min(0)
-    if over == "instances":  # lse is (K,), one per anchoring prototype: hand it to its instances
-        if (processes := resolve_group(group)) is not None:
+    classes = own_class.clamp_min(0)
+    if over != "prototypes":  # lse is (K,), one per anchoring prototype: hand it to its instances
+        if (processes := resolve_group(options.group)) is not None:
             lse = GroupLogSumExp.apply(lse, processes)
-        lse = lse.index_select(0, index)  # (M,)
-
-    has_contrast = lse.detach() != -math.inf  # NaN stays in, to be seen
-    left_out = (keep & ~has_contrast).sum()
-    if exclude_own_class and readable(left_out) and left_out:
-        warnings.warn(
-            f"nonl_loss: the batch holds a single class, so {int(left_out)} anchors have no "
-            "negatives and are left out. Shuffle the data, or use a larger batch.",
-            stacklevel=4,
-        )
-    included = keep & has_contrast
-    losses = torch.where(included, lse - positives, 0.0)
-    return _Terms(losses, _sample_weights(included, index, weight, losses.dtype), left_out)
+        lse = lse.index_select(0, classes)  # (M,)
+    contrasted = lse.detach() != -math.inf  # NaN stays in, to be seen
+    return lse, positives, _Anchors(kept, contrasted, classes)
 
 
-def _supcon_terms(
-    embeddings: Tensor,
-    labels: Tensor,
-    temperature: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    chunk_size: int | None,
-    group: Group,
-    normalize: bool,
-) -> _Terms:
-    temperature = _checked_temperature(temperature)
-    if embeddings.dim() not in (2, 3):
-        raise ValueError(
-            f"expected embeddings (M, V, D) or (M, D), but got {tuple(embeddings.shape)}."
-        )
-    with full_precision(embeddings):
-        keep = _kept(labels, len(embeddings), ignore_index, num_classes=None)
-        features = embeddings.reshape(-1, embeddings.shape[-1])  # (N, D)
-        views = embeddings.shape[1] if embeddings.dim() == 3 else 1
-        labels, keep = labels.repeat_interleave(views), keep.repeat_interleave(views)  # (N,)
-        features = features.to(compute_dtype(features))
-        if normalize:
-            norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-            features = features / norms.masked_fill(norms == 0, 1)
-
-        all_features, all_labels, all_keep, offset = features, labels, keep, 0
-        if (processes := resolve_group(group)) is not None:
-            all_features, offset = GatherBatches.apply(features, processes)
-            all_labels, _ = GatherBatches.apply(labels, processes)
-            all_keep, _ = GatherBatches.apply(keep.long(), processes)
-            all_keep = all_keep.bool()
-        here = slice(offset, offset + len(features))
-
-        # A class is known by the place of its label among the sorted labels: below the batch size
-        # whatever the label's value, and found without a synchronisation.
-        order = all_labels.sort().values
-        class_of = torch.searchsorted(order, all_labels)  # (N_all,)
-        kept_features = all_features * all_keep[:, None]
-        sums = torch.zeros_like(all_features).index_add(0, class_of, kept_features)
-        counts = torch.zeros_like(all_features[:, 0]).index_add(
-            0, class_of, all_keep.to(all_features.dtype)
-        )
-        others = counts.index_select(0, class_of[here]) - 1  # (N,) positives of each anchor
-        other_sums = sums.index_select(0, class_of[here]) - features
-        positives = (features * other_sums).sum(-1) / (temperature * others.clamp_min(1))
-
-        chunk_rows = rows_per_chunk(chunk_size, len(features), len(all_features))
-        if processes is None:
-            lse = PairwiseLogSumExp.apply(features, keep, temperature, chunk_size)
-        else:
-            position = torch.arange(len(all_features), device=features.device) - offset
-            own_row = torch.where((position >= 0) & (position < len(features)), position, -1)
-            lse, _, _ = ContrastLogSumExp.apply(
-                features, all_features, own_row, all_keep, temperature, True, True, chunk_rows,
-                False,
-            )  # fmt: skip
-        included = keep & (others > 0)
-        losses = torch.where(included, lse - positives, 0.0)
-        index = labels.clamp_min(0)
-        weights = _sample_weights(included, index, weight, losses.dtype)
-        return _Terms(losses, weights, (keep & ~included).sum())
-
-
-def _reduce(terms: _Terms, reduction: Reduction, group: Group) -> Tensor:
-    if reduction not in ("mean", "sum", "none"):
+def _reduce(losses: Tensor, anchors: _Anchors, options: LossOptions) -> Tensor:
+    if (reduction := options.reduction) not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but got {reduction!r}.")
-    weighted = terms.losses * terms.weights
+    included = anchors.kept & anchors.contrasted
+    weights = included.to(losses.dtype)
+    if options.weight is not None:
+        weights = weights * options.weight.to(losses.dtype)[anchors.classes]
+    losses = torch.where(included, losses, 0.0) * weights
     if reduction == "none":
-        return weighted
-    processes = resolve_group(group)
-    total = weighted.sum()
+        return losses
+    processes = resolve_group(options.group)
+    total = losses.sum()
     if reduction == "mean":
-        denominator = terms.weights.sum()
+        denominator = weights.sum()
         if processes is not None:
             dist.all_reduce(denominator, group=processes)
         total = total / torch.where(denominator == 0, 1.0, denominator)
-    if processes is not None:
-        # Gradients are averaged over the processes afterwards, so each contributes its share times
-        # their number; the value is the whole batch's on every process.
-        value = total.detach().clone()
-        dist.all_reduce(value, group=processes)
-        share = total * dist.get_world_size(processes)
-        total = share + (value - share.detach())
-    return total
+    return total if processes is None else group_sum(total, processes)
 
 
 def _checked_temperature(temperature: float) -> float:
@@ -441,7 +370,7 @@ def _checked_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def _kept(labels: Tensor, size: int, ignore_index: int, num_classes: int | None) -> Tensor:
+def _kept(labels: Tensor, size: int, ignore_index: int, num_classes: int | None = None) -> Tensor:
     """(M,) bool: not ignored. Checks labels on the way."""
     if labels.shape != (size,):
         raise ValueError(f"expected labels of shape ({size},), but got {tuple(labels.shape)}.")
@@ -460,8 +389,7 @@ def _kept(labels: Tensor, size: int, ignore_index: int, num_classes: int | None)
     return keep
 
 
-def _sample_weights(
-    included: Tensor, index: Tensor, weight: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    weights = included.to(dtype)
-    return weights if weight is None else weights * weight.to(dtype).index_select(0, index)
+def _level_of_caller() -> int:
+    """For a warning: how far up the code is that called the function, or the module."""
+    files = (__file__, nn.modules.module.__file__)
+    return next(i for i, frame in enumerate(inspect.stack(0)) if frame.filename not in files)

@@ -1,7 +1,9 @@
 """Every loss against the published fixtures and against double loops, over shapes and dtypes."""
 
+import inspect
 import itertools
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -287,8 +289,13 @@ def test_a_batch_of_one_class_leaves_nonl_without_negatives():
     embeddings, prototypes, _ = draw(6, 5, 3, 4)
     labels = torch.full((5,), 1)
     module = losses.NONLLoss()
-    with pytest.warns(UserWarning, match="single class, so 5 anchors have no negatives"):
+    message = "single class, so 5 anchors have no negatives"
+    with pytest.warns(UserWarning, match=message) as warned:
         value, gradients = with_gradients(lambda u, w: module(u, w, labels), embeddings, prototypes)
+    assert warned[0].filename == __file__  # whose batch it is
+    with pytest.warns(UserWarning, match=message) as warned:
+        nonl_loss(embeddings, prototypes, labels)
+    assert warned[0].filename == __file__
     assert value == 0
     assert module.left_out == 5
     assert all((g == 0).all() for g in gradients)
@@ -482,3 +489,41 @@ def test_values_do_not_depend_on_the_order_of_instances():
         whole = loss(embeddings, prototypes, labels, chunk_size=chunk_size)
         shuffled = loss(embeddings[order], prototypes, labels[order], chunk_size=chunk_size)
         assert torch.allclose(whole, shuffled, atol=1e-12)
+
+
+# What is public: plain signatures, and modules whose attributes may change.
+
+
+@pytest.mark.parametrize("function", [*PROTOTYPE_LOSSES.values(), supcon_loss, losses.NTCELoss])
+def test_options_are_keywords_of_every_loss(function):
+    signature = inspect.signature(function)
+    options = inspect.signature(losses.LossOptions).parameters
+    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert keywords == list(options.values())
+    assert signature.parameters["temperature"].default == 0.1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'margin'"):
+        function(*[torch.eye(2)] * (len(signature.parameters) - 7), margin=1)
+
+
+def test_the_positional_arguments_are_those_of_a_function():
+    signature = inspect.signature(ntce_loss)
+    assert list(signature.parameters)[:4] == ["embeddings", "prototypes", "labels", "temperature"]
+    assert list(inspect.signature(supcon_loss).parameters)[:2] == ["embeddings", "labels"]
+    assert signature.return_annotation == "Tensor"
+    with pytest.raises(TypeError, match="positional argument"):
+        ntce_loss(torch.eye(2), torch.eye(2), torch.arange(2), 0.1, None)
+    assert pickle.loads(pickle.dumps(ntce_loss)) is ntce_loss
+
+
+def test_attributes_of_a_module_are_its_options():
+    embeddings, prototypes, labels = draw(16, 10, 3, 4)
+    module = losses.NTCELoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    assert module.state_dict() == {}
+    assert module.double().weight.dtype == torch.float64  # a buffer, which moves with the module
+    module.temperature, module.reduction, module.ignore_index = 0.4, "none", 1
+    expected = ntce_loss(
+        embeddings, prototypes, labels, 0.4,
+        weight=module.weight, reduction="none", ignore_index=1,
+    )  # fmt: skip
+    assert torch.equal(module(embeddings, prototypes, labels), expected)
+    assert (expected[labels == 1] == 0).all()

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     Trainer,
@@ -18,52 +17,13 @@ from transformers import (
 )
 
 from hf_protosphere import (
-    ProtoSphereConfig,
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
 from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from tests.models import TIMM, TRANSFORMERS, build, images
 
-SWIN = {"embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}
-TIMM = {
-    "test_resnet": {},
-    "test_convnext": {},
-    "test_vit": {"patch_size": 8},
-    "swin_tiny_patch4_window7_224": SWIN,
-    "beit_base_patch16_224": SMALL,
-    "eva02_tiny_patch14_224": SMALL,
-    "test_efficientnet": {},
-    "test_maxvit": {},
-}
-TRANSFORMERS = {
-    "vit": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8},
-    "resnet": {
-        "hidden_sizes": [8, 16],
-        "depths": [1, 1],
-        "embedding_size": 8,
-        "layer_type": "basic",
-    },
-    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
-    "dinov2": {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "patch_size": 8,
-    },
-}
-RESNET = {"backbone_kwargs": TRANSFORMERS["resnet"]}
 OBJECTIVES = ("nonl", "ntce", "normface", "scl", "cross_entropy")
-
-
-def build(backbone="test_resnet", **kwargs):
-    kwargs = {"image_size": 32, "num_labels": 5, **kwargs}
-    torch.manual_seed(0)
-    return ProtoSphereForImageClassification(ProtoSphereConfig(backbone=backbone, **kwargs))
-
-
-def images(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
@@ -232,44 +192,6 @@ def test_grayscale_model_takes_the_luminance_of_rgb():
         assert torch.allclose(model(rgb).logits, model(luminance).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "kwargs", "channels"),
-    [
-        ("test_resnet", {}, 3),
-        ("resnet10t", {}, 1),
-        ("resnet18", {}, 3),
-        (
-            "resnet",
-            {"backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["resnet"]},
-            3,
-        ),
-    ],
-)
-def test_small_image_stem_keeps_the_resolution(backbone, kwargs, channels):
-    def resolution(small_images):
-        model = build(backbone, small_images=small_images, num_channels=channels, **kwargs).eval()
-        backbone_model = model.protosphere.backbone
-        with torch.no_grad():
-            pixels = images(1, channels, 32, 32)
-            if "backbone_source" in kwargs:
-                return backbone_model(pixels).last_hidden_state.shape[-1]
-            return backbone_model.forward_features(pixels).shape[-1]
-
-    assert resolution(True) == 4 * resolution(False)
-
-
-def test_small_image_stem_of_another_family_is_an_error():
-    with pytest.raises(ValueError, match=r"small_images=True.*test_vit.*patch_size"):
-        build("test_vit", small_images=True)
-
-
-def test_unknown_backbones_suggest_near_names():
-    with pytest.raises(ValueError, match=r"no backbone 'resnet81'.*'resnet18'"):
-        build("resnet81")
-    with pytest.raises(ValueError, match=r"no backbone 'dinov'.*'dinov2'"):
-        build("dinov", backbone_source="transformers")
-
-
 def test_new_number_of_classes_gives_unit_prototypes(tmp_path):
     build().save_pretrained(tmp_path)
     model = ProtoSphereForImageClassification.from_pretrained(
@@ -285,49 +207,6 @@ def test_a_backbone_that_was_not_loaded_is_an_error(tmp_path):
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="does not fit its configuration"):
         ProtoSphereForImageClassification.from_pretrained(tmp_path)
-
-
-def test_nothing_is_downloaded_to_build_a_model(monkeypatch):
-    # tests/conftest.py sets HF_HUB_OFFLINE; a socket would be the other way out.
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("tried to connect"))
-    build()
-    build("vit", backbone_source="transformers", backbone_kwargs=TRANSFORMERS["vit"])
-
-
-def test_from_backbone_starts_from_local_timm_weights(tmp_path):
-    import timm
-
-    source = timm.create_model("test_resnet", num_classes=0)
-    file = tmp_path / "backbone.safetensors"
-    save_file(source.state_dict(), file)
-    model = ProtoSphereForImageClassification.from_backbone(
-        "timm/test_resnet.r160_in1k", pretrained=file, num_labels=4, image_size=64
-    )
-    assert model.config.backbone_source == "timm"
-    assert model.config.image_size == 64
-    assert model.config.image_mean == list(source.pretrained_cfg["mean"])
-    for name, value in source.state_dict().items():
-        assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
-
-
-def test_from_backbone_starts_from_a_transformers_checkpoint(tmp_path):
-    config = AutoConfig.for_model("vit", image_size=32, **TRANSFORMERS["vit"])
-    source = AutoModel.from_config(config, add_pooling_layer=False)
-    source.save_pretrained(tmp_path / "vit")
-    model = ProtoSphereForImageClassification.from_backbone(str(tmp_path / "vit"), num_labels=4)
-    assert (model.config.backbone_source, model.config.backbone) == ("transformers", "vit")
-    for name, value in source.state_dict().items():
-        assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
-    model.save_pretrained(tmp_path / "ours")  # and what it saves needs the checkpoint no more
-    (tmp_path / "vit").rename(tmp_path / "gone")
-    again = AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
-    pixels = images(2, 3, 32, 32)
-    assert torch.equal(again(pixels).logits, model.eval()(pixels).logits)
-
-
-def test_from_backbone_names_what_it_cannot_find():
-    with pytest.raises(ValueError, match=r"neither a timm model .*resnet18"):
-        ProtoSphereForImageClassification.from_backbone("resnet1818", num_labels=4)
 
 
 def test_half_precision_and_autocast_give_finite_unit_embeddings():
@@ -398,7 +277,7 @@ def test_files_that_travel_import_only_each_other_torch_timm_and_transformers(tm
     build().save_pretrained(tmp_path)
     files = {path.stem for path in tmp_path.glob("*.py")}
     assert {"configuration_protosphere", "modeling_protosphere", "losses"} <= files
-    allowed = {"torch", "timm", "transformers"} | set(sys.stdlib_module_names)
+    allowed = {"torch", "timm", "transformers", "safetensors"} | set(sys.stdlib_module_names)
     for path in tmp_path.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

@@ -1,16 +1,53 @@
-"""Tables of text, for terminals."""
+"""Tables of text: aligned for terminals, or in Markdown. The first row is the header."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def format_table(rows: list[list[str]], text_columns: int = 1) -> str:
-    """The first row is the header; the first columns are text, the others to the right."""
+
+def format_table(
+    rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False
+) -> str:
+    """
+    Args:
+        rows: of as many cells each; the first is the header.
+        text_columns: so many of the first columns are text, to the left; numbers are to the right.
+        remarks: the last column is text too, of any length.
+
+    Example:
+        >>> rows = [["split", "accuracy", ""], ["test", "97.1 %", "of 300 images"]]
+        >>> print(format_table(rows, remarks=True))
+        split  accuracy
+        ───────────────
+        test     97.1 %  of 300 images
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
+    if remarks:
+        widths[-1] = 0
+    header, *lines = (
         "  ".join(
             cell.ljust(width) if i < text_columns else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
         )
         for row in rows
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+    )
+    header = header.rstrip() if remarks else header
+    return "\n".join([header, "─" * len(header), *(line.rstrip() for line in lines)])
+
+
+def markdown_table(
+    rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False
+) -> str:
+    r"""The same in Markdown. A vertical bar in a cell stays in it; other Markdown is as it is.
+
+    Example:
+        >>> print(markdown_table([["split", "accuracy"], ["a|b", "97.1 %"]]))
+        | split | accuracy |
+        | --- | ---: |
+        | a\|b | 97.1 % |
+    """
+    header, *lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---" if i < text_columns else "---:" for i in range(len(header))]
+    if remarks:
+        rule[-1] = "---"
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))

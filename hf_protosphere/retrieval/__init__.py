@@ -3,14 +3,6 @@
 Imports `inference` and below. Start at `image_index.py`; `neighbours.py` is the search itself.
 """
 
-from typing import Any
+from ..moved import names_of
 
-__all__ = ["Embedder", "ImageIndex"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # imported when asked for: reading arguments needs none of it
-        from . import image_index
-
-        return getattr(image_index, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, Embedder="retrieval.embedding", ImageIndex="retrieval.image_index")

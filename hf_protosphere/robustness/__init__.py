@@ -3,14 +3,6 @@
 Imports `inference` and below. Start at `measure.py`: `corruption_errors`.
 """
 
-from typing import Any
+from ..moved import names_of
 
-__all__ = ["corruption_errors"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # imported when asked for: reading arguments needs none of it
-        from . import measure
-
-        return getattr(measure, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, corruption_errors="robustness.measure")

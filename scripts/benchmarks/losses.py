@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hf_protosphere import contrast
 from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from hf_protosphere.plots.table import markdown_table
 
 TEMPERATURE = 0.1
 MEBIBYTE = 2**20
@@ -244,20 +245,20 @@ def run(device: str, quick: bool, repeats: int) -> None:
         for size in sizes:
             what = ("M", "K", "D") if len(size) == 3 else ("M", "views", "K", "D")
             label = ", ".join(f"{n}={v:,}" for n, v in zip(what, size))
-            print(f"| {label}, {dtype} | time (ms) | memory (MiB) |\n|---|---:|---:|")
+            rows = [[f"{label}, {dtype}", "time (ms)", "memory (MiB)"]]
             times = measure_times(size, device, getattr(torch, dtype), repeats)
             for method, seconds in times.items():
                 peak = memory_in_own_process(method, size, device, dtype)
                 results[method, size] = seconds, peak
                 median = statistics.median(seconds)
-                print(f"| {method} | {median * 1e3:,.1f} | {peak / MEBIBYTE:,.0f} |", flush=True)
-            print()
+                rows.append([method, f"{median * 1e3:,.1f}", f"{peak / MEBIBYTE:,.0f}"])
+            print(f"{markdown_table(rows)}\n", flush=True)
     if device == "cpu":
         print_bars(results)
 
 
 def print_bars(results: dict) -> None:
-    print("| bar | at | time ratio | memory ratio | met |\n|---|---|---:|---:|---|")
+    table = [["bar", "at", "time ratio", "memory ratio", "met"]]
     for method, peer, size, time_bar, memory_bar in BARS:
         (ours, our_peak), (theirs, their_peak) = results[method, size], results[peer, size]
         # Pair by pair: the machine's speed drifts.
@@ -266,7 +267,8 @@ def print_bars(results: dict) -> None:
         cells = [f"{ratio:.3f}" + (f" (≤ {bar})" if bar else "") for ratio, bar in rows]
         bars = [ratio <= bar for ratio, bar in rows if bar is not None]
         met = "" if not bars else "yes" if all(bars) else "NO"
-        print(f"| {method} / {peer} | {size} | {cells[0]} | {cells[1]} | {met} |")
+        table.append([f"{method} / {peer}", str(size), *cells, met])
+    print(markdown_table(table, text_columns=2, remarks=True))
 
 
 if __name__ == "__main__":

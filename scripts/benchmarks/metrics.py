@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from hf_protosphere.metrics.class_statistics import class_statistics
 from hf_protosphere.metrics.geometry import effective_rank, intra_class_effective_rank
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
+from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.prototypes import simplex_etf
 
 GIBIBYTE = 2**30
@@ -80,22 +81,27 @@ def run(arguments: argparse.Namespace) -> None:
     computing = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    print("| metric | value | optimum | attained (%) |\n|---|---:|---:|---:|")
+    rows = [["metric", "value", "optimum", "attained (%)"]]
     for info in METRICS:
         if info.name in result:
             attained, optimum = result["attained"][info.name], info.optimum(k, dim)
-            print(f"| {info.name} | {result[info.name]:.6g} | {optimum:.6g} | {attained:.1f} |")
-    print("\n| | seconds |\n|---|---:|")
-    print(f"| drawing the embeddings | {drawing:,.1f} |")
-    print(f"| all batches of `update` | {updating:,.1f} |")
-    print(f"| `compute(prototypes)`, {len(METRICS)} metrics | {computing:,.1f} |")
-    plain(arguments, prototypes, n // k)
+            values = f"{result[info.name]:.6g}", f"{optimum:.6g}", f"{attained:.1f}"
+            rows.append([info.name, *values])
+    print(f"{markdown_table(rows)}\n")
+    seconds = {
+        "drawing the embeddings": drawing,
+        "all batches of `update`": updating,
+        f"`compute(prototypes)`, {len(METRICS)} metrics": computing,
+        **plain(arguments, prototypes, n // k),
+    }
+    rows = [[what, f"{value:,.1f}"] for what, value in seconds.items()]
+    print(markdown_table([["", "seconds"], *rows]))
     print(f"\nKept {metric.storage}.")
     print(f"Peak resident memory of metrics and drawing: {peak / GIBIBYTE:.2f} GiB")
 
 
-def plain(arguments: argparse.Namespace, prototypes: Tensor, per_class: int) -> None:
-    """Two definitions, word by word, on a slice; our values of the same slice must agree."""
+def plain(arguments: argparse.Namespace, prototypes: Tensor, per_class: int) -> dict[str, float]:
+    """Seconds of two definitions, word by word, on a slice, where our values must agree."""
     k, generator = arguments.classes, torch.Generator().manual_seed(2)
     few = torch.arange(arguments.plain_classes).repeat_interleave(per_class)
     rows = draw(prototypes, few, arguments.noise, generator)
@@ -104,14 +110,15 @@ def plain(arguments: argparse.Namespace, prototypes: Tensor, per_class: int) -> 
     seconds = time.perf_counter() - start
     ours = intra_class_effective_rank(class_statistics(rows, few, arguments.plain_classes))
     assert math.isclose(value, ours, rel_tol=1e-6), (value, ours)
-    extrapolated = seconds / arguments.plain_classes * k
-    print(f"| plain intra-class rank, {arguments.plain_classes} classes | {seconds:,.1f} |")
-    print(f"| plain intra-class rank, extrapolated to {k:,} | {extrapolated:,.1f} |")
     two_each = torch.arange(k).repeat_interleave(2)
     rows = draw(prototypes, two_each, arguments.noise, generator)
     start = time.perf_counter()
     plain_nc1(rows, two_each, k)
-    print(f"| plain NC1 variability, 2 samples per class | {time.perf_counter() - start:,.1f} |")
+    return {
+        f"plain intra-class rank, {arguments.plain_classes} classes": seconds,
+        f"plain intra-class rank, extrapolated to {k:,}": seconds / arguments.plain_classes * k,
+        "plain NC1 variability, 2 samples per class": time.perf_counter() - start,
+    }
 
 
 if __name__ == "__main__":

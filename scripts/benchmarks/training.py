@@ -35,6 +35,7 @@ from torchvision.transforms import v2
 
 from hf_protosphere.data.image_cache import cached_pixels
 from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.runs.signals import Stop
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.run import TrainingRun
@@ -120,15 +121,12 @@ def interleaved(repeats: int, *functions: Callable[[], object]) -> list[list[flo
 
 def row(
     what: str, ours: list[float], theirs: list[float], bar: float, invert: bool = False
-) -> None:
+) -> list[str]:
     """`invert`: the ratio of speeds instead of times."""
     ratio = statistics.median(b / a if invert else a / b for a, b in zip(ours, theirs))
     met = ratio >= bar if invert else ratio <= bar
-    print(
-        f"| {what} | {statistics.median(ours):.4f} | {statistics.median(theirs):.4f} | {ratio:.3f} "
-        f"({'≥' if invert else '≤'} {bar}) | {'yes' if met else 'NO'} |",
-        flush=True,
-    )
+    medians = (f"{statistics.median(times):.4f}" for times in (ours, theirs))
+    return [what, *medians, f"{ratio:.3f} ({'≥' if invert else '≤'} {bar})", "yes" if met else "NO"]
 
 
 def step_times(a: argparse.Namespace, folder: str) -> list[list[float]]:
@@ -149,15 +147,14 @@ def options_of_the_step(a: argparse.Namespace, folder: str) -> None:
     batch = next(plain.batches.epoch(0))
     for run in (plain, *others):
         run.optimizer_step.prepared_model.train()
-    print(
-        f"\n| a step of {a.batch_size} images | seconds | without | ratio |\n|---|---:|---:|---:|"
-    )
+    rows = [[f"a step of {a.batch_size} images", "seconds", "without", "ratio"]]
     for name, run in zip(variants, others):
         with_option = functools.partial(run.step, [batch])
         seconds = interleaved(a.steps, with_option, lambda: plain.step([batch]))
         medians = [statistics.median(times) for times in seconds]
         ratio = statistics.median(x / y for x, y in zip(*seconds))
-        print(f"| {name} | {medians[0]:.4f} | {medians[1]:.4f} | {ratio:.3f} |", flush=True)
+        rows.append([name, *(f"{median:.4f}" for median in medians), f"{ratio:.3f}"])
+    print(f"\n{markdown_table(rows)}", flush=True)
 
 
 def kornia_batches(a: argparse.Namespace, run: TrainingRun) -> Iterator[Tensor]:
@@ -183,11 +180,11 @@ def consume(batches: Iterable[object]) -> None:
 
 
 def compare(a: argparse.Namespace, folder: str) -> None:
-    print("| seconds | ours | plain | ratio (bar) | met |\n|---|---:|---:|---:|---|")
+    rows = [["seconds", "ours", "plain", "ratio (bar)", "met"]]
     if "step" in a.only:
         pairs = [step_times(a, folder) for _ in range(NETWORKS)]
         ours, theirs = ([t for times in part for t in times] for part in zip(*pairs))
-        row(f"a step of {a.batch_size} images in memory", ours, theirs, 1.03)
+        rows.append(row(f"a step of {a.batch_size} images in memory", ours, theirs, 1.03))
     run = our_run(a, folder)
     plain = Plain(a, run)
     num_images = len(run.images.splits["train"])
@@ -195,7 +192,8 @@ def compare(a: argparse.Namespace, folder: str) -> None:
         ours, theirs = interleaved(
             3, lambda: consume(run.batches.epoch(0)), lambda: consume(plain.loader)
         )
-        row(f"{num_images:,} images augmented (ratio of speeds)", ours, theirs, 8, invert=True)
+        what = f"{num_images:,} images augmented (ratio of speeds)"
+        rows.append(row(what, ours, theirs, 8, invert=True))
         speeds = [("ours", ours), ("plain", theirs)]
         if importlib.util.find_spec("kornia"):
             ours, theirs = interleaved(
@@ -204,7 +202,7 @@ def compare(a: argparse.Namespace, folder: str) -> None:
             speeds.append(("kornia", theirs))
         for name, seconds in speeds:
             speed = num_images / statistics.median(seconds)
-            print(f"|   images/s, {name} | {speed:,.0f} | | | |")
+            rows.append([f"images/s, {name}", f"{speed:,.0f}", "", "", ""])
     if "epoch" in a.only:
 
         def our_epoch() -> None:
@@ -213,7 +211,8 @@ def compare(a: argparse.Namespace, folder: str) -> None:
             run.progress.epoch_totals = (0.0, 0.0)
 
         ours, theirs = interleaved(2, our_epoch, plain.epoch)
-        row(f"an epoch of {num_images:,} images", ours, theirs, 0.9)
+        rows.append(row(f"an epoch of {num_images:,} images", ours, theirs, 0.9))
+    print(markdown_table(rows, remarks=True), flush=True)
 
 
 def memory(a: argparse.Namespace, folder: str) -> None:
@@ -228,9 +227,9 @@ def memory(a: argparse.Namespace, folder: str) -> None:
     growth = resident[20] / resident[3] - 1
     early, late = (f"{resident[epoch] / 2**20:,.1f}" for epoch in (3, 20))
     met = "yes" if growth < 0.01 else "NO"
-    print("\n| resident memory (MiB) | epoch 3 | epoch 20 | growth (bar) | met |")
-    print("|---|---:|---:|---:|---|")
-    print(f"| a small run | {early} | {late} | {growth:.2%} (< 1 %) | {met} |")
+    header = ["resident memory (MiB)", "epoch 3", "epoch 20", "growth (bar)", "met"]
+    cells = ["a small run", early, late, f"{growth:.2%} (< 1 %)", met]
+    print(f"\n{markdown_table([header, cells], remarks=True)}")
 
 
 def _resident() -> int:

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hf_protosphere.plots.style import COLORS, STYLES, new_figure
+from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.runs.metrics_log import read_metrics
 
 from .measuring import NEW_CLASS_IMAGES, RACE, SHOTS, TRANSFER_MODES
@@ -67,11 +68,6 @@ def _cell(values: list[float], form: str = ".1f", scale: float = 1.0) -> str:
     return f"{fmean(scaled):{form}}{spread}"
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
-
-
 def _attained(report: Row) -> dict[str, float]:
     return report["neural_collapse"]["attained"]
 
@@ -89,9 +85,8 @@ def _known(rows: Rows, seeds: Sequence[int]) -> str:
     for name, title in (("linear", "SCL + LP"), ("normalized_linear", "SCL + NLP")):
         accuracy = _values(known, "scl", seeds, lambda r, n=name: r["classifiers"][n]["accuracy"])
         lines.append([title, _cell(accuracy, scale=100), *["-"] * len(METRIC_TITLES)])
-    table = _table(
-        ["", "accuracy (%)", *(f"{title} (%)" for title in METRIC_TITLES.values())], lines
-    )
+    header = ["", "accuracy (%)", *(f"{title} (%)" for title in METRIC_TITLES.values())]
+    table = markdown_table([header, *lines])
     return f"{table}\n\nOn test images. Neural collapse is what is attained of the optimum."
 
 
@@ -109,9 +104,9 @@ def _race(rows: Rows, seeds: Sequence[int]) -> str:
         + _cell(_values(rows["race"], "cross_entropy", seeds, lambda r, n=name: r["goal"][n]))
         for name in RACE
     )
-    table = _table(["", *(METRIC_TITLES[name] for name in RACE)], lines)
+    table = markdown_table([["", *(METRIC_TITLES[name] for name in RACE)], *lines])
     return (
-        f"{table}\n\nOptimiser steps until a figure is as near to its optimum as cross-entropy's "
+        f"{table}\n\nOptimiser steps until a metric is as near to its optimum as cross-entropy's "
         f"is at the end of its training ({goals} % attained), on validation images, measured twice "
         "an epoch. Where not every seed got there, how many did: the mean is theirs alone."
     )
@@ -142,8 +137,9 @@ def _transfer(rows: Rows, seeds: Sequence[int]) -> str:
         ]
         for objective, title in TITLES.items()
     ]  # fmt: skip
+    table = markdown_table([header, *lines])
     return (
-        f"{_table(header, lines)}\n\nTest accuracy (%) with so many training images of each class. "
+        f"{table}\n\nTest accuracy (%) with so many training images of each class. "
         "Prototypes are class means of the embeddings, the linear probe takes the backbone's "
         "features, full fine-tuning keeps the objective."
     )
@@ -163,8 +159,9 @@ def _new_classes(rows: Rows, seeds: Sequence[int]) -> str:
         for name, title in TITLES.items()
         if name != "cross_entropy"
     ]
+    table = markdown_table([["", *columns], *lines])
     return (
-        f"{_table(['', *columns], lines)}\n\nTest accuracy (%) of the six known classes and of the "
+        f"{table}\n\nTest accuracy (%) of the six known classes and of the "
         f"four new ones, of {NEW_CLASS_IMAGES} images each, when all ten can be answered. Centred: "
         "the mean embedding of the known classes is subtracted from the new means."
     )
@@ -189,7 +186,8 @@ def _unknown(rows: Rows, seeds: Sequence[int]) -> str:
         ]
         for objective, title in TITLES.items()
     ]  # fmt: skip
-    return f"{_table(header, lines)}\n\nIn per cent. 50 is chance for AUROC, 95 for FPR95."
+    table = markdown_table([header, *lines])
+    return f"{table}\n\nIn per cent. 50 is chance for AUROC, 95 for FPR95."
 
 
 def _long_tailed(rows: Rows, seeds: Sequence[int]) -> str:
@@ -210,8 +208,9 @@ def _long_tailed(rows: Rows, seeds: Sequence[int]) -> str:
     counts = next(iter(tailed.values()))["train_counts"]
     shown = ", ".join(f"{name} {count}" for name, count in counts.items())
     header = ["", "accuracy (%)", "by class means (%)", *(f"{group} (%)" for group in groups)]
+    table = markdown_table([header, *lines])
     return (
-        f"{_table(header, lines)}\n\nTraining images: {shown}. Many: over 100, few: under 20. Test "
+        f"{table}\n\nTraining images: {shown}. Many: over 100, few: under 20. Test "
         "images are balanced."
     )
 
@@ -234,8 +233,9 @@ def _corruptions(rows: Rows, seeds: Sequence[int]) -> str:
         lines.append([title, *(_cell(values, scale=100) for values in (clean, mean, worse, over))])
     header = ["", "clean error (%)", "mean corruption error (%)", "increase", "over CE's (%)"]
     row = next(iter(errors.values()))
+    table = markdown_table([header, *lines])
     return (
-        f"{_table(header, lines)}\n\n{len(row['errors'])} corruptions at severity "
+        f"{table}\n\n{len(row['errors'])} corruptions at severity "
         f"{row['severities'][0]}, {row['num_images']} test images. Over CE's: error of each "
         "corruption over that of the cross-entropy network of the same seed, averaged."
     )
@@ -249,7 +249,8 @@ def _time(rows: Rows, seeds: Sequence[int]) -> str:
             for stage in ("known", "long_tailed")
         ]
         lines.append([title, *cells])
-    return f"{_table(['', 'training (s)', 'long-tailed (s)'], lines)}\n\nOf one network."
+    table = markdown_table([["", "training (s)", "long-tailed (s)"], *lines])
+    return f"{table}\n\nOf one network."
 
 
 def _plot_collapse(output_dir: Path, seeds: Sequence[int], picture: Path) -> None:

@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_said(module):
         module.compute(embeddings=embeddings, references=labels)
 
 
-def test_the_card_runs_and_describes_every_figure(monkeypatch, capsys):
+def test_the_card_runs_and_describes_every_metric(monkeypatch, capsys):
     card = (FOLDER / "README.md").read_text()
     front_matter = yaml.safe_load(card.split("---\n")[1])
     assert {"evaluate", "metric"} <= set(front_matter["tags"])

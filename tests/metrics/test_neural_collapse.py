@@ -316,15 +316,6 @@ def test_more_classes_than_a_simplex_holds():
     assert result["attained"]["overall"] < 90
 
 
-def test_etf_ratio_in_closed_form():
-    for k in (3, 10, 100):
-        # the elementwise square of the ETF's Gram matrix: eigenvalues a once and b (k − 1) times
-        a, b = 1 / (k - 1), (1 - 1 / (k - 1) ** 2) / k
-        joint = -a * math.log(a) - (k - 1) * b * math.log(b)
-        expected = 2 - joint / math.log(k - 1)
-        assert geometry.simplex_etf_mutual_information_ratio(k) == pytest.approx(expected, abs=1e-7)
-
-
 def test_coinciding_class_means():
     points = torch.tensor([[1.0, 0.1], [1.0, 0.3], [0.7, 0.2]]).double()
     labels = torch.tensor([0, 1, 2])
@@ -348,7 +339,7 @@ def test_class_mean_at_the_centre_has_cosine_zero():
     assert result["nc2_equiangular"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
 
 
-def test_table_describes_every_figure():
+def test_table_describes_every_metric():
     names = [info.name for info in METRICS]
     assert len(set(names)) == 13
     assert {info.name for info in METRICS if info.higher_is_better} == {
@@ -429,7 +420,7 @@ def kept(result):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_moments_give_the_same_figures_but_nc4(case):
+def test_moments_give_the_same_metrics_but_nc4(case):
     embeddings, labels, prototypes = map(torch.from_numpy, random_case(*CASES[case], 0.3))
     metric = NeuralCollapse(*prototypes.shape, keep="moments")
     for batch in range(0, len(labels), 7):
@@ -523,16 +514,6 @@ def test_a_sample_of_every_class():
     enough = NeuralCollapse(3, 6, keep=500)
     enough.update(embeddings, labels)
     assert kept(enough.compute(prototypes)) == pytest.approx(kept(whole), rel=1e-8)
-
-
-def test_the_sample_is_uniform():
-    sample = accumulators.EmbeddingSample(1, 1, size=100)
-    for start in range(0, 10_000, 50):
-        sample.append(torch.arange(start, start + 50.0)[:, None], torch.zeros(50).long())
-    rows = sample.rows(0).flatten()
-    assert len(rows.unique()) == 100
-    assert rows.mean() == pytest.approx(5000, abs=3 * 10_000 / math.sqrt(12 * 100))
-    assert rows.std() == pytest.approx(10_000 / math.sqrt(12), rel=0.2)
 
 
 def test_the_caller_may_use_a_buffer_again():

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ...plots.style import COLORS, new_figure
-from ...plots.table import format_table
+from ...plots.table import format_table, markdown_table
 from .arguments import METRIC_TITLES
 
 if TYPE_CHECKING:
@@ -88,18 +88,13 @@ def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -
 
 def format_suite(results: Results) -> str:
     """The results as a table for people."""
-    rows = _table(results)
-    header, rule, *lines = format_table([row[:-1] for row in rows], text_columns=3).split("\n")
-    lines = [f"{line}  {row[-1]}".rstrip() for line, row in zip(lines, rows[1:])]
-    return "\n".join([header, rule, *lines, *_notes(results)])
+    table = format_table(_table(results), text_columns=3, remarks=True)
+    return "\n".join([table, *_notes(results)])
 
 
 def markdown(results: Results) -> str:
     """The same as Markdown."""
-    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in _table(results)]
-    figures = len(results["models"])
-    lines = [header, ["---"] * 3 + ["---:"] * figures + ["---"], *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(_table(results), text_columns=3, remarks=True)
     notes = "\n\n".join(_notes(results))
     return f"# Transfer\n\n{table}\n\n{notes}\n"
 

@@ -1,0 +1,118 @@
+"""Class statistics against NumPy, from embeddings and from moments; what cannot be measured."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_protosphere.metrics.accumulators import ClassMoments, EmbeddingSample
+from hf_protosphere.metrics.class_statistics import (
+    _sample_sizes,
+    centre,
+    check_batch,
+    class_statistics,
+    covariance_eigenvalues,
+    principal_directions,
+    statistics_of_moments,
+)
+
+CPU = torch.device("cpu")
+
+
+def draw(dim, num_classes=3, num=40):
+    rng = np.random.default_rng(dim)
+    labels = rng.permutation(np.arange(num) % num_classes)
+    centres = rng.normal(size=(num_classes, dim))
+    return centres[labels] + 0.3 * rng.normal(size=(num, dim)), labels
+
+
+def assert_statistics(statistics, rows, labels):
+    num_classes, dim = statistics.means.shape
+    means = np.stack([rows[labels == c].mean(0) for c in range(num_classes)])
+    centred = means - means.mean(0)
+    assert np.allclose(statistics.means, means)
+    assert np.allclose(statistics.centred_means, centred)
+    for c in range(num_classes):
+        covariance = np.cov(rows[labels == c].T, ddof=0).reshape(dim, dim)
+        assert statistics.counts[c] == (labels == c).sum()
+        assert statistics.variances[c].item() == pytest.approx(np.trace(covariance))
+        found = np.sort(statistics.eigenvalues[c].numpy())
+        assert np.allclose(found, np.linalg.eigvalsh(covariance), atol=1e-12)
+    values, vectors = np.linalg.eigh(centred.T @ centred / num_classes)
+    rank = min(num_classes - 1, dim)
+    assert np.allclose(statistics.between_variances, values[::-1][:rank])
+    along = ((rows - means[labels]) @ vectors[:, ::-1][:, :rank]) ** 2
+    assert np.allclose(statistics.within_variances, along.mean(0))
+    assert statistics.scale == pytest.approx(np.sqrt((rows**2).sum(1).mean()))
+
+
+@pytest.mark.parametrize("dim", [1, 4, 30])  # 30: more dimensions than samples of a class
+def test_from_embeddings(dim):
+    rows, labels = draw(dim)
+    statistics = class_statistics(torch.tensor(rows), torch.tensor(labels), 3)
+    assert_statistics(statistics, rows, labels)
+    per_class = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    assert statistics.sample_mean(per_class) == pytest.approx(per_class[labels].mean())
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_from_moments(per_class):
+    rows, labels = draw(4)
+    moments = ClassMoments(3, 4, per_class, CPU)
+    sample = EmbeddingSample(3, 4, size=len(rows))  # all of them: the eigenvalues are exact
+    for accumulator in (moments, sample):
+        accumulator.append(torch.tensor(rows), torch.tensor(labels))
+    assert_statistics(statistics_of_moments(moments, sample), rows, labels)
+
+
+def test_eigenvalues_come_from_the_smaller_gram_matrix():
+    for shape in ((5, 20), (20, 5)):
+        residual = centre(torch.randn(shape, dtype=torch.float64))[1]
+        expected = np.linalg.eigvalsh(np.cov(residual.numpy().T, ddof=0))
+        assert np.allclose(np.sort(covariance_eigenvalues(residual)), expected, atol=1e-12)
+
+
+def test_directions_are_those_of_a_pseudo_inverse():
+    residual = centre(torch.randn(6, 10, dtype=torch.float64))[1]
+    values, directions = principal_directions(residual)
+    assert values.shape == (5,)  # of six centred rows
+    assert torch.allclose(directions @ directions.T, torch.eye(5, dtype=torch.float64))
+    covariance = residual.T @ residual / 6
+    assert torch.allclose(
+        directions.T @ (directions / values[:, None]), torch.linalg.pinv(covariance, hermitian=True)
+    )
+
+
+def test_rounding_around_a_mean_is_nothing():
+    rows = torch.full((5, 3), 0.1, dtype=torch.float64) * torch.tensor([1.0, 7.0, 1e3])
+    assert (centre(rows)[1] == 0).all()
+    rows[0, 0] += 1e-6
+    assert (centre(rows)[1] != 0).any()
+
+
+def test_shares_of_a_sample_are_in_proportion_and_add_up():
+    seen = torch.tensor([[10, 0, 3], [5, 7, 0], [85, 1, 1]])  # by three processes, of three classes
+    shares = _sample_sizes(seen, 20)
+    assert shares.sum(0).tolist() == [20, 8, 4]
+    assert shares[:, 0].tolist() == [2, 1, 17]
+    assert (shares <= seen).all()
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.ones(2, 4), torch.arange(2), r"of shape \(M, 3\).* got torch.float32 of shape"),
+        (torch.ones(2, 3).long(), torch.arange(2), "floating point .* got torch.int64"),
+        (torch.ones(2, 3), torch.arange(3), r"integers of shape \(2,\), .* of shape \(3,\)"),
+        (torch.ones(2, 3), torch.ones(2), "integers .* got torch.float32"),
+        (torch.tensor([[1.0, 2.0, torch.inf]]), torch.zeros(1).long(), "hold 1 non-finite .* of 3"),
+        (torch.ones(2, 3), torch.tensor([0, 5]), r"in \[0, 3\), got 5: raise num_classes"),
+    ],
+)
+def test_batches_that_cannot_be_measured(embeddings, labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(embeddings, labels, num_classes=3, dim=3)
+
+
+def test_a_class_without_samples_is_named():
+    with pytest.raises(ValueError, match="1 of 3 classes have no samples: 1"):
+        class_statistics(torch.randn(4, 2), torch.tensor([0, 2, 2, 0]), 3)

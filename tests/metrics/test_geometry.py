@@ -1,0 +1,112 @@
+"""Every formula on points whose value is known by hand; test_neural_collapse.py has the oracle."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_protosphere.metrics import geometry
+from hf_protosphere.metrics.class_statistics import class_statistics
+
+
+def statistics_of(points, labels):
+    points = torch.tensor(points, dtype=torch.float64)
+    return class_statistics(points, torch.tensor(labels), max(labels) + 1)
+
+
+# Two classes on a line, their means 4 apart, each with variance 1.
+LINE = statistics_of([[1.0], [3.0], [-1.0], [-3.0]], [0, 0, 1, 1])
+# Two classes in a plane, of prototypes at right angles.
+PLANE = statistics_of([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [0, 1, 1])
+PROTOTYPES = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+
+
+def test_effective_rank_counts_directions_whatever_their_size():
+    for scale in (1e-12, 1.0, 1e12):
+        values = scale * torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+        assert geometry.effective_rank(values) == pytest.approx(3, abs=1e-4)
+    assert geometry.effective_rank(torch.zeros(4)) == 0
+    half = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)  # entropy 1.5·log 2
+    assert geometry.effective_rank(half) == pytest.approx(2**1.5, abs=1e-4)
+
+
+def test_ranks_of_classes_means_and_prototypes():
+    assert geometry.intra_class_effective_rank(LINE) == pytest.approx(1, abs=1e-5)
+    assert geometry.intra_class_effective_rank(PLANE) == 0
+    assert geometry.inter_class_effective_rank(PLANE) == pytest.approx(1, abs=1e-5)
+    assert geometry.prototype_effective_rank(torch.eye(5)) == pytest.approx(4, abs=1e-4)
+
+
+def test_variability_and_cdnv():
+    # Σ_W = 1, Σ_B = 4: tr(Σ_W Σ_B⁺)/K = 1/8; (1 + 1) / (2 · 16)
+    assert geometry.nc1_variability(LINE) == pytest.approx(1 / 8)
+    assert geometry.nc1_cdnv(LINE) == pytest.approx(1 / 16)
+
+
+def test_alignments_are_mean_squared_distances():
+    # the first image is √2 from its prototype, the other two are on it; classes weigh alike
+    assert geometry.instance_alignment(PLANE, PROTOTYPES) == pytest.approx(2 / 3)
+    assert geometry.class_alignment(PLANE, PROTOTYPES) == pytest.approx(1)
+
+
+def test_norms_and_angles_of_the_centred_means():
+    # Means 0, 3 and 6 on a line: distances 3, 0, 3 from the centre; cosines 0, −1, 0.
+    statistics = statistics_of([[0.0], [3.0], [6.0]], [0, 1, 2])
+    assert geometry.nc2_equinorm(statistics) == pytest.approx(math.sqrt(2) / 2)
+    assert geometry.nc2_equiangular(statistics) == pytest.approx((1 / 2 + 1 / 2 + 1 / 2) / 3)
+
+
+def test_self_duality_of_opposite_and_of_scaled_prototypes():
+    means = LINE.centred_means
+    assert geometry.nc3_self_duality(LINE, 5 * means) == pytest.approx(0)
+    assert geometry.nc3_self_duality(LINE, -means) == pytest.approx(4)
+    same = torch.ones_like(means)  # orthogonal to the centred means
+    assert geometry.nc3_self_duality(LINE, same) == pytest.approx(2)
+
+
+def test_agreement_is_of_both_decisions_right_or_wrong():
+    rng = np.random.default_rng(0)
+    rows, prototypes = rng.normal(size=(50, 3)), rng.normal(size=(4, 3))
+    labels = np.arange(50) % 4
+    statistics = class_statistics(torch.tensor(rows), torch.tensor(labels), 4)
+    means = [rows[labels == c].mean(0) for c in range(4)]
+    expected = [
+        np.argmax([w @ row for w in prototypes])
+        == np.argmin([np.linalg.norm(row - mean) for mean in means])
+        for row in rows
+    ]
+    got = geometry.nc4_agreement(torch.tensor(rows), statistics, torch.tensor(prototypes))
+    assert got.tolist() == expected
+    assert 0 < sum(expected) < 50
+
+
+def test_entropies_in_closed_form():
+    assert geometry.matrix_entropy(torch.ones(6, 6)) == pytest.approx(0, abs=1e-7)
+    assert geometry.matrix_entropy(torch.eye(6)) == pytest.approx(math.log(6))
+    etf = torch.full((6, 6), -1 / 5, dtype=torch.float64).fill_diagonal_(1)
+    assert geometry.matrix_entropy(etf) == pytest.approx(math.log(5), abs=1e-7)
+    orthogonal = geometry.prototype_gram(3 * torch.eye(6))
+    assert torch.equal(orthogonal, torch.eye(6, dtype=torch.float64))
+    # H(I ∘ ETF) = H(I), so that the mutual information is H(ETF), over the smaller entropy
+    assert geometry.mutual_information_ratio(orthogonal, etf) == pytest.approx(1, abs=1e-7)
+    expected = 1 - math.log(5) / math.log(6)
+    assert geometry.entropy_difference_ratio(orthogonal, etf) == pytest.approx(expected, abs=1e-7)
+
+
+def test_etf_ratio_in_closed_form():
+    for k in (3, 10, 100):
+        # the elementwise square of the ETF's Gram matrix: eigenvalues a once and b (k − 1) times
+        a, b = 1 / (k - 1), (1 - 1 / (k - 1) ** 2) / k
+        joint = -a * math.log(a) - (k - 1) * b * math.log(b)
+        expected = 2 - joint / math.log(k - 1)
+        assert geometry.simplex_etf_mutual_information_ratio(k) == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_gram_matrix_of_class_means_is_around_the_unit_global_mean():
+    points = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    got = geometry.class_mean_gram(statistics_of(points.tolist(), [0, 1, 1]))
+    mean = points.mean(0) / np.linalg.norm(points.mean(0))
+    z = np.array([[1.0, 0.0], [0.0, 1.0]]) - mean
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    assert np.allclose(got, z @ z.T)

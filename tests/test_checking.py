@@ -1,0 +1,229 @@
+"""Loading is strict: what is damaged, or does not fit its configuration, is refused in one line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageClassification
+
+from hf_protosphere import (
+    ProtoSphereConfig,
+    ProtoSphereForImageClassification,
+    ProtoSphereModel,
+)
+from hf_protosphere.checking import has_new_head, stored_dtypes
+
+CONV = "protosphere.backbone.conv1.0.weight"
+VARIANCE = "protosphere.backbone.bn1.running_var"
+COUNT = "protosphere.backbone.bn1.num_batches_tracked"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=5)
+    folder = tmp_path_factory.mktemp("saved")
+    ProtoSphereForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A whole checkpoint, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "checkpoint")
+
+
+def load(folder, **kwargs):
+    return ProtoSphereForImageClassification.from_pretrained(folder, **kwargs)
+
+
+def read(folder):
+    # Copies: the tensors would lie in the file, which is about to be overwritten.
+    return {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
+
+
+def change_tensors(folder, change):
+    tensors = read(folder)
+    change(tensors)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def refused(folder, message, **kwargs):
+    with pytest.raises(ValueError, match=message) as error:
+        load(folder, **kwargs)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def put(name, change):
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+TENSORS = {
+    "a missing tensor": (lambda t: t.pop(VARIANCE), rf"missing tensors: '{VARIANCE}'\."),
+    "no prototypes": (lambda t: t.pop("head.weight"), r"missing tensors: 'head.weight'\."),
+    "an unexpected tensor": (lambda t: t.update(x=torch.ones(3)), r"unexpected tensors: 'x'\."),
+    "another shape": (put(CONV, lambda x: x[:, :2]), r"is \(16, 2, 3, 3\).*be \(16, 3, 3, 3\)"),
+    "another dimension": (put("head.weight", lambda x: x[:, :8]), r"\(5, 8\).*be \(5, 96\)"),
+    "more prototypes": (put("head.weight", lambda x: x.repeat(2, 1)), r"\(10, 96\).* 5 classes"),
+    "integers": (put(CONV, lambda x: x.to(torch.int8)), f"'{CONV}' is stored as I8"),
+    "complex numbers": (put("head.weight", lambda x: x * 1j), "'head.weight' is stored as C64"),
+    "a float counter": (put(COUNT, lambda x: x.float()), f"'{COUNT}' is stored as F32"),
+    "nan": (put("head.weight", lambda x: x / 0 * 0), "'head.weight' holds 480 values"),
+    "inf in a buffer": (put(VARIANCE, lambda x: x / 0), f"'{VARIANCE}' holds 32 values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", TENSORS)
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_tensors_that_do_not_fit(folder, damage):
+    change, message = TENSORS[damage]
+    change_tensors(folder, change)
+    refused(folder, f"{folder} .*{message}")
+
+
+CONFIGS = {
+    "too few names": ({"id2label": {str(i): f"c{i}" for i in range(4)}}, r"be \(4, 96\) for 4 "),
+    "no names": ({"id2label": None, "label2id": None}, "for 2 classes"),
+    "a gap in the names": ({"id2label": {"0": "a", "2": "b"}}, "id2label must map 0, 1, 2"),
+    "a list of names": ({"id2label": ["a", "b"]}, "id2label must map .* got .'a', 'b'."),
+    "another backbone": ({"backbone": "test_vit"}, "missing .* and 77 more; unexpected .* and 89"),
+    "another objective": ({"objective": "cross_entropy"}, "'classifier.bias' and 1 more"),
+    "integer dtype": ({"dtype": "int64"}, "dtype must be one of float32, .* got 'int64'"),
+    "unknown dtype": ({"dtype": "float33"}, "dtype must be one of float32, .* got 'float33'"),
+}
+
+
+@pytest.mark.parametrize("damage", CONFIGS)
+def test_configurations_that_do_not_fit(folder, damage):
+    values, message = CONFIGS[damage]
+    change_config(folder, **values)
+    refused(folder, message)
+
+
+FILES = {
+    "cut short": lambda data: data[:-1000],
+    "cut in the header": lambda data: data[:1000],
+    "too long": lambda data: data + b"\0",
+    "empty": lambda data: b"",
+    "a pointer of git lfs": lambda data: b"version https://git-lfs.github.com/spec/v1\nsize 15\n",
+    "another header": lambda data: (5).to_bytes(8, "little") + b'["a"]' + data,
+}
+
+
+@pytest.mark.parametrize("damage", FILES)
+def test_files_that_are_not_whole(folder, damage):
+    file = folder / "model.safetensors"
+    file.write_bytes(FILES[damage](file.read_bytes()))
+    refused(folder, f"{file} is cut short or no safetensors file")
+
+
+def test_nothing_is_unpickled(folder, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    tensors = read(folder)
+    torch.save(tensors, folder / "model.safetensors")
+    refused(folder, "cut short or no safetensors file")
+    for name in ("pytorch_model.bin", "adapter_model.bin"):
+        torch.save(tensors, folder / name)
+    (folder / "model.safetensors").unlink()
+    for kwargs in ({}, {"use_safetensors": False}):
+        with pytest.raises(OSError, match=r"no file named model.safetensors"):
+            load(folder, **kwargs)
+    change_config(folder, transformers_weights="adapter_model.bin")
+    refused(folder, "transformers_weights must not be set")
+
+
+def test_a_new_head_on_purpose(folder):
+    refused(folder, "'head.weight' is .*ignore_mismatched_sizes=True", num_labels=7)
+    new = load(folder, num_labels=7, ignore_mismatched_sizes=True)
+    assert torch.allclose(new.head.weight.norm(dim=-1), torch.ones(7), atol=1e-6)
+    linear = load(folder, objective="cross_entropy", ignore_mismatched_sizes=True)
+    assert linear.classifier.weight.shape == (5, 96)
+    assert torch.equal(new.state_dict()[CONV], read(folder)[CONV])
+    change_tensors(folder, put(CONV, lambda x: x[:, :2]))
+    refused(folder, CONV, num_labels=7, ignore_mismatched_sizes=True)  # of the head only
+
+
+def test_an_embedder_has_no_head_and_a_classifier_needs_one(folder, tmp_path):
+    embedder, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(embedder) is ProtoSphereModel
+    assert info["unexpected_keys"] == {"head.weight"}
+    embedder.save_pretrained(tmp_path / "embedder")
+    assert torch.equal(
+        AutoModel.from_pretrained(tmp_path / "embedder").backbone.conv1[0].weight,
+        embedder.backbone.conv1[0].weight,
+    )
+    refused(tmp_path / "embedder", "missing tensors: 'head.weight'")
+    model = load(tmp_path / "embedder", num_labels=3, ignore_mismatched_sizes=True)
+    assert model.prototypes.shape == (3, 96)
+    change_tensors(folder, put(CONV, lambda x: x.to(torch.int8)))
+    with pytest.raises(ValueError, match="stored as I8"):
+        AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_and_devices(folder, dtype):
+    expected = read(folder)
+    model = load(folder, dtype=dtype, device_map="cpu")
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert torch.equal(model.head.weight, expected["head.weight"].to(dtype))
+    model.save_pretrained(folder)
+    again = AutoModelForImageClassification.from_pretrained(folder)
+    assert again.dtype == dtype
+    assert load(folder, dtype=torch.float32).dtype == torch.float32
+    assert {p.device.type for p in load(folder, device_map="meta").parameters()} == {"meta"}
+
+
+def test_what_overflows_in_half_precision_is_refused(folder):
+    change_tensors(folder, put(CONV, lambda x: x * 1e9))
+    load(folder)
+    refused(folder, r"not finite in torch.float16", dtype=torch.float16)
+
+
+def test_weights_in_several_files_or_under_another_name(folder):
+    model = load(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="500KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert torch.equal(load(folder).head.weight, model.head.weight)
+    model.save_pretrained(folder / "variant", variant="half")
+    assert torch.equal(load(folder / "variant", variant="half").head.weight, model.head.weight)
+    file = folder / "variant" / "model.half.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(folder / "variant", f"{file} is cut short", variant="half")
+
+
+def test_weights_that_are_given(saved):
+    config = ProtoSphereConfig.from_pretrained(saved)
+    tensors = read(saved)
+    model = load(None, config=config, state_dict=dict(tensors))
+    assert torch.equal(model.head.weight, tensors["head.weight"])
+    del tensors[VARIANCE]
+    with pytest.raises(ValueError, match=VARIANCE):
+        load(None, config=config, state_dict=tensors)
+
+
+def test_the_dtypes_in_a_file(tmp_path):
+    tensors = {"a": torch.ones(2, 3), "b": torch.ones(2).bfloat16(), "c": torch.empty(0).long()}
+    assert stored_dtypes(tmp_path) == {}  # transformers will say that there are no weights
+    save_file(tensors, tmp_path / "model.safetensors")
+    save_file({"a": torch.ones(1).double()}, tmp_path / "model.wide.safetensors")
+    assert stored_dtypes(tmp_path) == {"a": "F32", "b": "BF16", "c": "I64"}
+    assert stored_dtypes(tmp_path, variant="wide", trust_remote_code=True) == {"a": "F64"}
+    assert stored_dtypes(None) == {}
+
+
+def test_a_head_is_new_where_a_tensor_of_it_is():
+    def info(missing=(), mismatched=()):
+        return {"missing_keys": set(missing), "mismatched_keys": set(mismatched)}
+
+    assert not has_new_head(info(missing=["protosphere.backbone.head.weight"]))
+    assert has_new_head(info(missing=["classifier.bias"]))
+    assert has_new_head(info(mismatched=[("head.weight", (5, 8), (4, 8))]))

@@ -1,0 +1,38 @@
+"""Errors of users are one family, which the command line prints in a line; none is left unused."""
+
+import ast
+import inspect
+import pickle
+from functools import cache
+
+import pytest
+
+from hf_protosphere import errors
+from tests import ROOT
+
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+
+
+@cache
+def raised() -> set[str]:
+    """Names of what the package raises."""
+    found = set()
+    for path in (ROOT / "hf_protosphere").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                found.add(ast.unparse(node.exc.func))
+    return found
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_each_is_a_value_error_that_says_whose_fault_it_is(error):
+    assert issubclass(error, errors.UserError)
+    assert issubclass(error, ValueError)
+    assert error.__doc__
+    assert error in (errors.UserError, errors.TrainingError) or error.__name__ in raised()
+
+
+def test_an_interruption_tells_its_signal():
+    interrupted = errors.TrainingInterrupted("stopped", 15)
+    assert (str(interrupted), interrupted.signal) == ("stopped", 15)
+    assert str(pickle.loads(pickle.dumps(errors.DataError("no images")))) == "no images"
