@@ -157,6 +157,8 @@ def load_image_dataset(
     holds_out = need_train and validation_fraction > 0 and "validation" in {*roles} - {*sources}
     roles = {*roles, "train"} if holds_out else {*roles}
     sources = _to_read(sources, roles, list(loaded), streaming)
+    if not sources:
+        return ImageDataset({}, label_names or [])
     first = loaded[next(iter(sources.values()))]
     columns = find_image_column(first, image_column), find_label_column(first, label_column)
     splits = {role: two_columns(loaded[name], *columns) for role, name in sources.items()}
@@ -193,12 +195,7 @@ def _to_read(
             "--streaming cannot hold out images of the training split: give --validation_split, "
             f"one of {', '.join(available)}."
         )
-    found = {role: name for role, name in sources.items() if role in roles}
-    if not found:
-        raise DataError(
-            f"the data set has no {' or '.join(sorted(roles))} split, but {', '.join(available)}."
-        )
-    return found
+    return {role: name for role, name in sources.items() if role in roles}
 
 
 def load_split(
