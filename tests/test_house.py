@@ -105,8 +105,12 @@ def test_files_and_functions_stay_small(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_what_windows_lacks_is_imported_only_where_it_is_used(path):
-    imports = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
-    names = {alias.name for statement in imports for alias in statement.names}
+    names = set()
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            names.add(statement.module)
     assert not names & {"fcntl", "grp", "pwd", "resource", "termios"}
 
 

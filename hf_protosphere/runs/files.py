@@ -117,7 +117,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     error before that leaves the old ones, and nothing else."""
     folder = folder.resolve()  # "." has no name
     # Nothing can be renamed into a mounted folder from beside it; and not all may write there.
-    alone = folder.is_mount() or not os.access(folder.parent, os.W_OK)
+    alone = os.path.ismount(folder) or not os.access(folder.parent, os.W_OK)
     beside = folder if alone else folder.parent
     unfinished = beside / f"{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -140,7 +140,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 def put_in_place(unfinished: Path, path: Path) -> None:
     """Rename a whole file, or a whole folder of files, once the disk has it; an older one goes."""
     _sync_files(unfinished)
-    if path.is_dir():
+    if unfinished.is_dir() and path.is_dir():
         shutil.rmtree(path)
     os.replace(unfinished, path)
     _sync(path.parent)

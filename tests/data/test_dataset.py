@@ -131,8 +131,10 @@ def test_what_is_held_out_of_the_training_split_needs_it(tmp_path, decoded):
     )  # with the test split: the same images are held out
     for role, split in data.splits.items():
         assert split._fingerprint == whole.splits[role]._fingerprint
-    nothing = load_image_dataset(str(folder), roles=["validation"], validation_fraction=0)
-    assert not nothing.splits
+    nothing = load_image_dataset(
+        str(folder), roles=["validation"], validation_fraction=0, label_names=["ant", "bee"]
+    )
+    assert (dict(nothing.splits), nothing.label_names) == ({}, ["ant", "bee"])
 
 
 def test_nothing_in_a_data_set_changes(tmp_path):

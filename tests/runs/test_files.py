@@ -141,7 +141,7 @@ def test_the_current_folder_and_a_mounted_one(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     with replacing_files(Path()) as unfinished:
         write_model(unfinished, "one")
-    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    monkeypatch.setattr(files.os.path, "ismount", lambda path: path == folder)
     with replacing_files(folder) as unfinished:
         assert unfinished.parent == folder  # from beside it nothing can be renamed
         write_model(unfinished, "two")
@@ -154,6 +154,10 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / file).write_text(file)
     put_in_place(tmp_path / "step.unfinished", tmp_path / "step")
+    assert names(tmp_path) == ["step"]
+    assert names(tmp_path / "step" / "deep") == ["new"]
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "step", "a file takes the place of files only")
     assert names(tmp_path) == ["step"]
     assert names(tmp_path / "step" / "deep") == ["new"]
 
