@@ -1,4 +1,4 @@
-"""The arguments of `protosphere add-class`."""
+"""`python scripts/add_class.py ...` takes the arguments of `protosphere add-class`."""
 
 import sys
 

@@ -2,9 +2,7 @@
 
 import sys
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from hf_protosphere.cli import main
 
 if __name__ == "__main__":
-    record(main)(["finetune", *sys.argv[1:]])
+    main(["finetune", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""`accelerate launch scripts/plot.py ...` takes the arguments of `protosphere plot`."""
+"""`python scripts/plot.py ...` takes the arguments of `protosphere plot`."""
 
 import sys
 

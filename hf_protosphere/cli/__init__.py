@@ -19,6 +19,16 @@ PATIENCE = 15  # seconds, more than the first process takes to end
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 for what the user can mend, 128 + signal for an interruption."""
+    run = _run
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        # An error is the launcher's too: its summary tells the first, of many that follow from it.
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        run = record(run)
+    run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(), end="")

@@ -13,7 +13,6 @@ import sys
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from hf_protosphere.cli import main
 from hf_protosphere.training import finish as finishing
@@ -48,7 +47,6 @@ def interfere(stop_at, fail_at):
     training.TrainingRun.step = step
 
 
-@record
 def run(trainings, stop_at=None, fail_at=None):
     print("process", os.getpid(), flush=True)
     training.build_model, finishing.draw_run = in_float64, no_pictures
