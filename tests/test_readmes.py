@@ -287,8 +287,9 @@ def quick(words):
     flags = QUICK.get(words[0], "").split()
     if words[0] == "train" and "--resume" not in words:
         flags.append("--overwrite")
-    if words[0] == "train" and "--streaming" not in words:
-        flags += ["--max_train_samples", "48"]
+    if words[0] == "train":
+        count = "--num_train_images" if "--streaming" in words else "--max_train_samples"
+        flags += [count, "48"]
     if "--config" in words and words[0] == "train":  # of a data set of the Hub
         flags += ["--dataset_name", "cifar10", "--label_column", "label"]
     return flags
