@@ -42,7 +42,7 @@ READMES = [ROOT / "README.md", SCRIPTS / "README.md", *sorted(PACKAGE.glob("*/RE
 EACH = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 # Appended to commands as they are written; the last of two equal flags counts.
 TRAINING = (
-    "--epochs 1 --batch_size 16 --num_workers 0 --max_eval_samples 20 --report_to none "
+    "--epochs 1 --batch_size 8 --num_workers 0 --max_eval_samples 20 --report_to none "
     "--no_pictures "
 )
 QUICK = {
