@@ -5,33 +5,47 @@ from __future__ import annotations
 import dataclasses
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from transformers import HfArgumentParser
 
 from ..errors import ArgumentError
 from .checks import check_known
+from .fields import flag
+from .help import Parser
 
 T = TypeVar("T")
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:  # argparse's prints a page of usage and exits
-        raise ArgumentError(f"{message}; --help explains every argument.")
+@dataclasses.dataclass(kw_only=True)
+class _File:
+    _argument_group_name = "file"
+
+    config: str | None = flag("YAML file with any of these arguments; flags win.")
 
 
-def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
+def parse_arguments(
+    cls: type[T], argv: Sequence[str], prog: str, description: str, *,
+    positional: Sequence[str] = (), **page: Any,
+) -> T:  # fmt: skip
     """Flags over the YAML file given by `--config` over defaults.
+
+    Args:
+        positional: names of fields whose values may come first, without a flag; the last of these
+            takes all that are left.
+        page: what `--help` says beside the fields, as for `Parser`.
 
     Raises:
         ArgumentError: an unreadable file, an unknown or malformed argument.
         SystemExit: as argparse does, for `--help`.
     """
+    argv = _with_flags(argv, positional)
     groups = [base for base in reversed(cls.__mro__) if "_argument_group_name" in vars(base)]
-    parser = _Parser(groups, prog=prog, description=description)
-    parser.add_argument("--config", help="YAML file with any of these arguments; flags win.")
+    parser = Parser(
+        [*groups, _File], prog=prog, description=description, positional=positional, **page
+    )
     # Read first: what the file gives is not required any more.
     config_parser = ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config")
@@ -45,6 +59,18 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, prog: str, descrip
     namespace = vars(parser.parse_args(argv))
     del namespace["config"]
     return cls(**namespace)
+
+
+def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
+    """Words without a flag at the beginning, each behind its own; the last one takes the rest."""
+    argv = list(argv)
+    for name in positional:
+        count = len(list(takewhile(lambda word: not word.startswith("-"), argv)))
+        if count == 0:
+            break
+        taken = count if name == positional[-1] else 1
+        argv = [*argv[taken:], f"--{name}", *argv[:taken]]
+    return argv
 
 
 def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:

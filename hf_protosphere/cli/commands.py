@@ -5,35 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import takewhile
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Command:
     """A job and its arguments, by name: imported when the command runs, so that `--help` answers
-    without loading torch's distributed parts, data sets and so on."""
+    without loading data sets, Accelerate and so on."""
 
     name: str
     arguments: str  # room.module:Class
-    job: str  # room.module:function
+    job: str  # room.module:function, the module of the command's own name
     summary: str
     description: str
-    positional: tuple[str, ...] = ()  # what the first arguments are, without a name; the last of
-    # these takes all that are left
+    example: str  # what stands behind the name
+    positional: str = ""  # arguments that need no flag; the last one takes all that are left
+    common: str = ""  # arguments that --help begins with, where there are many
 
-    def __call__(self, argv: Sequence[str]) -> Any:
+    def parse(self, argv: Sequence[str]) -> Any:
         from ..arguments.parsing import parse_arguments
 
-        argv = list(argv)
-        for flag in self.positional:
-            count = len(list(takewhile(lambda word: not word.startswith("-"), argv)))
-            if count == 0:
-                break
-            taken = count if flag == self.positional[-1] else 1
-            argv = [*argv[taken:], flag, *argv[:taken]]
-        prog = f"protosphere {self.name}"
-        arguments = parse_arguments(_imported(self.arguments), argv, prog, self.description)
+        return parse_arguments(
+            _imported(self.arguments), argv, f"protosphere {self.name}", self.description,
+            positional=self.positional.split(), common=self.common.split(), example=self.example,
+        )  # fmt: skip
+
+    def __call__(self, argv: Sequence[str]) -> Any:
+        arguments = self.parse(argv)  # before the job, whose module may be slow to import
         return _imported(self.job)(arguments)
 
 
@@ -49,6 +47,9 @@ _COMMANDS = (
         "training.train:train_or_plan",
         "train a classifier on a data set of the Hub or a local folder",
         "Train an image classifier whose classes are prototypes on the unit sphere.",
+        example="--dataset_name cifar10 --backbone resnet18 --small_images --epochs 100",
+        common="dataset_name objective backbone pretrained epochs batch_size learning_rate "
+        "output_dir resume dry_run config",
     ),
     Command(
         "evaluate",
@@ -56,6 +57,8 @@ _COMMANDS = (
         "evaluation.evaluate:evaluate",
         "accuracy and neural collapse of a checkpoint on a data set",
         "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint.",
+        example="--model outputs/run --dataset_name cifar10 --pictures outputs/pictures",
+        common="model dataset_name split class_means ood_dataset corruptions output pictures json",
     ),
     Command(
         "finetune",
@@ -64,6 +67,9 @@ _COMMANDS = (
         "transfer a checkpoint, or a timm or transformers backbone, to other classes",
         "Transfer a trained network to another data set: by training it in one of several ways, or "
         "without, by probes, nearest neighbours or the class means; compare them, few-shot too.",
+        example="--model outputs/run --dataset_name path/to/my_images --compare all",
+        common="model dataset_name mode compare shots epochs batch_size learning_rate output_dir "
+        "resume config",
     ),
     Command(
         "transfer-suite",
@@ -73,7 +79,8 @@ _COMMANDS = (
         "Transfer several models to several data sets, as `protosphere finetune` does, into one "
         "table with means and relative improvements over a baseline. The YAML file says which. The "
         "same command goes on after an interruption, and tries again what could not be loaded.",
-        positional=("--config",),
+        example="scripts/transfer/paper.yaml --models outputs/first outputs/second",
+        positional="config",
     ),
     Command(
         "add-class",
@@ -82,7 +89,8 @@ _COMMANDS = (
         "teach a checkpoint a new class from a few images, without training",
         "New classes for a checkpoint without training: their prototypes are the mean embeddings "
         "of a few images. What it says of the classes that it knows stays the same, to the bit.",
-        positional=("--folder", "--name", "--images"),
+        example="outputs/run okapi path/to/okapis",
+        positional="folder name images",
     ),
     Command(
         "calibrate",
@@ -91,7 +99,9 @@ _COMMANDS = (
         'scores that can be trusted, and a threshold below which an image is "unknown"',
         "Choose a checkpoint's threshold for unknown images and the temperature of its scores on "
         "images that it was not trained on, and save both in its configuration.",
-        positional=("--model",),
+        example="outputs/run --dataset_name cifar10 --false_rejection_rate 0.05",
+        positional="model",
+        common="model dataset_name split false_rejection_rate output_dir",
     ),
     Command(
         "publish",
@@ -100,7 +110,8 @@ _COMMANDS = (
         "send a finished run to the Hub, with a card",
         "Publish a finished run on the Hub: weights, configuration, code, card, metrics and "
         "pictures in one commit, then a tag. Log in by `hf auth login` first.",
-        positional=("--folder",),
+        example="outputs/run --repo_id user/name --revision v1.0 --license apache-2.0",
+        positional="folder",
     ),
     Command(
         "release",
@@ -110,16 +121,18 @@ _COMMANDS = (
         "Train what is missing of a matrix of recipes, objectives and seeds, and publish it with "
         "cards that compare the models, and a page that lists them. The YAML file says which. "
         "The same command goes on after an interruption.",
-        positional=("--config",),
+        example="scripts/releases/paper.yaml --dry_run",
+        positional="config",
     ),
     Command(
         "plot",
-        "runs.plot:PlotArguments",
+        "runs.arguments:PlotArguments",
         "runs.plot:plot",
         "draw the pictures of one run again, or compare several",
         "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "
         "once training is over, cosines.png, margins.png and sphere.png.",
-        positional=("--runs",),
+        example="outputs/first outputs/second --format pdf",
+        positional="runs",
     ),
     Command(
         "export",
@@ -127,7 +140,8 @@ _COMMANDS = (
         "hub.export:export",
         "write a checkpoint as ONNX or as a torch.export program",
         "A checkpoint as ONNX or torch.export program, compared with the checkpoint.",
-        positional=("--model",),
+        example="outputs/run --format onnx --dataset_name cifar10",
+        positional="model",
     ),
     Command(
         "index",
@@ -136,7 +150,9 @@ _COMMANDS = (
         "embed a folder of images, or a data set, to search in it",
         "Embed all images of a folder, at any depth, or of a data set, and write an index of them. "
         "Again, it embeds what is new in the folder and drops what is gone.",
-        positional=("--images",),
+        example="path/to/photos --model outputs/run --index_dir outputs/index",
+        positional="images",
+        common="images dataset_name split model index_dir labels_from_folders overwrite",
     ),
     Command(
         "search",
@@ -145,7 +161,9 @@ _COMMANDS = (
         "find the images of an index that are nearest to yours",
         "Find the images of an index that are nearest to yours, by cosine, or measure how well "
         "images find their own class.",
-        positional=("--index", "--queries"),
+        example="outputs/index path/to/query.png --k 5 --picture outputs/neighbours.png",
+        positional="index queries",
+        common="index queries k picture evaluate dataset_name split",
     ),
     Command(
         "demo",
@@ -154,7 +172,8 @@ _COMMANDS = (
         "a page in the browser: upload an image, see where it falls on the sphere",
         "A page in the browser, by Gradio: upload an image, see its scores, its angles to the "
         'prototypes, where it falls on the sphere, and "unknown" when it is far from all.',
-        positional=("--model",),
+        example="outputs/run --unknown_angle 40",
+        positional="model",
     ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}

@@ -1,78 +1,93 @@
-"""The command line: sub-commands, exit codes, messages without tracebacks."""
+"""The table of commands: each is a module of its own name and explains itself."""
 
-import signal
-import subprocess
-import sys
+import dataclasses
+import importlib
+import inspect
+import re
+import shlex
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from hf_protosphere import cli
-from hf_protosphere.cli import main
-from hf_protosphere.cli.commands import COMMANDS
-from hf_protosphere.errors import TrainingInterrupted
+from hf_protosphere.cli.commands import COMMANDS, _imported
 from tests import SCRIPTS
 
+EACH = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
 
-def exit_code(*argv):
+
+@pytest.fixture
+def page(command, monkeypatch, capsys):
+    """What its --help prints, on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    return stopped.value.code
+        command(["--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
 
 
-def test_usage(capsys):
-    assert exit_code("--help") == 0
-    usage = capsys.readouterr().out
-    assert exit_code() == 2
-    for command in COMMANDS:
-        assert f"  {command} " in usage
-    assert "no command 'fly'" in exit_code("fly")
+@EACH
+def test_a_command_is_a_module_of_its_own_name(command):
+    module, function = command.job.split(":")
+    assert module.split(".")[-1] == command.name.replace("-", "_")
+    job = getattr(importlib.import_module(f"hf_protosphere.{module}"), function)
+    assert job.__module__ == f"hf_protosphere.{module}"
+    arguments, *options = inspect.signature(job).parameters.values()
+    assert all(option.default is not option.empty for option in options)
+    assert arguments.annotation == _imported(command.arguments).__name__
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_and_its_script_explain_themselves(command, capsys):
-    assert exit_code(command, "--help") == 0
-    assert f"usage: protosphere {command}" in capsys.readouterr().out
-    if command != "demo":  # a page is one process; scripts/demo.py is that of `make demo`
-        assert (SCRIPTS / f"{command.replace('-', '_')}.py").exists()
+@EACH
+def test_help_begins_with_what_most_people_need(command, page):
+    usage, description, example, first, *_ = page.split("\n\n")
+    assert usage.startswith(f"usage: protosphere {command.name} ")
+    assert usage.count("\n") < 3
+    assert usage.endswith(" [arguments]")
+    assert " ".join(description.split()) == command.description
+    assert example == f"example:\n  protosphere {command.name} {command.example}"
+    assert len(re.findall(r"^  --", first, re.MULTILINE)) <= 11
+    assert set(command.common.split()) <= {*_fields(command), "config"}
 
 
-def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):
-    argv = (
-        "train",
-        "--dataset_name",
-        str(tmp_path / "nothing"),
-        "--output_dir",
-        str(tmp_path / "o"),
-    )
-    assert exit_code(*argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("protosphere train: error: --dataset_name")
-    assert "Traceback" not in error
+@EACH
+def test_help_explains_every_argument_once(command, page):
+    for name, text in _fields(command).items():
+        assert text.endswith((".", "'{\"patch_size\": 4}'.")), name
+        assert len(re.findall(rf"^  --{name}\b", page, re.MULTILINE)) == 1, name
+        assert " ".join((text % ()).split()) in " ".join(page.split())
+    assert page.count("  --config CONFIG ") == 1
+    for noise in ("default: None", "default: False", "default: True", "show this help"):
+        assert noise not in page
 
 
-def test_of_several_processes_the_first_one_speaks(tmp_path, capsys, monkeypatch):
-    argv = ("train", "--dataset_name", str(tmp_path / "nothing"))
-    waited = []
-    monkeypatch.setattr(cli, "LOCAL_RANK", 1)
-    monkeypatch.setattr(cli.time, "sleep", waited.append)  # until the launcher ends this process
-    assert exit_code(*argv) == 2
-    assert waited == [cli.PATIENCE]
-    assert "error: --dataset_name" in capsys.readouterr().err  # the launcher did not
-
-    def interrupted(argv):
-        raise TrainingInterrupted("stopped", signal.SIGTERM)
-
-    monkeypatch.setitem(COMMANDS, "train", interrupted)
-    assert exit_code("train") == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == ""
+@EACH
+def test_the_example_can_be_typed(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("scripts").symlink_to(SCRIPTS)
+    for folder in ("path/to/photos", "outputs/run"):
+        Path(folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("path/to/query.png")
+    arguments = command.parse(shlex.split(command.example))
+    assert type(arguments) is _imported(command.arguments)
 
 
-def test_help_of_the_script_is_quick_and_needs_no_training_code():
-    code = (
-        "import sys\n"
-        "from hf_protosphere.cli import main\n"
-        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
-        "assert 'hf_protosphere.training.setup' not in sys.modules\n"
-        "assert 'datasets' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+def test_words_without_a_flag():
+    new_class = COMMANDS["add-class"].parse(["run", "okapi", "a.png", "b.png", "--shrinkage", "1"])
+    assert (new_class.folder, new_class.name) == ("run", "okapi")
+    assert (new_class.images, new_class.shrinkage) == (["a.png", "b.png"], 1)
+    assert COMMANDS["plot"].parse(["a", "b"]).runs == ["a", "b"]
+
+
+def _fields(command):
+    """The help of every argument that has a flag; what only a file says has none."""
+    fields = dataclasses.fields(_imported(command.arguments))
+    groups = [vars(base) for base in _imported(command.arguments).__mro__]
+    flags = {
+        field.name: field.metadata["help"]
+        for group in groups if "_argument_group_name" in group
+        for field in group["__dataclass_fields__"].values()
+    }  # fmt: skip
+    assert {field.name for field in fields} - flags.keys() <= {
+        *("datasets", "arguments"), *("recipes", "objectives", "seeds", "overrides", "launch")
+    }  # fmt: skip
+    return flags

@@ -1,12 +1,24 @@
-"""What every command has from `main`, whatever it does."""
+"""`protosphere`: its usage, exit codes, messages without tracebacks, and the ways to start it."""
 
 import json
+import runpy
+import signal
+import subprocess
+import sys
+from importlib.metadata import entry_points
 
 import pytest
 
-from hf_protosphere.cli import main
+from hf_protosphere import cli
 from hf_protosphere.cli.commands import COMMANDS
-from hf_protosphere.errors import ArgumentError
+from hf_protosphere.errors import ArgumentError, TrainingInterrupted
+from tests import SCRIPTS
+
+
+def exit_code(*argv):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    return stopped.value.code
 
 
 def failing(error):
@@ -16,14 +28,93 @@ def failing(error):
     return command
 
 
+def test_usage(capsys):
+    assert exit_code("--help") == exit_code("-h") == 0
+    usage = capsys.readouterr().out
+    assert exit_code() == 2
+    for command in COMMANDS.values():
+        assert f"  {command.name} " in usage
+        assert command.summary in usage
+    assert "no command 'fly'" in exit_code("fly")
+
+
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):
+    nothing, output = str(tmp_path / "nothing"), str(tmp_path / "output")
+    assert exit_code("train", "--dataset_name", nothing, "--output_dir", output) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("protosphere train: error: --dataset_name")
+    assert "Traceback" not in error
+
+
+def test_of_several_processes_the_first_one_speaks(tmp_path, capsys, monkeypatch):
+    argv = ("train", "--dataset_name", str(tmp_path / "nothing"))
+    waited = []
+    monkeypatch.setattr(cli, "LOCAL_RANK", 1)
+    monkeypatch.setattr(cli.time, "sleep", waited.append)  # until the launcher ends this process
+    assert exit_code(*argv) == 2
+    assert waited == [cli.PATIENCE]
+    assert "error: --dataset_name" in capsys.readouterr().err  # the launcher did not
+    stopped = failing(TrainingInterrupted("stopped", signal.SIGTERM))
+    monkeypatch.setitem(COMMANDS, "train", stopped)
+    assert exit_code("train") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cli, "LOCAL_RANK", 0)
+    assert exit_code("train") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "protosphere train: stopped\n"
+
+
 def test_a_launcher_is_told_of_an_error_but_not_of_what_the_user_can_mend(tmp_path, monkeypatch):
     summary = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(summary))  # as torchrun does
     monkeypatch.setitem(COMMANDS, "train", failing(ArgumentError("--epochs must be positive.")))
-    with pytest.raises(SystemExit, match="2"):
-        main(["train"])
+    assert exit_code("train") == 2
     assert not summary.exists()
     monkeypatch.setitem(COMMANDS, "train", failing(RuntimeError("out of luck")))
     with pytest.raises(RuntimeError, match="out of luck"):
-        main(["train"])
+        cli.main(["train"])
     assert "RuntimeError: out of luck" in json.loads(summary.read_text())["message"]["message"]
+
+
+def test_the_installed_command_is_main():
+    (installed,) = entry_points(group="console_scripts", name="protosphere")
+    assert installed.load() is cli.main
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "demo"])
+def test_every_command_has_a_script(command, monkeypatch, capsys):
+    # All but a page, which is one process; scripts/demo.py is that of `make demo`.
+    script = SCRIPTS / f"{command.replace('-', '_')}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: protosphere {command} ")
+
+
+def test_the_package_runs_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hf_protosphere.cli", "evaluate", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("hf_protosphere.cli", run_name="__main__")
+    assert capsys.readouterr().out.startswith("usage: protosphere evaluate ")
+
+
+HEAVY = (
+    "datasets", "accelerate", "timm", "matplotlib", "scipy", "torchmetrics", "evaluate", "peft",
+    "gradio", "faiss", "onnx", "hf_protosphere.modeling_protosphere",
+    "hf_protosphere.training.train", "hf_protosphere.training.setup",
+)  # fmt: skip
+
+
+def test_help_loads_no_code_of_jobs():
+    """One process for all commands: what importing the package loads, and nothing heavy beside."""
+    code = f"""
+import contextlib, io, sys
+from hf_protosphere.cli import main
+for argv in [["--help"], *([name, "--help"] for name in {[*COMMANDS]})]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(argv)
+print(*(name for name in {HEAVY} if name in sys.modules))
+"""
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert loaded.stdout.split() == []

@@ -3,7 +3,6 @@
 import pytest
 
 from hf_protosphere.arguments.parsing import parse_arguments
-from hf_protosphere.errors import ArgumentError
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.dry_run import dry_run
 from tests import SCRIPTS
@@ -57,13 +56,3 @@ def test_dry_run(name, digits_folder, tmp_path, monkeypatch, capsys):
     assert f"{millions:,.2f} M" in printed
     assert "s an epoch" in printed
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
-
-
-def test_bases_that_go_in_circles_or_are_missing(tmp_path):
-    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
-    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(ArgumentError, match="is its own base"):
-        parse_arguments(TrainArguments, ["--config", str(tmp_path / "a.yaml")], "train", "")
-    (tmp_path / "c.yaml").write_text("base: d.yaml\n")
-    with pytest.raises(ArgumentError, match=r"d.yaml cannot be read"):
-        parse_arguments(TrainArguments, ["--config", str(tmp_path / "c.yaml")], "train", "")

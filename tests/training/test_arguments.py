@@ -1,25 +1,15 @@
-"""Flags, YAML and Python give the same arguments, and the same errors."""
+"""The arguments of training: defaults that follow from others, and what cannot work."""
 
 import pytest
 
 from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.runs.files import write_yaml
-from hf_protosphere.runs.plot import PlotArguments
 from hf_protosphere.training.arguments import TrainArguments
 
 
-def parse(*argv, cls=TrainArguments):
-    return parse_arguments(cls, argv, "protosphere", "test")
-
-
-def test_flags_win_over_yaml_over_defaults(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("dataset_name: beans\nepochs: 7\nobjective: ntce\n")
-    arguments = parse("--config", str(recipe), "--epochs", "9")
-    assert (arguments.dataset_name, arguments.epochs, arguments.objective) == ("beans", 9, "ntce")
-    assert arguments.batch_size == TrainArguments(dataset_name="x").batch_size
+def parse(*argv):
+    return parse_arguments(TrainArguments, argv, "protosphere", "test")
 
 
 def test_written_yaml_gives_the_arguments_back(tmp_path):
@@ -58,44 +48,6 @@ def test_defaults_that_follow_from_others():
 def test_errors_name_flag_and_value(kwargs, message):
     with pytest.raises(ArgumentError, match=message):
         TrainArguments(dataset_name="x", **kwargs)
-
-
-def test_yaml_errors(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("dataset_nam: beans\n")
-    with pytest.raises(ArgumentError, match=r"unknown argument 'dataset_nam'.*'dataset_name'"):
-        parse("--config", str(recipe))
-    recipe.write_text("[1, 2]")
-    with pytest.raises(ArgumentError, match="'name: value' lines"):
-        parse("--config", str(recipe))
-    with pytest.raises(ArgumentError, match="cannot be read"):
-        parse("--config", str(tmp_path / "missing.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--objective", "hope"), "argument --objective: invalid choice: 'hope'.*--help"),
-        (("--epochs", "many"), "argument --epochs: invalid int value: 'many'"),
-        (("--wings", "2"), "unrecognized arguments: --wings 2"),
-    ],
-)
-def test_flags_that_cannot_be_read(flags, message, capsys):
-    with pytest.raises(ArgumentError, match=message):
-        parse("--dataset_name", "x", *flags)
-    assert capsys.readouterr().err == ""  # no page of usage
-
-
-@pytest.mark.parametrize("cls", [TrainArguments, EvaluateArguments, PlotArguments])
-def test_help_explains_every_argument(cls, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse("--help", cls=cls)
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert f"\n{cls._argument_group_name}:\n" in text
-    for name, field in cls.__dataclass_fields__.items():
-        assert f"--{name}" in text
-        assert field.metadata["help"].endswith((".", "'{\"patch_size\": 4}'.")), name
 
 
 def test_names_that_are_unknown_missing_or_none(monkeypatch):

@@ -1,0 +1,112 @@
+"""The page of `--help`: how a command is called, what most people need, then every group."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from textwrap import fill
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser
+
+from ..errors import ArgumentError
+
+INDENT = 30  # the column where explanations begin
+WIDTH = 100  # at most: longer lines are hard to read
+
+
+class Parser(HfArgumentParser):
+    """Flags from dataclasses, a group each.
+
+    Args:
+        groups: dataclasses with an `_argument_group_name`; a field's `help` is its explanation.
+        positional: names of fields whose values need no flag.
+        common: names of the fields that most people need, with which the page begins.
+        example: arguments to show after `prog`.
+    """
+
+    def __init__(
+        self, groups: Sequence[type], *, positional: Sequence[str] = (),
+        common: Sequence[str] = (), example: str = "", **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(groups, **kwargs)
+        self.positional, self.common, self.example = positional, common, example
+        self.sections = {
+            group._argument_group_name: [field.name for field in dataclasses.fields(group)]
+            for group in groups
+        }
+        self.fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
+        self.kinds = {
+            name: _kind(hint) for group in groups for name, hint in get_type_hints(group).items()
+        }
+
+    def error(self, message: str) -> NoReturn:  # argparse's prints a page of usage and exits
+        raise ArgumentError(f"{message}; --help explains every argument.")
+
+    def format_help(self) -> str:
+        width = min(WIDTH, shutil.get_terminal_size().columns)
+        parts = [self._usage(width), fill(self.description or "", width)]
+        if self.example:
+            parts.append(f"example:\n  {self.prog} {self.example}")
+        sections = {"most used": self.common} if self.common else {}
+        for title, names in self.sections.items():
+            sections[title] = [name for name in names if name not in self.common]
+        for title, names in sections.items():
+            if names:
+                lines = [self._explained(name, width) for name in names]
+                parts.append("\n".join([f"{title}:", *lines]))
+        parts.append("Names may have hyphens for underscores: --batch-size is --batch_size.")
+        return "\n\n".join(parts) + "\n"
+
+    def _usage(self, width: int) -> str:
+        words = [self.prog]
+        for name in self.positional:
+            value = name.upper() + " ..." * (get_origin(self.kinds[name]) is list)
+            # A command that takes its file first has no flags for what the file says.
+            needed = _is_required(self.fields[name]) or name == "config"
+            words.append(value if needed else f"[{value}]")
+        for name, field in self.fields.items():
+            if _is_required(field) and name not in self.positional:
+                words.append(f"--{name}{_value(name, self.kinds[name])}")
+        return fill(f"usage: {' '.join(words)} [arguments]", width, subsequent_indent=" " * 7)
+
+    def _explained(self, name: str, width: int) -> str:
+        """The flag, and what it is for beside it, or below where there is no room."""
+        field, kind, default = self.fields[name], self.kinds[name], self.get_default(name)
+        flag = f"  --{name}"
+        if kind is bool and field.default is not None:  # a switch
+            flag += f", --no_{name}" if field.default else ""
+        else:
+            flag += _value(name, kind)
+        text = field.metadata["help"] % ()  # argparse's %% for %
+        if default is True:
+            text += " (default: on)"
+        elif default is not False and default not in (None, "", []):
+            shown = default if not isinstance(default, list) else " ".join(map(str, default))
+            text += f" (default: {shown})"
+        margin = " " * INDENT
+        text = fill(
+            text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+        )
+        return flag.ljust(INDENT) + text[INDENT:] if len(flag) < INDENT - 1 else f"{flag}\n{text}"
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING is field.default_factory
+
+
+def _kind(hint: Any) -> Any:
+    """A type without the None that may take its place."""
+    kinds = get_args(hint)
+    return next(kind for kind in kinds if kind is not NoneType) if NoneType in kinds else hint
+
+
+def _value(name: str, kind: Any) -> str:
+    """What follows a flag: its choices, the kind of number, or its name in capitals."""
+    if get_origin(kind) is Literal:
+        return f" {{{','.join(map(str, get_args(kind)))}}}"
+    if get_origin(kind) is list:
+        return _value(name, get_args(kind)[0]) + " ..."
+    return {int: " N", float: " X", bool: " {true,false}"}.get(kind, f" {name.upper()}")

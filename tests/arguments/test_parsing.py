@@ -1,0 +1,136 @@
+"""Flags, YAML and Python give the same arguments, and the same errors."""
+
+from dataclasses import FrozenInstanceError, asdict, dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+
+from hf_protosphere.arguments.fields import flag
+from hf_protosphere.arguments.parsing import parse_arguments, read_yaml
+from hf_protosphere.errors import ArgumentError
+
+
+@dataclass(kw_only=True, frozen=True)
+class Garden:
+    _argument_group_name = "garden"
+
+    place: str = field(metadata={"help": "Where it is."})
+    trees: list[str] | None = field(default=None, metadata={"help": "What grows."})
+    fence: bool = flag("Keep the deer out.", True)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Weather:
+    _argument_group_name = "weather"
+
+    sky: Literal["clear", "grey"] = flag("What is above.", "grey")
+    warmth: float = flag("Of the air.", 1e-3)
+    days: int | None = flag("How many.")
+
+
+@dataclass(kw_only=True, frozen=True)
+class Picnic(Garden, Weather):
+    """Frozen, as arguments may be; its default differs from its group's."""
+
+    days: int | None = 3
+
+
+def parse(*argv, cls=Picnic, **page):
+    return parse_arguments(cls, argv, "picnic", "Eat outside.", **page)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Write the file and give its path."""
+
+    def write(text, name="recipe.yaml"):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_flags_win_over_yaml_over_defaults(recipe):
+    path = recipe("place: here\nsky: clear\ndays: 7\n")
+    assert parse("--config", path, "--days", "9") == Picnic(place="here", sky="clear", days=9)
+    assert parse("--place", "there") == Picnic(place="there", days=3)
+    assert parse("--config", path).days == 7
+
+
+def test_kinds_of_flags():
+    arguments = parse(
+        "--place", "x", "--no_fence", "--trees", "oak", "ash", "--sky", "clear", "--warmth", "1e-4"
+    )  # fmt: skip
+    assert arguments == Picnic(
+        place="x", fence=False, trees=["oak", "ash"], sky="clear", warmth=1e-4
+    )
+    assert not parse("--place", "x", "--fence", "false").fence
+    assert not parse("--place", "x", "--no-fence").fence
+    with pytest.raises(FrozenInstanceError):
+        arguments.place = "y"
+
+
+def test_values_that_need_no_flag():
+    def words(*argv):
+        return parse(*argv, positional=("place", "trees"))
+
+    everything = Picnic(place="here", trees=["oak", "ash"], days=1)
+    assert words("here", "oak", "ash", "--days", "1") == everything
+    assert words("--days", "1", "--place", "here", "--trees", "oak", "ash") == everything
+    assert words("here") == Picnic(place="here")
+    with pytest.raises(ArgumentError, match="--place"):
+        words("--days", "1")
+
+
+def test_a_file_of_all_arguments_gives_them_back(recipe):
+    arguments = Picnic(place="x", trees=["oak"], days=None)
+    path = recipe(yaml.safe_dump(asdict(arguments)))
+    assert parse("--config", path) == arguments
+    assert Picnic(**read_yaml(path, Picnic)) == arguments
+
+
+def test_files_that_cannot_be_read(recipe, tmp_path):
+    with pytest.raises(ArgumentError, match=r"unknown argument 'plac'.*'place'"):
+        parse("--config", recipe("plac: here\n"))
+    with pytest.raises(ArgumentError, match="'name: value' lines, but got"):
+        parse("--config", recipe("[1, 2]"))
+    with pytest.raises(ArgumentError, match=r"recipe.yaml cannot be read"):
+        parse("--config", recipe("{"))
+    with pytest.raises(ArgumentError, match=r"missing.yaml cannot be read"):
+        parse("--config", str(tmp_path / "missing.yaml"))
+
+
+def test_a_file_stands_on_its_base(recipe):
+    recipe("place: here\ndays: 1\n", "base.yaml")
+    assert read_yaml(recipe("base: base.yaml\ndays: 2\n"), Picnic) == {"place": "here", "days": 2}
+    assert read_yaml(recipe(""), Picnic) == {}
+
+
+def test_bases_that_go_in_circles_or_are_missing(recipe):
+    first = recipe("base: b.yaml\n", "a.yaml")
+    recipe("base: a.yaml\n", "b.yaml")
+    with pytest.raises(ArgumentError, match=r"is its own base: .*a.yaml → .*b.yaml → .*a.yaml"):
+        parse("--config", first)
+    with pytest.raises(ArgumentError, match=r"d.yaml cannot be read"):
+        parse("--config", recipe("base: d.yaml\n"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sky", "pink"), "argument --sky: invalid choice: 'pink'.*--help explains"),
+        (("--days", "many"), "argument --days: invalid int value: 'many'"),
+        (("--wings", "2"), "unrecognized arguments: --wings 2"),
+        (("--days",), "argument --days: expected one argument"),
+    ],
+)
+def test_flags_that_cannot_be_read(flags, message, capsys):
+    with pytest.raises(ArgumentError, match=message):
+        parse("--place", "x", *flags)
+    assert capsys.readouterr().err == ""  # no page of usage
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ArgumentError, match="arguments are required: --place"):
+        parse("--days", "1")
