@@ -6,39 +6,84 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from sklearn.datasets import load_digits
-from transformers.utils import logging
 
-from tests.hub_server.fixture import hub  # noqa: F401
-
-logging.disable_progress_bar()
+# Libraries are imported in the fixtures: pytest-xdist's controller, which runs no test, has no use
+# for them.
 
 collect_ignore = ["fixtures"]  # they hold checkpoints, with their code
+
+
+def pytest_collection_finish():
+    # What has been imported by now stays: searching it for garbage takes half a second, and
+    # Accelerate searches at the end of every training.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # or extension modules report leaks at the exit
 
 
 @pytest.fixture(autouse=True)
 def _few_threads():
     # Two pytest workers on two cores: more threads would only get in each other's way.
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _temporary_caches(tmp_path_factory):
     import datasets
+    from transformers.utils import logging
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets_cache")
     datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A Hub of its own for this test; huggingface_hub, datasets and transformers use it."""
+    from huggingface_hub import HfFileSystem
+
+    from tests.hub_server import HubServer
+    from tests.hub_server.clients import use
+
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        use(server, monkeypatch)
+        yield server
+    HfFileSystem.clear_instance_cache()  # with what they remember of this Hub
+
+
+@pytest.fixture(scope="session")
+def forkserver(tmp_path_factory):
+    """Processes that find torch and transformers imported: `tests.forked`."""
+    from tests import forked
+
+    with forked.server(tmp_path_factory.mktemp("home")):
+        yield forked.CONTEXT
+
+
+@pytest.fixture(scope="session")
+def python(forkserver):
+    """`python("-c", code, ...)`: what a fresh Python does, without this package's imports."""
+    from tests import forked
+
+    return forked.run
 
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory) -> Path:
     """An imagefolder of scikit-learn's digits: train 40 and test 15 images of each of 0, 1, 2."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     folder = tmp_path_factory.mktemp("digits")
     digits = load_digits()
     for label in range(3):

@@ -15,7 +15,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification, callbacks
 from hf_protosphere.callbacks import NeuralCollapseCallback
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
@@ -71,6 +71,12 @@ def make_trainer(tmp_path):
     return make
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take most of the time of a short training."""
+    monkeypatch.setattr(callbacks, "draw_run", lambda *_, **__: [])
+
+
 def test_a_plain_resnet_is_measured_every_epoch(make_trainer, tmp_path):
     model = resnet()
     trainer = make_trainer(model)
@@ -103,6 +109,7 @@ def test_a_plain_resnet_is_measured_every_epoch(make_trainer, tmp_path):
     assert pictures == {path.name for path in folder.glob("*.png")}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_training_is_not_disturbed(make_trainer):
     def trained(with_callback):
         trainer = make_trainer(resnet(), num_train_epochs=1)
@@ -115,6 +122,7 @@ def test_training_is_not_disturbed(make_trainer):
     assert all(torch.equal(value, measured[name]) for name, value in without.items())
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_training_sample_stays_the_same(make_trainer):
     trainer = make_trainer(resnet(), learning_rate=0.0)
     callback = NeuralCollapseCallback(trainer, train_samples=100)
@@ -127,6 +135,7 @@ def test_the_training_sample_stays_the_same(make_trainer):
     assert later == [first, first]  # also its noise
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_resuming_goes_on_with_the_log(make_trainer, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 1}
     trainer = make_trainer(resnet(), **options)
@@ -143,6 +152,7 @@ def test_resuming_goes_on_with_the_log(make_trainer, tmp_path):
     assert callback.records[:3] == whole[:3]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_steps_that_do_not_divide_the_training_end_with_the_last_one(make_trainer):
     trainer = make_trainer(resnet(), max_steps=5)
     callback = NeuralCollapseCallback(trainer, every=3, train_samples=0)
@@ -152,6 +162,7 @@ def test_steps_that_do_not_divide_the_training_end_with_the_last_one(make_traine
     assert not any("train_neural_collapse" in record for record in callback.records)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_protosphere_says_itself_what_to_measure(make_trainer):
     torch.manual_seed(0)
     config = ProtoSphereConfig(
@@ -203,6 +214,7 @@ def _attention_layer(model):
     )
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_named_layer_is_used(make_trainer):
     config = ViTConfig(
         image_size=8, patch_size=4, num_channels=1, hidden_size=10, num_hidden_layers=1,
@@ -231,6 +243,7 @@ class PlainNetwork(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_network_without_a_configuration(make_trainer):
     trainer = make_trainer(PlainNetwork(), num_train_epochs=1)
     callback = NeuralCollapseCallback(trainer)

@@ -447,8 +447,22 @@ def test_two_hundred_thousand_classes_fit_beside_their_gradients(objective):
 # torch.compile and torch.func.
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize("objective", ["normface", "ntce", "nonl", "scl"])
+ALSO_COMPILES = pytest.mark.slow  # a second of compiling for the code of a case beside it
+
+
+@pytest.mark.parametrize(
+    ("objective", "chunk_size"),
+    [
+        ("normface", None),
+        ("ntce", 3),
+        ("nonl", 3),
+        ("scl", 3),
+        pytest.param("normface", 3, marks=ALSO_COMPILES),
+        pytest.param("ntce", None, marks=ALSO_COMPILES),
+        pytest.param("nonl", None, marks=ALSO_COMPILES),
+        pytest.param("scl", None, marks=ALSO_COMPILES),
+    ],
+)
 def test_compiles_without_a_graph_break(objective, chunk_size):
     embeddings, prototypes, labels = draw(13, 16, 5, 4, torch.float32)
 

@@ -287,7 +287,7 @@ def test_files_that_travel_import_only_each_other_torch_timm_and_transformers(tm
                 assert node.module.split(".")[0] in names, (path, node.module)
 
 
-def test_loads_where_the_package_is_missing(tmp_path):
+def test_loads_where_the_package_is_missing(python, tmp_path):
     model = build(projection="linear", projection_dim=8).eval()
     model.save_pretrained(tmp_path / "model")
     code = f"""
@@ -304,10 +304,7 @@ with torch.no_grad():
     assert torch.equal(output.embeddings, embedder(pixels).embeddings)
 print(output.logits.tolist())
 """
-    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
+    result = python("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     got = torch.tensor(json.loads(result.stdout.strip().splitlines()[-1]))
     expected = model(images(2, 3, 32, 32)).logits

@@ -1,9 +1,6 @@
 """The pipeline that can answer "unknown", with the package and without it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -93,7 +90,7 @@ def test_a_saved_pipeline_loads_again_without_trust(saved, tmp_path):
     assert pipeline(TASK, model=str(tmp_path))(noise(0)) == classify(noise(0))
 
 
-def test_where_the_package_is_missing(saved, tmp_path):
+def test_where_the_package_is_missing(saved, python, tmp_path):
     folder, _ = saved
     noise(0).save(tmp_path / "image.png")
     code = f"""
@@ -105,10 +102,7 @@ answers = [pipeline(task, **options)("image.png", top_k=10) for task in
            ({TASK!r}, "image-classification")]
 print(json.dumps(answers))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
-    )  # fmt: skip
+    result = python("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     got = json.loads(result.stdout.splitlines()[-1])
     for task, answer in zip((TASK, "image-classification"), got):

@@ -5,8 +5,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jinja2
@@ -193,7 +191,7 @@ def save_digits(target, folder, count):
         Image.fromarray(np.uint8(np.kron(pixels, np.ones((4, 4))) * 15)).save(folder / f"{i}.png")
 
 
-def test_every_snippet_runs_where_the_package_is_missing(runs, digits_folder, tmp_path):
+def test_every_snippet_runs_where_the_package_is_missing(runs, digits_folder, python, tmp_path):
     known, new = tmp_path / "known", tmp_path / "new"
     for name in ("digit_0", "digit_2"):
         shutil.copytree(digits_folder / "train" / name, known / "my_images" / "train" / name)
@@ -211,12 +209,7 @@ def test_every_snippet_runs_where_the_package_is_missing(runs, digits_folder, tm
             block = block.replace("someone/digits", str(folder)).replace("my_model", f"my_{name}")
             place = new if "new_classes" in block else known
             program.append(f"print('---'); os.chdir({str(place)!r}); exec({block!r}, {{}})")
-    result = subprocess.run(
-        [sys.executable, "-c", "\n".join(program)],
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
+    result = python("-c", "\n".join(program))
     assert result.returncode == 0, result.stderr[-3000:]
     outputs = result.stdout.split("---\n")[1:]
     assert len(outputs) == 5 * len(runs)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -107,7 +105,7 @@ def strangest_digit(folder):
     return images[(embeddings @ model.prototypes.T).amax(1).argmin()]
 
 
-def test_the_snippet_runs_where_the_package_is_missing(calibrated, digits_folder, tmp_path):
+def test_the_snippet_runs_where_the_package_is_missing(calibrated, digits_folder, python, tmp_path):
     card = render_card(calibrated, repo_id="someone/digits")
     (snippet,) = [block for block in code_blocks(card, "python") if "open-set" in block]
     snippet = snippet.replace("someone/digits", str(calibrated))
@@ -119,12 +117,7 @@ def test_the_snippet_runs_where_the_package_is_missing(calibrated, digits_folder
         (tmp_path / place).mkdir()
         image.save(tmp_path / place / "image.png")
         program.append(f"os.chdir({str(tmp_path / place)!r}); exec({snippet!r}, {{}})")
-    result = subprocess.run(
-        [sys.executable, "-c", "\n".join(program)],
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
+    result = python("-c", "\n".join(program))
     assert result.returncode == 0, result.stderr[-3000:]
     known, unknown = result.stdout.splitlines()
     assert known.startswith("[{'label': 'digit_1'")

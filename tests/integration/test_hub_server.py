@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.transforms import build_image_processor
 from tests.hub_server import HubServer
-from tests.hub_server.fixture import use
+from tests.hub_server.clients import use
 
 CARD = "---\nlicense: mit\nlibrary_name: transformers\ntags: [collapse]\n---\n# A model\n"
 WEIGHTS = bytes(range(256)) * 4_000  # a megabyte

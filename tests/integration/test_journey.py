@@ -1,9 +1,6 @@
 """The whole road: train → evaluate → load anywhere → pipeline, by the commands a user types."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,16 +50,11 @@ def test_the_pipeline_applies_exactly_the_evaluation_transform(trained, digits_f
             assert scores[model.config.id2label[i]] == pytest.approx(score, abs=1e-6)
 
 
-def test_images_are_classified_where_the_package_is_missing(trained, digits_folder, tmp_path):
+def test_images_are_classified_where_the_package_is_missing(
+    trained, digits_folder, python, tmp_path
+):
     files = sorted((digits_folder / "test").rglob("*.png"))[::15]
-    environment = {**os.environ, "HF_HOME": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, SCRIPTS / "load_without_package.py", trained, *files],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
+    result = python(SCRIPTS / "load_without_package.py", trained, *files, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "import hf_protosphere: ImportError" in result.stdout
     lines = [line for line in result.stdout.splitlines() if ": AutoModel" in line]

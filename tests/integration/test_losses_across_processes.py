@@ -196,12 +196,13 @@ def work(rank, port):
     dist.destroy_process_group()
 
 
-def test_processes_together_are_one_process():
+def test_processes_together_are_one_process(forkserver):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # One start of the processes for all checks: importing torch takes longest.
-    multiprocessing.spawn(work, args=(port,), nprocs=WORLD_SIZE)
+    multiprocessing.start_processes(
+        work, args=(port,), nprocs=WORLD_SIZE, start_method="forkserver"
+    )
 
 
 def test_local_contrasts_would_be_another_loss():

@@ -26,6 +26,8 @@ TORCHRUN = (
     "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
     "--nproc_per_node",
 )  # fmt: skip
+# The same launcher, whose processes have the launcher's imports.
+FORKING = (TORCHRUN[0], "--start_method", "fork", "--run_path", *TORCHRUN[1:])
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
 IMAGES_PER_STEP = 32
 CASES = {
@@ -52,6 +54,18 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def launch_forking(python):
+    """`launch_trainings` for two processes that need not import torch again."""
+
+    def launch(trainings, **interference):
+        job = json.dumps({"trainings": trainings, **interference})
+        variables = {"ACCELERATE_USE_CPU": "true"}
+        return ended(python("-m", *FORKING, 2, TRAININGS, job, env=variables))
+
+    return launch
+
+
+@pytest.fixture(scope="module")
 def flags(digits_folder):
     def make(folder, num_processes, *more, images_per_step=IMAGES_PER_STEP):
         return [
@@ -68,6 +82,11 @@ def launch(environment, *command, timeout=300):
     result = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=timeout
     )
+    return ended(result)
+
+
+def ended(result):
+    """With all its processes."""
     for pid in re.findall(r"^process (\d+)$", result.stdout, re.MULTILINE):
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
@@ -106,13 +125,13 @@ STOPPED_STEP = {"images_per_step": 8}  # 13 steps an epoch: the loop looks for s
 
 
 @pytest.fixture(scope="module")
-def two(flags, environment, tmp_path_factory):
+def two(flags, launch_forking, tmp_path_factory):
     """What two processes train, with batch norm as well, and one that SIGTERM stops at the end."""
     folder = tmp_path_factory.mktemp("two")
     trainings = [flags(folder / name, 2, *case) for name, case in CASES.items()]
     trainings.append(flags(folder / "batch_norm", 2, "--backbone", "test_resnet"))
     trainings.append(flags(folder / "stopped", 2, *STOPPED, **STOPPED_STEP))
-    result = launch_trainings(environment, (*TORCHRUN, 2), trainings, stop_at=5)
+    result = launch_forking(trainings, stop_at=5)
     return folder, result
 
 
@@ -165,11 +184,11 @@ def test_one_process_goes_on_with_what_two_began(two, flags, tmp_path, capsys):
     assert_same_training(tmp_path / "whole", stopped)
 
 
-def test_an_error_on_one_process_ends_all(flags, environment, tmp_path):
+def test_an_error_on_one_process_ends_all(flags, launch_forking, tmp_path):
     job = flags(tmp_path / "run", 2, *STOPPED)
     started = time.monotonic()
-    result = launch_trainings(environment, (*TORCHRUN, 2), [job], fail_at=[1, 4])
-    assert time.monotonic() - started < 120  # most of it: importing torch
+    result = launch_forking([job], fail_at=[1, 4])
+    assert time.monotonic() - started < 120
     assert result.returncode == 1
     root_cause = result.stderr.split("Root Cause")[1]
     assert "rank      : 1" in root_cause

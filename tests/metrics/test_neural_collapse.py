@@ -2,7 +2,6 @@
 
 import errno
 import math
-import multiprocessing
 from itertools import permutations
 
 import numpy as np
@@ -570,11 +569,10 @@ def _compute_in_process(rank, rendezvous, queue):
     dist.destroy_process_group()
 
 
-def test_three_processes_equal_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+def test_three_processes_equal_one(tmp_path, forkserver):
+    queue = forkserver.Queue()
     arguments = [(rank, tmp_path / "rendezvous", queue) for rank in range(3)]
-    processes = [context.Process(target=_compute_in_process, args=args) for args in arguments]
+    processes = [forkserver.Process(target=_compute_in_process, args=args) for args in arguments]
     for process in processes:
         process.start()
     results = [queue.get(timeout=240) for _ in range(len(processes) * (len(KEEPS) + 1))]

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -88,7 +86,7 @@ def test_a_folder_without_images_is_said(model, tmp_path):
         index(arguments(tmp_path / "empty", model, tmp_path / "i"))
 
 
-def test_a_process_killed_while_it_writes_leaves_the_old_index(photos, model, built):
+def test_a_process_killed_while_it_writes_leaves_the_old_index(photos, model, built, python):
     folder, made = built
     noise(9).save(photos / "new.png")
     code = (
@@ -102,7 +100,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_index(photos, model, bu
         "main(sys.argv[1:])\n"
     )
     argv = ["index", str(photos), "--model", model, "--index_dir", str(folder)]
-    ended = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True)
+    ended = python("-c", code, *argv)
     assert ended.returncode == -signal.SIGKILL
     assert ImageIndex.load(folder).images == made.images
     main(argv)

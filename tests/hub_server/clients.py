@@ -1,23 +1,12 @@
-"""The fixture `hub`: a fresh Hub, and this process's clients of it."""
-
-from collections.abc import Iterator
+"""This process's clients of a Hub: huggingface_hub, datasets and transformers."""
 
 import datasets
 import pytest
 import transformers.dynamic_module_utils
 import transformers.utils.hub
-from huggingface_hub import HfFileSystem, constants, hf_api
+from huggingface_hub import constants, hf_api
 
 from .server import HubServer
-
-
-@pytest.fixture
-def hub(tmp_path_factory, monkeypatch) -> Iterator[HubServer]:
-    """A Hub of its own for this test; huggingface_hub, datasets and transformers use it."""
-    with HubServer(tmp_path_factory.mktemp("hub")) as server:
-        use(server, monkeypatch)
-        yield server
-    HfFileSystem.clear_instance_cache()  # with what they remember of this Hub
 
 
 def use(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

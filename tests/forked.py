@@ -1,0 +1,89 @@
+"""Fresh Python processes that need not import torch and transformers again.
+
+Most of what a short process costs are its imports. A server makes them once, without this package,
+and forks every process that `run` or multiprocessing's "forkserver" starts. Each has its own memory
+and ends by itself, as any other. But what libraries read from the environment when they are
+imported (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE) is the server's: a test of that, or of what an
+import costs or brings, starts `sys.executable`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+IMPORTED = [
+    "accelerate", "datasets", "hypothesis", "peft", "pytest", "safetensors.torch",
+    "sklearn.datasets", "timm", "torch._dynamo", "torch.distributed.run", "torchmetrics",
+    "torchvision.transforms.v2", "transformers.models.auto.modeling_auto", "transformers.pipelines",
+    "transformers.trainer",
+]  # fmt: skip
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def server(home: Path) -> Iterator[None]:
+    """The server; the caches of its processes are in the folder `home`."""
+    CONTEXT.set_forkserver_preload(IMPORTED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(home))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    yield
+    forkserver._forkserver._stop()  # as CPython's own tests do; it would outlive this process
+
+
+def run(
+    *arguments: Any, cwd: Path | None = None, env: dict[str, str] | None = None,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """What `python *arguments` does: "-c" and code, "-m" and a module, or a script; then its argv.
+
+    Args:
+        env: variables beside those of the server.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed after `timeout` seconds.
+    """
+    words = [str(word) for word in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = CONTEXT.Process(target=_execute, args=(words, cwd, env or {}, outputs))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(words, timeout)
+        texts = [path.read_text() if path.exists() else "" for path in outputs]
+        return subprocess.CompletedProcess(words, process.exitcode, *texts)
+
+
+def _execute(words, cwd, env, outputs):
+    """In the new process."""
+    for path, descriptor in zip(outputs, (1, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.update(env)
+    if cwd is not None:
+        os.chdir(cwd)
+    kind, *rest = words
+    if kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    elif kind == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(kind, run_name="__main__")
