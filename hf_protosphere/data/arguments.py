@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..arguments.fields import flag
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataArguments:
     _argument_group_name = "data"
 
@@ -44,7 +44,7 @@ class DataArguments:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitArguments:
     _argument_group_name = "splits"
 
@@ -68,7 +68,7 @@ class SplitArguments:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamingArguments:
     _argument_group_name = "streaming"
 

@@ -12,7 +12,7 @@ from ..open_set.arguments import OpenSetArguments
 from ..robustness.arguments import RobustnessArguments
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _EvaluationArguments:
     _argument_group_name = "evaluation"
 
@@ -29,7 +29,7 @@ class _EvaluationArguments:
     json: bool = flag("Print the report as JSON instead of a table.", False)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(_EvaluationArguments, OpenSetArguments, RobustnessArguments, DataArguments):
     """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..arguments.checks import check_choices, check_counts, check_range
-from ..arguments.fields import flag
+from ..arguments.fields import decide, flag
 from ..errors import ArgumentError
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishArguments:
     """What to publish, and where. Invalid values raise `ArgumentError` at once."""
 
@@ -51,7 +51,7 @@ class PublishArguments:
             raise ArgumentError(f"--notes {self.notes}: there is no such file.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportArguments:
     """What to export, and how. Invalid values raise `ArgumentError` at once."""
 
@@ -83,7 +83,7 @@ class ExportArguments:
                 raise ArgumentError(
                     f"--model {self.model} is no folder here: give --output_dir, for the result."
                 )
-            self.output_dir = str(Path(self.model) / self.format)
+            decide(self, output_dir=str(Path(self.model) / self.format))
         if Path(self.output_dir).resolve() == Path(self.model).resolve():
             raise ArgumentError(
                 f"--output_dir {self.output_dir} is the model's own folder, whose README.md would "
@@ -97,7 +97,7 @@ class ExportArguments:
             )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     """What page to show, and where. Invalid values raise `ArgumentError` at once."""
 

@@ -9,7 +9,7 @@ from ..arguments.fields import flag
 from ..data.arguments import DataArguments
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenSetArguments:
     _argument_group_name = "unknown images"
 
@@ -22,7 +22,7 @@ class OpenSetArguments:
     ood_image_column: str | None = flag("Its column of images; found by its type when not given.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _CalibrationArguments:
     _argument_group_name = "calibration"
 
@@ -39,7 +39,7 @@ class _CalibrationArguments:
     batch_size: int = flag("Images per process and step.", 256)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrateArguments(_CalibrationArguments, DataArguments):
     """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
 

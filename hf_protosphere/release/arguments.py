@@ -16,7 +16,7 @@ from ..training.arguments import TrainArguments
 OF_THE_ROW = ("backbone", "objective", "seed", "output_dir", "overwrite", "resume", "dry_run")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _ReleaseMatrix:
     """What only the file of a release says: it has no flags.
 
@@ -36,7 +36,7 @@ class _ReleaseMatrix:
     launch: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _ReleaseOptions:
     _argument_group_name = "release"
 
@@ -54,7 +54,7 @@ class _ReleaseOptions:
     dry_run: bool = flag("Print what is there and what would be done; change nothing.", False)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix):
     """A matrix of runs to train and publish. Invalid values raise `ArgumentError` at once."""
 

@@ -11,7 +11,7 @@ from ..arguments.fields import flag
 from ..errors import ArgumentError
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelledImages:
     """A split of a data set, its columns found as `protosphere evaluate` finds them."""
 
@@ -35,7 +35,7 @@ class LabelledImages:
         }
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingArguments:
     _argument_group_name = "embedding"
 
@@ -60,7 +60,7 @@ class EmbeddingArguments:
         }
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _IndexOptions:
     _argument_group_name = "index"
 
@@ -76,7 +76,7 @@ class _IndexOptions:
     overwrite: bool = flag("Replace an index of another model or of other images.", False)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments):
     """What to index, and where. Invalid values raise `ArgumentError` at once."""
 
@@ -90,7 +90,7 @@ class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments):
             raise ArgumentError("--labels_from_folders is for --images; a data set has labels.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _SearchOptions:
     _argument_group_name = "search"
 
@@ -119,7 +119,7 @@ class _SearchOptions:
     json: bool = flag("Print JSON instead of a table.", False)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchArguments(_SearchOptions, LabelledImages, EmbeddingArguments):
     """What to search, in what. Invalid values raise `ArgumentError` at once."""
 

@@ -10,7 +10,7 @@ from ..errors import ArgumentError
 from .corruptions import load_library, parse_corruptions, parse_severities
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RobustnessArguments:
     _argument_group_name = "robustness"
 

@@ -9,7 +9,7 @@ from ..arguments.checks import check_choices, check_range
 from ..arguments.fields import flag
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PlotArguments:
     """What to draw again, from finished files. Invalid values raise `ArgumentError` at once."""
 

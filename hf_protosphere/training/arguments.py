@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arguments.checks import check_choices, check_counts, check_positive, check_range
+from ..arguments.fields import decide
 from ..data.arguments import DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
@@ -17,7 +18,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainArguments(
     RunArguments,
     OptimizationArguments,
@@ -63,7 +64,7 @@ class TrainArguments(
 
     def _check_objective(self) -> None:
         if self.views is None:
-            self.views = 2 if self.objective == "scl" else 1
+            decide(self, views=2 if self.objective == "scl" else 1)
         if self.objective == "scl" and self.views < 2:
             raise ArgumentError(
                 f"--objective scl contrasts views of the same image: --views must be 2 or more, "
@@ -115,7 +116,7 @@ class TrainArguments(
 
     def _check_run(self) -> None:
         if self.warmup_epochs < 0 or self.warmup_epochs >= self.epochs:
-            self.warmup_epochs = max(0.0, min(self.warmup_epochs, self.epochs / 2))
+            decide(self, warmup_epochs=max(0.0, min(self.warmup_epochs, self.epochs / 2)))
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
         weights = {
@@ -128,7 +129,7 @@ class TrainArguments(
                 f"{given[0]} and {given[1]} both give the first weights: leave out one of the two."
             )
         if self.eval_batch_size is None:
-            self.eval_batch_size = 2 * self.batch_size
+            decide(self, eval_batch_size=2 * self.batch_size)
         if self.best_metric not in BEST_METRICS:
             from ..metrics.neural_collapse import METRICS
 
@@ -138,7 +139,7 @@ class TrainArguments(
                     f"--best_metric must be one of {', '.join(names)}, but got "
                     f"{self.best_metric!r}."
                 )
-        self.report_to = _trackers(self.report_to)
+        decide(self, report_to=_trackers(self.report_to))
 
     @property
     def backbone_options(self) -> dict[str, Any]:

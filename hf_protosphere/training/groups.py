@@ -8,7 +8,7 @@ from typing import Literal
 from ..arguments.fields import flag
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     _argument_group_name = "model"
 
@@ -51,7 +51,7 @@ class ModelArguments:
     num_channels: int | None = flag("1 or 3; by default what the images have.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptationArguments:
     _argument_group_name = "adaptation"
 
@@ -75,7 +75,7 @@ class AdaptationArguments:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimizationArguments:
     _argument_group_name = "optimisation"
 
@@ -130,7 +130,7 @@ class OptimizationArguments:
     seed: int = flag("Of weights, order, augmentation and the validation split.", 0)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunArguments:
     _argument_group_name = "run"
 

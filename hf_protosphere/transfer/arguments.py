@@ -18,7 +18,7 @@ FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
 MODES = (*TRAINED_MODES, *FROZEN_MODES)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TransferArguments:
     _argument_group_name = "transfer"
 
@@ -62,7 +62,7 @@ class TransferArguments:
     min_steps: int = flag("With --shots: as many epochs more as give so many optimiser steps.", 100)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneArguments(
     RunArguments, OptimizationArguments, SplitArguments, DataArguments, TransferArguments
 ):
@@ -136,7 +136,7 @@ class FinetuneArguments(
         return TrainArguments(**{**shared, **adaptation, "imprint": True, **more})
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AddClassArguments:
     """New classes for a checkpoint. Invalid values raise `ArgumentError` at once."""
 

@@ -91,3 +91,8 @@ def _fields(command):
         *("datasets", "arguments"), *("recipes", "objectives", "seeds", "overrides", "launch")
     }  # fmt: skip
     return flags
+
+
+@EACH
+def test_arguments_do_not_change_once_they_are_given(command):
+    assert _imported(command.arguments).__dataclass_params__.frozen

@@ -20,10 +20,12 @@ def split(labels):
 def test_every_start_is_recorded_under_one_identity(tmp_path):
     images = ImageDataset({"train": split([0, 1, 1])}, ["a", "b"])
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
-    arguments = TrainArguments(dataset_name="x", seed=5, report_to="none")
-    first = record_start(tmp_path, arguments, images, accelerator)
-    arguments.resume = True
-    assert record_start(tmp_path, arguments, images, accelerator) == first
+    begun, resumed = (
+        TrainArguments(dataset_name="x", seed=5, report_to="none", resume=resume)
+        for resume in (False, True)
+    )
+    first = record_start(tmp_path, begun, images, accelerator)
+    assert record_start(tmp_path, resumed, images, accelerator) == first
     record = json.loads((tmp_path / "environment.json").read_text())
     assert record["run_id"] == first
     assert len(record["starts"]) == 2
@@ -32,8 +34,7 @@ def test_every_start_is_recorded_under_one_identity(tmp_path):
     assert (start["seed"], start["processes"]) == (5, 2)
     assert start["data"]["train"]["num_images"] == 3
 
-    arguments.resume = False
-    assert record_start(tmp_path, arguments, images, accelerator) != first
+    assert record_start(tmp_path, begun, images, accelerator) != first
 
 
 def test_labels_tell_whether_images_and_order_agree():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...arguments.checks import check_known
-from ...arguments.fields import flag
+from ...arguments.fields import decide, flag
 from ...arguments.parsing import field_names
 from ...errors import ArgumentError, UserError
 from ..arguments import MODES, FinetuneArguments
@@ -24,7 +24,7 @@ OF_THE_HUB = ("dataset_config", "dataset_revision")
 METRIC_TITLES = {"accuracy": "accuracy", "mean_class_accuracy": "mean per class"}
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _SuiteData:
     """What only the file of a suite says: it has no flags.
 
@@ -39,7 +39,7 @@ class _SuiteData:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _SuiteOptions:
     _argument_group_name = "transfer suite"
 
@@ -71,7 +71,7 @@ class _SuiteOptions:
     dry_run: bool = flag("Print what is done and what is to do; do nothing.", False)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TransferSuiteArguments(_SuiteOptions, _SuiteData):
     """Models and data sets to transfer them to. Invalid values raise `ArgumentError` at once.
 
@@ -85,7 +85,7 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
             if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
                 raise ArgumentError(f"--{name} must be a list of names, but got {values!r}.")
         baseline = [] if self.baseline is None else [self.baseline]
-        self.models = list(dict.fromkeys([*baseline, *(self.models or [])]))
+        decide(self, models=list(dict.fromkeys([*baseline, *(self.models or [])])))
         if not self.models:
             raise ArgumentError("--models: give one or several, such as --models path/to/run.")
         if not self.modes:
@@ -93,7 +93,7 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
         check_known(self.modes, MODES, f"--modes are some of {', '.join(MODES)}, but there is")
         self._check_file()
         check_known(self.only or [], list(self.datasets), "--only: the file has no data set")
-        self.datasets = self.datasets | dict(map(self._replaced, self.data or []))
+        decide(self, datasets=self.datasets | dict(map(self._replaced, self.data or [])))
 
     def _check_file(self) -> None:
         settable = [name for name in field_names(FinetuneArguments) if name not in OF_THE_SUITE]
