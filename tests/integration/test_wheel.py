@@ -54,9 +54,12 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
-    files = (path.relative_to(ROOT) for path in (ROOT / PACKAGE).rglob("*") if path.is_file())
-    package = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    files = [path.relative_to(ROOT) for path in (ROOT / PACKAGE).rglob("*") if path.is_file()]
+    # A room's page is for those who read the repository.
+    pages = {path for path in files if path.name == "README.md" and len(path.parts) == 3}
+    package = {path.as_posix() for path in {*files} - pages if "__pycache__" not in path.parts}
     assert f"{PACKAGE}/hub/model_card_template.md" in package
+    assert f"{PACKAGE}/metrics/evaluate_modules/neural_collapse/README.md" in package
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
