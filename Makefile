@@ -26,7 +26,7 @@ hub: $(VENV)/.installed  ## A Hub on this machine, to publish and load without a
 	@$(BIN)/python -m tests.hub_server --port 8765 --folder outputs/hub
 
 test: $(VENV)/.installed  ## The default test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-slow: $(VENV)/.installed  ## What takes minutes each
 	$(BIN)/python -m pytest -m slow

@@ -92,7 +92,11 @@ def expected(folder, images):
     return pixels.numpy(), output.logits.numpy(), output.embeddings.numpy()
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Three seconds each; the others have convolutions, attention and both kinds of norm as well.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "convnext")]
+
+
+@pytest.mark.parametrize("name", ["resnet", "transformers vit", "gray cross-entropy", *SLOW])
 def test_onnxruntime_agrees_for_batches_of_any_size(checkpoint, exported, images, name):
     file = exported(name, "onnx")
     assert file == checkpoint(name) / "onnx" / "model.onnx"

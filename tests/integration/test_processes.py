@@ -17,7 +17,7 @@ from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import finish as finishing
 from hf_protosphere.training import train as training
-from tests import ROOT
+from tests import ROOT, forked
 
 from .trainings import in_float64, no_pictures
 
@@ -26,8 +26,6 @@ TORCHRUN = (
     "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
     "--nproc_per_node",
 )  # fmt: skip
-# The same launcher, whose processes have the launcher's imports.
-FORKING = (TORCHRUN[0], "--start_method", "fork", "--run_path", *TORCHRUN[1:])
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
 IMAGES_PER_STEP = 32
 CASES = {
@@ -60,7 +58,7 @@ def launch_forking(python):
     def launch(trainings, **interference):
         job = json.dumps({"trainings": trainings, **interference})
         variables = {"ACCELERATE_USE_CPU": "true"}
-        return ended(python("-m", *FORKING, 2, TRAININGS, job, env=variables))
+        return ended(python(*forked.TORCHRUN, 2, TRAININGS, job, env=variables))
 
     return launch
 

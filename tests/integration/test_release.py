@@ -36,7 +36,7 @@ def release_of(digits_folder, tmp_path_factory):
     recipe = {
         "dataset_name": str(digits_folder), "backbone": "test_resnet", "epochs": 1,
         "batch_size": 16, "optimizer": "adamw", "augmentation": "crop", "num_workers": 0,
-        "horizontal_flip": False, "report_to": "none",
+        "horizontal_flip": False, "report_to": "none", "pictures": False,
     }  # fmt: skip
     (folder / "digits.yaml").write_text(yaml.safe_dump(recipe))
     # Another target for its plots: runs that only differ in such things are taken as they are.
