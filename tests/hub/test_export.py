@@ -32,6 +32,7 @@ MODELS = {
         "backbone_source": "transformers",
         "backbone_kwargs": VIT,
         "objective": "scl",
+        "projection": "mlp",
     },
     "gray cross-entropy": {
         "backbone": "test_resnet",
@@ -92,8 +93,8 @@ def expected(folder, images):
     return pixels.numpy(), output.logits.numpy(), output.embeddings.numpy()
 
 
-# Three seconds each; the others have convolutions, attention and both kinds of norm as well.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "convnext")]
+ALSO_AGREES = pytest.mark.slow  # 3 s each; the others have attention and both norms as well
+SLOW = [pytest.param(name, marks=ALSO_AGREES) for name in ("vit", "convnext")]
 
 
 @pytest.mark.parametrize("name", ["resnet", "transformers vit", "gray cross-entropy", *SLOW])
