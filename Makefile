@@ -26,9 +26,9 @@ hub: $(VENV)/.installed  ## A Hub on this machine, to publish and load without a
 	@$(BIN)/python -m tests.hub_server --port 8765 --folder outputs/hub
 
 test: $(VENV)/.installed  ## The default test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
-test-slow: $(VENV)/.installed  ## What takes minutes each
+test-slow: $(VENV)/.installed  ## The slow tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
 study: $(VENV)/.installed  ## The study of scripts/study on CIFAR-10 (under 90 minutes on two cores)

@@ -55,7 +55,7 @@ def hub(tmp_path_factory, monkeypatch):
     from tests.hub_server.clients import use
 
     with HubServer(tmp_path_factory.mktemp("hub")) as server:
-        use(server, monkeypatch)
+        use(server.variables, monkeypatch)
         yield server
     HfFileSystem.clear_instance_cache()  # with what they remember of this Hub
 

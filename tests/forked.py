@@ -3,8 +3,8 @@
 Most of what a short process costs are its imports. A server makes them once, without this package,
 and forks every process that `run` or multiprocessing's "forkserver" starts. Each has its own memory
 and ends by itself, as any other. But what libraries read from the environment when they are
-imported (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE) is the server's: a test of that, or of what an
-import costs or brings, starts `sys.executable`.
+imported (HF_HOME, HF_HUB_OFFLINE) is the server's: a test of that, or of what an import costs or
+brings, starts `sys.executable`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from .hub_server import HubServer
 
 IMPORTED = [
     "accelerate", "datasets", "hypothesis", "peft", "pytest", "safetensors.torch",
@@ -29,6 +32,11 @@ IMPORTED = [
     "torchvision.transforms.v2", "transformers.models.auto.modeling_auto", "transformers.pipelines",
     "transformers.trainer",
 ]  # fmt: skip
+# Its processes are forks of it. The number of processes and the absolute path of a script follow.
+TORCHRUN = (
+    "-m", "torch.distributed.run", "--start_method", "fork", "--run_path",
+    "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--nproc_per_node",
+)  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -46,12 +54,13 @@ def server(home: Path) -> Iterator[None]:
 
 def run(
     *arguments: Any, cwd: Path | None = None, env: dict[str, str] | None = None,
-    timeout: float = 300,
+    hub: HubServer | None = None, timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """What `python *arguments` does: "-c" and code, "-m" and a module, or a script; then its argv.
 
     Args:
         env: variables beside those of the server.
+        hub: the Hub that the process uses.
 
     Raises:
         subprocess.TimeoutExpired: it was killed after `timeout` seconds.
@@ -59,7 +68,8 @@ def run(
     words = [str(word) for word in arguments]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = CONTEXT.Process(target=_execute, args=(words, cwd, env or {}, outputs))
+        given = (words, cwd, env or {}, hub and hub.variables, outputs)
+        process = CONTEXT.Process(target=_execute, args=given)
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -70,13 +80,17 @@ def run(
         return subprocess.CompletedProcess(words, process.exitcode, *texts)
 
 
-def _execute(words, cwd, env, outputs):
+def _execute(words, cwd, env, hub, outputs):
     """In the new process."""
     for path, descriptor in zip(outputs, (1, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(env)
     if cwd is not None:
         os.chdir(cwd)
+    if hub is not None:
+        from .hub_server.clients import use
+
+        use(hub, pytest.MonkeyPatch())
     kind, *rest = words
     if kind == "-c":
         sys.argv = ["-c", *rest[1:]]

@@ -447,7 +447,7 @@ def test_two_hundred_thousand_classes_fit_beside_their_gradients(objective):
 # torch.compile and torch.func.
 
 
-ALSO_COMPILES = pytest.mark.slow  # a second of compiling for the code of a case beside it
+ALSO_COMPILES = pytest.mark.slow  # a second each, for what the cases beside them compile too
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_compiles_without_a_graph_break(objective, chunk_size):
     assert_same(with_gradients(compiled, embeddings, prototypes), expected, 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # compiles C++
 def test_compiles_with_inductor():
     embeddings, prototypes, labels = draw(13, 16, 5, 4, torch.float32)
     compiled = torch.compile(nonl_loss, fullgraph=True)

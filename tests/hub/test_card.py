@@ -30,20 +30,24 @@ from tests import ROOT
 PLANTED = {"HF_TOKEN": "hf_planted_token", "USER": "planted_user", "API_KEY": "planted_key"}
 RUNS = {
     "nonl": {"epochs": 8},
-    "scl": {"objective": "scl", "linear_probe": True, "probe_epochs": 5},
+    "scl": {"objective": "scl", "linear_probe": True, "probe_epochs": 5, "pictures": False},
     "cross_entropy": {
         "objective": "cross_entropy", "imbalance": "step", "imbalance_factor": 0.3,
         "ema_decay": 0.9, "label_smoothing": 0.1, "mixup": 0.2, "classes_per_batch": 2,
+        "pictures": False,
     },
 }  # fmt: skip
 MARKDOWN = MarkdownIt("gfm-like")
 
 
+# Compiled once: that is half of writing a card.
+STRICT = functools.cache(functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined))
+
+
 @pytest.fixture(autouse=True)
 def _strict_template(monkeypatch):
     """A name that the template knows and `card.py` does not is an error, not an empty place."""
-    strict = functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined)
-    monkeypatch.setattr(jinja2, "Template", strict)
+    monkeypatch.setattr(jinja2, "Template", STRICT)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 """Two processes calibrate as one does, and tell unknown images as one does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,29 +13,21 @@ from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.open_set.arguments import CalibrateArguments
 from hf_protosphere.open_set.calibrate import calibrate
 from tests import SCRIPTS
+from tests.forked import TORCHRUN
 
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_does(digits_folder, tmp_path):
+def test_two_processes_find_what_one_does(digits_folder, python, tmp_path):
     torch.manual_seed(0)
     names = {i: f"digit_{i}" for i in range(3)}
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=names)
     ProtoSphereForImageClassification(config).save_pretrained(tmp_path / "one")
     build_image_processor(config).save_pretrained(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
     data = ("--dataset_name", digits_folder, "--num_workers", "0", "--batch_size", "7")
     ood = ("--ood_dataset", digits_folder, "--ood_split", "train", "--output", tmp_path / "report")
     for script, *more in (("calibrate.py", "--split", "test"), ("evaluate.py", *ood)):
-        command = [sys.executable, *LAUNCHER, SCRIPTS / script, "--model", tmp_path / "two"]
-        result = subprocess.run(
-            [*command, *data, *more], capture_output=True, text=True, env=environment, timeout=300
-        )
+        command = (*TORCHRUN, 2, SCRIPTS / script, "--model", tmp_path / "two")
+        result = python(*command, *data, *more, env={"ACCELERATE_USE_CPU": "true"})
         assert result.returncode == 0, result.stderr[-3000:]
 
     one = {"model": str(tmp_path / "one"), "dataset_name": str(digits_folder), "num_workers": 0}

@@ -6,12 +6,9 @@ import pytest
 
 from hf_protosphere.metrics.neural_collapse import METRICS
 from hf_protosphere.runs.metrics_log import read_metrics
+from tests.forked import TORCHRUN
 
 SCRIPT = Path(__file__).with_name("trainer_with_callback.py")
-TORCHRUN = (
-    "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-    "--start_method", "fork", "--run_path",
-)  # fmt: skip
 
 
 def test_two_processes_equal_one(python, tmp_path):
@@ -21,7 +18,7 @@ def test_two_processes_equal_one(python, tmp_path):
 
     run(SCRIPT, tmp_path / "one", 32)
     # 203 images: the last batches are uneven
-    run("-m", *TORCHRUN, SCRIPT, tmp_path / "two", 9)
+    run(*TORCHRUN, 2, SCRIPT, tmp_path / "two", 9)
     one, two = (read_metrics(tmp_path / n / "neural_collapse.jsonl") for n in ("one", "two"))
     assert [r["step"] for r in two] == [r["step"] for r in one]
     assert len({r["step"] for r in two}) == len(two)  # written once

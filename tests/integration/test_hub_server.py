@@ -487,7 +487,7 @@ def test_a_fault_is_one_of_those_there_are(hub):
 
 def test_everything_survives_a_restart(tmp_path, folder, monkeypatch):
     with HubServer(tmp_path / "hub") as first:
-        use(first, monkeypatch)
+        use(first.variables, monkeypatch)
         first.api().create_repo("user/model", private=True)
         api = first.api()
         api.create_commit(
@@ -498,7 +498,7 @@ def test_everything_survives_a_restart(tmp_path, folder, monkeypatch):
         api.create_tag("user/model", tag="v1")
         slug = api.create_collection("Models").slug
     with HubServer(tmp_path / "hub") as second:
-        use(second, monkeypatch)
+        use(second.variables, monkeypatch)
         api = second.api()
         assert api.model_info("user/model", revision="v1").private
         assert api.list_repo_commits("user/model")[0].title == "a file"
@@ -515,7 +515,7 @@ def test_a_data_set_by_its_name(hub, digits_folder):
     assert hub.api().dataset_info("user/digits").card_data["dataset_info"]["features"]
 
 
-def test_a_model_by_its_name_in_a_fresh_process(hub, tmp_path):
+def test_a_model_by_its_name_in_a_fresh_process(hub, python, tmp_path):
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
     model = ProtoSphereForImageClassification(config).eval()
     model.push_to_hub("user/protosphere", private=True)
@@ -536,13 +536,7 @@ with torch.no_grad():
 classify = pipeline("image-classification", model="user/protosphere", **options)
 print(json.dumps([logits.tolist(), classify({str(tmp_path / "image.png")!r})]))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=hub.environment,
-        cwd=tmp_path,
-    )
+    result = python("-c", code, cwd=tmp_path, hub=hub)
     assert result.returncode == 0, result.stderr
     logits, scores = json.loads(result.stdout.splitlines()[-1])
     with torch.no_grad():

@@ -18,7 +18,7 @@ def trained(digits_folder, tmp_path_factory):
     main(
         f"train --dataset_name {digits_folder} --output_dir {run} --backbone test_resnet "
         "--epochs 10 --batch_size 16 --optimizer adamw --augmentation crop "
-        "--no_horizontal_flip --num_workers 0".split()
+        "--no_horizontal_flip --num_workers 0 --no_pictures".split()
     )
     return run
 

@@ -26,7 +26,7 @@ def start(digits_folder, folder, *more):
     return subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 22 processes with imports of their own: minutes
 def test_sigkill_at_twenty_random_moments(digits_folder, tmp_path):
     assert start(digits_folder, tmp_path / "whole").wait() == 0
 

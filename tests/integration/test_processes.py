@@ -17,7 +17,7 @@ from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import finish as finishing
 from hf_protosphere.training import run as training
-from tests import ROOT
+from tests import ROOT, forked
 
 from .trainings import in_float64, no_pictures
 
@@ -26,8 +26,6 @@ TORCHRUN = (
     "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
     "--nproc_per_node",
 )  # fmt: skip
-# The same launcher, whose processes have the launcher's imports.
-FORKING = (TORCHRUN[0], "--start_method", "fork", "--run_path", *TORCHRUN[1:])
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
 IMAGES_PER_STEP = 32
 CASES = {
@@ -60,7 +58,7 @@ def launch_forking(python):
     def launch(trainings, **interference):
         job = json.dumps({"trainings": trainings, **interference})
         variables = {"ACCELERATE_USE_CPU": "true"}
-        return ended(python("-m", *FORKING, 2, TRAININGS, job, env=variables))
+        return ended(python(*forked.TORCHRUN, 2, TRAININGS, job, env=variables))
 
     return launch
 
@@ -197,7 +195,7 @@ def test_an_error_on_one_process_ends_all(flags, launch_forking, tmp_path):
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000003"
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # four processes with imports of their own: a minute
 def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
     trainings = [flags(tmp_path / name, 4, *case) for name, case in CASES.items()]
     accumulated = ("--gradient_accumulation_steps", "2", *CASES["nonl"])
@@ -209,7 +207,7 @@ def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
     assert_same_training(one / "nonl", tmp_path / "accumulated")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a real torchrun for each: 20 seconds
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -228,7 +226,7 @@ def test_what_the_user_can_mend_is_said_once(flags, environment, tmp_path, more,
     assert "hf_protosphere/" not in result.stderr  # no traceback of ours
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a real launcher, twice: a minute
 def test_accelerate_launch(one, flags, environment, tmp_path):
     launcher = (*ACCELERATE, "--config_file", ROOT / "scripts/accelerate/two_processes_cpu.yaml")
     trainings = [flags(tmp_path / "nonl", 2, *CASES["nonl"])]
@@ -247,7 +245,7 @@ def test_accelerate_launch(one, flags, environment, tmp_path):
     assert json.loads((tmp_path / "stopped" / "results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains ten models, half of them sharded: minutes
 @pytest.mark.parametrize(
     ("sharding", "tolerance"),
     [("fsdp2", 1e-10), ("deepspeed_zero2", 1e-4)],  # DeepSpeed makes the weights float32
@@ -276,7 +274,7 @@ def test_sharded_models(one, flags, environment, tmp_path, sharding, tolerance):
         assert files == {path.name for path in (one / "nonl" / "best").iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a real torchrun, twice, and 40 epochs
 def test_a_job_of_slurm_is_stopped_and_queued_again(flags, environment, tmp_path):
     """The batch script for real; programs of SLURM that do what it expects of them on one node."""
     programs = {

@@ -36,7 +36,7 @@ def release_of(digits_folder, tmp_path_factory):
     recipe = {
         "dataset_name": str(digits_folder), "backbone": "test_resnet", "epochs": 1,
         "batch_size": 16, "optimizer": "adamw", "augmentation": "crop", "num_workers": 0,
-        "horizontal_flip": False, "report_to": "none",
+        "horizontal_flip": False, "report_to": "none", "pictures": False,
     }  # fmt: skip
     (folder / "digits.yaml").write_text(yaml.safe_dump(recipe))
     # Another target for its plots: runs that only differ in such things are taken as they are.
@@ -162,7 +162,7 @@ def test_a_row_that_fails_leaves_the_others(hub, prepared, capsys):
     assert collection_of(hub) == [f"user/{name}" for name in NAMES[2:]]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # two processes with imports of their own
 def test_stopped_by_a_signal_it_goes_on_from_the_checkpoint(prepared, capsys):
     file, runs = prepared(NONL, overrides={NONL: {"epochs": 8}})
 
@@ -185,7 +185,7 @@ def test_stopped_by_a_signal_it_goes_on_from_the_checkpoint(prepared, capsys):
     assert (runs / NONL / "results.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 40 epochs
 def test_killed_it_waits_for_the_process_that_goes_on(prepared, capsys):
     file, runs = prepared(NONL, overrides={NONL: {"epochs": 40}})
     command = ["-m", "hf_protosphere.cli", "release", file, "--no_publish", "--only", NONL]

@@ -14,7 +14,7 @@ from scripts.study.training import Scale, networks_to_train, prepare_data, train
 CIFAR10 = (*training.KNOWN, "frog", "horse", "ship", "truck")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains twelve networks and measures 24 rows: minutes
 def test_the_whole_study_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "VALIDATION_PER_CLASS", 5)
     monkeypatch.setattr(training, "TEST_PER_CLASS", 20)

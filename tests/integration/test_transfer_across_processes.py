@@ -1,9 +1,6 @@
 """Two processes transfer as one does: trained modes and frozen ones, one after the other."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,21 +10,14 @@ from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.transfer.arguments import FinetuneArguments
 from hf_protosphere.transfer.finetune import finetune
 from tests import SCRIPTS
-
-SCRIPT = SCRIPTS / "finetune.py"
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+from tests.forked import TORCHRUN
 
 
-@pytest.mark.slow
-def test_two_processes_transfer_as_one_does(digits_folder, tmp_path):
+def test_two_processes_transfer_as_one_does(digits_folder, python, tmp_path):
     torch.manual_seed(0)
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=2)
     ProtoSphereForImageClassification(config).save_pretrained(tmp_path / "source")
     build_image_processor(config).save_pretrained(tmp_path / "source")
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
     options = {
         "model": str(tmp_path / "source"), "dataset_name": str(digits_folder), "epochs": 1,
         "compare": "head,full,prototypes", "shots": "4", "trials": 1, "min_steps": 2,
@@ -35,11 +25,8 @@ def test_two_processes_transfer_as_one_does(digits_folder, tmp_path):
     }  # fmt: skip
     flags = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
     flags += ["--num_workers", "0", "--no_pictures", "--report_to", "none"]
-    command = [sys.executable, *LAUNCHER, SCRIPT, *flags]
-    result = subprocess.run(
-        [*command, "--output_dir", tmp_path / "two"], capture_output=True, text=True,
-        env=environment, timeout=300,
-    )  # fmt: skip
+    command = (*TORCHRUN, 2, SCRIPTS / "finetune.py", *flags, "--output_dir", tmp_path / "two")
+    result = python(*command, env={"ACCELERATE_USE_CPU": "true"})
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads((tmp_path / "two" / "comparison.json").read_text())["rows"]
     assert [row["mode"] for row in found] == ["head", "full", "prototypes"]

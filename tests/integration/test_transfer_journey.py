@@ -3,8 +3,6 @@
 import ast
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -43,7 +41,7 @@ def two_digits(digits_folder, tmp_path):
     return tmp_path / "two"
 
 
-def test_from_two_classes_to_a_stranger(hub, two_digits, digits_folder, tmp_path, capsys):
+def test_from_two_classes_to_a_stranger(hub, two_digits, digits_folder, python, tmp_path, capsys):
     def run(command, *words):
         main([command, *map(str, words)])
 
@@ -93,10 +91,7 @@ def test_from_two_classes_to_a_stranger(hub, two_digits, digits_folder, tmp_path
     expected = ["unknown" if no else name for name, no in zip(names, unknown)]
     # A network of three classes has little room for what sets a fourth apart.
     assert set(expected) >= {"unknown", "digit_0", "digit_1", "digit_2"}
-    result = subprocess.run(
-        [sys.executable, "-c", STRANGER, *files],
-        env=hub.environment, text=True, capture_output=True, cwd=tmp_path,
-    )  # fmt: skip
+    result = python("-c", STRANGER, *files, cwd=tmp_path, hub=hub)
     assert result.returncode == 0, result.stderr[-2000:]
     answers = list(map(ast.literal_eval, result.stdout.splitlines()))
     assert [answer[0] for answer in answers] == expected

@@ -38,7 +38,7 @@ def test_class_means_of_scl_are_the_best_prototypes():
 
 
 def test_only_decoupled_alignment_keeps_its_gradients(monkeypatch):
-    monkeypatch.setattr(theory, "ADAM_STEPS", 500)
+    monkeypatch.setattr(theory, "ADAM_STEPS", 400)
     last = {name: theory.minimise(name, "adam")[0][-1] for name in theory.OBJECTIVES}
     assert last["nonl"]["collapse"] < 1e-3
     for name in ("ntce", "normface", "scl", "cross_entropy"):

@@ -119,7 +119,7 @@ def test_channels_last_is_the_same_training(arguments, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # compiles C++
 @pytest.mark.parametrize("objective", ["nonl", "scl", "cross_entropy"])
 def test_compiled_training_is_the_same_and_resumes(arguments, tmp_path, monkeypatch, objective):
     options = {"epochs": 2, "batch_size": 16, "objective": objective}
