@@ -9,6 +9,7 @@ brings, starts `sys.executable`.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -82,6 +83,7 @@ def run(
 
 def _execute(words, cwd, env, hub, outputs):
     """In the new process."""
+    importlib.invalidate_caches()  # folders of modules may have changed since the server looked
     for path, descriptor in zip(outputs, (1, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(env)
