@@ -20,9 +20,8 @@ from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..open_set.plots import plot_unknown
 from ..open_set.scores import Detection, detect_unknown, format_detection, load_unknown_images
-from ..robustness.measure import corruption_errors
+from ..robustness.measure import corruption_errors, format_robustness
 from ..robustness.plots import draw_robustness
-from ..robustness.report import format_robustness
 from ..runs.files import writable_folder
 from ..runs.loading import load_classifier
 from ..runs.plot import draw_snapshot
