@@ -52,7 +52,7 @@ MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in 
     "planning": "training.dry_run",
     "provenance": "training.finish training.environment",
     "release_rows": "release.rows",
-    "reporting": "training.reporting training.monitoring evaluation.report robustness.report "
+    "reporting": "training.reporting training.monitoring evaluation.report robustness.measure "
     "plots.table",
     "retrieval_arguments": "retrieval.arguments",
     "retrieval_plots": "retrieval.plots",

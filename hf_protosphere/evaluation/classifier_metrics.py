@@ -19,31 +19,15 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 
 
 def evaluate_model(
-    model: ProtoSphereForImageClassification,
-    loader: DataLoader,
-    accelerator: Accelerator,
-    *,
-    means: Tensor | None = None,
-    neural_collapse: bool = True,
-    description: str = "evaluation",
-    snapshot: SnapshotCollector | None = None,
-    stopwatch: AbstractContextManager | None = None,
-) -> dict[str, Any]:
-    """Accuracies in [0, 1] and neural-collapse metrics of a model over one split.
-
-    As `evaluate_predictions`, of what the model predicts.
-    """
+    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator,
+    *, description: str = "evaluation", **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """`evaluate_predictions`, with its options, of what the model predicts over one split."""
     return evaluate_predictions(
-        predictions(model, loader, accelerator, description),
-        accelerator,
-        num_classes=model.config.num_labels,
-        embedding_dim=model.protosphere.embedding_dim,
-        prototypes=model.prototypes,
-        means=means,
-        neural_collapse=neural_collapse,
-        snapshot=snapshot,
-        stopwatch=stopwatch,
-    )
+        predictions(model, loader, accelerator, description), accelerator,
+        num_classes=model.config.num_labels, embedding_dim=model.protosphere.embedding_dim,
+        prototypes=model.prototypes, **options,
+    )  # fmt: skip
 
 
 def evaluate_predictions(
@@ -81,31 +65,28 @@ def evaluate_predictions(
         options = {"average": "micro", "sync_on_compute": False, "validate_args": False}
         return MulticlassAccuracy(num_classes, top_k, **options).to(device)
 
-    by_prototype, in_top5, by_mean = accuracy(), accuracy(min(5, num_classes)), accuracy()
+    in_top5, by_mean = accuracy(min(5, num_classes)), accuracy()
     # By class without torchmetrics, which counts K² pairs in every batch, and for which a class
     # without images that is predicted has an accuracy of 0.
     right, counts = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
     collapse = NeuralCollapse(num_classes, embedding_dim).to(device)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     for embeddings, logits, labels in batches:
-        predicted = logits.argmax(-1)
-        by_prototype.update(predicted, labels)
         in_top5.update(logits, labels)
         if means is not None:
             by_mean.update(embeddings @ means.to(embeddings).T, labels)
-        right += labels[predicted == labels].bincount(minlength=num_classes)
+        right += labels[logits.argmax(-1) == labels].bincount(minlength=num_classes)
         counts += labels.bincount(minlength=num_classes)
         if neural_collapse:
             with stopwatch:
                 collapse.update(embeddings[share], labels[share])
         if snapshot is not None:
             snapshot.update(embeddings, labels)
-    of_classes = zip(right.tolist(), counts.tolist())
-    class_accuracies = [hits / n if n else None for hits, n in of_classes]
+    class_accuracies = [h / n if n else None for h, n in zip(right.tolist(), counts.tolist())]
     seen = [accuracy for accuracy in class_accuracies if accuracy is not None]
     report: dict[str, Any] = {
         "num_images": int(counts.sum()),
-        "accuracy": by_prototype.compute().item(),
+        "accuracy": (right.sum() / counts.sum()).item(),
         "mean_class_accuracy": sum(seen) / len(seen),
         "class_accuracies": class_accuracies,
     }
@@ -115,8 +96,7 @@ def evaluate_predictions(
         report["class_means_accuracy"] = by_mean.compute().item()
     if neural_collapse:
         with stopwatch:
-            metrics = collapse.compute(prototypes)
-        report["neural_collapse"] = metrics | {"optima": collapse.optima}
+            report["neural_collapse"] = collapse.compute(prototypes) | {"optima": collapse.optima}
     return report
 
 

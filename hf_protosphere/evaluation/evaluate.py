@@ -20,9 +20,8 @@ from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..open_set.plots import plot_unknown
 from ..open_set.scores import Detection, detect_unknown, format_detection, load_unknown_images
-from ..robustness.measure import corruption_errors
+from ..robustness.measure import corruption_errors, format_robustness
 from ..robustness.plots import draw_robustness
-from ..robustness.report import format_robustness
 from ..runs.files import writable_folder
 from ..runs.loading import load_classifier
 from ..runs.plot import draw_snapshot
@@ -43,6 +42,7 @@ class Evaluation:
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
     images: ImageDataset
+    role: str  # of the split that is measured
     unknown_images: Dataset | None  # of --ood_dataset
 
     @classmethod
@@ -50,27 +50,20 @@ class Evaluation:
         accelerator = Accelerator()
         check_processes(accelerator)
         model, processor = load_classifier(arguments.model)
-        on_train = arguments.split == arguments.train_split
-        roles = {"train" if on_train else "test"}
-        if arguments.class_means or arguments.ood_dataset is not None:
-            roles.add("train")
+        model.to(accelerator.device)
+        on_train, unknown = arguments.split == arguments.train_split, None
+        role = "train" if on_train else "test"
+        with_train = arguments.class_means or arguments.ood_dataset is not None
         with main_process_first(accelerator):
             images = load_data(
-                arguments,
-                test_split=None if on_train else arguments.split,
-                validation_fraction=0.0,
-                need_train=on_train,
-                need_all_classes=False,
+                arguments, test_split=None if on_train else arguments.split,
+                validation_fraction=0.0, need_train=on_train, need_all_classes=False,
                 label_names=model.config.class_names,
-                roles=roles,
-            )
-            unknown = load_unknown_images(arguments) if arguments.ood_dataset is not None else None
-        return cls(arguments, accelerator, model.to(accelerator.device), processor, images, unknown)
-
-    @property
-    def role(self) -> str:
-        """Of the split that is measured."""
-        return "train" if self.arguments.split == self.arguments.train_split else "test"
+                roles={role, "train"} if with_train else {role},
+            )  # fmt: skip
+            if arguments.ood_dataset is not None:
+                unknown = load_unknown_images(arguments)
+        return cls(arguments, accelerator, model, processor, images, role, unknown)
 
     @property
     def measured(self) -> Dataset:
@@ -81,11 +74,8 @@ class Evaluation:
         return self.images.splits.get("train")
 
     def loader(self, split: Dataset) -> DataLoader:
-        arguments = self.arguments
-        return evaluation_loader(
-            split, self.processor, arguments.batch_size, arguments.num_workers,
-            self.accelerator,
-        )  # fmt: skip
+        sizes = self.arguments.batch_size, self.arguments.num_workers
+        return evaluation_loader(split, self.processor, *sizes, self.accelerator)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -105,12 +95,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
     evaluation = Evaluation.start(arguments)
     snapshot = SnapshotCollector(evaluation.model.prototypes) if arguments.pictures else None
-    report = {
-        "model": arguments.model,
-        "dataset": arguments.dataset_name,
-        "split": arguments.split,
-        **_metrics(evaluation, snapshot),
-    }
+    named = {"model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split}
+    report = named | _metrics(evaluation, snapshot)
     if arguments.measures_robustness:
         report["robustness"] = _robustness(evaluation)
     detection: Detection | None = None
@@ -146,18 +132,12 @@ def _robustness(evaluation: Evaluation) -> dict[str, Any]:
     if arguments.baseline is not None:
         baseline = load_classifier(arguments.baseline, "--baseline")
     report = corruption_errors(
-        evaluation.model,
-        evaluation.measured,
-        evaluation.processor,
-        evaluation.accelerator,
-        corruptions=arguments.corruptions or "all",
-        severities=arguments.severities,
-        baseline=baseline,
-        corrupted_dataset=arguments.corrupted_dataset,
-        max_images=arguments.max_eval_samples,
-        batch_size=arguments.batch_size,
+        evaluation.model, evaluation.measured, evaluation.processor, evaluation.accelerator,
+        corruptions=arguments.corruptions or "all", severities=arguments.severities,
+        baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,
+        max_images=arguments.max_eval_samples, batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
-    )
+    )  # fmt: skip
     if baseline is not None:
         report["baseline"]["model"] = arguments.baseline
     return report
@@ -181,11 +161,9 @@ def _tables(evaluation: Evaluation, report: dict[str, Any]) -> str:
 
 
 def _draw(
-    evaluation: Evaluation,
-    report: dict[str, Any],
-    snapshot: SnapshotCollector,
+    evaluation: Evaluation, report: dict[str, Any], snapshot: SnapshotCollector,
     detection: Detection | None,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Into the folder of --pictures: everything that was measured."""
     folder = Path(evaluation.arguments.pictures)
     taken = snapshot.snapshot(evaluation.images.label_names, evaluation.arguments.split)

@@ -7,24 +7,18 @@ from typing import Any
 from ..metrics.neural_collapse import METRICS
 from ..plots.table import format_table
 
-FREQUENCIES = {
-    "many": "> 100 training images", "medium": "20 to 100", "few": "< 20"
-}  # fmt: skip
+FREQUENCIES = {"many": "> 100 training images", "medium": "20 to 100", "few": "< 20"}
 
 
 def format_report(
-    report: dict[str, Any],
-    title: str,
-    *,
-    reached: dict[str, dict[str, float]] | None = None,
-    reached_on: str = "validation",
-    target: float = 95.0,
-) -> str:
+    report: dict[str, Any], title: str, *,
+    reached: dict[str, dict[str, float]] | None = None, target: float = 95.0,
+) -> str:  # fmt: skip
     """The report as a table for people: values beside their optima.
 
     Args:
         reached: the epoch at which each metric first attained `target` per cent, as `first_reached`
-            says it of one split, `reached_on`: a last column.
+            says it of the validation split: a last column.
     """
     rows = [["accuracy by prototypes", f"{report['accuracy']:.2%}", "", "", ""]]
     if "top5_accuracy" in report:
@@ -35,18 +29,13 @@ def format_report(
     for group, accuracy in report.get("accuracy_by_frequency", {}).items():
         rows.append([f"accuracy, classes with {FREQUENCIES[group]}", f"{accuracy:.2%}", "", "", ""])
     collapse = report.get("neural_collapse", {})
-    shown = {metric.name: metric for metric in METRICS if metric.name in collapse}
-    for name in [*shown, "overall"] if collapse else []:
-        metric = shown.get(name)
-        value = f"{collapse[name]:.4g}" if metric else ""
-        optimum = f"{collapse['optima'][name]:.4g}" if metric else ""
-        percentage = f"{collapse['attained'][name]:.1f} %"
-        epoch = f"epoch {reached[name]['epoch']:.4g}" if reached and name in reached else "-"
-        rows.append(
-            [metric.title if metric else "least attained", value, optimum, percentage, epoch]
-        )
+    titles = {metric.name: metric.title for metric in METRICS} | {"overall": "least attained"}
+    for name, percentage in collapse.get("attained", {}).items():
+        values = [f"{of[name]:.4g}" if name in of else "" for of in (collapse, collapse["optima"])]
+        epoch = f"epoch {reached[name]['epoch']:.4g}" if name in (reached or {}) else "-"
+        rows.append([titles[name], *values, f"{percentage:.1f} %", epoch])
     header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
-    header.append(f"{reached_on} at {target:g} %")
+    header.append(f"validation at {target:g} %")
     columns = 5 if reached is not None else 4
     return format_table([row[:columns] for row in [header, *rows]])
 
@@ -61,13 +50,8 @@ CLASSIFIERS = {
 def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> str:
     """Accuracy and price of the classifiers on a frozen backbone, as results.json holds them."""
     header = [f"on the frozen backbone, {split}", "accuracy", "one pass (s)", "training (s)"]
-    rows = [
-        [
-            CLASSIFIERS[name], f"{c['accuracy']:.2%}", f"{c['pass_seconds']:.1f}",
-            f"{c['training_seconds']:.1f}",
-        ]
-        for name, c in classifiers.items()
-    ]  # fmt: skip
+    rows = [[CLASSIFIERS[name], f"{c['accuracy']:.2%}", f"{c['pass_seconds']:.1f}",
+             f"{c['training_seconds']:.1f}"] for name, c in classifiers.items()]  # fmt: skip
     return format_table([header, *rows])
 
 

@@ -42,9 +42,8 @@ def inferred(
         model.eval()
     seen = 0
     try:
-        for batch in tqdm(
-            loader, desc=description, leave=False, disable=not accelerator.is_main_process
-        ):
+        hidden = not accelerator.is_main_process
+        for batch in tqdm(loader, desc=description, leave=False, disable=hidden):
             with accelerator.autocast():
                 computed = compute(batch)
             gathered = accelerator.gather_for_metrics(computed)
@@ -59,11 +58,9 @@ def inferred(
 
 
 def predictions(
-    model: ProtoSphereForImageClassification,
-    loader: DataLoader,
-    accelerator: Accelerator,
+    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator,
     description: str,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Embeddings (M, D), logits (M, K) and labels (M,) of every image, as `inferred` gives them."""
 
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,9 +75,6 @@ def training_class_means(
 ) -> Tensor:
     """(K, D) exact class means of the embeddings of the training images, in one forward pass."""
     batches = predictions(model, loader, accelerator, "class means")
+    pairs = ((embeddings, labels) for embeddings, _, labels in batches)
     # Gathered batches are whole on every process: nothing is left to reduce.
-    return class_means(
-        ((embeddings, labels) for embeddings, _, labels in batches),
-        num_classes=model.config.num_labels,
-        group="local",
-    )
+    return class_means(pairs, num_classes=model.config.num_labels, group="local")

@@ -54,11 +54,9 @@ class FrozenImages:
 
 
 def frozen_images(
-    model: ProtoSphereForImageClassification,
-    loader: DataLoader,
-    accelerator: Accelerator,
+    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator,
     description: str,
-) -> FrozenImages:
+) -> FrozenImages:  # fmt: skip
     """One pass over all images, as `inferred` makes it; the result is whole on every process."""
 
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,15 +69,9 @@ def frozen_images(
 
 
 def train_probe(
-    kind: Kind,
-    train: tuple[Tensor, Tensor],
-    evaluation: tuple[Tensor, Tensor],
-    num_classes: int,
-    *,
-    epochs: int = 90,
-    temperature: float = 0.1,
-    seed: int = 0,
-) -> Probe:
+    kind: Kind, train: tuple[Tensor, Tensor], evaluation: tuple[Tensor, Tensor], num_classes: int,
+    *, epochs: int = 90, temperature: float = 0.1, seed: int = 0,
+) -> Probe:  # fmt: skip
     """Train a linear layer on features, without weight decay, and classify others by it.
 
     Args:
@@ -96,10 +88,9 @@ def train_probe(
     """
     started = time.perf_counter()
     normalized = kind == "normalized_linear"
-    features, labels = train
-    generator = torch.Generator().manual_seed(seed)
-    scale = features.shape[1] ** -0.5
-    weight = scale * torch.randn(num_classes, features.shape[1], generator=generator)
+    (features, labels), (others, truth) = train, evaluation
+    generator, dim = torch.Generator().manual_seed(seed), features.shape[1]
+    weight = dim**-0.5 * torch.randn(num_classes, dim, generator=generator)
     weight = weight.to(features.device).requires_grad_()
     bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
     optimizer = torch.optim.SGD([weight, bias], LEARNING_RATES[kind], momentum=MOMENTUM)
@@ -117,11 +108,9 @@ def train_probe(
             loss.backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
-        x, y = evaluation
-        weight = F.normalize(weight, dim=1) if normalized else weight.detach()
-        bias = None if normalized else bias.detach()
-        x = F.normalize(x, dim=1) if normalized else x
-        logits = F.linear(x, weight, bias) / (temperature if normalized else 1)
-        accuracy = (logits.argmax(1) == y).double().mean().item()
+    weight, bias = weight.detach(), bias.detach()
+    if normalized:
+        weight, bias, others = F.normalize(weight, dim=1), None, F.normalize(others, dim=1)
+    logits = F.linear(others, weight, bias) / (temperature if normalized else 1)
+    accuracy = (logits.argmax(1) == truth).double().mean().item()
     return Probe(accuracy, time.perf_counter() - started, weight, bias, logits)

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..data.dataset import ImageDataset, load_image_dataset
 from ..data.labels import some
@@ -59,14 +57,15 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
     config = model.config
     config.forget_calibration()  # an earlier one plays no part
     loader = evaluation_loader(
-        images.splits["validation"],
-        processor,
-        arguments.batch_size,
-        arguments.num_workers,
+        images.splits["validation"], processor, arguments.batch_size, arguments.num_workers,
         accelerator,
-    )
-    model.to(accelerator.device)
-    cosines, logits, labels = _cosines_and_logits(model, loader, accelerator)
+    )  # fmt: skip
+    prototypes = model.to(accelerator.device).prototypes.detach()
+    parts = [
+        (nearest_cosines(embeddings, prototypes).cpu(), logits.cpu(), labels.cpu())
+        for embeddings, logits, labels in predictions(model, loader, accelerator, "calibration")
+    ]
+    cosines, logits, labels = map(torch.cat, zip(*parts))  # (N,), (N, K), (N,), on every process
     try:
         threshold = rejection_threshold(cosines, arguments.false_rejection_rate)
     except ValueError as error:
@@ -80,8 +79,8 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
     config.calibration_temperature = temperature or 1.0
 
     right, accepted = logits.argmax(-1) == labels, cosines >= threshold
-    after = logits / config.calibration_temperature
-    bins = {"before": reliability(logits, labels), "after": reliability(after, labels)}
+    both = {"before": logits, "after": logits / config.calibration_temperature}
+    bins = {when: reliability(scores, labels) for when, scores in both.items()}
     report = {
         "model": arguments.model,
         "source": source,
@@ -98,8 +97,7 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
             when: of_bins.expected_calibration_error for when, of_bins in bins.items()
         },
         "negative_log_likelihood": {
-            "before": negative_log_likelihood(logits, labels),
-            "after": negative_log_likelihood(after, labels),
+            when: negative_log_likelihood(scores, labels) for when, scores in both.items()
         },
     }
     if accelerator.is_main_process:
@@ -130,26 +128,19 @@ def calibration_images(
     given = run if fraction else arguments  # what it held out is counted as it was then
     try:
         images = load_image_dataset(
-            arguments.dataset_name,
-            dataset_config=arguments.dataset_config,
+            arguments.dataset_name, dataset_config=arguments.dataset_config,
             revision=arguments.dataset_revision,
             image_column=arguments.image_column or given.image_column,
             label_column=arguments.label_column or given.label_column,
-            train_split=given.train_split,
-            validation_split=split,
-            validation_fraction=fraction,
-            seed=run.seed if run else 0,
-            max_eval_samples=arguments.max_eval_samples,
-            on_bad_image=given.on_bad_image,
-            check_images=given.check_images,
+            train_split=given.train_split, validation_split=split, validation_fraction=fraction,
+            seed=run.seed if run else 0, max_eval_samples=arguments.max_eval_samples,
+            on_bad_image=given.on_bad_image, check_images=given.check_images,
             need_train=fraction > 0,
             need_all_classes=False,  # some may have been added to those of the run
-            label_names=model.config.class_names,
-            roles=("validation",),
-        )
+            label_names=model.config.class_names, roles=("validation",),
+        )  # fmt: skip
     except DataError as error:
-        message = str(error).replace("--validation_split", "--split", 1)
-        raise DataError(message) from error
+        raise DataError(str(error).replace("--validation_split", "--split", 1)) from error
     if "validation" not in images.splits:
         reason = "has no arguments.yaml that tells which training images it held out"
         if run:
@@ -174,18 +165,6 @@ def _trained_on(split: str) -> ArgumentError:
         f"--split {split}: images of training are nearer to their prototypes than others, and "
         "tell nothing of those. Give a split that was not trained on."
     )
-
-
-def _cosines_and_logits(
-    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest cosines (N,), logits (N, K) and labels (N,), on the CPU, of every process alike."""
-    parts = [
-        (nearest_cosines(embeddings, model.prototypes.detach()).cpu(), logits.cpu(), labels.cpu())
-        for embeddings, logits, labels in predictions(model, loader, accelerator, "calibration")
-    ]
-    cosines, logits, labels = (torch.cat(tensors) for tensors in zip(*parts))
-    return cosines, logits, labels
 
 
 def _output_folder(arguments: CalibrateArguments) -> Path:
@@ -213,10 +192,8 @@ def format_calibration(report: dict[str, Any]) -> str:
         ["accuracy", f"{report['accuracy']:.2%}"],
         ["accuracy of the accepted", f"{report['accuracy_of_accepted']:.2%}"],
         ["temperature", temperature],
-        ["expected calibration error before", f"{error['before']:.2%}"],
-        ["expected calibration error after", f"{error['after']:.2%}"],
-        ["negative log-likelihood before", f"{likelihood['before']:.4f}"],
-        ["negative log-likelihood after", f"{likelihood['after']:.4f}"],
+        *([f"expected calibration error {when}", f"{e:.2%}"] for when, e in error.items()),
+        *([f"negative log-likelihood {when}", f"{loss:.4f}"] for when, loss in likelihood.items()),
     ]
     return format_table(rows)
 
@@ -226,8 +203,7 @@ def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -
     if missing := report["classes_without_images"]:
         print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
     write_json(folder / CALIBRATION, report)
-    temperature = report["calibration_temperature"]
-    titles = {"before": "Before", "after": f"After, temperature {temperature:.3f}"}
-    plot_reliability({titles[when]: of_bins for when, of_bins in bins.items()}, folder / PICTURE)
+    after = f"After, temperature {report['calibration_temperature']:.3f}"
+    plot_reliability({"Before": bins["before"], after: bins["after"]}, folder / PICTURE)
     for name in ("config.json", CALIBRATION, PICTURE):
         print(folder / name)

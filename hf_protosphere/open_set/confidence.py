@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,7 +42,6 @@ def reliability(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Rel
         num_bins: B; bin b holds the confidences in (b/B, (b + 1)/B].
 
     Example:
-        >>> import torch
         >>> logits = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]]).log()
         >>> bins = reliability(logits, torch.tensor([0, 1, 1]), num_bins=2)
         >>> bins.counts.tolist(), round(bins.expected_calibration_error, 4)
@@ -76,15 +76,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """
     from scipy.optimize import minimize_scalar
 
-    logits, bound = logits.double().cpu(), math.log(LARGEST_TEMPERATURE)
-    labels = labels.cpu()
+    logits, labels, bound = logits.double().cpu(), labels.cpu(), math.log(LARGEST_TEMPERATURE)
     found = minimize_scalar(
         lambda log: negative_log_likelihood(logits, labels, math.exp(log)),
-        bounds=(-bound, bound),
-        method="bounded",
-        options={"xatol": 1e-7},
-    )
-    all_right = bool((logits.argmax(-1) == labels).all())
+        bounds=(-bound, bound), method="bounded", options={"xatol": 1e-7},
+    )  # fmt: skip
+    all_right = torch.equal(logits.argmax(-1), labels)
     return None if all_right or abs(found.x) > bound - 1e-3 else math.exp(found.x)
 
 
@@ -104,7 +101,6 @@ def rejection_threshold(cosines: Tensor, false_rejection_rate: float) -> float:
         ValueError: too few images for that rate.
 
     Example:
-        >>> import torch
         >>> rejection_threshold(torch.arange(-50, 50) / 64, 0.05)  # the fifth
         -0.71875
     """
@@ -118,5 +114,4 @@ def rejection_threshold(cosines: Tensor, false_rejection_rate: float) -> float:
             f"images to keep, but there are {n}."
         )
     scale = 10**THRESHOLD_DIGITS
-    cosine = cosines.double().kthvalue(k).values.item()
-    return max(math.floor(cosine * scale) / scale, -1.0)
+    return max(math.floor(cosines.double().kthvalue(k).values.item() * scale) / scale, -1.0)

@@ -1,4 +1,7 @@
-"""Pictures of calibration and of unknown images. matplotlib is imported when one is drawn."""
+"""Pictures of calibration and of unknown images. matplotlib is imported when one is drawn.
+
+The suffix of the file to write says the format.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +16,22 @@ from .scores import SCORES, Detection
 
 
 def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
-    """Reliability diagrams side by side: accuracy against confidence, and how many images.
-
-    Args:
-        bins: by the title of the diagram.
-        picture: the file to write; its suffix says the format.
-    """
+    """Reliability diagrams side by side, by their titles: accuracy against confidence, and how many
+    images."""
     figure = new_figure(5.5 * len(bins), 6)
     panels = figure.subplots(
         2, len(bins), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False
     )
-    for i, (title, reliability) in enumerate(bins.items()):
-        diagram, histogram = panels[:, i]
+    for (title, reliability), (diagram, histogram) in zip(bins.items(), panels.T):
         counts = reliability.counts.numpy()
         width, seen = 1 / len(counts), counts > 0
         centres = (np.arange(len(counts)) + 0.5) * width
-        accuracy, confidence = reliability.accuracy.numpy(), reliability.confidence.numpy()
-        diagram.bar(
-            centres[seen], accuracy[seen], width, color=COLORS[0], edgecolor="white",
-            label="accuracy",
-        )  # fmt: skip
-        diagram.bar(
-            centres[seen], (confidence - accuracy)[seen], width, accuracy[seen], color="none",
-            edgecolor=COLORS[1], hatch="///", label="to the mean confidence",
-        )  # fmt: skip
+        accuracy, gap = reliability.accuracy, reliability.confidence - reliability.accuracy
+        accuracy, gap = accuracy.numpy()[seen], gap.numpy()[seen]
+        style = {"color": COLORS[0], "edgecolor": "white"}
+        diagram.bar(centres[seen], accuracy, width, label="accuracy", **style)
+        style = {"color": "none", "edgecolor": COLORS[1], "hatch": "///"}
+        diagram.bar(centres[seen], gap, width, accuracy, label="to the mean confidence", **style)
         diagram.plot((0, 1), (0, 1), color="0.3", linewidth=1, linestyle="--", label="calibrated")
         error = reliability.expected_calibration_error
         diagram.set(title=f"{title}: ECE {error:.2%}", xlim=(0, 1), ylim=(0, 1))
@@ -65,30 +60,27 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
     # The ROC is twice as wide, three times where a score is missing.
     top, bottom = [*known][:3], [*known][3:]
     panels = figure.subplot_mosaic([top, bottom + ["roc"] * (3 - len(bottom))])
-    roc = panels.pop("roc")
-    for name, axes in panels.items():
-        both = np.concatenate([known[name], unknown[name]])
+    roc = panels["roc"]
+    for i, name in enumerate(known):
+        axes, both = panels[name], np.concatenate([known[name], unknown[name]])
         # Mahalanobis distances have long tails: beyond the outermost bins lies 1 %.
         bins = np.linspace(*np.quantile(both, (0.005, 0.995)), 61)
         for values, label, color, hatch, style in (
             (known[name], "known", COLORS[0], None, "-"),
             (unknown[name], "unknown", COLORS[1], "///", "--"),
         ):
-            values, weights = (
-                values.clip(bins[0], bins[-1]),
-                np.full(len(values), 100 / len(values)),
-            )
-            axes.hist(values, bins, weights=weights, color=color, alpha=0.35, hatch=hatch)
-            axes.hist(values, bins, weights=weights, color=color, histtype="step",
-                      linestyle=style, linewidth=1.8, label=f"{len(values):,} {label}")  # fmt: skip
+            shares = {"weights": np.full(len(values), 100 / len(values)), "color": color}
+            values = values.clip(bins[0], bins[-1])
+            axes.hist(values, bins, alpha=0.35, hatch=hatch, **shares)
+            axes.hist(values, bins, histtype="step", linestyle=style, linewidth=1.8,
+                      label=f"{len(values):,} {label}", **shares)  # fmt: skip
         if name == "cosine" and threshold is not None:
             axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
         axes.set(title=SCORES[name], xlabel="score", ylabel="share of the images (%)")
         axes.margins(y=0.25)  # room for the legend
         axes.legend(loc="upper left")
-    for i, name in enumerate(known):
         truth = np.repeat([1, 0], [len(known[name]), len(unknown[name])])
-        rates = roc_curve(truth, np.concatenate([known[name], unknown[name]]))[:2]
+        rates = roc_curve(truth, both)[:2]
         roc.plot(*rates, color=COLORS[i], linestyle=STYLES[i], label=SCORES[name])
     roc.axhline(0.95, color="0.3", linewidth=1, linestyle=":")
     roc.plot((0, 1), (0, 1), color="0.6", linewidth=1)

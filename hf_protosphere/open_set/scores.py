@@ -74,7 +74,7 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
         raise DataError(f"split {name!r} of --ood_dataset {arguments.ood_dataset} has no images.")
     split = split.add_column("label", [-1] * len(split))
     limit = arguments.max_eval_samples
-    return split if limit is None or limit >= len(split) else balanced_sample(split, limit, 0)
+    return split if limit is None else balanced_sample(split, limit, 0)
 
 
 def detect_unknown(
@@ -100,28 +100,34 @@ def detect_unknown(
         `detection_metrics` returns them, or None without training images}, "rejected": {"known",
         "unknown"}, the shares that the model's own threshold rejects, None without one}.
     """
-    distances = None
+    distances, prototypes = None, model.prototypes.detach()
     if train_images is not None:
-        count = min(len(train_images), COVARIANCE_IMAGES)
-        sample = balanced_sample(train_images, count, seed=0)
+        sample = balanced_sample(train_images, COVARIANCE_IMAGES, seed=0)
         batches = predictions(model, loader(sample), accelerator, "covariance")
         embeddings, labels = zip(*((embeddings.cpu(), y.cpu()) for embeddings, _, y in batches))
         distances = ClassDistances.fit(torch.cat(embeddings), torch.cat(labels))
-    known, unknown = (
-        _scores(model, loader(split), distances, accelerator, description)
-        for split, description in (
-            (known_images, "known images"),
-            (unknown_images, "unknown images"),
-        )
-    )
+
+    def scores(images: Dataset, description: str) -> dict[str, Tensor]:
+        parts = []
+        for embeddings, logits, _ in predictions(model, loader(images), accelerator, description):
+            found = {
+                "cosine": nearest_cosines(embeddings, prototypes),
+                # In double precision: float32 cannot tell two scores near 1 apart.
+                "max_softmax": logits.double().softmax(-1).amax(-1),
+                "energy": logits.double().logsumexp(-1),  # the negative free energy
+            }
+            if distances is not None:
+                found["mahalanobis"] = -distances.nearest(embeddings.cpu())
+            parts.append({name: values.cpu() for name, values in found.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    known, unknown = scores(known_images, "known images"), scores(unknown_images, "unknown images")
     metrics: dict[str, dict[str, float] | None] = dict.fromkeys(SCORES)
     metrics |= {name: detection_metrics(known[name], unknown[name]) for name in known}
     rejected, threshold = None, model.config.rejection_threshold
     if threshold is not None:
-        rejected = {
-            name: (scores["cosine"] < threshold).double().mean().item()
-            for name, scores in (("known", known), ("unknown", unknown))
-        }
+        shares = [(of["cosine"] < threshold).double().mean().item() for of in (known, unknown)]
+        rejected = dict(zip(("known", "unknown"), shares))
     report = {"num_images": len(unknown["cosine"]), "scores": metrics, "rejected": rejected}
     return Detection(known, unknown, report)
 
@@ -186,28 +192,6 @@ class ClassDistances:
         """(M,) squared distances of embeddings (M, D) to the nearest class mean, in float64."""
         whitened = embeddings.double() @ self.whitening
         return torch.cdist(whitened, self.whitened_means).amin(-1).square()
-
-
-def _scores(
-    model: ProtoSphereForImageClassification,
-    loader: DataLoader,
-    distances: ClassDistances | None,
-    accelerator: Accelerator,
-    description: str,
-) -> dict[str, Tensor]:
-    prototypes = model.prototypes.detach()
-    parts = []
-    for embeddings, logits, _ in predictions(model, loader, accelerator, description):
-        scores = {
-            "cosine": nearest_cosines(embeddings, prototypes),
-            # In double precision: float32 cannot tell two scores near 1 apart.
-            "max_softmax": logits.double().softmax(-1).amax(-1),
-            "energy": logits.double().logsumexp(-1),  # the negative free energy, Liu et al. 2020
-        }
-        if distances is not None:
-            scores["mahalanobis"] = -distances.nearest(embeddings.cpu())
-        parts.append({name: values.cpu() for name, values in scores.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def format_detection(report: dict[str, Any]) -> str:

@@ -70,8 +70,7 @@ class OpenSetClassifier:
             )
         snapshot = snapshot_of(name)
         if snapshot is None:
-            names = config.class_names
-            snapshot = Snapshot.of_prototypes(model.prototypes, names)
+            snapshot = Snapshot.of_prototypes(model.prototypes, config.class_names)
         elif snapshot.prototypes.shape != model.prototypes.shape or not torch.allclose(
             snapshot.prototypes, model.prototypes.detach(), atol=0.01
         ):
@@ -90,15 +89,12 @@ class OpenSetClassifier:
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> Answer:
         output = self.model(pixels_of([image], self.processor))
-        embedding = output.embeddings[0]
-        angles = angles_to_prototypes(embedding, self.model.prototypes)
-        scores = output.logits[0].softmax(-1)
-        order = angles.argsort().tolist()
-        names = [self.model.config.id2label[c] for c in order]
-        known = angles.min() <= self.threshold.degrees
+        embedding, scores = output.embeddings[0], output.logits[0].softmax(-1)
+        angles, order = angles_to_prototypes(embedding, self.model.prototypes).sort()
+        names = [self.model.config.id2label[c] for c in order.tolist()]
         return Answer(
-            label=names[0] if known else None,
-            angles=dict(zip(names, angles[order].tolist())),
+            label=names[0] if angles[0] <= self.threshold.degrees else None,
+            angles=dict(zip(names, angles.tolist())),
             scores=dict(zip(names, scores[order].tolist())),
             embedding=embedding,
         )
@@ -120,9 +116,8 @@ def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:
     """The angle of the configuration's `rejection_threshold`, which is not None."""
     origin = "the configuration's rejection_threshold"
     if config.false_rejection_rate is not None:
-        origin += (
-            f", calibrated to reject at most {config.false_rejection_rate:.3g} of the known images"
-        )
+        rate = f"{config.false_rejection_rate:.3g}"
+        origin += f", calibrated to reject at most {rate} of the known images"
     return Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
 
 
@@ -138,11 +133,8 @@ def default_threshold(snapshot: Snapshot) -> Threshold:
             f"{SNAPSHOT} of images to tell it from",
         )
     nearest = _degrees(torch.maximum(snapshot.own_cosines, snapshot.nearest_other_cosines))
-    images = f"{len(nearest):,} {snapshot.split} images"
-    return Threshold(
-        nearest.quantile(KNOWN_SHARE).item(),
-        f"{KNOWN_SHARE:.0%} of the {images} are nearer to a prototype",
-    )
+    images = f"{KNOWN_SHARE:.0%} of the {len(nearest):,} {snapshot.split} images"
+    return Threshold(nearest.quantile(KNOWN_SHARE).item(), f"{images} are nearer to a prototype")
 
 
 def _degrees(cosines: Tensor) -> Tensor:

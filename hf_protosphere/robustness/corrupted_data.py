@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -27,9 +28,6 @@ from ..data.subsets import balanced_sample
 from ..errors import DataError
 from ..runs.processes import main_process_first
 from .corruptions import check_side, corrupt, load_library
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class ResizedImages(Dataset):
@@ -80,8 +78,8 @@ class CorruptedImages(Dataset):
     """
 
     def __init__(self, images: ResizedImages, corruption: str, severity: int, seed: int) -> None:
-        self.images, self.corruption, self.severity = images, corruption, severity
-        self.seed = seed
+        self.images, self.seed = images, seed
+        self.corruption, self.severity = corruption, severity
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,11 +93,9 @@ class CorruptedImages(Dataset):
 
 
 def resized_images(
-    split: datasets.Dataset,
-    processor: BaseImageProcessor,
-    accelerator: Accelerator,
+    split: datasets.Dataset, processor: BaseImageProcessor, accelerator: Accelerator,
     num_workers: int,
-) -> ResizedImages:
+) -> ResizedImages:  # fmt: skip
     """The split's images at the input size, decoded and resized once where there is room."""
     with main_process_first(accelerator, local=True):  # one writes, the others find the file
         pixels = cached_pixels(split, processor, num_workers, "clean")
@@ -142,22 +138,21 @@ def read_corrupted(
     folder = Path(folder)
     arrays = (folder / "labels.npy").is_file()
     parts = [
-        f"{name}.npy" if arrays else f"{name}/{severity}"
+        (f"{name}.npy" if arrays else f"{name}/{severity}", severity)
         for name in corruptions for severity in severities
     ]  # fmt: skip
-    missing = dict.fromkeys(part for part in parts if not (folder / part).exists())
-    if missing:
+    if missing := dict.fromkeys(part for part, _ in parts if not (folder / part).exists()):
         raise DataError(
             f"--corrupted_dataset {folder} has no {', '.join(missing)}: add what is missing, or "
             "name what is there by --corruptions and --severities. It must be laid out as "
             "corruption/severity/class/image or as corruption.npy and labels.npy."
         )
-    numbers = [severity for _ in corruptions for severity in severities]
-    read = partial(_array_split, folder / "labels.npy") if arrays else _folder_split
     data_sets: list[Dataset] = []
-    for part, severity in zip(parts, numbers):
-        split = map_labels(read(folder / part, severity), f"corrupted ({part})", label_names)
-        if max_images is not None and max_images < len(split):
+    for part, severity in parts:
+        path = folder / part
+        split = _array_split(path, severity) if arrays else _folder_split(path)
+        split = map_labels(split, f"corrupted ({part})", label_names)
+        if max_images is not None:
             split = balanced_sample(split, max_images, seed=0)
         data_sets.append(ResizedImages(split, processor, ready_made=True))
     return data_sets
@@ -168,31 +163,26 @@ def input_size(processor: BaseImageProcessor) -> tuple[int, int]:
     return processor.crop_size["width"], processor.crop_size["height"]
 
 
-def _folder_split(path: Path, severity: int) -> datasets.Dataset:
-    import datasets
-
+def _folder_split(path: Path) -> datasets.Dataset:
     try:
         found = ImageFolder(path)
     except FileNotFoundError as error:  # no classes, or one without images
         raise DataError(f"--corrupted_dataset: {error}") from error
     files, labels = zip(*found.samples)
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=found.classes)
-    )
+    classes = datasets.ClassLabel(names=found.classes)
+    features = datasets.Features(image=datasets.Image(), label=classes)
     return datasets.Dataset.from_dict({"image": files, "label": labels}, features)
 
 
-def _array_split(labels_file: Path, path: Path, severity: int) -> datasets.Dataset:
-    import datasets
-
+def _array_split(path: Path, severity: int) -> datasets.Dataset:
+    labels_file = path.with_name("labels.npy")
     labels, count = np.load(labels_file), len(np.load(path, mmap_mode="r"))
     if count != len(labels) or count % 5:
         raise DataError(
             f"--corrupted_dataset: {path} holds {count} images and {labels_file.name} "
             f"{len(labels)} labels, but both must hold the same images for each of 5 severities."
         )
-    size = count // 5
-    rows = np.arange((severity - 1) * size, severity * size)
+    rows = np.arange(count).reshape(5, -1)[severity - 1]
     split = datasets.Dataset.from_dict({"row": rows, "label": labels[rows].astype(np.int64)})
     return split.with_transform(partial(_images_of_rows, path))
 

@@ -1,8 +1,7 @@
-"""How often a classifier errs on corrupted images, by itself and beside a baseline."""
+"""How often a classifier errs on corrupted images, by itself and beside a baseline; as a table."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from ..data.labels import some
 from ..errors import ArgumentError
 from ..inference.predictions import inferred
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots.table import format_table
 from .corrupted_data import input_size, make_corrupted, read_corrupted, resized_images
 from .corruptions import SEVERITIES, parse_corruptions, parse_severities
 
@@ -74,8 +74,6 @@ def corruption_errors(
     if baseline is not None:
         baseline[0].to(accelerator.device)
         classifiers.append(MeasuredClassifier("--baseline", *baseline, names))
-    for classifier in classifiers:
-        classifier.check()  # before the work
     shared = all(c.resizing == classifiers[0].resizing for c in classifiers)
     reports: list[dict[str, Any]] = []
     for together in [classifiers] if shared else [[c] for c in classifiers]:
@@ -86,17 +84,14 @@ def corruption_errors(
             corrupted = read_corrupted(
                 corrupted_dataset, names, together[0].processor, corruptions, severities, max_images
             )
-        errors, resized = _errors(
-            together, ConcatDataset([clean, *corrupted]), accelerator, batch_size, num_workers
-        )
+        images = ConcatDataset([clean, *corrupted])
+        errors, resized = _errors(together, images, accelerator, batch_size, num_workers)
         for clean_error, *rest in errors:
             rows = zip(*[iter(rest)] * len(severities))
             report = {
-                "num_images": len(clean),
-                "severities": severities,
-                "clean_error": clean_error,
+                "num_images": len(clean), "severities": severities, "clean_error": clean_error,
                 "errors": {name: list(row) for name, row in zip(corruptions, rows)},
-            }
+            }  # fmt: skip
             if corrupted_dataset is not None:
                 report["num_corrupted_images"] = sum(map(len, corrupted))
                 report["num_resized"] = resized - len(clean)
@@ -133,11 +128,13 @@ def corruption_metrics(
     metrics: dict[str, Any] = {"mean_corruption_error": fmean(map(fmean, errors.values()))}
     if baseline is None:
         return metrics
-    theirs, undefined = baseline["errors"], {}
-    over = {c: _ratio(sum(errors[c]), sum(theirs[c])) for c in errors}
-    lost = {
-        c: _ratio(_degradation(report, c), _degradation(baseline, c)) for c in errors
-    }  # fmt: skip
+
+    def above(of: dict[str, Any], base: float) -> dict[str, float]:
+        return {c: sum(error - base for error in of["errors"][c]) for c in errors}
+
+    over = _ratios(above(report, 0), above(baseline, 0))
+    lost = _ratios(above(report, report["clean_error"]), above(baseline, baseline["clean_error"]))
+    undefined = {}
     for name, ratios, what in (
         ("mean_corruption_error_over_baseline", over, "makes no error"),
         ("relative_mean_corruption_error_over_baseline", lost, "is no worse than on clean images"),
@@ -152,30 +149,28 @@ def corruption_metrics(
 
 @dataclass(frozen=True)
 class MeasuredClassifier:
-    """A classifier of images at its input size, in uint8, with labels in the images' numbering."""
+    """A classifier of images at its input size, in uint8, with labels in the images' numbering.
+
+    Raises:
+        ArgumentError: the model's classes are not those of the labels.
+    """
 
     name: str  # for messages
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
     class_names: list[str]  # of the labels
 
-    @property
-    def resizing(self) -> tuple:
-        """Equal for classifiers whose images are resized and cropped alike."""
-        size = dict(self.processor.size)
-        return input_size(self.processor), tuple(size.items()), self.processor.resample
-
-    def check(self) -> None:
-        """
-        Raises:
-            ArgumentError: the model's classes are not those of the labels.
-        """
-        alone = sorted(set(self.model.config.class_names) ^ set(self.class_names))
-        if alone:
+    def __post_init__(self) -> None:
+        if alone := sorted(set(self.model.config.class_names) ^ set(self.class_names)):
             raise ArgumentError(
                 f"{self.name} must have the classes of the images, no others and no fewer, but "
                 f"{some(alone)} {'is' if len(alone) == 1 else 'are'} known to one of them only."
             )
+
+    @property
+    def resizing(self) -> tuple:
+        """Equal for classifiers whose images are resized and cropped alike."""
+        return input_size(self.processor), dict(self.processor.size), self.processor.resample
 
     @cached_property
     def label_of_output(self) -> Tensor:
@@ -194,33 +189,59 @@ class MeasuredClassifier:
 
 
 def _errors(
-    classifiers: list[MeasuredClassifier],
-    images: ConcatDataset,
-    accelerator: Accelerator,
-    batch_size: int,
-    num_workers: int,
-) -> tuple[list[list[float]], int]:
+    classifiers: list[MeasuredClassifier], images: ConcatDataset, accelerator: Accelerator,
+    batch_size: int, num_workers: int,
+) -> tuple[list[list[float]], int]:  # fmt: skip
     """The error of each classifier on each part of the images, and how many were resized."""
 
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels = [classifier(batch["pixel_values"]) for classifier in classifiers]
         return torch.stack(labels, 1) != batch["labels"][:, None], batch["resized"]
 
+    models = [classifier.model for classifier in classifiers]
     loader = DataLoader(images, batch_size, num_workers=num_workers)
-    batches = inferred(
-        [classifier.model for classifier in classifiers],
-        accelerator.prepare_data_loader(loader), accelerator, "corruptions", compute,
-    )  # fmt: skip
+    loader = accelerator.prepare_data_loader(loader)
+    batches = inferred(models, loader, accelerator, "corruptions", compute)
     wrong, resized = zip(*((errs.cpu(), int(was.sum())) for errs, was in batches))
     # In the order of the images: each part's are together.
     parts = torch.cat(wrong).split([len(part) for part in images.datasets])
     return torch.stack([part.double().mean(0) for part in parts], 1).tolist(), sum(resized)
 
 
-def _degradation(report: dict[str, Any], corruption: str) -> float:
-    return sum(error - report["clean_error"] for error in report["errors"][corruption])
-
-
-def _ratio(ours: float, theirs: float) -> float | None:
+def _ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float | None]:
     # Sums of differences miss 0 by rounding.
-    return None if theirs <= 0 or math.isclose(theirs, 0, abs_tol=1e-12) else ours / theirs
+    return {c: None if theirs[c] <= 1e-12 else ours[c] / theirs[c] for c in ours}
+
+
+def format_robustness(report: dict[str, Any]) -> str:
+    """Errors on corrupted images as `corruption_errors` returns them: a row for each corruption."""
+    baseline, severities = report.get("baseline") or {}, report["severities"]
+    over, blank = report.get("errors_over_baseline", {}), [None] * len(severities)
+    table = [["(clean images)", *blank, report["clean_error"], baseline.get("clean_error"), None]]
+    for name, errors in report["errors"].items():
+        means = [sum(of["errors"][name]) / len(severities) for of in (report, baseline) if of]
+        table.append([name, *errors, *means, over.get(name)])
+    mean = "mean_corruption_error"
+    table.append([f"mean of the {len(report['errors'])}", *blank, report[mean], baseline.get(mean),
+                  report.get(f"{mean}_over_baseline")])  # fmt: skip
+    notes = ["Mean: over severities, then over corruptions; not mCE, which is over a baseline."]
+    if baseline:
+        relative = report[f"relative_{mean}_over_baseline"]
+        table.append(["mean of what is lost to clean images", *blank, None, None, relative])
+        notes += [
+            "Over baseline: the sum over severities over the baseline's, then the mean (mCE, where "
+            "the baseline is AlexNet);",
+            "in the last row after taking off the clean errors (relative mCE). 100 % is as bad as "
+            f"the baseline{', ' + baseline['model'] if 'model' in baseline else ''}.",
+        ]
+    notes += [f"Undefined: {reason}." for reason in report.get("undefined", {}).values()]
+    if "num_resized" in report:
+        resized, all_ = report["num_resized"], report["num_corrupted_images"]
+        notes.append(
+            f"Of {all_} images that were corrupted already {all_ - resized} had the model's input "
+            f"size and stayed as they are, {resized} were resized and cropped."
+        )
+    header = ["error under corruption", *(f"severity {s}" for s in severities), "mean"]
+    header += ["baseline", "over baseline"] if baseline else []
+    rows = [[name, *("" if v is None else f"{v:.1%}" for v in values)] for name, *values in table]
+    return "\n".join([format_table([row[: len(header)] for row in [header, *rows]]), *notes])

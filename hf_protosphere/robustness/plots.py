@@ -1,4 +1,7 @@
-"""Pictures of corruptions: the errors that they cause, and one image under each."""
+"""Pictures of corruptions: the errors that they cause, and one image under each.
+
+The suffix of the file to write says the format.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +36,18 @@ def draw_robustness(
 
 
 def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
-    """The error under each corruption, a dot for each severity; a baseline's beside it.
-
-    Args:
-        report: as `corruption_errors` returns it.
-        picture: the file to write; its suffix says the format.
-    """
-    names, baseline = list(report["errors"]), report.get("baseline")
+    """The error under each corruption in a report of `corruption_errors`, a dot for each severity;
+    a baseline's beside it."""
+    names = [name.replace("_", " ") for name in report["errors"]]
     figure = new_figure(max(7, 0.75 * len(names) + 3), 5)
     axes = figure.subplots()
-    sides = [("the model", report, -0.15)]
-    if baseline is None:
-        sides = [("the model", report, 0)]
+    if (baseline := report.get("baseline")) is None:
+        _draw(axes, report, 0, "o", COLORS[0], "the model")
     else:
-        sides.append((f"baseline {baseline.get('model', '')}".rstrip(), baseline, 0.15))
-    for i, (label, of, shift) in enumerate(sides):
-        _draw(axes, of, shift, "os"[i], COLORS[i], label)
-    axes.set_xticks(
-        range(len(names)), [n.replace("_", " ") for n in names], rotation=45, ha="right"
-    )
+        label = f"baseline {baseline.get('model', '')}".rstrip()
+        _draw(axes, report, -0.15, "o", COLORS[0], "the model")
+        _draw(axes, baseline, 0.15, "s", COLORS[1], label)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     shown = ", ".join(map(str, report["severities"]))
     axes.set(
         ylabel="error (%)", ylim=(0, None),
@@ -65,14 +61,9 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
 def plot_corrupted_images(
     image: np.ndarray, corruptions: list[str], severity: int, picture: Path
 ) -> None:
-    """An image, clean and under each corruption.
-
-    Args:
-        image: (H, W, 3) uint8.
-        picture: the file to write; its suffix says the format.
-    """
-    shown = {"clean": image}
-    shown |= {name: corrupt(image, name, severity, seed=0) for name in corruptions}
+    """An image (H, W, 3) uint8, clean and under each corruption."""
+    corrupted = {name: corrupt(image, name, severity, seed=0) for name in corruptions}
+    shown = {"clean": image} | corrupted
     columns = min(5, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(2 * columns, 2.25 * rows + 0.4)
@@ -93,10 +84,8 @@ def _draw(
     places = np.arange(len(errors)) + shift
     axes.vlines(places, errors.min(1), errors.max(1), color=color, alpha=0.4, linewidth=1)
     for severity, column in zip(report["severities"], errors.T):
-        whole = {"label": label} if severity == report["severities"][-1] else {}
-        axes.scatter(
-            places, column, marker=marker, color=color, alpha=0.1 + 0.18 * severity, **whole
-        )
-    clean = 100 * report["clean_error"]
-    style = "--" if marker == "o" else ":"
-    axes.axhline(clean, color=color, linestyle=style, linewidth=1, label=f"{label}, clean images")
+        name = label if severity == report["severities"][-1] else None
+        alpha = 0.1 + 0.18 * severity
+        axes.scatter(places, column, marker=marker, color=color, alpha=alpha, label=name)
+    style = {"linestyle": "--" if marker == "o" else ":", "linewidth": 1}
+    axes.axhline(100 * report["clean_error"], color=color, label=f"{label}, clean images", **style)
