@@ -49,10 +49,10 @@ MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in 
     "open_set_plots": "open_set.plots",
     "parsing": "arguments.parsing arguments.checks",
     "pictures": "runs.plot",
-    "planning": "training.dry_run",
+    "planning": "training.train",
     "provenance": "training.finish training.environment",
     "release_rows": "release.rows",
-    "reporting": "training.reporting training.monitoring evaluation.report robustness.report "
+    "reporting": "training.train training.monitoring evaluation.report robustness.report "
     "plots.table",
     "retrieval_arguments": "retrieval.arguments",
     "retrieval_plots": "retrieval.plots",

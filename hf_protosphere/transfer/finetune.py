@@ -30,9 +30,8 @@ from ..runs.files import prepare_output_dir, write_json, write_text, write_yaml
 from ..runs.loading import kind_of
 from ..runs.processes import check_processes, main_process_first, on_main_process
 from ..training.arguments import TrainArguments
-from ..training.dry_run import dry_run
 from ..training.setup import build_model, load_training_data, resolve
-from ..training.train import train
+from ..training.train import dry_run, train
 from .arguments import TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, fit
 from .report import format_summary, plot_shots, summarize
