@@ -1,4 +1,4 @@
-"""The command `protosphere train`: train a classifier, or plan it, as a dataclass of arguments says."""
+"""The command `protosphere train`: train a classifier, or plan it, as one dataclass says."""
 
 from __future__ import annotations
 
