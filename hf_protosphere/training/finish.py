@@ -139,7 +139,9 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
             for role, source in run.images.sources.items()
         },
         "base_model": base_model(arguments),
-        "from_pretrained_weights": starts_from_weights(arguments),
+        "from_pretrained_weights": bool(
+            arguments.pretrained or arguments.resume_from or arguments.finetune_from
+        ),
         "parameters": count_parameters(run.model),
         "trainable_parameters": count_trained_parameters(run.model),
         "embedding_dim": run.model.protosphere.embedding_dim,
@@ -155,11 +157,6 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
 def hub_id(name: str) -> str | None:
     """The name, unless it is a local path."""
     return None if Path(name).expanduser().exists() else name
-
-
-def starts_from_weights(arguments: TrainArguments) -> bool:
-    """Whether training starts from weights that were trained before."""
-    return bool(arguments.pretrained or arguments.resume_from or arguments.finetune_from)
 
 
 def base_model(arguments: TrainArguments) -> str | None:

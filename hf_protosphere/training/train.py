@@ -105,13 +105,14 @@ def dry_run(
     transformers_logging.disable_progress_bar()
     run = TrainingRun(dataclasses.replace(arguments, dry_run=True), images)
     run.accelerator.print(announcement(run))
-    batches = run.groups_of_batches()
+    batches, device = run.groups_of_batches(), run.accelerator.device
+    synchronize = torch.get_device_module(device).synchronize
     run.optimizer_step.train_mode()
     run.step(next(batches))
-    _synchronize(run.accelerator.device)
+    synchronize()
     started = time.perf_counter()
     loss, _ = run.step(next(batches))
-    _synchronize(run.accelerator.device)
+    synchronize()
     seconds = time.perf_counter() - started
     steps = run.steps_per_epoch * arguments.epochs
     plan = {
@@ -119,7 +120,7 @@ def dry_run(
         "steps": steps,
         "images_per_step": run.images_per_step,
         "images": steps * run.images_per_step,
-        "memory_bytes": _peak_memory(run.accelerator.device),
+        "memory_bytes": _peak_memory(device),
         "seconds_per_epoch": seconds * run.steps_per_epoch,
         "hours": seconds * steps / 3600,
     }
@@ -135,11 +136,6 @@ def dry_run(
     if last:
         run.accelerator.end_training()
     return plan
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
 
 
 def _peak_memory(device: torch.device) -> int:
