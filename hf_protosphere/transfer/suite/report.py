@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -49,41 +50,32 @@ def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -
     }
     rows = [
         {
-            "mode": mode, "dataset": dataset, "model": model, "metric": datasets[dataset],
-            "value": values[mode, dataset, model],
-            "improvement": improvements.get((mode, dataset, model)),
-            "split": done[dataset, model][mode]["split"],
-            "num_images": done[dataset, model][mode]["num_images"],
+            "mode": mode, "dataset": dataset, "model": model, "metric": metric,
+            "value": row[metric], "improvement": improvements.get((mode, dataset, model)),
+            "split": row["split"], "num_images": row["num_images"],
         }
-        for mode in modes for dataset in datasets for model in models
-        if (mode, dataset, model) in values
+        for mode in modes for (dataset, metric), model in product(datasets.items(), models)
+        if (row := done[dataset, model].get(mode)) is not None
     ]  # fmt: skip
     means = []
     for mode in modes:
         common = [d for d in datasets if all((mode, d, model) in values for model in models)]
         for model in models if common else []:
             over = [improvements.get((mode, dataset, model)) for dataset in common]
+            value = fmean(values[mode, dataset, model] for dataset in common)
+            improvement = None if None in over else fmean(over)
             means.append(
-                {
-                    "mode": mode,
-                    "model": model,
-                    "value": fmean(values[mode, dataset, model] for dataset in common),
-                    "improvement": None if None in over else fmean(over),
-                    "datasets": common,
-                }
-            )
+                {"mode": mode, "model": model, "value": value, "improvement": improvement,
+                 "datasets": common}
+            )  # fmt: skip
     return {
         "baseline": models[0] if len(models) > 1 else None,
-        "models": models,
-        "modes": modes,
-        "datasets": datasets,
-        "rows": rows,
-        "means": means,
+        "models": models, "modes": modes, "datasets": datasets, "rows": rows, "means": means,
         "failures": [
             {"dataset": dataset, "model": model, "reason": reason}
             for (dataset, model), reason in failures.items()
         ],
-    }
+    }  # fmt: skip
 
 
 def format_suite(results: Results) -> str:
