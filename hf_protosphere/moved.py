@@ -65,9 +65,9 @@ MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in 
     "tracking": "training.setup",
     "transfer_arguments": "transfer.arguments",
     "transfer_report": "transfer.report",
-    "transfer_suite": "transfer.suite.transfer_suite transfer.suite.rows",
+    "transfer_suite": "transfer.suite.transfer_suite",
     "transfer_suite_arguments": "transfer.suite.arguments",
-    "transfer_suite_report": "transfer.suite.report",
+    "transfer_suite_report": "transfer.suite.report transfer.suite.transfer_suite",
     "transforms": "data.transforms data.pixels",
 }
 # Old modules that are rooms now, and where their names are. A command is a module there.

@@ -49,9 +49,8 @@ def with_new_classes(
         class_names: of the new head, in order.
         **config: of `ProtoSphereConfig`, over the source's: objective, prototypes, ...
     """
-    network = {name: getattr(source.config, name) for name in NETWORK}
-    id2label = dict(enumerate(class_names))
-    made_of = ProtoSphereConfig(**network | config, id2label=id2label)
+    config = {name: getattr(source.config, name) for name in NETWORK} | config
+    made_of = ProtoSphereConfig(**config, id2label=dict(enumerate(class_names)))
     model = ProtoSphereForImageClassification(made_of)
     weights = source.protosphere.state_dict()
     another_space = model.config.projection != source.config.projection

@@ -295,8 +295,7 @@ class TrainingRun:
                 sharded = self.accelerator.is_fsdp2
                 weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
                 if self.accelerator.is_main_process:
-                    best = self.output_dir / "best"
-                    save_model(step.kept_model, self.processor, best, weights)
+                    save_model(step.kept_model, self.processor, self.output_dir / "best", weights)
         self._log(record)
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()

@@ -101,25 +101,19 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
 
 
 def load_training_data(
-    arguments: SplitArguments,
-    label_names: list[str] | None = None,
-    *,
-    hold_out: bool = True,
-    streaming: bool = False,
-    num_train_images: int | None = None,
+    arguments: SplitArguments, *, hold_out: bool = True, **more: Any
 ) -> ImageDataset:
     """All splits, the training split long-tailed if that was asked for.
 
     Args:
         arguments: of training, or of a transfer: with `DataArguments` and a seed.
         hold_out: validate on a part of the training images where there is no other split for it.
-        label_names, streaming, num_train_images: as for `load_image_dataset`.
+        more: goes to `load_image_dataset` as well.
     """
     images = load_data(
-        arguments, label_names=label_names,
+        arguments, seed=arguments.seed,
         validation_split=arguments.validation_split, test_split=arguments.test_split,
-        validation_fraction=arguments.validation_fraction if hold_out else 0.0,
-        seed=arguments.seed, streaming=streaming, num_train_images=num_train_images,
+        validation_fraction=arguments.validation_fraction if hold_out else 0.0, **more,
     )  # fmt: skip
     if arguments.imbalance:
         kind, factor = arguments.imbalance, arguments.imbalance_factor
@@ -136,7 +130,7 @@ def training_images(
 ) -> ImageDataset:
     """The images of a run, loaded where they are not yet: of few shots, those that it draws."""
     images = loaded or load_training_data(
-        arguments, label_names, streaming=arguments.streaming,
+        arguments, label_names=label_names, streaming=arguments.streaming,
         num_train_images=arguments.num_train_images,
     )  # fmt: skip
     if arguments.images_per_class is None:

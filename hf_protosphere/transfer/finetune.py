@@ -255,16 +255,14 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     Raises:
         ArgumentError: there is no such model, or it has an image size of its own.
     """
-    name = arguments.model
-    kind = kind_of(name)
-    if kind != "protosphere":
-        start = {"backbone": name, "backbone_source": kind, "pretrained": True}
-        return start | {"image_size": arguments.image_size}
+    name, size = arguments.model, arguments.image_size
+    if (kind := kind_of(name)) != "protosphere":
+        return {"backbone": name, "backbone_source": kind, "pretrained": True, "image_size": size}
     config = ProtoSphereConfig.from_pretrained(name)
-    if arguments.image_size not in (None, config.image_size):
+    if size not in (None, config.image_size):
         raise ArgumentError(
-            f"--image_size {arguments.image_size} does not fit --model {name}, which takes "
-            f"{config.image_size}: leave it out."
+            f"--image_size {size} does not fit --model {name}, which takes {config.image_size}: "
+            "leave it out."
         )
     objective = arguments.objective or config.objective
     start = {"finetune_from": name, "objective": objective}
