@@ -64,12 +64,12 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         results["classifiers"] = {"class_means": of_means} | probes
     if accelerator.is_main_process:
         records = read_metrics(run.output_dir / "metrics.jsonl")
-        results["first_reached"] = first_reached(records, arguments.nc_target)
+        target = arguments.nc_target
+        results["first_reached"] = first_reached(records, target)
         save_model(model, run.processor, run.output_dir)
         of_split = snapshot.snapshot(run.images.label_names, held_out[-1])
         save_snapshot(of_split, run.output_dir / SNAPSHOT)
-        draws = arguments.pictures
-        pictures = draw_run(run.output_dir, target=arguments.nc_target) if draws else []
+        pictures = draw_run(run.output_dir, target=target) if arguments.pictures else []
         # Last, and whole: where it is, the run is finished.
         write_json(run.output_dir / "results.json", results)
         print(f"\n{_summary(run, results, held_out[-1])}")
@@ -85,8 +85,7 @@ def _probes(
     """Those that were asked for, on features of the training images and of one split."""
     arguments = run.arguments
     kinds = ("linear", "normalized_linear")
-    asked = [kind for kind in kinds if getattr(arguments, f"{kind}_probe")]
-    if not asked:
+    if not (asked := [kind for kind in kinds if getattr(arguments, f"{kind}_probe")]):
         return {}
     started = time.perf_counter()
     train = frozen_images(model, run.eval_loaders["train"], run.accelerator, "train")

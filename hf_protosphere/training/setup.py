@@ -58,10 +58,8 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
         if arguments.resume_from is not None and arguments.views == 1:
             decided["views"] = None  # of a checkpoint's objective it may be two
     if arguments.dry_run:
-        decided |= {
-            "cache_images": False, "check_images": False, "report_to": ["none"],
-            "resume": False, "overwrite": False,
-        }  # fmt: skip
+        no = dict.fromkeys(("cache_images", "check_images", "resume", "overwrite"), False)
+        decided |= no | {"report_to": ["none"]}
     return (dataclasses.replace(arguments, **decided) if decided else arguments), config
 
 
@@ -171,8 +169,8 @@ def build_optimizer(
         fused: one kernel for all parameters.
     """
     sgd = arguments.optimizer == "sgd"
-    given = arguments.weight_decay
-    weight_decay = (1e-4 if sgd else 0.05) if given is None else given
+    usual = 1e-4 if sgd else 0.05
+    weight_decay = usual if arguments.weight_decay is None else arguments.weight_decay
     learning_rate = arguments.learning_rate or (0.1 * images_per_step / 256 if sgd else 1e-3)
     groups = parameter_groups(model, learning_rate, weight_decay, arguments.layer_decay)
     if sgd:
@@ -183,11 +181,10 @@ def build_optimizer(
     else:
         optimizer = torch.optim.AdamW(groups, learning_rate, fused=fused)
     scheduler = get_scheduler(
-        "cosine" if arguments.schedule == "cosine" else "constant_with_warmup",
-        optimizer,
+        "cosine" if arguments.schedule == "cosine" else "constant_with_warmup", optimizer,
         num_warmup_steps=round(arguments.warmup_epochs * steps_per_epoch),
         num_training_steps=arguments.epochs * steps_per_epoch,
-    )
+    )  # fmt: skip
     return optimizer, scheduler
 
 
@@ -238,11 +235,10 @@ def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: 
         run_id: the run's identity, the same when it is resumed.
     """
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    plain = (bool, int, float, str)
     accelerator.init_trackers(
         arguments.project,
         config={
-            key: value if isinstance(value, plain) else str(value)
+            key: value if isinstance(value, int | float | str) else str(value)
             for key, value in dataclasses.asdict(arguments).items()
         },
         init_kwargs={

@@ -68,11 +68,10 @@ def fit(
         (evaluation.features, evaluation.labels), num_classes,
         epochs=epochs, temperature=temperature, seed=seed,
     )  # fmt: skip
-    bias = probe.bias
     return FrozenClassifier(
         F.normalize(evaluation.features, dim=1), probe.logits, F.normalize(probe.weight, dim=1),
-        probe.weight.numel() + (0 if bias is None else bias.numel()), probe.training_seconds,
-        probe.weight, bias,
+        sum(part.numel() for part in (probe.weight, probe.bias) if part is not None),
+        probe.training_seconds, probe.weight, probe.bias,
     )  # fmt: skip
 
 

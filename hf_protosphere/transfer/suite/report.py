@@ -16,8 +16,7 @@ Results = dict[str, Any]  # of `transfer_suite.compare`
 
 def format_suite(results: Results) -> str:
     """The results as a table for people."""
-    table = format_table(_table(results), text_columns=3, remarks=True)
-    return "\n".join([table, *_notes(results)])
+    return "\n".join([format_table(_table(results), 3, remarks=True), *_notes(results)])
 
 
 def markdown(results: Results) -> str:
