@@ -121,8 +121,7 @@ class Transfer:
         for mode in self.arguments.modes:
             for shots in self.arguments.shot_counts or [None]:
                 for trial in range(self.arguments.trials if shots else 1):
-                    key = (mode, shots, trial)
-                    if key not in done:
+                    if (key := (mode, shots, trial)) not in done:
                         row = {"mode": mode, "shots": shots, "trial": trial}
                         run = self._trained if mode in TRAINED_MODES else self._frozen_row
                         done[key] = row | run(mode, shots, trial)
