@@ -49,10 +49,10 @@ MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in 
     "open_set_plots": "open_set.plots",
     "parsing": "arguments.parsing arguments.checks",
     "pictures": "runs.plot",
-    "planning": "training.dry_run",
+    "planning": "training.train",
     "provenance": "training.finish training.environment",
     "release_rows": "release.rows",
-    "reporting": "training.reporting training.monitoring evaluation.report robustness.measure "
+    "reporting": "training.train training.monitoring evaluation.report robustness.measure "
     "plots.table",
     "retrieval_arguments": "retrieval.arguments",
     "retrieval_plots": "retrieval.plots",
@@ -65,9 +65,9 @@ MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in 
     "tracking": "training.setup",
     "transfer_arguments": "transfer.arguments",
     "transfer_report": "transfer.report",
-    "transfer_suite": "transfer.suite.transfer_suite transfer.suite.rows",
+    "transfer_suite": "transfer.suite.transfer_suite",
     "transfer_suite_arguments": "transfer.suite.arguments",
-    "transfer_suite_report": "transfer.suite.report",
+    "transfer_suite_report": "transfer.suite.report transfer.suite.transfer_suite",
     "transforms": "data.transforms data.pixels",
 }
 # Old modules that are rooms now, and where their names are. A command is a module there.

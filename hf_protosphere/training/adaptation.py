@@ -49,13 +49,12 @@ def with_new_classes(
         class_names: of the new head, in order.
         **config: of `ProtoSphereConfig`, over the source's: objective, prototypes, ...
     """
-    network = {name: getattr(source.config, name) for name in NETWORK}
-    id2label = dict(enumerate(class_names))
-    model = ProtoSphereForImageClassification(
-        ProtoSphereConfig(**network | config, id2label=id2label)
-    )
+    config = {name: getattr(source.config, name) for name in NETWORK} | config
+    made_of = ProtoSphereConfig(**config, id2label=dict(enumerate(class_names)))
+    model = ProtoSphereForImageClassification(made_of)
     weights = source.protosphere.state_dict()
-    if model.config.projection != source.config.projection:
+    another_space = model.config.projection != source.config.projection
+    if another_space:
         weights = {k: v for k, v in weights.items() if not k.startswith("projection.")}
     misfits = model.protosphere.load_state_dict(weights, strict=False)
     if unexpected := [
@@ -63,19 +62,15 @@ def with_new_classes(
         *(key for key in misfits.missing_keys if not key.startswith("projection.")),
     ]:
         raise ValueError(f"the backbones differ: {', '.join(unexpected[:3])}.")
-    known = classes_in_common(source.config, class_names)
-    if model.config.projection != source.config.projection:  # another space
+    if another_space or model.config.has_prototypes != source.config.has_prototypes:
         return model
+    known = classes_in_common(source.config, class_names)
     rows, theirs = list(known), list(known.values())
     with torch.no_grad():
-        if not model.config.has_prototypes and not source.config.has_prototypes:
+        if not model.config.has_prototypes:
             model.classifier.weight[rows] = source.classifier.weight[theirs]
             model.classifier.bias[rows] = source.classifier.bias[theirs]
-        elif (
-            model.config.prototypes == "learned"
-            and model.config.has_prototypes
-            and source.config.has_prototypes
-        ):
+        elif model.config.prototypes == "learned":
             model.head.weight[rows] = source.prototypes[theirs]
     return model
 
@@ -143,9 +138,7 @@ def _add_adapters(model: ProtoSphereForImageClassification, rank: int) -> None:
         parameter.requires_grad_(True)
 
 
-def without_adapters(
-    model: ProtoSphereForImageClassification,
-) -> ProtoSphereForImageClassification:
+def without_adapters(model: ProtoSphereForImageClassification) -> ProtoSphereForImageClassification:
     """A copy with the adapters merged into the weights they adapt."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -167,11 +160,11 @@ def parameter_groups(
     """Groups for an optimiser: no weight decay of biases, norms and prototypes, and where
     `layer_decay` is given, a learning rate for each layer of the backbone."""
     # Decay would only shrink the prototypes' norm, which is not used.
-    no_decay = ("head.weight",)
+    of_all = timm.optim.param_groups_weight_decay(
+        model, weight_decay, no_weight_decay_list=("head.weight",)
+    )
     if layer_decay is None:
-        return timm.optim.param_groups_weight_decay(
-            model, weight_decay, no_weight_decay_list=no_decay
-        )
+        return of_all
     layers: Any = model.protosphere.backbone
     if not hasattr(layers, "group_matcher"):
         layers = SimpleNamespace(
@@ -181,9 +174,7 @@ def parameter_groups(
     for group in groups:
         group["lr"] = learning_rate * group["lr_scale"]
     of_backbone = {id(parameter) for group in groups for parameter in group["params"]}
-    for group in timm.optim.param_groups_weight_decay(
-        model, weight_decay, no_weight_decay_list=no_decay
-    ):
+    for group in of_all:
         rest = [p for p in group["params"] if id(p) not in of_backbone]
         groups.append({**group, "params": rest, "lr": learning_rate})
     return [group for group in groups if group["params"]]

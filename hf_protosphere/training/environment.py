@@ -46,20 +46,19 @@ def record_start(
     record = {"run_id": uuid.uuid4().hex, "starts": []}
     if arguments.resume and path.exists():
         record = json.loads(path.read_text())
-    record["starts"].append(
-        {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "versions": versions(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "device": device_name(accelerator.device),
-            "processes": accelerator.num_processes,
-            "git": git_state(),
-            "seed": arguments.seed,
-            "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
-        }
-    )
+    start = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "git": git_state(),
+        "seed": arguments.seed,
+        "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
+    }
+    record["starts"].append(start)
     write_json(path, record)
     return record["run_id"]
 

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 def finish(run: TrainingRun) -> dict[str, Any]:
     """Evaluate the best epoch's model on the held-out splits and write everything."""
-    arguments, accelerator, progress, loaders = (
-        run.arguments, run.accelerator, run.progress, run.eval_loaders
-    )  # fmt: skip
+    arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
+    loaders = run.eval_loaders
     model = ProtoSphereForImageClassification.from_pretrained(run.output_dir / "best")
     model.to(accelerator.device)
     started = time.perf_counter()
@@ -55,8 +54,9 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         last = snapshot if split == held_out[-1] else None
         report = evaluate_model(model, loaders[split], accelerator, means=means, snapshot=last)
         if arguments.imbalance:
-            by_frequency = accuracy_by_frequency(report["class_accuracies"], run.train_counts)
-            report["accuracy_by_frequency"] = by_frequency
+            report["accuracy_by_frequency"] = accuracy_by_frequency(
+                report["class_accuracies"], run.train_counts
+            )
         results[split] = report
     if probes := _probes(run, model, held_out[-1]):
         accuracy = results[held_out[-1]]["class_means_accuracy"]
@@ -64,14 +64,12 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         results["classifiers"] = {"class_means": of_means} | probes
     if accelerator.is_main_process:
         records = read_metrics(run.output_dir / "metrics.jsonl")
-        results["first_reached"] = first_reached(records, arguments.nc_target)
+        target = arguments.nc_target
+        results["first_reached"] = first_reached(records, target)
         save_model(model, run.processor, run.output_dir)
-        save_snapshot(
-            snapshot.snapshot(run.images.label_names, held_out[-1]), run.output_dir / SNAPSHOT
-        )
-        pictures = []
-        if arguments.pictures:
-            pictures = draw_run(run.output_dir, target=arguments.nc_target)
+        of_split = snapshot.snapshot(run.images.label_names, held_out[-1])
+        save_snapshot(of_split, run.output_dir / SNAPSHOT)
+        pictures = draw_run(run.output_dir, target=target) if arguments.pictures else []
         # Last, and whole: where it is, the run is finished.
         write_json(run.output_dir / "results.json", results)
         print(f"\n{_summary(run, results, held_out[-1])}")
@@ -86,12 +84,8 @@ def _probes(
 ) -> dict[str, dict[str, float]]:
     """Those that were asked for, on features of the training images and of one split."""
     arguments = run.arguments
-    asked = []
-    if arguments.linear_probe:
-        asked.append("linear")
-    if arguments.normalized_linear_probe:
-        asked.append("normalized_linear")
-    if not asked:
+    kinds = ("linear", "normalized_linear")
+    if not (asked := [kind for kind in kinds if getattr(arguments, f"{kind}_probe")]):
         return {}
     started = time.perf_counter()
     train = frozen_images(model, run.eval_loaders["train"], run.accelerator, "train")
@@ -105,22 +99,16 @@ def _probes(
             epochs=arguments.probe_epochs, temperature=arguments.temperature, seed=arguments.seed,
         )  # fmt: skip
         probes[kind] = {
-            "accuracy": probe.accuracy,
-            "pass_seconds": pass_seconds,
+            "accuracy": probe.accuracy, "pass_seconds": pass_seconds,
             "training_seconds": probe.training_seconds,
-        }
+        }  # fmt: skip
     return probes
 
 
 def _summary(run: TrainingRun, results: dict[str, Any], split: str) -> str:
-    parts = [
-        format_report(
-            results[split],
-            f"{split}, epoch {run.progress.best_epoch}",
-            reached=results["first_reached"].get("validation", {}),
-            target=run.arguments.nc_target,
-        )
-    ]
+    title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
+    reached = results["first_reached"].get("validation", {})
+    parts = [format_report(results[split], title, reached=reached, target=target)]
     if "classifiers" in results:
         parts.append(format_classifiers(results["classifiers"], split))
     seconds = results["neural_collapse_seconds"]
@@ -139,7 +127,7 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
         "trainable_parameters", "embedding_dim", "images_per_step", "learning_rate" (the peak),
         "weight_decay", "device", "processes", "versions"}.
     """
-    arguments, splits = run.arguments, run.images.splits
+    arguments, splits, step = run.arguments, run.images.splits, run.optimizer_step
     return {
         "dataset": hub_id(arguments.dataset_name),
         "splits": {
@@ -150,15 +138,15 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
             for role, source in run.images.sources.items()
         },
         "base_model": base_model(arguments),
-        "from_pretrained_weights": starts_from_weights(arguments),
+        "from_pretrained_weights": bool(
+            arguments.pretrained or arguments.resume_from or arguments.finetune_from
+        ),
         "parameters": count_parameters(run.model),
         "trainable_parameters": count_trained_parameters(run.model),
         "embedding_dim": run.model.protosphere.embedding_dim,
         "images_per_step": run.images_per_step,
-        "learning_rate": max(run.optimizer_step.scheduler.base_lrs),
-        "weight_decay": max(
-            group["weight_decay"] for group in run.optimizer_step.optimizer.param_groups
-        ),
+        "learning_rate": max(step.scheduler.base_lrs),
+        "weight_decay": max(group["weight_decay"] for group in step.optimizer.param_groups),
         "device": device_name(run.accelerator.device),
         "processes": run.accelerator.num_processes,
         "versions": {"python": platform.python_version(), **versions()},
@@ -168,11 +156,6 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
 def hub_id(name: str) -> str | None:
     """The name, unless it is a local path."""
     return None if Path(name).expanduser().exists() else name
-
-
-def starts_from_weights(arguments: TrainArguments) -> bool:
-    """Whether training starts from weights that were trained before."""
-    return bool(arguments.pretrained or arguments.resume_from or arguments.finetune_from)
 
 
 def base_model(arguments: TrainArguments) -> str | None:

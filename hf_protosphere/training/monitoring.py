@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,30 +15,24 @@ from ..metrics.monitoring import COLLAPSE, Stopwatch
 from ..modeling_protosphere import ProtoSphereForImageClassification
 
 
+@dataclass
 class CollapseMonitor:
     """Evaluates on the validation split, and now and then measures neural collapse with it.
 
-    Args:
+    Attributes:
         validation: all of the split; its accuracy is computed anyway, so that neural collapse costs
             the metrics alone.
         train_sample: a fixed sample of the training images under the evaluation transform, or None.
         every_epochs, every_steps: 0 for never.
     """
 
-    def __init__(
-        self,
-        model: ProtoSphereForImageClassification,
-        validation: DataLoader,
-        train_sample: DataLoader | None,
-        accelerator: Accelerator,
-        *,
-        every_epochs: int,
-        every_steps: int,
-    ) -> None:
-        self.model, self.accelerator = model, accelerator
-        self.validation, self.train_sample = validation, train_sample
-        self.every_epochs, self.every_steps = every_epochs, every_steps
-        self.stopwatch = Stopwatch()
+    model: ProtoSphereForImageClassification
+    validation: DataLoader
+    train_sample: DataLoader | None
+    accelerator: Accelerator
+    every_epochs: int
+    every_steps: int
+    stopwatch: Stopwatch = field(default_factory=Stopwatch, init=False)
 
     def due_at_step(self, step: int) -> bool:
         return bool(self.every_steps) and step % self.every_steps == 0
@@ -48,20 +44,15 @@ class CollapseMonitor:
     def validate(self, neural_collapse: bool) -> dict[str, Any]:
         """A record: "validation_..." as `evaluate_model` reports, and "train_neural_collapse"."""
         record: dict[str, Any] = {}
+        evaluate = partial(evaluate_model, self.model, accelerator=self.accelerator)
         if neural_collapse and self.train_sample is not None:
             with self.stopwatch:
-                sample = evaluate_model(
-                    self.model, self.train_sample, self.accelerator, description="training sample"
-                )
+                sample = evaluate(self.train_sample, description="training sample")
             record["train" + COLLAPSE] = sample["neural_collapse"]
-        report = evaluate_model(
-            self.model,
-            self.validation,
-            self.accelerator,
-            neural_collapse=neural_collapse,
-            description="validation",
+        report = evaluate(
+            self.validation, neural_collapse=neural_collapse, description="validation",
             stopwatch=self.stopwatch,
-        )
+        )  # fmt: skip
         del report["class_accuracies"]  # a list in every record, and a curve for every class
         return record | {f"validation_{name}": value for name, value in report.items()}
 

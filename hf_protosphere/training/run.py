@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -86,24 +86,18 @@ class TrainingRun:
         self.validation = "validation" if "validation" in self.images.splits else "train"
         if arguments.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        optimizer, scheduler = build_optimizer(
-            arguments,
-            self.model,
-            images_per_step=self.images_per_step,
+        optimizer = build_optimizer(
+            arguments, self.model, images_per_step=self.images_per_step,
             steps_per_epoch=self.steps_per_epoch,
             fused=not self.accelerator.is_fsdp2,  # torch's fused SGD takes no sharded parameters
-        )
-        self.optimizer_step = OptimizerStep(
-            arguments, self.model, optimizer, scheduler, self.accelerator
-        )
+        )  # fmt: skip
+        self.optimizer_step = OptimizerStep(arguments, self.model, *optimizer, self.accelerator)
         self.monitor = CollapseMonitor(
-            self.optimizer_step.evaluated_model,
-            self.eval_loaders[self.validation],
-            self._train_sample_loader(),
-            self.accelerator,
-            every_epochs=arguments.nc_every,
-            every_steps=arguments.nc_every_steps,
-        )
+            model=self.optimizer_step.evaluated_model, accelerator=self.accelerator,
+            validation=self.eval_loaders[self.validation],
+            train_sample=self._train_sample_loader(),
+            every_epochs=arguments.nc_every, every_steps=arguments.nc_every_steps,
+        )  # fmt: skip
         self.progress = Progress.start(self.accelerator, self.images_per_step)
         if not arguments.dry_run:
             self._open()
@@ -135,12 +129,9 @@ class TrainingRun:
         copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
         weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
         prepare = partial(
-            prepare_output_dir,
-            self.output_dir,
-            resume=self.arguments.resume,
-            overwrite=self.arguments.overwrite,
-            bytes_needed=copies * weights + 2**24,
-        )
+            prepare_output_dir, self.output_dir, resume=self.arguments.resume,
+            overwrite=self.arguments.overwrite, bytes_needed=copies * weights + 2**24,
+        )  # fmt: skip
         on_main_process(self.accelerator, prepare)
         if not self.output_dir.is_dir():
             raise ArgumentError(
@@ -164,17 +155,13 @@ class TrainingRun:
         return None if sample is None else self._eval_loader(sample, "train sample")
 
     def _eval_loader(self, split: Dataset | IterableDataset, description: str) -> DataLoader:
+        arguments = self.arguments
+        cache = self.images.is_streamed and arguments.cache_images is not False
         return evaluation_loader(
-            split,
-            self.processor,
-            self.arguments.eval_batch_size,
-            self.arguments.num_workers,
-            self.accelerator,
-            description=description,
-            cache=self.batches.is_cached
-            or (self.images.is_streamed and self.arguments.cache_images is not False),
-            skip_bad=self.arguments.on_bad_image == "skip",
-        )
+            split, self.processor, arguments.eval_batch_size, arguments.num_workers,
+            self.accelerator, description=description, cache=self.batches.is_cached or cache,
+            skip_bad=arguments.on_bad_image == "skip",
+        )  # fmt: skip
 
     def _resume(self) -> Progress:
         checkpoint = newest_checkpoint(self.output_dir / "checkpoints")
@@ -198,12 +185,10 @@ class TrainingRun:
         unseen: list[Tensor] = []  # (2,) loss and accuracy of each step since the last look
         first_step = progress.step_in_epoch
         bar = tqdm(
-            total=self.steps_per_epoch,
-            initial=first_step,
+            total=self.steps_per_epoch, initial=first_step, leave=False,
             desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}",
-            leave=False,
             disable=not self.accelerator.is_main_process,
-        )
+        )  # fmt: skip
 
         def trained_seconds() -> float:
             return time.perf_counter() - started - (monitor.stopwatch.seconds - monitored)
@@ -216,12 +201,11 @@ class TrainingRun:
             pace = seconds / (steps - first_step) if steps > first_step else 0.0  # s per step
             left = pace * (self.arguments.epochs * self.steps_per_epoch - progress.step)
             bar.set_postfix(
-                loss=f"{loss:.3f}",
-                accuracy=f"{accuracy:.1%}",
+                loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}",
                 lr=f"{self.optimizer_step.scheduler.get_last_lr()[0]:.2g}",
                 images_per_s=f"{self.images_per_step / pace:.0f}" if pace else "-",
                 left=tqdm.format_interval(left),
-            )
+            )  # fmt: skip
             if stop.agreed(self.accelerator):
                 progress.training_seconds += seconds
                 path = self._save_checkpoint()
@@ -249,10 +233,13 @@ class TrainingRun:
         progress.training_seconds += trained_seconds()
 
     def groups_of_batches(self) -> Iterator[list[dict[str, Tensor]]]:
-        """What is left of the current epoch, as the batches of each optimiser step."""
+        """What is left of the current epoch, as the batches of each optimiser step.
+
+        Full groups only: what is left over at the end of an epoch is no step.
+        """
         size, progress = self.arguments.gradient_accumulation_steps, self.progress
         batches = self.batches.epoch(progress.epoch, skip=size * progress.step_in_epoch)
-        return _groups_of(size, batches)
+        return map(list, zip(*[batches] * size))
 
     @property
     def images_per_step(self) -> int:
@@ -289,12 +276,10 @@ class TrainingRun:
         progress.step_in_epoch, progress.epoch_totals = 0, (0.0, 0.0)
         last = progress.epoch == arguments.epochs
         record: dict[str, Any] = {
-            "step": progress.step,
-            "epoch": progress.epoch,
-            "learning_rate": self.optimizer_step.scheduler.get_last_lr()[0],
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-        }
+            "step": progress.step, "epoch": progress.epoch,
+            "learning_rate": step.scheduler.get_last_lr()[0],
+            "train_loss": loss, "train_accuracy": accuracy,
+        }  # fmt: skip
         if last or progress.epoch % arguments.evaluate_every == 0:
             self._update_class_means()
             by_collapse = arguments.best_metric not in ("accuracy", "mean_class_accuracy")
@@ -310,15 +295,14 @@ class TrainingRun:
                 sharded = self.accelerator.is_fsdp2
                 weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
                 if self.accelerator.is_main_process:
-                    best = self.output_dir / "best"
-                    save_model(step.kept_model, self.processor, best, weights)
+                    save_model(step.kept_model, self.processor, self.output_dir / "best", weights)
         self._log(record)
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()
-        patience = arguments.early_stopping_patience
         if self.is_over and not last:
             self.accelerator.print(
-                f"No better {arguments.best_metric} in {patience} epochs: stopping early."
+                f"No better {arguments.best_metric} in {arguments.early_stopping_patience} epochs: "
+                "stopping early."
             )
 
     @property
@@ -330,8 +314,7 @@ class TrainingRun:
 
     def _save_checkpoint(self) -> Path:
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
-        folder = self.output_dir / "checkpoints"
-        keep = self.arguments.keep_checkpoints
+        folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
         return save_checkpoint(self.accelerator, folder, self.progress, keep)
 
     def _log(self, record: dict[str, Any]) -> None:
@@ -344,23 +327,12 @@ class TrainingRun:
 
     def _update_class_means(self, *, first: bool = False) -> None:
         step, config = self.optimizer_step, self.model.config
-        imprints = first and self.arguments.imprint and config.prototypes == "learned"
-        imprints = imprints and config.has_prototypes
+        learned = config.prototypes == "learned" and config.has_prototypes
+        imprints = first and self.arguments.imprint and learned
         if imprints or config.prototypes == "class_means":
             loader = self.eval_loaders["train"]
             means = training_class_means(step.evaluated_model, loader, self.accelerator)
             if imprints:
-                means = first_prototypes(
-                    self.model, means, self.checkpoint if self.arguments.finetune_from else None
-                )
+                source = self.checkpoint if self.arguments.finetune_from else None
+                means = first_prototypes(self.model, means, source)
             step.set_prototypes(means)
-
-
-def _groups_of(size: int, batches: Iterable[Any]) -> Iterator[list[Any]]:
-    """Full groups only: what is left over at the end of an epoch is no step."""
-    group: list[Any] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []

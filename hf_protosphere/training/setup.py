@@ -45,22 +45,21 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
         of_checkpoint = NETWORK if arguments.resume_from is None else NETWORK | HEAD
         defaults = TrainArguments(dataset_name="", report_to="none")
         for name, argument in of_checkpoint.items():
-            value = getattr(config, name)
             if argument is None:
                 continue
-            if (asked := getattr(arguments, argument)) not in (getattr(defaults, argument), value):
+            value, asked = getattr(config, name), getattr(arguments, argument)
+            option = name if name == "backbone_kwargs" else argument
+            if asked not in (getattr(defaults, argument), value):
                 raise ArgumentError(
-                    f"--{name if name == 'backbone_kwargs' else argument} {asked} does not fit "
-                    f"{flag} {checkpoint}, which has {value}: leave it out."
+                    f"--{option} {asked} does not fit {flag} {checkpoint}, which has {value}: "
+                    "leave it out."
                 )
-            decided[name if name == "backbone_kwargs" else argument] = value
+            decided[option] = value
         if arguments.resume_from is not None and arguments.views == 1:
             decided["views"] = None  # of a checkpoint's objective it may be two
     if arguments.dry_run:
-        decided |= {
-            "cache_images": False, "check_images": False, "report_to": ["none"],
-            "resume": False, "overwrite": False,
-        }  # fmt: skip
+        no = dict.fromkeys(("cache_images", "check_images", "resume", "overwrite"), False)
+        decided |= no | {"report_to": ["none"]}
     return (dataclasses.replace(arguments, **decided) if decided else arguments), config
 
 
@@ -68,39 +67,31 @@ def build_model(
     arguments: TrainArguments, images: ImageDataset
 ) -> ProtoSphereForImageClassification:
     """The model that the arguments and the data describe, with gradients for what they train."""
-    model = _build_model(arguments, images)
+    if arguments.resume_from is not None:
+        model, _ = load_classifier(arguments.resume_from, "--resume_from")
+        model.config.forget_calibration()
+    else:
+        model = _model_of(arguments, images)
     freeze(model, arguments)
     return model
 
 
-def _build_model(
-    arguments: TrainArguments, images: ImageDataset
-) -> ProtoSphereForImageClassification:
-    if arguments.resume_from is not None:
-        model = load_classifier(arguments.resume_from, "--resume_from")[0]
-        model.config.forget_calibration()
-        return model
-    asked = {
-        name: getattr(arguments, argument)
-        for name, argument in (NETWORK | HEAD).items()
-        if argument
-    }
+def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereForImageClassification:
+    asked = {name: getattr(arguments, of) for name, of in (NETWORK | HEAD).items() if of}
     asked["num_channels"] = arguments.num_channels or images.num_channels
     if not arguments.pretrained:
         asked["image_size"] = arguments.image_size or images.suggested_image_size()
     config = {name: value for name, value in asked.items() if value is not None}
-    backbone = config.pop("backbone")
+    config["id2label"] = images.id2label
     try:
         if arguments.finetune_from is not None:
             source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
             head = {name: getattr(arguments, argument) for name, argument in HEAD.items()}
             return with_new_classes(source, images.label_names, **head)
         if arguments.pretrained:
-            return ProtoSphereForImageClassification.from_backbone(
-                backbone, id2label=images.id2label, **config
-            )
-        config = ProtoSphereConfig(backbone=backbone, id2label=images.id2label, **config)
-        return ProtoSphereForImageClassification(config)
+            backbone = config.pop("backbone")
+            return ProtoSphereForImageClassification.from_backbone(backbone, **config)
+        return ProtoSphereForImageClassification(ProtoSphereConfig(**config))
     except (OSError, ValueError, TypeError) as error:
         # OSError: weights that cannot be downloaded. TypeError: an option that the backbone does
         # not know.
@@ -108,35 +99,24 @@ def _build_model(
 
 
 def load_training_data(
-    arguments: SplitArguments,
-    label_names: list[str] | None = None,
-    *,
-    hold_out: bool = True,
-    streaming: bool = False,
-    num_train_images: int | None = None,
+    arguments: SplitArguments, *, hold_out: bool = True, **more: Any
 ) -> ImageDataset:
     """All splits, the training split long-tailed if that was asked for.
 
     Args:
         arguments: of training, or of a transfer: with `DataArguments` and a seed.
         hold_out: validate on a part of the training images where there is no other split for it.
-        label_names, streaming, num_train_images: as for `load_image_dataset`.
+        more: goes to `load_image_dataset` as well.
     """
     images = load_data(
-        arguments,
-        label_names=label_names,
-        validation_split=arguments.validation_split,
-        test_split=arguments.test_split,
-        validation_fraction=arguments.validation_fraction if hold_out else 0.0,
-        seed=arguments.seed,
-        streaming=streaming,
-        num_train_images=num_train_images,
-    )
+        arguments, seed=arguments.seed,
+        validation_split=arguments.validation_split, test_split=arguments.test_split,
+        validation_fraction=arguments.validation_fraction if hold_out else 0.0, **more,
+    )  # fmt: skip
     if arguments.imbalance:
-        tail = long_tailed(
-            images.splits["train"], images.num_labels, arguments.imbalance,
-            arguments.imbalance_factor, arguments.seed,
-        )  # fmt: skip
+        kind, factor = arguments.imbalance, arguments.imbalance_factor
+        split = images.splits["train"]
+        tail = long_tailed(split, images.num_labels, kind, factor, arguments.seed)
         images = images.with_train(tail)
     return images
 
@@ -148,11 +128,9 @@ def training_images(
 ) -> ImageDataset:
     """The images of a run, loaded where they are not yet: of few shots, those that it draws."""
     images = loaded or load_training_data(
-        arguments,
-        label_names,
-        streaming=arguments.streaming,
+        arguments, label_names=label_names, streaming=arguments.streaming,
         num_train_images=arguments.num_train_images,
-    )
+    )  # fmt: skip
     if arguments.images_per_class is None:
         return images
     train, shots = images.splits["train"], arguments.images_per_class
@@ -160,12 +138,11 @@ def training_images(
 
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
+    folder = arguments.output_dir
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=arguments.report_to or None,
-        project_config=ProjectConfiguration(
-            arguments.output_dir, f"{arguments.output_dir}/tensorboard"
-        ),
+        project_config=ProjectConfiguration(folder, f"{folder}/tensorboard"),
     )
     check_processes(accelerator, accumulates=arguments.gradient_accumulation_steps > 1)
     if deepspeed := accelerator.state.deepspeed_plugin:
@@ -192,9 +169,8 @@ def build_optimizer(
         fused: one kernel for all parameters.
     """
     sgd = arguments.optimizer == "sgd"
-    weight_decay = arguments.weight_decay
-    if weight_decay is None:
-        weight_decay = 1e-4 if sgd else 0.05
+    usual = 1e-4 if sgd else 0.05
+    weight_decay = usual if arguments.weight_decay is None else arguments.weight_decay
     learning_rate = arguments.learning_rate or (0.1 * images_per_step / 256 if sgd else 1e-3)
     groups = parameter_groups(model, learning_rate, weight_decay, arguments.layer_decay)
     if sgd:
@@ -205,11 +181,10 @@ def build_optimizer(
     else:
         optimizer = torch.optim.AdamW(groups, learning_rate, fused=fused)
     scheduler = get_scheduler(
-        "cosine" if arguments.schedule == "cosine" else "constant_with_warmup",
-        optimizer,
+        "cosine" if arguments.schedule == "cosine" else "constant_with_warmup", optimizer,
         num_warmup_steps=round(arguments.warmup_epochs * steps_per_epoch),
         num_training_steps=arguments.epochs * steps_per_epoch,
-    )
+    )  # fmt: skip
     return optimizer, scheduler
 
 
@@ -260,17 +235,14 @@ def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: 
         run_id: the run's identity, the same when it is resumed.
     """
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    plain = (bool, int, float, str)
     accelerator.init_trackers(
         arguments.project,
         config={
-            key: value if isinstance(value, plain) else str(value)
+            key: value if isinstance(value, int | float | str) else str(value)
             for key, value in dataclasses.asdict(arguments).items()
         },
         init_kwargs={
-            "wandb": {
-                "name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir
-            },
+            "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir},
             "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},
         },
-    )  # fmt: skip
+    )

@@ -11,7 +11,7 @@ one more forward pass, and memory for the embeddings instead of the activations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -69,11 +70,9 @@ class OptimizerStep:
         self.mix: Mixup | None = None
         if arguments.mixup or arguments.label_smoothing:
             self.mix = Mixup(
-                mixup_alpha=arguments.mixup,
-                prob=1.0 if arguments.mixup else 0.0,
-                label_smoothing=arguments.label_smoothing,
-                num_classes=model.config.num_labels,
-            )
+                mixup_alpha=arguments.mixup, prob=1.0 if arguments.mixup else 0.0,
+                label_smoothing=arguments.label_smoothing, num_classes=model.config.num_labels,
+            )  # fmt: skip
 
     @property
     def evaluated_model(self) -> ProtoSphereForImageClassification:
@@ -174,7 +173,8 @@ def backward_as_one_batch(
     random_states, outputs = [], []
     with _unchanged_buffers(bare), torch.no_grad():
         for batch in batches:
-            random_states.append(_random_state(device))
+            states = get_device_states(batch["pixel_values"])  # none of the CPU
+            random_states.append((torch.get_rng_state(), *states))
             with autocast():
                 outputs.append(bare(batch["pixel_values"]))
 
@@ -189,17 +189,14 @@ def backward_as_one_batch(
     parts = grad_embeddings.split([len(batch["labels"]) for batch in batches])
     for i, (batch, state, part) in enumerate(zip(batches, random_states, parts)):
         last = i == len(batches) - 1
-        with ExitStack() as contexts:
-            if accelerator and not last:
-                contexts.enter_context(accelerator.no_sync(model))
-            contexts.enter_context(_replayed(state, device))
+        syncs = last or not accelerator
+        with nullcontext() if syncs else accelerator.no_sync(model), _replayed(*state, device):
             with autocast():
                 output = model(batch["pixel_values"])
             # Linear in the embeddings with the gradient as its coefficients.
             surrogate = (output.embeddings * part).sum()
             if last:
-                for parameter, grad in zip(trained, grad_trained):
-                    surrogate = surrogate + (parameter * grad).sum()
+                surrogate = sum(((p * g).sum() for p, g in zip(trained, grad_trained)), surrogate)
             accelerator.backward(surrogate) if accelerator else surrogate.backward()
     return loss.detach(), logits
 
@@ -212,17 +209,12 @@ def _unchanged_buffers(model: ProtoSphereForImageClassification) -> Iterator[Non
         buffer.copy_(value)
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    if device.type == "cpu":
-        return torch.get_rng_state(), None
-    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(device)
-
-
 @contextmanager
-def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    devices = [] if device.type == "cpu" else [device]
+def _replayed(
+    state: Tensor, devices: list[int], states: list[Tensor], device: torch.device
+) -> Iterator[None]:
+    """Random numbers as from these states of the CPU and of the devices, all of the same type."""
     with torch.random.fork_rng(devices, device_type=device.type):
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.get_device_module(device).set_rng_state(state[1], device)
+        torch.set_rng_state(state)
+        set_device_states(devices, states, device_type=device.type)
         yield

@@ -1,17 +1,20 @@
-"""The command `protosphere train`: train a classifier, from one dataclass of arguments."""
+"""The command `protosphere train`: train a classifier, or plan it, as one dataclass says."""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+import time
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from ..data.dataset import ImageDataset
 from ..runs.signals import stop_signals
+from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments
-from .dry_run import dry_run
 from .finish import finish
-from .reporting import announcement
 from .run import TrainingRun
 
 
@@ -55,3 +58,94 @@ def train(
 def train_or_plan(arguments: TrainArguments) -> dict[str, Any]:
     """What `protosphere train` does, with `--dry_run` or without."""
     return dry_run(arguments) if arguments.dry_run else train(arguments)
+
+
+def announcement(run: TrainingRun) -> str:
+    """What is about to be trained, on what, for how long."""
+    config, arguments, accelerator = run.model.config, run.arguments, run.accelerator
+    parameters, trained = count_parameters(run.model), count_trained_parameters(run.model)
+    share = "" if trained == parameters else f", {trained:,} of them trained"
+    sizes = ", ".join(
+        f"{name} {run.images.num_train if name == 'train' else len(split)}"
+        for name, split in run.images.splits.items()
+    )
+    lines = [
+        f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters{share}, "
+        f"embeddings of {run.model.protosphere.embedding_dim}, {config.prototypes} prototypes)",
+        f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
+        f"{config.image_size} px, {config.num_channels} channel(s)",
+        f"{arguments.epochs} epochs of {run.steps_per_epoch} steps of {run.images_per_step} "
+        f"images, {accelerator.num_processes} process(es) on {accelerator.device.type}"
+        f"{'' if arguments.dry_run else f'; → {run.output_dir}'}",
+    ]
+    if arguments.imbalance:
+        counts = ", ".join(map(str, run.train_counts))
+        lines.append(f"long-tailed ({arguments.imbalance}): {counts} images a class")
+    if run.validation == "train":
+        lines.append("No validation images: validating on the training set.")
+    return "\n".join(lines)
+
+
+def dry_run(
+    arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True
+) -> dict[str, Any]:
+    """Take two optimiser steps and print what the whole run would be, as `--dry_run` does.
+
+    Every check of a run is made, but images are neither decoded all nor cached, so that even
+    ImageNet answers in minutes; and the output folder is left alone.
+
+    Args:
+        images, last: as in `train`.
+
+    Returns:
+        {"parameters", "steps", "images_per_step", "images", "memory_bytes" (peak, of the device or,
+        on the CPU, of the process), "seconds_per_epoch", "hours"}: an epoch at the pace of the
+        second step, and the training without evaluations.
+    """
+    transformers_logging.disable_progress_bar()
+    run = TrainingRun(dataclasses.replace(arguments, dry_run=True), images)
+    run.accelerator.print(announcement(run))
+    batches, device = run.groups_of_batches(), run.accelerator.device
+    synchronize = torch.get_device_module(device).synchronize
+    run.optimizer_step.train_mode()
+    run.step(next(batches))
+    synchronize()
+    started = time.perf_counter()
+    loss, _ = run.step(next(batches))
+    synchronize()
+    seconds = time.perf_counter() - started
+    steps = run.steps_per_epoch * arguments.epochs
+    plan = {
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "steps": steps,
+        "images_per_step": run.images_per_step,
+        "images": steps * run.images_per_step,
+        "memory_bytes": _peak_memory(device),
+        "seconds_per_epoch": seconds * run.steps_per_epoch,
+        "hours": seconds * steps / 3600,
+    }
+    run.accelerator.print(
+        f"\ntwo steps taken, loss {loss.item():.3f}; the plan:\n"
+        f"  parameters       {plan['parameters'] / 1e6:,.2f} M\n"
+        f"  steps            {steps:,} ({arguments.epochs} epochs of {run.steps_per_epoch:,})\n"
+        f"  images           {plan['images']:,} ({plan['images_per_step']:,} a step)\n"
+        f"  memory           {plan['memory_bytes'] / 2**20:,.0f} MiB at the peak so far\n"
+        f"  time             {plan['seconds_per_epoch']:,.0f} s an epoch, {plan['hours']:,.1f} h "
+        "in all, at the pace of the second step"
+    )
+    if last:
+        run.accelerator.end_training()
+    return plan
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -20,7 +20,7 @@ from ..data.pixels import image_files, open_image
 from ..errors import ArgumentError, DataError
 from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from ..runs.files import MODEL_FILES, RUN_FILES, replacing_files, writable_folder
+from ..runs.files import MODEL_FILES, RUN_FILES, replacing_files, writable_folder, write_json
 from ..runs.loading import load_classifier
 from ..runs.snapshots import SNAPSHOT, save_snapshot, snapshot_of
 from .arguments import AddClassArguments
@@ -45,7 +45,10 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
     model, processor = load_classifier(arguments.folder, "--folder")
     images = _images_of(arguments, model)
     snapshot = snapshot_of(arguments.folder)
-    center = _center(model, snapshot) if arguments.center else None
+    # (D,) mean embedding of the classes, each as much as another.
+    wanted = arguments.center and model.config.prototypes != "class_means"
+    known = snapshot is not None and snapshot.labels.numel() > 0
+    center = snapshot.center if wanted and known else None
     bar = tqdm(total=sum(map(len, images.values())), desc="embedding", unit=" images", leave=False)
 
     def opened(loaders: list[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
@@ -73,8 +76,10 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
         if snapshot is not None:
             save_snapshot(_with_classes(snapshot, model, means.cpu()), unfinished / SNAPSHOT)
         if (results := source / "results.json").exists():
+            content = json.loads(results.read_text())
             added = {name: len(of_class) for name, of_class in images.items()}
-            (unfinished / results.name).write_text(_with_note(results, added))
+            content["added_classes"] = content.get("added_classes", {}) | added
+            write_json(unfinished / results.name, content)
     print(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
     if center is None and model.config.prototypes == "learned":
         print(
@@ -123,23 +128,14 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _center(model: ProtoSphereForImageClassification, snapshot: Snapshot | None) -> Tensor | None:
-    """(D,) mean embedding of the classes, each as much as another; None where it is not wanted."""
-    if model.config.prototypes == "class_means" or snapshot is None or not snapshot.labels.numel():
-        return None
-    return snapshot.center
-
-
 def _with_classes(
     snapshot: Snapshot, model: ProtoSphereForImageClassification, means: Tensor
 ) -> Snapshot:
-    names = model.config.class_names
     return dataclasses.replace(
-        snapshot,
+        snapshot, class_names=model.config.class_names,
         class_means=torch.cat([snapshot.class_means, means.to(snapshot.class_means)]),
         prototypes=model.prototypes.detach().float().cpu(),
-        class_names=names,
-    )
+    )  # fmt: skip
 
 
 def _copy_run(source: Path, folder: Path) -> None:
@@ -147,9 +143,3 @@ def _copy_run(source: Path, folder: Path) -> None:
     for pattern in set(RUN_FILES) - set(MODEL_FILES):
         for path in source.glob(pattern):
             shutil.copy2(path, folder / path.name)
-
-
-def _with_note(results: Path, added: dict[str, int]) -> str:
-    content = json.loads(results.read_text())
-    content["added_classes"] = {**content.get("added_classes", {}), **added}
-    return json.dumps(content, indent=2) + "\n"

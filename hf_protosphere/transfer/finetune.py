@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_protosphere import ProtoSphereConfig
-from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
 from ..data.loaders import evaluation_loader
 from ..data.subsets import drawn
@@ -30,9 +29,8 @@ from ..runs.files import prepare_output_dir, write_json, write_text, write_yaml
 from ..runs.loading import kind_of
 from ..runs.processes import check_processes, main_process_first, on_main_process
 from ..training.arguments import TrainArguments
-from ..training.dry_run import dry_run
 from ..training.setup import build_model, load_training_data, resolve
-from ..training.train import train
+from ..training.train import dry_run, train
 from .arguments import TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, fit
 from .report import format_summary, plot_shots, summarize
@@ -70,8 +68,8 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
         return {}
     rows = list(job.rows())
     summary = summarize(rows)
+    result = {"rows": rows, "summary": summary}
     if job.accelerator.is_main_process:
-        result = {"rows": rows, "summary": summary}
         write_json(job.folder / "comparison.json", result)
         split = f"{rows[0]['split']}, {rows[0]['num_images']:,} images"
         print(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
@@ -80,7 +78,7 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
             plot_shots(summary, job.folder / "shots.png")
     if last:
         job.accelerator.end_training()
-    return {"rows": rows, "summary": summary}
+    return result
 
 
 class Transfer:
@@ -92,7 +90,9 @@ class Transfer:
         self.start = _start(arguments)
         self.is_single = arguments.compare is None and not arguments.shot_counts
         self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-        check_processes(self.accelerator, accumulates=arguments.gradient_accumulation_steps > 1)
+        accumulated = arguments.gradient_accumulation_steps
+        check_processes(self.accelerator, accumulates=accumulated > 1)
+        self.batches_per_step = accumulated * self.accelerator.num_processes
         with main_process_first(self.accelerator):
             # Of few shots, held-out images would be many more than those that are trained on.
             self.images = load_training_data(arguments, hold_out=not arguments.shot_counts)
@@ -110,7 +110,6 @@ class Transfer:
             if self.accelerator.is_main_process:
                 write_yaml(self.folder / "transfer.yaml", vars(arguments))
             self.accelerator.wait_for_everyone()
-        self._frozen: _FrozenPass | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each mode, number of shots and trial; written down as they come."""
@@ -122,12 +121,13 @@ class Transfer:
         for mode in self.arguments.modes:
             for shots in self.arguments.shot_counts or [None]:
                 for trial in range(self.arguments.trials if shots else 1):
-                    key = (mode, shots, trial)
-                    if key not in done:
+                    if (key := (mode, shots, trial)) not in done:
                         row = {"mode": mode, "shots": shots, "trial": trial}
                         run = self._trained if mode in TRAINED_MODES else self._frozen_row
                         done[key] = row | run(mode, shots, trial)
-                        self._write(done[key])
+                        if self.accelerator.is_main_process and not self.is_single:
+                            with (self.folder / ROWS).open("a") as file:
+                                file.write(json.dumps(done[key]) + "\n")
                     yield done[key]
 
     def training(self, mode: str, shots: int | None = None, trial: int = 0) -> TrainArguments:
@@ -144,18 +144,13 @@ class Transfer:
             options |= self._few_shot_options(shots)
         if arguments.learning_rate is None and mode in ("full", "layerwise"):
             # A tenth of training's default: what the network knows shall not be washed away.
-            images = options.get("batch_size", arguments.batch_size) * self._batches_per_step
+            images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
             sgd = arguments.optimizer == "sgd"
             options["learning_rate"] = 0.01 * images / 256 if sgd else 1e-4
         return arguments.training(mode, **options)
 
-    @property
-    def _batches_per_step(self) -> int:
-        """Of all processes."""
-        return self.arguments.gradient_accumulation_steps * self.accelerator.num_processes
-
     def _few_shot_options(self, shots: int) -> dict[str, Any]:
-        arguments, batches = self.arguments, self._batches_per_step
+        arguments, batches = self.arguments, self.batches_per_step
         images = sum(min(count, shots) for count in self.images.class_counts("train"))
         batch_size = max(1, min(arguments.batch_size, images // batches))
         steps = max(1, images // (batch_size * batches))
@@ -183,52 +178,55 @@ class Transfer:
             "trainable_parameters": results["provenance"]["trainable_parameters"],
         }
 
+    @cached_property
+    def _frozen(self) -> _FrozenPass:
+        splits, accelerator = self.images.splits, self.accelerator
+        torch.manual_seed(self.arguments.seed)
+        training, _ = resolve(self.training("prototypes"))
+        network = build_model(training, self.images).to(accelerator.device)
+        processor = build_image_processor(network.config)
+        split = next(role for role in ("test", "validation", "train") if role in splits)
+
+        def passed(role: str) -> FrozenImages:
+            loader = evaluation_loader(
+                splits[role], processor, training.eval_batch_size, training.num_workers,
+                accelerator, description=role, cache=training.cache_images is not False,
+            )  # fmt: skip
+            return frozen_images(network, loader, accelerator, role)
+
+        started = time.perf_counter()
+        train_images = passed("train")
+        seconds = time.perf_counter() - started
+        return _FrozenPass(network, train_images, passed(split), split, seconds)
+
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
-        arguments = self.arguments
-        if self._frozen is None:
-            self._frozen = _FrozenPass.of(
-                self.training("prototypes"), self.images, self.accelerator
-            )
-        frozen, seed = self._frozen, arguments.seed + trial
-        train_images = frozen.train
+        arguments, frozen, images = self.arguments, self._frozen, self.images
+        train_images, seed = frozen.train, arguments.seed + trial
         if shots is not None:
-            labels = labels_of(self.images.splits["train"])
-            train_images = train_images.of_rows(
-                drawn(labels, [shots] * self.images.num_labels, seed)
-            )
+            labels = labels_of(images.splits["train"])
+            train_images = train_images.of_rows(drawn(labels, [shots] * images.num_labels, seed))
         temperature = frozen.network.config.softmax_temperature
         classifier = fit(
-            mode, train_images, frozen.evaluation, self.images.num_labels,
-            temperature=temperature, epochs=arguments.probe_epochs,
-            neighbors=arguments.neighbors, seed=seed,
+            mode, train_images, frozen.evaluation, images.num_labels, temperature=temperature,
+            epochs=arguments.probe_epochs, neighbors=arguments.neighbors, seed=seed,
         )  # fmt: skip
         report = evaluate_predictions(
             [(classifier.embeddings, classifier.logits, frozen.evaluation.labels)],
-            self.accelerator,
-            num_classes=self.images.num_labels,
+            self.accelerator, num_classes=images.num_labels, prototypes=classifier.prototypes,
             embedding_dim=classifier.embeddings.shape[1],
-            prototypes=classifier.prototypes,
-        )
+        )  # fmt: skip
         if shots is None and self.accelerator.is_main_process:
-            names = self.images.label_names
-            model = as_model(mode, classifier, frozen.network, names, temperature)
+            model = as_model(mode, classifier, frozen.network, images.label_names, temperature)
             if model is not None:
                 folder = self.folder if self.is_single else self.folder / mode
-                folder.mkdir(parents=True, exist_ok=True)
                 save_model(model, build_image_processor(model.config), folder)
+        share = len(train_images.labels) / len(frozen.train.labels)  # of the pass over them
         return {
             "split": frozen.split,
             **_metrics(report),
-            # Of the pass, what these images took of it.
-            "seconds": frozen.seconds * len(train_images.labels) / len(frozen.train.labels)
-            + classifier.seconds,
+            "seconds": frozen.seconds * share + classifier.seconds,
             "trainable_parameters": classifier.parameters,
         }
-
-    def _write(self, row: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process and not self.is_single:
-            with (self.folder / ROWS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
 
 
 def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:
@@ -249,28 +247,6 @@ class _FrozenPass:
     split: str
     seconds: float  # of the pass over the training images
 
-    @classmethod
-    def of(
-        cls, training: TrainArguments, images: ImageDataset, accelerator: Accelerator
-    ) -> _FrozenPass:
-        torch.manual_seed(training.seed)
-        training, _ = resolve(training)
-        network = build_model(training, images).to(accelerator.device)
-        processor = build_image_processor(network.config)
-        split = next(role for role in ("test", "validation", "train") if role in images.splits)
-
-        def passed(role: str) -> FrozenImages:
-            loader = evaluation_loader(
-                images.splits[role], processor, training.eval_batch_size, training.num_workers,
-                accelerator, description=role, cache=training.cache_images is not False,
-            )  # fmt: skip
-            return frozen_images(network, loader, accelerator, role)
-
-        started = time.perf_counter()
-        train_images = passed("train")
-        seconds = time.perf_counter() - started
-        return cls(network, train_images, passed(split), split, seconds)
-
 
 def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     """What the model to start from says of the arguments of training.
@@ -278,16 +254,14 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     Raises:
         ArgumentError: there is no such model, or it has an image size of its own.
     """
-    name = arguments.model
-    kind = kind_of(name)
-    if kind != "protosphere":
-        start = {"backbone": name, "backbone_source": kind, "pretrained": True}
-        return start | {"image_size": arguments.image_size}
+    name, size = arguments.model, arguments.image_size
+    if (kind := kind_of(name)) != "protosphere":
+        return {"backbone": name, "backbone_source": kind, "pretrained": True, "image_size": size}
     config = ProtoSphereConfig.from_pretrained(name)
-    if arguments.image_size not in (None, config.image_size):
+    if size not in (None, config.image_size):
         raise ArgumentError(
-            f"--image_size {arguments.image_size} does not fit --model {name}, which takes "
-            f"{config.image_size}: leave it out."
+            f"--image_size {size} does not fit --model {name}, which takes {config.image_size}: "
+            "leave it out."
         )
     objective = arguments.objective or config.objective
     start = {"finetune_from": name, "objective": objective}

@@ -68,11 +68,10 @@ def fit(
         (evaluation.features, evaluation.labels), num_classes,
         epochs=epochs, temperature=temperature, seed=seed,
     )  # fmt: skip
-    bias = probe.bias
     return FrozenClassifier(
         F.normalize(evaluation.features, dim=1), probe.logits, F.normalize(probe.weight, dim=1),
-        probe.weight.numel() + (0 if bias is None else bias.numel()), probe.training_seconds,
-        probe.weight, bias,
+        sum(part.numel() for part in (probe.weight, probe.bias) if part is not None),
+        probe.training_seconds, probe.weight, probe.bias,
     )  # fmt: skip
 
 
@@ -101,18 +100,16 @@ def as_model(
     """A model that classifies as the classifier does; None for knn, which needs its images."""
     if mode == "knn":
         return None
-    options = {"objective": "normface", "softmax_temperature": temperature}
+    objective = "cross_entropy" if mode == "linear_probe" else "normface"
+    head = {"projection": "none"}
     if mode == "prototypes":
-        if network.config.has_prototypes:
-            options["objective"] = network.config.objective
-        model = with_new_classes(network, class_names, prototypes="class_means", **options)
-        model.set_prototypes(classifier.prototypes)
-    elif mode == "normalized_linear_probe":
-        model = with_new_classes(network, class_names, projection="none", **options)
-        model.set_prototypes(classifier.prototypes)
-    else:
-        options["objective"] = "cross_entropy"
-        model = with_new_classes(network, class_names, projection="none", **options)
+        objective = network.config.objective if network.config.has_prototypes else objective
+        head = {"prototypes": "class_means"}
+    head |= {"objective": objective, "softmax_temperature": temperature}
+    model = with_new_classes(network, class_names, **head)
+    if mode == "linear_probe":
         model.classifier.weight.copy_(classifier.weight)
         model.classifier.bias.copy_(classifier.bias)
+    else:
+        model.set_prototypes(classifier.prototypes)
     return model

@@ -74,26 +74,23 @@ def format_summary(summary: Sequence[Row]) -> str:
     few_shot = any(row["shots"] is not None for row in summary)
     header = ["mode", *(["shots"] if few_shot else []), "accuracy", "mean per class", "time (s)",
               "trained", *SHOWN.values(), "least attained"]  # fmt: skip
-    table = [header]
-    for row in summary:
-        table.append(
-            [
-                row["mode"],
-                *([str(row["shots"] or "all")] if few_shot else []),
-                _percentage(row["accuracy"], row["accuracy_interval"]),
-                _percentage(row["mean_class_accuracy"], row["mean_class_accuracy_interval"]),
-                f"{row['seconds']:.1f}",
-                f"{row['trainable_parameters']:,.0f}",
-                *("-" if row[name] is None else f"{row[name]:.3g}" for name in SHOWN),
-                f"{row['collapse']:.1f} %",
-            ]
-        )
+    rows = [
+        [
+            row["mode"], *([str(row["shots"] or "all")] if few_shot else []),
+            *(_percentage(row, name) for name in ("accuracy", "mean_class_accuracy")),
+            f"{row['seconds']:.1f}", f"{row['trainable_parameters']:,.0f}",
+            *("-" if row[name] is None else f"{row[name]:.3g}" for name in SHOWN),
+            f"{row['collapse']:.1f} %",
+        ]
+        for row in summary
+    ]  # fmt: skip
     trials = max(row["trials"] for row in summary)
     note = f"± half the {CONFIDENCE:.0%} confidence interval over {trials} trials" * (trials > 1)
-    return "\n".join(filter(None, [format_table(table), note]))
+    return "\n".join(filter(None, [format_table([header, *rows]), note]))
 
 
-def _percentage(mean: float, interval: float | None) -> str:
+def _percentage(row: Row, name: str) -> str:
+    mean, interval = row[name], row[f"{name}_interval"]
     return f"{mean:.2%}" if interval is None else f"{100 * mean:.2f} ± {100 * interval:.2f} %"
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.training.arguments import TrainArguments
-from hf_protosphere.training.dry_run import dry_run
+from hf_protosphere.training.train import dry_run
 from tests import SCRIPTS
 
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))

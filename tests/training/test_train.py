@@ -1,4 +1,4 @@
-"""The training loop on a handful of digits: what it leaves, how it resumes, how it fails."""
+"""The training loop on a handful of digits: what it says and leaves, how it resumes and fails."""
 
 import json
 
@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from hf_protosphere import ProtoSphereForImageClassification
+from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import run as training
-from hf_protosphere.training.train import train
+from hf_protosphere.training.train import announcement, dry_run, train
 
 
 def test_a_run_leaves_a_model_anyone_can_load_and_a_record(arguments, tmp_path):
@@ -134,3 +135,47 @@ def test_a_full_disk_is_noticed_before_training(arguments, tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10 * 2**20))
     with pytest.raises(ArgumentError, match=r"needs .* MiB on disk, but 10 MiB are free"):
         train(arguments())
+
+
+def test_the_first_lines_of_a_run(arguments, tmp_path):
+    def said(**options):
+        return announcement(training.TrainingRun(arguments(overwrite=True, **options))).splitlines()
+
+    first, second, third = said(batch_size=16, gradient_accumulation_steps=2)
+    assert first.startswith("nonl on test_resnet (0.37 M parameters, embeddings of 96, learned")
+    assert second.endswith("3 classes, train 108, test 45, validation 12; 32 px, 1 channel(s)")
+    assert third == (
+        f"2 epochs of 3 steps of 32 images, 1 process(es) on cpu; → {tmp_path / 'run'}"
+    )
+    first, *_, tail, last = said(
+        freeze_backbone=True, imbalance="exp", imbalance_factor=0.1, batch_size=8,
+        validation_fraction=0.0,
+    )  # fmt: skip
+    assert ", 288 of them trained, " in first
+    assert tail == "long-tailed (exp): 40, 12, 4 images a class"
+    assert last == "No validation images: validating on the training set."
+    dry = said(dry_run=True)[2]
+    assert dry.endswith("on cpu")  # nothing goes anywhere
+
+
+def test_the_flag_leaves_the_output_folder_alone(digits_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    main(
+        f"train --dataset_name {digits_folder} --backbone test_resnet --batch_size 8 --dry_run "
+        f"--num_workers 0 --overwrite --output_dir {tmp_path / 'run'}".split()
+    )
+    assert "two steps taken" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_the_plan_is_that_of_the_whole_run(arguments, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "hf_protosphere.data.dataset.without_bad_images", lambda *_: decoded.append(_)
+    )
+    plan = dry_run(arguments(epochs=5, batch_size=16, gradient_accumulation_steps=2))
+    assert (plan["images_per_step"], plan["steps"], plan["images"]) == (32, 15, 480)
+    assert plan["hours"] == pytest.approx(5 * plan["seconds_per_epoch"] / 3600)
+    assert decoded == []  # of 108 images two steps take 64
+    assert not (tmp_path / "run").exists()

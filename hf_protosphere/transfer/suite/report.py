@@ -1,95 +1,22 @@
-"""What a transfer suite comes to: metrics over a baseline, their means, one table, one picture."""
+"""What a transfer suite comes to, for people: one table, in text and Markdown, and one picture."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...plots.style import COLORS, new_figure
 from ...plots.table import format_table, markdown_table
 from .arguments import METRIC_TITLES
 
-if TYPE_CHECKING:
-    from .rows import Entry
-
-Results = dict[str, Any]
-
-
-def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -> Results:
-    """All metrics and their relative improvements over the baseline, which is the first model.
-
-    Args:
-        entries: every model on every data set, with what is done on the disk.
-        failures: {(data set, model): why it is not done}.
-
-    Returns:
-        {"baseline": None of a single model, "models", "modes", "datasets": {name: metric}, "rows":
-        [{"mode", "dataset", "model", "metric", "value", "improvement", "split", "num_images"}],
-        "means": [{"mode", "model", "value", "improvement", "datasets"}], "failures": [{"dataset",
-        "model", "reason"}]}. Values are fractions; an improvement is (value - baseline) / baseline,
-        None of the baseline and without one. Means are over the data sets that every model has;
-        the mean improvement is that of their improvements.
-    """
-    models = list(dict.fromkeys(entry.model for entry in entries))
-    modes = entries[0].arguments.modes
-    datasets = {entry.dataset: entry.metric for entry in entries}
-    done = {(entry.dataset, entry.model): entry.rows() for entry in entries}
-    values = {
-        (mode, dataset, model): row[datasets[dataset]]
-        for (dataset, model), rows in done.items()
-        for mode, row in rows.items()
-    }
-    improvements = {
-        (mode, dataset, model): (value - baseline) / baseline
-        for (mode, dataset, model), value in values.items()
-        if model != models[0] and (baseline := values.get((mode, dataset, models[0])))
-    }
-    rows = [
-        {
-            "mode": mode, "dataset": dataset, "model": model, "metric": datasets[dataset],
-            "value": values[mode, dataset, model],
-            "improvement": improvements.get((mode, dataset, model)),
-            "split": done[dataset, model][mode]["split"],
-            "num_images": done[dataset, model][mode]["num_images"],
-        }
-        for mode in modes for dataset in datasets for model in models
-        if (mode, dataset, model) in values
-    ]  # fmt: skip
-    means = []
-    for mode in modes:
-        common = [d for d in datasets if all((mode, d, model) in values for model in models)]
-        for model in models if common else []:
-            over = [improvements.get((mode, dataset, model)) for dataset in common]
-            means.append(
-                {
-                    "mode": mode,
-                    "model": model,
-                    "value": fmean(values[mode, dataset, model] for dataset in common),
-                    "improvement": None if None in over else fmean(over),
-                    "datasets": common,
-                }
-            )
-    return {
-        "baseline": models[0] if len(models) > 1 else None,
-        "models": models,
-        "modes": modes,
-        "datasets": datasets,
-        "rows": rows,
-        "means": means,
-        "failures": [
-            {"dataset": dataset, "model": model, "reason": reason}
-            for (dataset, model), reason in failures.items()
-        ],
-    }
+Results = dict[str, Any]  # of `transfer_suite.compare`
 
 
 def format_suite(results: Results) -> str:
     """The results as a table for people."""
-    table = format_table(_table(results), text_columns=3, remarks=True)
-    return "\n".join([table, *_notes(results)])
+    return "\n".join([format_table(_table(results), 3, remarks=True), *_notes(results)])
 
 
 def markdown(results: Results) -> str:
@@ -175,7 +102,7 @@ def plot_improvements(results: Results, picture: Path) -> None:
     """Relative improvements over the baseline: a bar for each data set and model, and their mean.
 
     Args:
-        results: of `compare`, with a baseline.
+        results: with a baseline.
         picture: the file to write; its suffix says the format.
     """
     models, modes = results["models"][1:], results["modes"]

@@ -5,31 +5,66 @@ What is done is seen from the folders alone, so that the same command always goe
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ...errors import DataError, SuiteError, TrainingInterrupted, UserError
+from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
 from ...plots.table import format_table
+from ...runs.checkpoints import refuse_changed_transfer
 from ...runs.files import writable_folder, write_json, write_text
 from ...runs.loading import kind_of
 from ...runs.signals import interruptions
-from ..finetune import finetune
+from ..arguments import FinetuneArguments
+from ..finetune import finetune, rows_on_disk
 from .arguments import TransferSuiteArguments
-from .report import compare, format_suite, markdown, plot_improvements
-from .rows import Entry, matrix
+from .report import Results, format_suite, markdown, plot_improvements
 
 
-def transfer_suite(arguments: TransferSuiteArguments) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Entry:
+    """One model on one data set: a transfer in every mode, in `folder`."""
+
+    dataset: str
+    model: str
+    metric: str
+    arguments: FinetuneArguments
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.arguments.output_dir)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """What is done, by mode.
+
+        Raises:
+            ArgumentError: the folder holds a transfer with other arguments.
+        """
+        refuse_changed_transfer(self.folder, vars(self.arguments))
+        rows = rows_on_disk(self.folder)
+        modes = self.arguments.modes
+        return {mode: rows[mode, None, 0] for mode in modes if (mode, None, 0) in rows}
+
+    def missing(self) -> list[str]:
+        """The modes that are to do."""
+        rows = self.rows()
+        return [mode for mode in self.arguments.modes if mode not in rows]
+
+
+def transfer_suite(arguments: TransferSuiteArguments) -> Results:
     """Transfer what is missing, as `protosphere transfer-suite` does; then table.md, results.json
     and, with a baseline, improvements.png in `output_dir`.
 
     A data set that cannot be loaded is a row that says why, and is tried again the next time.
 
     Returns:
-        What results.json holds (see `report.compare`); with `dry_run` nothing.
+        What results.json holds (see `compare`); with `dry_run` nothing.
 
     Raises:
         ArgumentError: before any work; also for a folder that holds results of other arguments.
@@ -92,13 +127,86 @@ def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:
         except TrainingInterrupted:
             raise
         except DataError as error:  # the same for every model
-            return failures | {
-                (other.dataset, other.model): str(error)
-                for other in entries[entries.index(entry) :]
-            }
+            rest = entries[entries.index(entry) :]
+            return failures | {(other.dataset, other.model): str(error) for other in rest}
         except UserError as error:
             failures[entry.dataset, entry.model] = str(error)
     return failures
+
+
+def matrix(arguments: TransferSuiteArguments) -> list[Entry]:
+    """All models on all data sets, data set by data set.
+
+    Raises:
+        ArgumentError: naming the data set whose arguments cannot work, or two models whose results
+            would lie in the same folder.
+    """
+    entries = [
+        Entry(dataset, model, arguments.metric(dataset), arguments.finetuning(dataset, model))
+        for dataset in arguments.datasets
+        for model in arguments.models
+    ]
+    by_folder: dict[Path, Entry] = {}
+    for entry in entries:
+        first = by_folder.setdefault(entry.folder, entry)
+        if first is not entry:
+            raise ArgumentError(
+                f"--models {first.model} and {entry.model} would both lie in {entry.folder}: "
+                "rename one."
+            )
+    return entries
+
+
+def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -> Results:
+    """All metrics and their relative improvements over the baseline, which is the first model.
+
+    Args:
+        entries: every model on every data set, with what is done on the disk.
+        failures: {(data set, model): why it is not done}.
+
+    Returns:
+        {"baseline": None of a single model, "models", "modes", "datasets": {name: metric}, "rows":
+        [{"mode", "dataset", "model", "metric", "value", "improvement", "split", "num_images"}],
+        "means": [{"mode", "model", "value", "improvement", "datasets"}], "failures": [{"dataset",
+        "model", "reason"}]}. Values are fractions; an improvement is (value - baseline) / baseline,
+        None of the baseline and without one. Means are over the data sets that every model has;
+        the mean improvement is that of their improvements.
+    """
+    models = list(dict.fromkeys(entry.model for entry in entries))
+    modes = entries[0].arguments.modes
+    datasets = {entry.dataset: entry.metric for entry in entries}
+    done = [(entry, entry.rows()) for entry in entries]
+    rows = [
+        {
+            "mode": mode, "dataset": entry.dataset, "model": entry.model, "metric": entry.metric,
+            "value": row[entry.metric], "improvement": None,
+            "split": row["split"], "num_images": row["num_images"],
+        }
+        for mode in modes for entry, of_entry in done if (row := of_entry.get(mode)) is not None
+    ]  # fmt: skip
+    cells = {(row["mode"], row["dataset"], row["model"]): row for row in rows}
+    for (mode, dataset, model), row in cells.items():
+        baseline = cells.get((mode, dataset, models[0]), {}).get("value")
+        if model != models[0] and baseline:
+            row["improvement"] = (row["value"] - baseline) / baseline
+    means = []
+    for mode in modes:
+        common = [d for d in datasets if all((mode, d, model) in cells for model in models)]
+        for model in models if common else []:
+            own = [cells[mode, dataset, model] for dataset in common]
+            over = [row["improvement"] for row in own]
+            means.append({
+                "mode": mode, "model": model, "value": fmean(row["value"] for row in own),
+                "improvement": None if None in over else fmean(over), "datasets": common,
+            })  # fmt: skip
+    return {
+        "baseline": models[0] if len(models) > 1 else None,
+        "models": models, "modes": modes, "datasets": datasets, "rows": rows, "means": means,
+        "failures": [
+            {"dataset": dataset, "model": model, "reason": reason}
+            for (dataset, model), reason in failures.items()
+        ],
+    }  # fmt: skip
 
 
 def _print_plan(entries: list[Entry]) -> None:

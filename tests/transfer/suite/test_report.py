@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from hf_protosphere.transfer.suite.report import (
-    compare,
     format_suite,
     markdown,
     plot_improvements,
     short_names,
 )
+from hf_protosphere.transfer.suite.transfer_suite import compare
 
 MODELS = ["digits-first-run", "digits-second-run"]
 MODES = ["knn", "prototypes"]
