@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_protosphere import ProtoSphereConfig
+from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
 from ..data.loaders import evaluation_loader
 from ..data.subsets import drawn
@@ -38,7 +39,9 @@ from .report import format_summary, plot_shots, summarize
 ROWS = "rows.jsonl"
 
 
-def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, Any]:
+def finetune(
+    arguments: FinetuneArguments, *, images: ImageDataset | None = None, last: bool = True
+) -> dict[str, Any]:
     """Transfer a model to a data set, as `protosphere finetune` does.
 
     `mode` with all images leaves its model in `output_dir`, a run of training like any other.
@@ -46,6 +49,7 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
     measured, not kept. With --resume what is finished is not done again.
 
     Args:
+        images: what `transfer_images` gives, if it was loaded before.
         last: nothing else is trained in these processes: they part.
 
     Returns:
@@ -57,7 +61,7 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
         TrainingInterrupted: after SIGINT or SIGTERM; --resume goes on.
     """
     transformers_logging.disable_progress_bar()
-    job = Transfer(arguments)
+    job = Transfer(arguments, images)
     if arguments.dry_run:
         for mode in arguments.modes:
             print(f"\n{mode}:")
@@ -81,10 +85,17 @@ def finetune(arguments: FinetuneArguments, *, last: bool = True) -> dict[str, An
     return result
 
 
+def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> ImageDataset:
+    """The data set, for all modes, shots and trials. Of few shots no image is held out: that would
+    be many more than those that are trained on."""
+    with main_process_first(accelerator):
+        return load_training_data(arguments, hold_out=not arguments.shot_counts)
+
+
 class Transfer:
     """Everything that a transfer is made of, checked by the constructor before any work."""
 
-    def __init__(self, arguments: FinetuneArguments) -> None:
+    def __init__(self, arguments: FinetuneArguments, images: ImageDataset | None = None) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
@@ -93,9 +104,7 @@ class Transfer:
         accumulated = arguments.gradient_accumulation_steps
         check_processes(self.accelerator, accumulates=accumulated > 1)
         self.batches_per_step = accumulated * self.accelerator.num_processes
-        with main_process_first(self.accelerator):
-            # Of few shots, held-out images would be many more than those that are trained on.
-            self.images = load_training_data(arguments, hold_out=not arguments.shot_counts)
+        self.images = images or transfer_images(arguments, self.accelerator)
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
             prepare = partial(
                 prepare_output_dir, self.folder, resume=arguments.resume,

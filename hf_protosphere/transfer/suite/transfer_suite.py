@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 
 from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
@@ -22,7 +22,7 @@ from ...runs.files import writable_folder, write_json, write_text
 from ...runs.loading import kind_of
 from ...runs.signals import interruptions
 from ..arguments import FinetuneArguments
-from ..finetune import finetune, rows_on_disk
+from ..finetune import finetune, rows_on_disk, transfer_images
 from .arguments import TransferSuiteArguments
 from .report import Results, format_suite, markdown, plot_improvements
 
@@ -119,16 +119,17 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
 
 
 def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:
-    """Transfer models to one data set; what failed, and why."""
-    failures = {}
+    """Transfer models to one data set, loaded once; what failed, and why."""
+    failures, first = {}, entries[0].arguments
+    try:
+        images = transfer_images(first, Accelerator(mixed_precision=first.mixed_precision))
+    except DataError as error:
+        return {(entry.dataset, entry.model): str(error) for entry in entries}
     for entry in entries:
         try:
-            finetune(entry.arguments, last=False)
+            finetune(entry.arguments, images=images, last=False)
         except TrainingInterrupted:
             raise
-        except DataError as error:  # the same for every model
-            rest = entries[entries.index(entry) :]
-            return failures | {(other.dataset, other.model): str(error) for other in rest}
         except UserError as error:
             failures[entry.dataset, entry.model] = str(error)
     return failures

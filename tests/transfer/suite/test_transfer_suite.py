@@ -20,6 +20,7 @@ from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, SuiteError
 from hf_protosphere.runs.checkpoints import save_model
 from hf_protosphere.runs.files import write_yaml
+from hf_protosphere.training import setup
 from hf_protosphere.transfer.finetune import ROWS
 from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
 from hf_protosphere.transfer.suite.transfer_suite import matrix, transfer_suite
@@ -79,8 +80,11 @@ def changed(options, name, **values):
     return options | {"datasets": datasets | {name: datasets.get(name, {}) | values}}
 
 
-def test_one_table_with_means_and_improvements(options, models, capsys):
+def test_one_table_with_means_and_improvements(options, models, capsys, monkeypatch):
+    loaded, load = [], setup.load_data
+    monkeypatch.setattr(setup, "load_data", lambda *a, **k: loaded.append(a) or load(*a, **k))
     results = run(options)
+    assert len(loaded) == 2  # each data set once, for all models and modes
     folder = Path(options["output_dir"])
     assert json.loads((folder / "results.json").read_text()) == results
     assert (results["baseline"], results["models"], results["modes"]) == (models[0], models, MODES)
