@@ -87,6 +87,8 @@ def _execute(words, cwd, env, hub, outputs):
     for path, descriptor in zip(outputs, (1, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(env)
+    # The path is that of the process that asks, where remote code it has loaded has a place too.
+    sys.path[:] = [path for path in sys.path if not Path(path, "transformers_modules").exists()]
     if cwd is not None:
         os.chdir(cwd)
     if hub is not None:

@@ -105,7 +105,7 @@ def test_what_is_missing_is_trained_then_all_is_published_once(hub, prepared, ca
     assert model.config.objective == "nonl"
 
     card = ModelCard.load(f"user/{NONL}").content
-    section = card.split("### Beside other objectives")[1].split("###")[0]
+    section = card.split("### Beside other objectives")[1].split("\n##")[0]
     rows = [line for line in section.split("\n") if line.startswith("|")][2:]
     assert len(rows) == 2  # of its own recipe only
     assert rows[0].startswith("| **NONL** | **")
