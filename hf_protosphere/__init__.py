@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
-from .configuration_protosphere import ProtoSphereConfig
+from .configuration_protosphere import OPEN_SET_TASK, ProtoSphereConfig
 from .moved import OldPaths, lazily
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ def _register_models() -> None:
     from transformers import AutoModel, AutoModelForImageClassification
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .configuration_protosphere import OPEN_SET_TASK
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
     from .pipeline_protosphere import OpenSetImageClassificationPipeline
 

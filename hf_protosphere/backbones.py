@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -154,15 +155,10 @@ def load_transformers(
         "backbone_kwargs": _architecture(backbone_config),
         "image_size": getattr(backbone_config, "image_size", 224),
     }
-    try:
+    with suppress(OSError):  # a checkpoint without a processor: the defaults of the config remain
         processor = AutoImageProcessor.from_pretrained(name)
-    except OSError:  # a checkpoint without a processor: the defaults of the config remain
-        pass
-    else:
-        defaults |= {
-            "image_mean": list(processor.image_mean),
-            "image_std": list(processor.image_std),
-        }
+        defaults["image_mean"] = list(processor.image_mean)
+        defaults["image_std"] = list(processor.image_std)
     if pretrained is False:
         return None, defaults
     model_class, options = _model_class(backbone_config)

@@ -119,9 +119,8 @@ class ContrastLogSumExp(torch.autograd.Function):
                     grad_columns = grads.T @ scaled_rows
                 else:
                     grad_columns.addmm_(grads.T, scaled_rows)
-                grad_scaled_rows = grads @ columns
                 grad_rows[start:stop] = _scaled_backward(
-                    grad_scaled_rows, chunk_of_rows, temperature, normalize
+                    grads @ columns, chunk_of_rows, temperature, normalize
                 )
             if grad_columns is None:
                 grad_columns = torch.zeros_like(columns)
@@ -228,13 +227,9 @@ class GatherBatches(torch.autograd.Function):
 
 
 def _similarities(
-    scaled_rows: Tensor,
-    columns: Tensor,
-    column_scale: Tensor | None,
-    own_row: Tensor,
-    keep: Tensor | None,
-    exclude_own: bool,
-) -> tuple[Tensor, Tensor]:
+    scaled_rows: Tensor, columns: Tensor, column_scale: Tensor | None, own_row: Tensor,
+    keep: Tensor | None, exclude_own: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(R, N) similarities with −∞ where a pair takes no part, and (N,) each column's own one."""
     similarities = scaled_rows @ columns.T
     if column_scale is not None:

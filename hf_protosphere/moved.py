@@ -14,8 +14,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-UNTIL = "0.3.0"
-
 CAME_INTO = {  # room: old modules that are in it now, as old=new where the name is another
     "hub": "card comparison demo_page=demo export markdown objectives sharing_arguments=arguments",
     "metrics": "accumulators class_statistics geometry monitoring objectives=paper "
@@ -59,8 +57,8 @@ class OldPaths(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__.rpartition(".")[2]
         places = [f"{__package__}.{place}" for place in MODULES[name]]
-        message = f"{module.__name__} is now {' and '.join(places)}; the old path works until "
-        warnings.warn(f"{message}version {UNTIL}.", FutureWarning, stacklevel=2)
+        message = f"{module.__name__} is now {' and '.join(places)}; the old path works until"
+        warnings.warn(f"{message} version 0.3.0.", FutureWarning, stacklevel=2)
         for place in places:
             names = vars(importlib.import_module(place)).items()
             vars(module).update({key: value for key, value in names if not key.startswith("__")})

@@ -85,7 +85,5 @@ class SnapshotCollector:
         embeddings, labels = (torch.cat(parts) for parts in zip(*self._kept))
         own, others = torch.cat(self._cosines).unbind(1)
         means = F.normalize(self.sums, dim=1).float().cpu()
-        prototypes = self.prototypes.cpu()
-        return Snapshot(
-            embeddings, labels, means, prototypes, own, others, list(class_names), split
-        )
+        vectors = (embeddings, labels, means, self.prototypes.cpu(), own, others)
+        return Snapshot(*vectors, list(class_names), split)
