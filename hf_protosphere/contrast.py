@@ -166,12 +166,11 @@ class PairwiseLogSumExp(torch.autograd.Function):
             for start, stop in _blocks(len(vectors), chunk_rows):
                 similarities = _pairs(vectors, keep, temperature, start, stop)
                 # A pair counts in the sums of both its members.
-                grads = (
-                    (similarities - lse[start:stop, None]).exp_().mul_(grad_lse[start:stop, None])
-                )
+                rows = slice(start, stop)
+                grads = (similarities - lse[rows, None]).exp_().mul_(grad_lse[rows, None])
                 grads += similarities.sub_(lse[start:]).exp_().mul_(grad_lse[start:])
-                grad[start:stop].addmm_(grads, vectors[start:])
-                grad[stop:].addmm_(grads[:, stop - start :].T, vectors[start:stop])
+                grad[rows].addmm_(grads, vectors[start:])
+                grad[stop:].addmm_(grads[:, stop - start :].T, vectors[rows])
         return grad.div_(temperature), None, None, None
 
 

@@ -17,15 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
-from .backbones import (
-    build_timm,
-    build_transformers,
-    load_timm,
-    load_transformers,
-    pooled_features,
-    source_of,
-    use_small_image_stem,
-)
+from .backbones import build_backbone, load_timm, load_transformers, pooled_features, source_of
 from .checking import check_fit, has_new_head, stored_dtypes
 from .configuration_protosphere import ProtoSphereConfig
 from .contrast import full_precision
@@ -123,13 +115,9 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        *args: Any,
-        output_loading_info: bool = False,
-        ignore_mismatched_sizes: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """As `PreTrainedModel.from_pretrained`, from safetensors files only, and strict.
 
         Args:
@@ -176,10 +164,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
 
     def __init__(self, config: ProtoSphereConfig) -> None:
         super().__init__(config)
-        build = build_timm if config.backbone_source == "timm" else build_transformers
-        self.backbone, feature_dim = build(config)
-        if config.small_images:
-            use_small_image_stem(self.backbone, config.backbone)
+        self.backbone, feature_dim = build_backbone(config)
         self.projection, self.embedding_dim = _build_projection(config, feature_dim)
         self.post_init()
 
@@ -328,14 +313,9 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
 
     @classmethod
     def from_backbone(
-        cls,
-        name: str,
-        *,
-        pretrained: bool | str | Path = True,
-        backbone_source: str | None = None,
-        backbone_kwargs: dict[str, Any] | None = None,
-        **config_kwargs: Any,
-    ) -> ProtoSphereForImageClassification:
+        cls, name: str, *, pretrained: bool | str | Path = True, backbone_source: str | None = None,
+        backbone_kwargs: dict[str, Any] | None = None, **config_kwargs: Any,
+    ) -> ProtoSphereForImageClassification:  # fmt: skip
         """A new classifier that starts from pretrained backbone weights.
 
         Args:

@@ -81,9 +81,10 @@ class EmbeddingStore:
 
     def __str__(self) -> str:
         self._seal()
-        memory = f"{_mebibytes(self.bytes_in_memory)} in memory"
-        disk = f", {_mebibytes(self.bytes_on_disk)} in a temporary file" * (self.bytes_on_disk > 0)
-        return f"all {self.counts.sum():,} embeddings: {memory}{disk}"
+        places = f"{_mebibytes(self.bytes_in_memory)} in memory"
+        if self.bytes_on_disk:
+            places += f", {_mebibytes(self.bytes_on_disk)} in a temporary file"
+        return f"all {self.counts.sum():,} embeddings: {places}"
 
     def merge(self, other: EmbeddingStore) -> None:
         for rows, labels in other.batches():

@@ -33,8 +33,8 @@ class Snapshot:
         """Without images: prototypes (K, D), unit rows, stand for the class means too."""
         prototypes = prototypes.detach().float().cpu()
         none, cosines = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        embeddings = prototypes[:0]
-        return cls(embeddings, none, prototypes, prototypes, cosines, cosines, class_names, "")
+        vectors = (prototypes[:0], none, prototypes, prototypes, cosines, cosines)
+        return cls(*vectors, class_names, "")
 
     @property
     def center(self) -> Tensor:
