@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
-from .configuration_protosphere import ProtoSphereConfig
-from .moved import OldPaths
+from .configuration_protosphere import OPEN_SET_TASK, ProtoSphereConfig
+from .moved import OldPaths, lazily
 
 if TYPE_CHECKING:
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
 
 __version__ = "0.1.0"
 __all__ = ["ProtoSphereConfig", "ProtoSphereForImageClassification", "ProtoSphereModel"]
+__getattr__ = lazily(
+    __name__,
+    ProtoSphereForImageClassification="modeling_protosphere",
+    ProtoSphereModel="modeling_protosphere",
+)
 
 
 def _register_models() -> None:
     from transformers import AutoModel, AutoModelForImageClassification
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .configuration_protosphere import OPEN_SET_TASK
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
     from .pipeline_protosphere import OpenSetImageClassificationPipeline
 
@@ -50,14 +54,6 @@ def _register() -> None:
         post_init(self, **kwargs)
 
     ProtoSphereConfig.__post_init__ = register_then_post_init
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("ProtoSphereModel", "ProtoSphereForImageClassification"):
-        from . import modeling_protosphere
-
-        return getattr(modeling_protosphere, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from transformers.modeling_outputs import ModelOutput
 from .configuration_protosphere import ProtoSphereConfig
 
 
-def build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
+def build_backbone(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
+    """Without weights, and the number of its pooled features."""
+    build = _build_timm if config.backbone_source == "timm" else _build_transformers
+    backbone, feature_dim = build(config)
+    if config.small_images:
+        use_small_image_stem(backbone, config.backbone)
+    return backbone, feature_dim
+
+
+def _build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
     name, kwargs = config.backbone, dict(config.backbone_kwargs)
     if not timm.is_model(timm_name(name)):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
@@ -30,7 +40,7 @@ def build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
-def build_transformers(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
+def _build_transformers(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
     if config.backbone not in CONFIG_MAPPING:
         known = list(CONFIG_MAPPING.keys())
         hint = "a model type such as 'vit' or 'resnet'; for a checkpoint, use from_backbone(...)"
@@ -63,10 +73,8 @@ def pooled_features(output: Tensor | ModelOutput) -> Tensor:
 def use_small_image_stem(backbone: nn.Module, name: str) -> None:
     """A ResNet's stem without its four-fold reduction: 3×3, stride 1, no max-pooling."""
     # transformers calls them embedder.convolution and pooler, timm conv1 and maxpool.
-    embedder = getattr(backbone, "embedder", None)
-    owner, conv, pool = (
-        (embedder, "embedder", "pooler") if embedder is not None else (backbone, "conv1", "maxpool")
-    )
+    owner = getattr(backbone, "embedder", backbone)
+    conv, pool = ("conv1", "maxpool") if owner is backbone else ("embedder", "pooler")
     if not isinstance(getattr(owner, pool, None), nn.MaxPool2d):
         raise ValueError(
             f"small_images=True replaces the stem of a ResNet, which backbone {name!r} is not: use "
@@ -154,15 +162,10 @@ def load_transformers(
         "backbone_kwargs": _architecture(backbone_config),
         "image_size": getattr(backbone_config, "image_size", 224),
     }
-    try:
+    with suppress(OSError):  # a checkpoint without a processor: the defaults of the config remain
         processor = AutoImageProcessor.from_pretrained(name)
-    except OSError:  # a checkpoint without a processor: the defaults of the config remain
-        pass
-    else:
-        defaults |= {
-            "image_mean": list(processor.image_mean),
-            "image_std": list(processor.image_std),
-        }
+        defaults["image_mean"] = list(processor.image_mean)
+        defaults["image_std"] = list(processor.image_std)
     if pretrained is False:
         return None, defaults
     model_class, options = _model_class(backbone_config)

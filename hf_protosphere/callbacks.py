@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from .errors import ArgumentError
 from .metrics.monitoring import COLLAPSE, Stopwatch, first_reached
@@ -96,9 +96,7 @@ class NeuralCollapseCallback(TrainerCallback):
 
     # Events
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         self._layer = _ClassificationLayer.of(self.trainer.model, self.classification_layer)
         self._datasets = self._choose_datasets()
         self._started = time.perf_counter()
@@ -111,22 +109,16 @@ class NeuralCollapseCallback(TrainerCallback):
         if state.global_step == 0:
             self._measure(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         last = state.global_step == state.max_steps
         if self.every != "epoch" and (state.global_step % self.every == 0 or last):
             self._measure(state)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         if self.every == "epoch":
             self._measure(state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         split, dataset = list(self._datasets.items())[-1]
         collector = SnapshotCollector(self._layer.prototypes)
         with self.stopwatch:
@@ -215,10 +207,9 @@ class _ClassificationLayer:
         config = getattr(model, "config", None)  # a plain nn.Module has none
         if layer is None and getattr(config, "model_type", None) == "protosphere":
             return cls(model, None)
-        modules = dict(model.named_modules())
         if isinstance(layer, nn.Linear):
             return cls(model, layer)
-        linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
+        linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
         if layer is not None:
             if layer not in linear:
                 raise ArgumentError(
@@ -254,11 +245,8 @@ class _ClassificationLayer:
         if self.layer is None:
             return model(**inputs).embeddings.float()
         seen: list[Tensor] = []
-        hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        with self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             model(**inputs)
-        finally:
-            hook.remove()
         if len(seen) != 1 or seen[0].dim() != 2:
             raise ArgumentError(
                 "the classification layer must see one vector per image, (M, D), once in a forward "

@@ -32,8 +32,7 @@ def stored_dtypes(name: Any, variant: str | None = None, **options: Any) -> dict
     """
     if name is None:  # the weights were given as a `state_dict`
         return {}
-    stem, suffix = SAFE_WEIGHTS_NAME.split(".")
-    file = ".".join([stem, variant, suffix] if variant else [stem, suffix])
+    file = SAFE_WEIGHTS_NAME.replace(".", f".{variant}.") if variant else SAFE_WEIGHTS_NAME
     options = {key: value for key, value in options.items() if key in HUB_OPTIONS}
     try:
         path = Path(cached_file(name, file, **options))
@@ -60,13 +59,9 @@ def has_new_head(info: dict[str, Any]) -> bool:
 
 
 def check_fit(
-    model: PreTrainedModel,
-    name: Any,
-    info: dict[str, Any],
-    dtypes: dict[str, str],
-    *,
+    model: PreTrainedModel, name: Any, info: dict[str, Any], dtypes: dict[str, str], *,
     any_head: bool,
-) -> None:
+) -> None:  # fmt: skip
     """
     Args:
         model, info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.

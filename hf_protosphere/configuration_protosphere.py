@@ -144,28 +144,21 @@ class ProtoSphereConfig(PretrainedConfig):
             self.label2id = {label: int(index) for index, label in value.items()}
 
     def _check(self) -> None:
-        def one_of(name: str, allowed: tuple[str, ...]) -> None:
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, allowed))}, "
-                    f"but got {getattr(self, name)!r}."
-                )
-
-        def positive(name: str) -> None:
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, but got {value!r}.")
-
-        one_of("backbone_source", BACKBONE_SOURCES)
-        one_of("projection", PROJECTIONS)
-        one_of("prototypes", PROTOTYPES)
-        one_of("objective", OBJECTIVES)
-        one_of("interpolation", INTERPOLATIONS)
+        for name, allowed in (
+            ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS),
+            ("prototypes", PROTOTYPES), ("objective", OBJECTIVES),
+            ("interpolation", INTERPOLATIONS),
+        ):  # fmt: skip
+            if (value := getattr(self, name)) not in allowed:
+                known = ", ".join(map(repr, allowed))
+                raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
         for name in (
             "softmax_temperature", "calibration_temperature", "projection_dim", "image_size",
             "crop_pct",
         ):  # fmt: skip
-            positive(name)
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive and finite, but got {value!r}.")
         for name, low, high in (("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and low <= value <= high):

@@ -119,9 +119,8 @@ class ContrastLogSumExp(torch.autograd.Function):
                     grad_columns = grads.T @ scaled_rows
                 else:
                     grad_columns.addmm_(grads.T, scaled_rows)
-                grad_scaled_rows = grads @ columns
                 grad_rows[start:stop] = _scaled_backward(
-                    grad_scaled_rows, chunk_of_rows, temperature, normalize
+                    grads @ columns, chunk_of_rows, temperature, normalize
                 )
             if grad_columns is None:
                 grad_columns = torch.zeros_like(columns)
@@ -167,12 +166,11 @@ class PairwiseLogSumExp(torch.autograd.Function):
             for start, stop in _blocks(len(vectors), chunk_rows):
                 similarities = _pairs(vectors, keep, temperature, start, stop)
                 # A pair counts in the sums of both its members.
-                grads = (
-                    (similarities - lse[start:stop, None]).exp_().mul_(grad_lse[start:stop, None])
-                )
+                rows = slice(start, stop)
+                grads = (similarities - lse[rows, None]).exp_().mul_(grad_lse[rows, None])
                 grads += similarities.sub_(lse[start:]).exp_().mul_(grad_lse[start:])
-                grad[start:stop].addmm_(grads, vectors[start:])
-                grad[stop:].addmm_(grads[:, stop - start :].T, vectors[start:stop])
+                grad[rows].addmm_(grads, vectors[start:])
+                grad[stop:].addmm_(grads[:, stop - start :].T, vectors[rows])
         return grad.div_(temperature), None, None, None
 
 
@@ -228,13 +226,9 @@ class GatherBatches(torch.autograd.Function):
 
 
 def _similarities(
-    scaled_rows: Tensor,
-    columns: Tensor,
-    column_scale: Tensor | None,
-    own_row: Tensor,
-    keep: Tensor | None,
-    exclude_own: bool,
-) -> tuple[Tensor, Tensor]:
+    scaled_rows: Tensor, columns: Tensor, column_scale: Tensor | None, own_row: Tensor,
+    keep: Tensor | None, exclude_own: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(R, N) similarities with −∞ where a pair takes no part, and (N,) each column's own one."""
     similarities = scaled_rows @ columns.T
     if column_scale is not None:

@@ -30,14 +30,9 @@ class EditableClasses:
 
     @torch.no_grad()
     def add_classes(
-        self,
-        images: Mapping[str, Tensor | Iterable[Any]],
-        processor: Any = None,
-        *,
-        shrinkage: float = 0.0,
-        center: Tensor | None = None,
-        batch_size: int = 64,
-    ) -> Tensor:
+        self, images: Mapping[str, Tensor | Iterable[Any]], processor: Any = None, *,
+        shrinkage: float = 0.0, center: Tensor | None = None, batch_size: int = 64,
+    ) -> Tensor:  # fmt: skip
         """New classes from a few images each, in one forward pass over all of them.
 
         The prototype of a class is the mean embedding of its images, scaled to unit norm: where
@@ -76,18 +71,19 @@ class EditableClasses:
             raise ValueError(f"shrinkage must be 0 or more images, but got {shrinkage}.")
         was_training = self.training
         self.eval()
-        counts: Counter[int] = Counter()
-        batches = self._embedded(images, processor, batch_size, counts)
+        counts = torch.zeros(len(names), dtype=torch.int64)
         try:
             # Lengths of means matter below, so the rows are not scaled yet.
             sums = self.prototypes.new_zeros(len(names), self.prototypes.shape[1]).double()
-            for embeddings, labels in batches:
-                sums.index_add_(0, labels, embeddings.double())
+            for pixels, labels in self._pixels(images, processor, batch_size):
+                output = self.base_model(pixels.to(self.device), return_dict=True)
+                sums.index_add_(0, labels.to(self.device), output.embeddings.double())
+                counts += labels.bincount(minlength=len(names))
         finally:
             self.train(was_training)
-        if empty := [name for i, name in enumerate(names) if not counts[i]]:
+        if empty := [name for name, count in zip(names, counts) if not count]:
             raise ValueError(f"class {empty[0]!r} has no images: give at least one.")
-        totals = torch.tensor([[counts[i]] for i in range(len(names))]).to(sums)  # (n, 1)
+        totals = counts[:, None].to(sums)  # (n, 1)
         means = sums / totals
         unshifted = F.normalize(means, dim=1).to(self.prototypes)
         if center is not None:
@@ -109,8 +105,6 @@ class EditableClasses:
         self._require_prototypes("remove_classes")
         gone = set(self._indices(names))
         kept = [i for i in range(self.config.num_labels) if i not in gone]
-        if len(kept) < 2:
-            raise ValueError(f"a classifier has at least two classes, but {len(kept)} would stay.")
         every = self.config.class_names
         self._replace_head(self.head.weight[kept], [every[i] for i in kept])
 
@@ -142,28 +136,14 @@ class EditableClasses:
         gone = {i for indices in groups.values() for i in indices[1:]}
         kept = [i for i in range(len(names)) if i not in gone]
         names = [names[i] for i in kept]
-        if len(kept) < 2:
-            raise ValueError(f"a classifier has at least two classes, but {len(kept)} would stay.")
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"the model has a class {twice[0]!r} already: give another name.")
         self._replace_head(rows[kept], names)
 
-    def _embedded(
-        self,
-        images: Mapping[str, Tensor | Iterable[Any]],
-        processor: Any,
-        batch_size: int,
-        counts: Counter[int],
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Embeddings (m, D) and labels (m,) of all classes, in batches that cross their borders."""
-        for pixels, labels in self._pixels(images, processor, batch_size):
-            counts.update(labels.tolist())
-            output = self.base_model(pixels.to(self.device), return_dict=True)
-            yield output.embeddings, labels.to(self.device)
-
     def _pixels(
         self, images: Mapping[str, Any], processor: Any, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixel values and labels (m,) of all classes, in batches that cross their borders."""
         pairs = ((image, i) for i, of_class in enumerate(images.values()) for image in of_class)
         while batch := list(islice(pairs, batch_size)):
             items, labels = zip(*batch)
@@ -194,6 +174,8 @@ class EditableClasses:
     @torch.no_grad()
     def _replace_head(self, rows: Tensor, names: list[str]) -> None:
         """Rows (K, D) become the prototypes as they are: scaling them again could change a bit."""
+        if len(names) < 2:
+            raise ValueError(f"a classifier has at least two classes, but {len(names)} would stay.")
         if self.config.prototypes == "simplex_etf":  # with other classes they are none
             self.config.prototypes = "learned"
         head = type(self.head)(len(names), rows.shape[1], self.config.prototypes)

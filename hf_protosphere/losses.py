@@ -121,10 +121,7 @@ def normface_loss(
 
     Arguments, errors and distribution are those of `ntce_loss`.
     """
-    lse, positives, anchors = _contrast(
-        embeddings, prototypes, labels, temperature, options, over="prototypes"
-    )
-    return lse - positives, anchors
+    return _contrast(embeddings, prototypes, labels, temperature, options, "prototypes")
 
 
 @_loss
@@ -163,10 +160,7 @@ def ntce_loss(
         >>> round(loss.item(), 4)
         0.3133
     """
-    lse, positives, anchors = _contrast(
-        embeddings, prototypes, labels, temperature, options, over="instances"
-    )
-    return lse - positives, anchors
+    return _contrast(embeddings, prototypes, labels, temperature, options, "instances")
 
 
 @_loss
@@ -192,16 +186,15 @@ def nonl_loss(
         >>> nonl_loss(embeddings, prototypes, torch.tensor([0, 1]), temperature=1.0).item()
         -1.0
     """
-    lse, positives, anchors = _contrast(
-        embeddings, prototypes, labels, temperature, options, over="other classes"
-    )
-    if readable(lse) and (left_out := int(anchors.left_out)):
+    over = "other classes"
+    losses, anchors = _contrast(embeddings, prototypes, labels, temperature, options, over)
+    if readable(losses) and (left_out := int(anchors.left_out)):
         warnings.warn(
             f"nonl_loss: the batch holds a single class, so {left_out} anchors have no negatives "
             "and are left out. Shuffle the data, or use a larger batch.",
             stacklevel=_level_of_caller(),
         )
-    return lse - positives, anchors
+    return losses, anchors
 
 
 @_loss
@@ -319,8 +312,8 @@ class SupConLoss(_LossModule):
 def _contrast(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float,
     options: LossOptions, over: Literal["prototypes", "instances", "other classes"],
-) -> tuple[Tensor, Tensor, _Anchors]:  # fmt: skip
-    """(M,) log-sum-exp of what each instance is contrasted with, and (M,) its s_i,yi."""
+) -> tuple[Tensor, _Anchors]:  # fmt: skip
+    """(M,) log-sum-exp of what each instance is contrasted with, less its s_i,yi."""
     temperature = _checked_temperature(temperature)
     if prototypes.dim() != 2 or embeddings.dim() != 2 or embeddings.shape[1] != prototypes.shape[1]:
         raise ValueError(
@@ -341,7 +334,7 @@ def _contrast(
             lse = GroupLogSumExp.apply(lse, processes)
         lse = lse.index_select(0, classes)  # (M,)
     contrasted = lse.detach() != -math.inf  # NaN stays in, to be seen
-    return lse, positives, _Anchors(kept, contrasted, classes)
+    return lse - positives, _Anchors(kept, contrasted, classes)
 
 
 def _reduce(losses: Tensor, anchors: _Anchors, options: LossOptions) -> Tensor:

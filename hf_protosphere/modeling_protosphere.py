@@ -15,16 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import can_return_tuple
 
-from .backbones import (
-    build_timm,
-    build_transformers,
-    load_timm,
-    load_transformers,
-    pooled_features,
-    source_of,
-    use_small_image_stem,
-)
+from .backbones import build_backbone, load_timm, load_transformers, pooled_features, source_of
 from .checking import check_fit, has_new_head, stored_dtypes
 from .configuration_protosphere import ProtoSphereConfig
 from .contrast import full_precision
@@ -122,13 +115,9 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        *args: Any,
-        output_loading_info: bool = False,
-        ignore_mismatched_sizes: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """As `PreTrainedModel.from_pretrained`, from safetensors files only, and strict.
 
         Args:
@@ -175,16 +164,12 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
 
     def __init__(self, config: ProtoSphereConfig) -> None:
         super().__init__(config)
-        build = build_timm if config.backbone_source == "timm" else build_transformers
-        self.backbone, feature_dim = build(config)
-        if config.small_images:
-            use_small_image_stem(self.backbone, config.backbone)
+        self.backbone, feature_dim = build_backbone(config)
         self.projection, self.embedding_dim = _build_projection(config, feature_dim)
         self.post_init()
 
-    def forward(
-        self, pixel_values: Tensor, return_dict: bool | None = None, **kwargs: Any
-    ) -> ProtoSphereModelOutput | tuple[Tensor, ...]:
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> ProtoSphereModelOutput:
         """Embed images.
 
         Args:
@@ -211,11 +196,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
             features, projected, embeddings = (
                 x.unflatten(0, (-1, views)) for x in (features, projected, embeddings)
             )
-        output = ProtoSphereModelOutput(embeddings, features, projected)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
-
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return ProtoSphereModelOutput(embeddings, features, projected)
 
 
 class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedModel):
@@ -277,19 +258,15 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 f"but got {tuple(prototypes.shape)}."
             )
         norms = prototypes.double().norm(dim=-1)
-        if not (norms.isfinite() & (norms > 0)).all():
-            wrong = (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist()
+        if wrong := (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist():
             raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
         self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
         self.config.forget_calibration()
 
+    @can_return_tuple
     def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> ProtoSphereImageClassifierOutput | tuple[Tensor, ...]:
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
+    ) -> ProtoSphereImageClassifierOutput:
         """Classify images, and with labels compute the objective.
 
         Args:
@@ -300,11 +277,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         embeddings = output.embeddings  # (M[, V], D)
         with full_precision(embeddings):
             if not self.config.has_prototypes:
-                logits = F.linear(
-                    output.projected.to(embeddings.dtype),
-                    self.classifier.weight.to(embeddings.dtype),
-                    self.classifier.bias.to(embeddings.dtype),
-                )
+                operands = (output.projected, self.classifier.weight, self.classifier.bias)
+                logits = F.linear(*(x.to(embeddings.dtype) for x in operands))
             else:
                 prototypes = self.prototypes.to(embeddings.dtype)
                 if self.training:  # one product is faster than many that promise the last bit
@@ -319,8 +293,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if logits.dim() == 3:
             logits = logits.mean(1)
         logits = logits / self.config.calibration_temperature  # by 1.0 nothing changes
-        result = ProtoSphereImageClassifierOutput(loss, logits, embeddings, is_unknown)
-        return result if self.protosphere._wants_dict(return_dict) else result.to_tuple()
+        return ProtoSphereImageClassifierOutput(loss, logits, embeddings, is_unknown)
 
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The configured loss of embeddings (M[, V], D) and logits (M[, V], K): what `forward`
@@ -340,14 +313,9 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
 
     @classmethod
     def from_backbone(
-        cls,
-        name: str,
-        *,
-        pretrained: bool | str | Path = True,
-        backbone_source: str | None = None,
-        backbone_kwargs: dict[str, Any] | None = None,
-        **config_kwargs: Any,
-    ) -> ProtoSphereForImageClassification:
+        cls, name: str, *, pretrained: bool | str | Path = True, backbone_source: str | None = None,
+        backbone_kwargs: dict[str, Any] | None = None, **config_kwargs: Any,
+    ) -> ProtoSphereForImageClassification:  # fmt: skip
         """A new classifier that starts from pretrained backbone weights.
 
         Args:
@@ -363,15 +331,13 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if backbone_source is None:
             backbone_source = source_of(name)
         load = load_timm if backbone_source == "timm" else load_transformers
-        backbone_kwargs = dict(backbone_kwargs or {})
-        source, defaults = load(name, pretrained, backbone_kwargs, config_kwargs)
+        source, defaults = load(name, pretrained, dict(backbone_kwargs or {}), config_kwargs)
         config = ProtoSphereConfig(backbone_source=backbone_source, **{**defaults, **config_kwargs})
         model = cls(config)
         if source is not None:
             # With a small-image stem the first convolution has another shape and stays new.
             ours = model.protosphere.backbone.state_dict()
-            weights = source.state_dict()
-            fitting = {k: v for k, v in weights.items() if ours[k].shape == v.shape}
+            fitting = {k: v for k, v in source.state_dict().items() if ours[k].shape == v.shape}
             model.protosphere.backbone.load_state_dict(fitting, strict=not config.small_images)
         return model
 
@@ -379,18 +345,15 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
 def _build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.Module, int]:
     if config.projection == "none":
         return nn.Identity(), feature_dim
+    dim = config.projection_dim
     if config.projection == "linear":
-        layers = [nn.Linear(feature_dim, config.projection_dim)]
+        layers = [nn.Linear(feature_dim, dim)]
     else:
         hidden = config.projection_hidden_dim or feature_dim
-        layers = [
-            nn.Linear(feature_dim, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, config.projection_dim),
-        ]
+        layers = [nn.Linear(feature_dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)]
     for layer in layers:
         layer.is_projection_or_head = True
-    return nn.Sequential(*layers), config.projection_dim
+    return nn.Sequential(*layers), dim
 
 
 ProtoSphereConfig.register_for_auto_class()

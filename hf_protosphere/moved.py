@@ -14,102 +14,37 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-UNTIL = "0.3.0"
-
-SAME_NAME = {  # room: modules that are in it under their old names
-    "data": "augmentation image_cache labels loaders samplers streaming",
-    "hub": "card comparison export markdown",
+CAME_INTO = {  # room: old modules that are in it now, as old=new where the name is another
+    "hub": "card comparison demo_page=demo export markdown objectives sharing_arguments=arguments",
+    "metrics": "accumulators class_statistics geometry monitoring objectives=paper "
+    "snapshots=snapshot",
+    "training": "accumulation=step adaptation argument_groups=groups assembly=setup environment "
+    "finishing=finish monitoring planning=train provenance=finish provenance=environment "
+    "reporting=train reporting=monitoring steps=step tracking=setup",
+    "data": "argument_groups=arguments assembly=dataset augmentation columns=sources image_cache "
+    "imbalance=subsets labels loaders samplers streaming transforms transforms=pixels",
+    "arguments": "argument_groups=fields parsing parsing=checks",
+    "evaluation": "assessment=evaluate evaluation_arguments=arguments "
+    "imbalance=classifier_metrics reporting=report",
+    "open_set": "calibration=calibrate confidence evaluation_arguments=arguments ood=scores "
+    "open_set_plots=plots",
+    "robustness": "corrupted_data corruptions evaluation_arguments=arguments reporting=measure "
+    "robustness_plots=plots",
+    "plots": "reporting=table sphere_plots=sphere",
+    "release": "release_rows=rows sharing_arguments=arguments",
+    "runs": "checkpoints checkpoints=files checkpoints=metrics_log loading pictures=plot processes "
+    "snapshots stopping=signals",
     "inference": "probes",
-    "metrics": "accumulators class_statistics geometry",
-    "open_set": "confidence",
-    "retrieval": "image_index",
-    "robustness": "corrupted_data corruptions",
-    "runs": "loading processes",
-    "training": "adaptation environment",
-    "transfer": "frozen",
+    "retrieval": "image_embedding=embedding image_index image_search=index image_search=search "
+    "retrieval_arguments=arguments retrieval_plots=plots",
+    "transfer": "class_addition=add_class frozen transfer_arguments=arguments "
+    "transfer_report=report transfer_suite=suite.transfer_suite "
+    "transfer_suite_arguments=suite.arguments transfer_suite_report=suite.report",
 }
-MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in names.split()} | {
-    "accumulation": "training.step",
-    "argument_groups": "training.groups data.arguments arguments.fields",
-    "assembly": "training.setup data.dataset",
-    "assessment": "evaluation.evaluate",
-    "calibration": "open_set.calibrate",
-    "checkpoints": "runs.checkpoints runs.files runs.metrics_log",
-    "class_addition": "transfer.add_class",
-    "columns": "data.sources",
-    "demo_page": "hub.demo",
-    "evaluation_arguments": "evaluation.arguments open_set.arguments robustness.arguments",
-    "finishing": "training.finish",
-    "image_embedding": "retrieval.embedding",
-    "image_search": "retrieval.index retrieval.search",
-    "imbalance": "data.subsets evaluation.classifier_metrics",
-    "monitoring": "metrics.monitoring training.monitoring",
-    "objectives": "hub.objectives metrics.paper",
-    "ood": "open_set.scores",
-    "open_set_plots": "open_set.plots",
-    "parsing": "arguments.parsing arguments.checks",
-    "pictures": "runs.plot",
-    "planning": "training.train",
-    "provenance": "training.finish training.environment",
-    "release_rows": "release.rows",
-    "reporting": "training.train training.monitoring evaluation.report robustness.measure "
-    "plots.table",
-    "retrieval_arguments": "retrieval.arguments",
-    "retrieval_plots": "retrieval.plots",
-    "robustness_plots": "robustness.plots",
-    "sharing_arguments": "hub.arguments release.arguments",
-    "snapshots": "metrics.snapshot runs.snapshots",
-    "sphere_plots": "plots.sphere",
-    "steps": "training.step",
-    "stopping": "runs.signals",
-    "tracking": "training.setup",
-    "transfer_arguments": "transfer.arguments",
-    "transfer_report": "transfer.report",
-    "transfer_suite": "transfer.suite.transfer_suite",
-    "transfer_suite_arguments": "transfer.suite.arguments",
-    "transfer_suite_report": "transfer.suite.report transfer.suite.transfer_suite",
-    "transforms": "data.transforms data.pixels",
-}
-# Old modules that are rooms now, and where their names are. A command is a module there.
-NAMES = {
-    ("arguments", "training.arguments"): "TrainArguments",
-    ("arguments", "runs.plot"): "PlotArguments",
-    ("data", "data.dataset"): "ImageDataset load_image_dataset load_split",
-    ("data", "data.sources"): "load_splits",
-    ("data", "data.subsets"): "balanced_sample",
-    ("evaluation", "evaluation.classifier_metrics"): "evaluate_model evaluate_predictions",
-    ("evaluation", "inference.predictions"): "predictions training_class_means",
-    ("hub", "hub.publish"): "account is_published publish_collection",
-    ("open_set", "open_set.threshold"): "Answer OpenSetClassifier Threshold angles_to_prototypes "
-    "calibrated_threshold default_threshold",
-    ("plots", "plots.curves"): "CURVES plot_collapse plot_curves",
-    ("plots", "plots.style"): "COLORS STYLES new_figure",
-    ("retrieval", "retrieval.neighbours"): "Candidates Neighbours nearest retrieval_metrics",
-    ("robustness", "robustness.plots"): "draw_robustness",
-    ("runs", "runs.finished_run"): "FinishedRun slug",
-    ("training", "training.run"): "TrainingRun",
-    ("transfer", "transfer.finetune"): "Transfer rows_on_disk",
-}
-
-
-def names_of(package: str, **doors: str) -> Callable[[str], Any]:
-    """`__getattr__` of a room, which imports what is asked for: the names that it had as a module.
-
-    Args:
-        doors: names that it offers for good, and the modules that they are in.
-    """
-    room = package.rpartition(".")[2]
-    moved = {n: place for (of, place), names in NAMES.items() if of == room for n in names.split()}
-
-    def __getattr__(name: str) -> Any:
-        if (place := doors.get(name) or moved.get(name)) is None:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        place = f"{__package__}.{place}"
-        if name not in doors:
-            _warn(f"{package}.{name}", f"{place}.{name}")
-        return getattr(importlib.import_module(place), name)
-
-    return __getattr__
+MODULES: dict[str, list[str]] = {}  # {"finishing": ["training.finish"], ...}; some were divided
+for _room, _names in CAME_INTO.items():
+    for _old, _, _new in (name.partition("=") for name in _names.split()):
+        MODULES.setdefault(_old, []).append(f"{_room}.{_new or _old}")
 
 
 class OldPaths(MetaPathFinder, Loader):
@@ -121,13 +56,24 @@ class OldPaths(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__.rpartition(".")[2]
-        places = [f"{__package__}.{place}" for place in MODULES[name].split()]
-        _warn(module.__name__, " and ".join(places))
+        places = [f"{__package__}.{place}" for place in MODULES[name]]
+        message = f"{module.__name__} is now {' and '.join(places)}; the old path works until"
+        warnings.warn(f"{message} version 0.3.0.", FutureWarning, stacklevel=2)
         for place in places:
             names = vars(importlib.import_module(place)).items()
             vars(module).update({key: value for key, value in names if not key.startswith("__")})
 
 
-def _warn(old: str, new: str) -> None:
-    message = f"{old} is now {new}; the old path works until version {UNTIL}."
-    warnings.warn(message, FutureWarning, stacklevel=3)
+def lazily(package: str, **modules: str) -> Callable[[str], Any]:
+    """`__getattr__` of a package: names that it offers, imported when they are asked for.
+
+    Args:
+        modules: the module of the package that each name is in.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return __getattr__

@@ -126,8 +126,7 @@ def class_means(
                 "expected embeddings (N, D) and labels (N,), but got "
                 f"{tuple(embeddings.shape)} and {tuple(batch_labels.shape)}."
             )
-        outside = batch_labels[(batch_labels < 0) | (batch_labels >= num_classes)]
-        if len(outside):
+        if len(outside := batch_labels[(batch_labels < 0) | (batch_labels >= num_classes)]):
             raise ValueError(f"labels must be in [0, {num_classes}), but got {int(outside[0])}.")
         if sums is None:
             dtype = embeddings.dtype if embeddings.dtype == torch.float64 else torch.float32

@@ -8,7 +8,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 
-from hf_protosphere.moved import MODULES, NAMES
+from hf_protosphere.moved import MODULES
 from tests import ROOT
 
 # `ls hf_protosphere/*.py` of version 0.1.0.
@@ -39,7 +39,6 @@ DOCUMENTED = {
     "sharing_arguments": "PublishArguments ExportArguments DemoArguments ReleaseArguments",
     "snapshots": "Snapshot SnapshotCollector snapshot_of",
 }
-PLACES = [(room, place, name) for (room, place), names in NAMES.items() for name in names.split()]
 
 
 def forget(module):
@@ -51,7 +50,6 @@ def test_every_module_is_where_it_was_or_in_the_table():
     gone = {name for name in MODULES_BEFORE.split() if not (package / f"{name}.py").is_file()}
     rooms = {name for name in gone if (package / name / "__init__.py").is_file()}
     assert set(MODULES) == gone - rooms
-    assert {room for room, _ in NAMES} <= rooms
 
 
 @pytest.mark.parametrize("old", MODULES)
@@ -59,7 +57,7 @@ def test_a_module_holds_what_its_new_ones_hold(old):
     forget(f"hf_protosphere.{old}")
     with pytest.warns(FutureWarning, match=rf"hf_protosphere\.{old} is now hf_protosphere\."):
         module = importlib.import_module(f"hf_protosphere.{old}")
-    for place in MODULES[old].split():
+    for place in MODULES[old]:
         new = importlib.import_module(f"hf_protosphere.{place}")
         defined = [value for value in vars(new).values() if isinstance(value, FunctionType | type)]
         for value in defined:
@@ -69,22 +67,10 @@ def test_a_module_holds_what_its_new_ones_hold(old):
         assert getattr(module, name).__module__.startswith("hf_protosphere.")
 
 
-@pytest.mark.parametrize(("room", "place", "name"), PLACES)
-def test_a_room_has_the_names_that_it_had_as_a_module(room, place, name):
-    package = importlib.import_module(f"hf_protosphere.{room}")
-    with pytest.warns(FutureWarning, match=rf"{room}\.{name} is now hf_protosphere\.{place}\."):
-        found = getattr(package, name)
-    assert found is getattr(importlib.import_module(f"hf_protosphere.{place}"), name)
-    assert not isinstance(found, ModuleType)
-
-
 def test_the_warning_points_at_the_import():
     forget("hf_protosphere.image_index")
     with pytest.warns(FutureWarning, match="until version") as warned:
         from hf_protosphere.image_index import ImageIndex  # noqa: F401
-    assert warned[0].filename == __file__
-    with pytest.warns(FutureWarning) as warned:
-        from hf_protosphere.open_set import OpenSetClassifier  # noqa: F401
     assert warned[0].filename == __file__
 
 
@@ -94,23 +80,21 @@ def test_new_paths_are_silent_and_unknown_ones_errors():
         from hf_protosphere.training import train
 
         assert isinstance(train, ModuleType)  # a command is a module of its name
+        from hf_protosphere.open_set import OpenSetClassifier
         from hf_protosphere.retrieval import Embedder, ImageIndex
         from hf_protosphere.robustness import corruption_errors
 
-        assert all(map(callable, (Embedder, ImageIndex, corruption_errors)))
+        assert all(map(callable, (OpenSetClassifier, Embedder, ImageIndex, corruption_errors)))
         with pytest.raises(ImportError, match="cannot import name 'wings'"):
-            from hf_protosphere.training import wings  # noqa: F401
+            from hf_protosphere.retrieval import wings  # noqa: F401
         with pytest.raises(ModuleNotFoundError, match=r"hf_protosphere\.wings"):
             import hf_protosphere.wings  # noqa: F401
 
 
 def test_pickles_find_their_classes():
     from hf_protosphere.retrieval.image_index import ImageIndex
-    from hf_protosphere.runs.finished_run import FinishedRun
 
     forget("hf_protosphere.image_index")
     with pytest.warns(FutureWarning):
         assert pickle.loads(b"chf_protosphere.image_index\nImageIndex\n.") is ImageIndex
-    with pytest.warns(FutureWarning):
-        assert pickle.loads(b"chf_protosphere.runs\nFinishedRun\n.") is FinishedRun
     assert b"retrieval.image_index" in pickle.dumps(ImageIndex)

@@ -3,7 +3,3 @@
 Knows `errors` only; the groups of arguments live with what they are about. Start at `parsing.py`;
 `help.py` makes the page of `--help`.
 """
-
-from ..moved import names_of
-
-__getattr__ = names_of(__name__)  # of version 0.1.0

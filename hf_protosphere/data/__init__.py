@@ -3,7 +3,3 @@
 Imports `runs` (whole files) and what is below it. Start at `dataset.py`; batches are made in
 `loaders.py`.
 """
-
-from ..moved import names_of
-
-__getattr__ = names_of(__name__)  # of version 0.1.0

@@ -81,12 +81,10 @@ class EmbeddingStore:
 
     def __str__(self) -> str:
         self._seal()
-        parts = [
-            f"all {self.counts.sum():,} embeddings: {_mebibytes(self.bytes_in_memory)} in memory"
-        ]
+        places = f"{_mebibytes(self.bytes_in_memory)} in memory"
         if self.bytes_on_disk:
-            parts.append(f"{_mebibytes(self.bytes_on_disk)} in a temporary file")
-        return ", ".join(parts)
+            places += f", {_mebibytes(self.bytes_on_disk)} in a temporary file"
+        return f"all {self.counts.sum():,} embeddings: {places}"
 
     def merge(self, other: EmbeddingStore) -> None:
         for rows, labels in other.batches():
@@ -161,20 +159,17 @@ class EmbeddingSample:
 
     def rows(self, label: int) -> Tensor:
         """(≤ size, D) the sample of a class, in random order."""
-        if len(self._kept) > 1:
-            self._prune()
-        rows, labels, _ = self._kept[0]
+        ((rows, labels),) = self.batches()
         return rows[labels == label]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples as (rows, labels)."""
-        self._prune()
-        rows, labels, _ = self._kept[0]
-        yield rows, labels
+        """The samples as (rows, labels), all in one."""
+        if len(self._kept) > 1:
+            self._prune()
+        yield self._kept[0][:2]
 
     def __str__(self) -> str:
-        self._prune()
-        rows = self._kept[0][0]
+        ((rows, _),) = self.batches()
         return (
             f"{len(rows):,} of {self.counts.sum():,} embeddings, at most {self.size} of each "
             f"class: {_mebibytes(rows.nbytes)} in memory"

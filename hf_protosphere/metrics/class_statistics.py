@@ -235,8 +235,7 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, dim: int) 
             f"embeddings hold {count} non-finite values of {embeddings.numel()}: look for a "
             "diverged or overflowing model before measuring it."
         )
-    outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
-    if outside:
+    if outside := labels[(labels < 0) | (labels >= num_classes)].unique().tolist():
         raise ValueError(
             f"labels must be in [0, {num_classes}), got {_listed(outside)}: raise num_classes or "
             "map the labels to 0, 1, 2, ..."

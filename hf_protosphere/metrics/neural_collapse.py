@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from . import geometry
 from .accumulators import ClassMoments, EmbeddingSample, EmbeddingStore
 from .class_statistics import (
     ClassStatistics,
@@ -22,24 +23,6 @@ from .class_statistics import (
     count_non_finite,
     statistics_of_embeddings,
     statistics_of_moments,
-)
-from .geometry import (
-    class_alignment,
-    class_mean_gram,
-    entropy_difference_ratio,
-    instance_alignment,
-    inter_class_effective_rank,
-    intra_class_effective_rank,
-    mutual_information_ratio,
-    nc1_cdnv,
-    nc1_variability,
-    nc2_equiangular,
-    nc2_equinorm,
-    nc3_self_duality,
-    nc4_agreement,
-    prototype_effective_rank,
-    prototype_gram,
-    simplex_etf_mutual_information_ratio,
 )
 
 
@@ -98,7 +81,7 @@ METRICS: tuple[MetricInfo, ...] = (  # in the order of compute(); cosine = 1 −
         _SONG,
         True,
         min_classes=3,
-        optimum=lambda num_classes, _: simplex_etf_mutual_information_ratio(num_classes),
+        optimum=lambda num_classes, _: geometry.simplex_etf_mutual_information_ratio(num_classes),
     ),
     MetricInfo("entropy_difference_ratio", "Entropy difference", _SONG, True, 1.0, min_classes=3),
     MetricInfo("nc1_variability", "NC1 variability", _PAPYAN, False),
@@ -267,23 +250,23 @@ class NeuralCollapse(Metric):
             self._check_prototypes(prototypes)
         s = self.statistics()
         values = {
-            "intra_class_effective_rank": intra_class_effective_rank(s),
-            "inter_class_effective_rank": inter_class_effective_rank(s),
-            "nc1_variability": nc1_variability(s),
-            "nc1_cdnv": nc1_cdnv(s),
-            "nc2_equinorm": nc2_equinorm(s),
-            "nc2_equiangular": nc2_equiangular(s),
+            "intra_class_effective_rank": geometry.intra_class_effective_rank(s),
+            "inter_class_effective_rank": geometry.inter_class_effective_rank(s),
+            "nc1_variability": geometry.nc1_variability(s),
+            "nc1_cdnv": geometry.nc1_cdnv(s),
+            "nc2_equinorm": geometry.nc2_equinorm(s),
+            "nc2_equiangular": geometry.nc2_equiangular(s),
         }
         if prototypes is not None:
             w = prototypes.detach().to(s.means.device).double()
-            grams = prototype_gram(w), class_mean_gram(s)
+            grams = geometry.prototype_gram(w), geometry.class_mean_gram(s)
             values |= {
-                "prototype_effective_rank": prototype_effective_rank(w),
-                "instance_alignment": instance_alignment(s, w),
-                "class_alignment": class_alignment(s, w),
-                "mutual_information_ratio": mutual_information_ratio(*grams),
-                "entropy_difference_ratio": entropy_difference_ratio(*grams),
-                "nc3_self_duality": nc3_self_duality(s, w),
+                "prototype_effective_rank": geometry.prototype_effective_rank(w),
+                "instance_alignment": geometry.instance_alignment(s, w),
+                "class_alignment": geometry.class_alignment(s, w),
+                "mutual_information_ratio": geometry.mutual_information_ratio(*grams),
+                "entropy_difference_ratio": geometry.entropy_difference_ratio(*grams),
+                "nc3_self_duality": geometry.nc3_self_duality(s, w),
             }
             if self._embeddings is not None:
                 values["nc4_agreement"] = s.sample_mean(self._agreement_per_class(s, w))
@@ -302,7 +285,7 @@ class NeuralCollapse(Metric):
         agreeing, kept = torch.zeros(2, self.num_classes, dtype=torch.float64, device=device)
         for rows, labels in self._embeddings.batches():
             labels = labels.to(device)
-            agrees = nc4_agreement(rows.to(device), statistics, prototypes).double()
+            agrees = geometry.nc4_agreement(rows.to(device), statistics, prototypes).double()
             agreeing.index_add_(0, labels, agrees)
             kept.index_add_(0, labels, torch.ones_like(agrees))
         if self._group is not None:

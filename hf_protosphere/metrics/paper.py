@@ -4,7 +4,6 @@ from __future__ import annotations
 
 PAPER_URL = "https://arxiv.org/abs/2605.20302"
 
-
 PAPER_BIBTEX = """\
 @inproceedings{koromilas2026neural,
   title     = {Neural Collapse by Design: Learning Class Prototypes on the Hypersphere},

@@ -33,8 +33,8 @@ class Snapshot:
         """Without images: prototypes (K, D), unit rows, stand for the class means too."""
         prototypes = prototypes.detach().float().cpu()
         none, cosines = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        embeddings = prototypes[:0]
-        return cls(embeddings, none, prototypes, prototypes, cosines, cosines, class_names, "")
+        vectors = (prototypes[:0], none, prototypes, prototypes, cosines, cosines)
+        return cls(*vectors, class_names, "")
 
     @property
     def center(self) -> Tensor:
@@ -85,7 +85,5 @@ class SnapshotCollector:
         embeddings, labels = (torch.cat(parts) for parts in zip(*self._kept))
         own, others = torch.cat(self._cosines).unbind(1)
         means = F.normalize(self.sums, dim=1).float().cpu()
-        prototypes = self.prototypes.cpu()
-        return Snapshot(
-            embeddings, labels, means, prototypes, own, others, list(class_names), split
-        )
+        vectors = (embeddings, labels, means, self.prototypes.cpu(), own, others)
+        return Snapshot(*vectors, list(class_names), split)

@@ -3,6 +3,6 @@
 Imports `inference` and below. Start at `calibrate.py`, or `scores.py` for the scores.
 """
 
-from ..moved import names_of
+from ..moved import lazily
 
-__getattr__ = names_of(__name__)  # of version 0.1.0
+__getattr__ = lazily(__name__, OpenSetClassifier="threshold")

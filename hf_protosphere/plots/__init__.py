@@ -3,7 +3,3 @@
 Imports `metrics` only. Start at `curves.py`; a slice's own pictures are in the slice, drawn with
 `style.py` and `table.py`.
 """
-
-from ..moved import names_of
-
-__getattr__ = names_of(__name__)  # of version 0.1.0

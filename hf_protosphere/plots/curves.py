@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,9 @@ def plot_curves(records: Records, picture: Path) -> None:
         _draw(collapse, _attained(records, "validation", name), i, label)
     collapse.axhline(100, color="0.5", linewidth=0.8)
     collapse.set(
-        title="Neural collapse of the validation images",
-        xlabel="epoch",
-        ylabel="share of the optimum attained (%)",
-        ylim=(None, 102),
-    )
+        title="Neural collapse of the validation images", xlabel="epoch",
+        ylabel="share of the optimum attained (%)", ylim=(None, 102),
+    )  # fmt: skip
     _legend(collapse, loc="lower right", fontsize="small")
     for axes in (loss, accuracy, collapse):
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -81,16 +79,16 @@ def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95
     panels = figure.subplots(4, 4).flatten()
     for axes, info in zip(panels, METRICS):
         optima = {  # more than one if the runs differ in K or D
-            record[split + COLLAPSE]["optima"][info.name]
+            collapse["optima"][info.name]
             for _, records, split in lines
-            for record in _measured(records, split)
+            for _, collapse in _points(records, split + COLLAPSE)
         }
         values: list[float] = []
         for i, (label, records, split) in enumerate(lines):
             points = [
-                (record["epoch"], record[split + COLLAPSE][info.name])
-                for record in _measured(records, split)
-                if math.isfinite(record[split + COLLAPSE].get(info.name, math.nan))
+                (epoch, collapse[info.name])
+                for epoch, collapse in _points(records, split + COLLAPSE)
+                if math.isfinite(collapse.get(info.name, math.nan))
             ]
             _draw(axes, points, i, label)
             values += [value for _, value in points]
@@ -126,9 +124,10 @@ def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str
                 f"{name} was never measured for neural collapse: train with --nc_every 1."
             )
         # The last is the validation split: the training images are measured first.
-        chosen = splits if len(runs) == 1 else splits[-1:]
-        what = {split: f"{split} images" if len(runs) == 1 else name for split in chosen}
-        lines += [(what[split], records, split) for split in chosen]
+        if len(runs) > 1:
+            lines.append((name, records, splits[-1]))
+        else:
+            lines += [(f"{split} images", records, split) for split in splits]
     return lines
 
 
@@ -146,24 +145,19 @@ def _draw_optima(axes: Axes, info: MetricInfo, optima: set[float], values: list[
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
 
 
-def _measured(records: Records, split: str) -> list[Mapping[str, Any]]:
-    return [record for record in records if split + COLLAPSE in record]
-
-
-def _points(records: Records, name: str) -> list[tuple[float, float]]:
+def _points(records: Records, name: str) -> list[tuple[float, Any]]:
     return [(record["epoch"], record[name]) for record in records if name in record]
 
 
 def _attained(records: Records, split: str, name: str) -> list[tuple[float, float]]:
     return [
-        (record["epoch"], record[split + COLLAPSE]["attained"][name])
-        for record in _measured(records, split)
-        if name in record[split + COLLAPSE]["attained"]
+        (epoch, collapse["attained"][name])
+        for epoch, collapse in _points(records, split + COLLAPSE)
+        if name in collapse["attained"]
     ]
 
 
-def _draw(axes: Axes, points: Iterable[tuple[float, float]], i: int, label: str) -> None:
-    points = list(points)
+def _draw(axes: Axes, points: list[tuple[float, float]], i: int, label: str) -> None:
     axes.grid(alpha=0.3)
     if points:
         marker = "o" if len(points) == 1 else None  # a line through one point is invisible

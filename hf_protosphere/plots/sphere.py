@@ -60,7 +60,7 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
             axes.set(xlabel="class", ylabel="class")
         if num_classes <= PRINTED_CLASSES:
             middle = (1 + lowest) / 2
-            for (row, column), value in zip(_indices(matrix), matrix.flatten().tolist()):
+            for (row, column), value in np.ndenumerate(matrix.numpy()):
                 color = "black" if value > middle else "white"
                 text = f"{value:.2f}".replace("-", "−").replace("0.", ".")
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
@@ -75,7 +75,6 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
 def plot_margins(snapshot: Snapshot, picture: Path) -> None:
     """Histogram of the cosines of all images to their own and to the nearest other prototype."""
     own, other = snapshot.own_cosines.numpy(), snapshot.nearest_other_cosines.numpy()
-    num_classes = len(snapshot.prototypes)
     right = (own > other).mean()
     figure = new_figure(9, 5)
     axes = figure.subplots()
@@ -88,8 +87,7 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
         axes.hist(values, bins, weights=weights, color=color, alpha=0.35, hatch=hatch)
         axes.hist(values, bins, weights=weights, color=color, histtype="step", linestyle=style,
                   linewidth=1.8, label=f"to the {label}")  # fmt: skip
-    optima = {"own": 1.0, "others": -1 / (num_classes - 1)}
-    for name, value in optima.items():
+    for name, value in (("own", 1.0), ("others", -1 / (len(snapshot.prototypes) - 1))):
         axes.axvline(value, color="0.3", linewidth=1, linestyle=":")
         axes.annotate(f" {name} at collapse", (value, 0.98), xycoords=("data", "axes fraction"),
                       rotation=90, va="top", ha="right", color="0.3", fontsize=8)  # fmt: skip
@@ -104,11 +102,9 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
 
 
 def plot_sphere(
-    snapshot: Snapshot,
-    picture: Path | BinaryIO,
-    classes: Sequence[str] | None = None,
+    snapshot: Snapshot, picture: Path | BinaryIO, classes: Sequence[str] | None = None,
     query: Tensor | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Embeddings, class means and prototypes on the sphere; prototypes alone where no images are.
 
     In 2 and 3 dimensions exactly where they are. In more, two orthogonal projections, both labelled
@@ -128,18 +124,12 @@ def plot_sphere(
     shown = _classes_to_show(snapshot, classes, query)
     dim = snapshot.prototypes.shape[1]
     images = f"{snapshot.split} images" if len(snapshot.embeddings) else "Prototypes"
-    if dim == 3:
-        figure = new_figure(9, 8)
-        axes = figure.add_subplot(projection="3d")
-        _draw_globe(axes)
-        _draw_points(axes, snapshot, _styles(shown), torch.eye(3), query)
-        title = f"{images} on the unit sphere"
-    elif dim == 2:
-        figure = new_figure(9, 7.5)
-        axes = figure.subplots()
-        _draw_circle(axes)
-        _draw_points(axes, snapshot, _styles(shown), torch.eye(2), query)
-        title = f"{images} on the unit circle"
+    if dim in (2, 3):
+        figure = new_figure(9, 8 if dim == 3 else 7.5)
+        axes = figure.add_subplot(projection="3d" if dim == 3 else None)
+        (_draw_globe if dim == 3 else _draw_circle)(axes)
+        _draw_points(axes, snapshot, _styles(shown), torch.eye(dim), query)
+        title = f"{images} on the unit {'sphere' if dim == 3 else 'circle'}"
     else:
         figure = new_figure(16, 7)
         _draw_projections(*figure.subplots(1, 2), snapshot, shown, query)
@@ -194,8 +184,7 @@ def _classes_to_show(
             )
         return [names.index(name) for name in classes]
     if query is not None:
-        nearest = (snapshot.prototypes @ query).argsort(descending=True).tolist()
-        return nearest[:SHOWN_CLASSES]
+        return (snapshot.prototypes @ query).argsort(descending=True)[:SHOWN_CLASSES].tolist()
     cosines = _cosines(snapshot.class_means).fill_diagonal_(-2)
     first, second = divmod(int(cosines.argmax()), len(cosines))
     # The closest pair, and who is closest to them; then the others by their nearest neighbour.
@@ -267,10 +256,6 @@ def _plane(points: Tensor) -> Tensor:
 def _cosines(vectors: Tensor) -> Tensor:
     vectors = F.normalize(vectors, dim=1)
     return vectors @ vectors.T
-
-
-def _indices(matrix: Tensor) -> list[list[int]]:
-    return torch.ones_like(matrix).nonzero().tolist()
 
 
 def _shorten(name: str) -> str:

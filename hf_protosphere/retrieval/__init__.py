@@ -3,6 +3,6 @@
 Imports `inference` and below. Start at `image_index.py`; `neighbours.py` is the search itself.
 """
 
-from ..moved import names_of
+from ..moved import lazily
 
-__getattr__ = names_of(__name__, Embedder="retrieval.embedding", ImageIndex="retrieval.image_index")
+__getattr__ = lazily(__name__, Embedder="embedding", ImageIndex="image_index")

@@ -3,6 +3,6 @@
 Imports `inference` and below. Start at `measure.py`: `corruption_errors`.
 """
 
-from ..moved import names_of
+from ..moved import lazily
 
-__getattr__ = names_of(__name__, corruption_errors="robustness.measure")
+__getattr__ = lazily(__name__, corruption_errors="measure")

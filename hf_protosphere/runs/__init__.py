@@ -2,7 +2,3 @@
 
 May be imported by everything that reads or writes files. Start at `files.py`.
 """
-
-from ..moved import names_of
-
-__getattr__ = names_of(__name__)  # of version 0.1.0

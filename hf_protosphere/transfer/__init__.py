@@ -3,7 +3,3 @@
 
 Imports `training` and below. Start at `finetune.py`.
 """
-
-from ..moved import names_of
-
-__getattr__ = names_of(__name__)  # of version 0.1.0

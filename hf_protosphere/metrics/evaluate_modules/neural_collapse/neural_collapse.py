@@ -61,17 +61,16 @@ class NeuralCollapse(evaluate.Metric):
         return info
 
     def _compute(self, embeddings, references, prototypes=None, num_classes=None):
-        lengths = embeddings.combine_chunks().value_lengths().unique().to_pylist()
+        embeddings = embeddings.combine_chunks()
+        lengths = embeddings.value_lengths().unique().to_pylist()
         if len(lengths) != 1:
             raise ValueError(
                 f"embeddings must be vectors of one length, but have lengths {sorted(lengths)}."
             )
-        numbers = embeddings.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        numbers = embeddings.flatten().to_numpy(zero_copy_only=False)
         labels = torch.tensor(references.to_numpy())
         if num_classes is None:
             num_classes = int(labels.max()) + 1
         metric = NeuralCollapseMetric(num_classes, lengths[0])
         metric.update(torch.tensor(numbers).view(len(labels), -1), labels)
-        if prototypes is not None:
-            prototypes = torch.as_tensor(prototypes)
-        return metric.compute(prototypes)
+        return metric.compute(None if prototypes is None else torch.as_tensor(prototypes))
