@@ -47,7 +47,7 @@ MODULES = {old: f"{room}.{old}" for room, names in SAME_NAME.items() for old in 
     "objectives": "hub.objectives metrics.paper",
     "ood": "open_set.scores",
     "open_set_plots": "open_set.plots",
-    "parsing": "arguments.parsing arguments.checks",
+    "parsing": "arguments.parsing arguments.fields",
     "pictures": "runs.plot",
     "planning": "training.dry_run",
     "provenance": "training.finish training.environment",

@@ -15,7 +15,7 @@ from hf_protosphere.data.arguments import (
 from hf_protosphere.errors import ArgumentError
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllOfData(StreamingArguments, SplitArguments, DataArguments):
     """Every group that is about data."""
 
