@@ -103,28 +103,16 @@ class ImageDataset:
 
 
 def load_image_dataset(
-    dataset_name: str,
-    *,
-    dataset_config: str | None = None,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    train_split: str = "train",
-    validation_split: str | None = None,
-    test_split: str | None = None,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    on_bad_image: str = "error",
-    check_images: bool = True,
-    need_train: bool = True,
-    need_all_classes: bool = True,
-    label_names: list[str] | None = None,
-    streaming: bool = False,
-    num_train_images: int | None = None,
+    dataset_name: str, *, dataset_config: str | None = None, revision: str | None = None,
+    image_column: str | None = None, label_column: str | None = None,
+    train_split: str = "train", validation_split: str | None = None, test_split: str | None = None,
+    validation_fraction: float = 0.1, seed: int = 0,
+    max_train_samples: int | None = None, max_eval_samples: int | None = None,
+    on_bad_image: str = "error", check_images: bool = True,
+    need_train: bool = True, need_all_classes: bool = True, label_names: list[str] | None = None,
+    streaming: bool = False, num_train_images: int | None = None,
     roles: Collection[str] = ("train", "validation", "test"),
-) -> ImageDataset:
+) -> ImageDataset:  # fmt: skip
     """Load, check and unify a data set.
 
     Args:

@@ -19,14 +19,9 @@ BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(
-    RunArguments,
-    OptimizationArguments,
-    AdaptationArguments,
-    ModelArguments,
-    StreamingArguments,
-    SplitArguments,
-    DataArguments,
-):
+    RunArguments, OptimizationArguments, AdaptationArguments, ModelArguments, StreamingArguments,
+    SplitArguments, DataArguments,
+):  # fmt: skip
     """Everything that defines a training run. Invalid values raise `ArgumentError` at once.
 
     Example:

@@ -118,14 +118,9 @@ class FinetuneArguments(
 
     def training(self, mode: str, **more: Any) -> TrainArguments:
         """The arguments of training in a mode; `more` are those of what it starts from."""
-        shared = {
-            name: getattr(self, name)
-            for name in field_names(TrainArguments)
-            if hasattr(self, name) and name not in ("objective", "temperature")
-        }
-        for name in ("objective", "temperature"):
-            if (value := getattr(self, name)) is not None:
-                shared[name] = value
+        left_out = [name for name in ("objective", "temperature") if getattr(self, name) is None]
+        names = [name for name in field_names(TrainArguments) if name not in left_out]
+        shared = {name: getattr(self, name) for name in names if hasattr(self, name)}
         adaptation = {
             "head": {"freeze_backbone": True},
             "layerwise": {"layer_decay": self.decay},
