@@ -66,8 +66,7 @@ class BatchAugmentation:
 
     def numbers(self, index: Tensor, view: int) -> Tensor:
         """(M, P) uniform numbers in [0, 1), in the order of `NUMBERS`."""
-        key = hash((self.seed, self.epoch, view))
-        return uniform_numbers(index, key, len(NUMBERS))
+        return uniform_numbers(index, hash((self.seed, self.epoch, view)), len(NUMBERS))
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
