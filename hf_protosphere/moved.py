@@ -23,7 +23,7 @@ CAME_INTO = {  # room: old modules that are in it now, as old=new where the name
     "reporting=train reporting=monitoring steps=step tracking=setup",
     "data": "argument_groups=arguments assembly=dataset augmentation columns=sources image_cache "
     "imbalance=subsets labels loaders samplers streaming transforms transforms=pixels",
-    "arguments": "argument_groups=fields parsing parsing=checks",
+    "arguments": "argument_groups=fields parsing parsing=fields",
     "evaluation": "assessment=evaluate evaluation_arguments=arguments "
     "imbalance=classifier_metrics reporting=report",
     "open_set": "calibration=calibrate confidence evaluation_arguments=arguments ood=scores "

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import ArgumentError
-from .checks import check_known
-from .fields import flag
+from .fields import check_known, flag
 from .help import Parser
 
 T = TypeVar("T")

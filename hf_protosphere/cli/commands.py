@@ -42,9 +42,7 @@ def _imported(path: str) -> Any:
 
 _COMMANDS = (
     Command(
-        "train",
-        "training.arguments:TrainArguments",
-        "training.train:train_or_plan",
+        "train", "training.arguments:TrainArguments", "training.train:train_or_plan",
         "train a classifier on a data set of the Hub or a local folder",
         "Train an image classifier whose classes are prototypes on the unit sphere.",
         example="--dataset_name cifar10 --backbone resnet18 --small_images --epochs 100",
@@ -52,18 +50,14 @@ _COMMANDS = (
         "output_dir resume dry_run config",
     ),
     Command(
-        "evaluate",
-        "evaluation.arguments:EvaluateArguments",
-        "evaluation.evaluate:evaluate",
+        "evaluate", "evaluation.arguments:EvaluateArguments", "evaluation.evaluate:evaluate",
         "accuracy and neural collapse of a checkpoint on a data set",
         "Accuracy, by prototypes and by class means, and neural collapse of a checkpoint.",
         example="--model outputs/run --dataset_name cifar10 --pictures outputs/pictures",
         common="model dataset_name split class_means ood_dataset corruptions output pictures json",
     ),
     Command(
-        "finetune",
-        "transfer.arguments:FinetuneArguments",
-        "transfer.finetune:finetune",
+        "finetune", "transfer.arguments:FinetuneArguments", "transfer.finetune:finetune",
         "transfer a checkpoint, or a timm or transformers backbone, to other classes",
         "Transfer a trained network to another data set: by training it in one of several ways, or "
         "without, by probes, nearest neighbours or the class means; compare them, few-shot too.",
@@ -72,8 +66,7 @@ _COMMANDS = (
         "resume config",
     ),
     Command(
-        "transfer-suite",
-        "transfer.suite.arguments:TransferSuiteArguments",
+        "transfer-suite", "transfer.suite.arguments:TransferSuiteArguments",
         "transfer.suite.transfer_suite:transfer_suite",
         "transfer several models to several data sets: one table, over a baseline",
         "Transfer several models to several data sets, as `protosphere finetune` does, into one "
@@ -83,9 +76,7 @@ _COMMANDS = (
         positional="config",
     ),
     Command(
-        "add-class",
-        "transfer.arguments:AddClassArguments",
-        "transfer.add_class:add_class",
+        "add-class", "transfer.arguments:AddClassArguments", "transfer.add_class:add_class",
         "teach a checkpoint a new class from a few images, without training",
         "New classes for a checkpoint without training: their prototypes are the mean embeddings "
         "of a few images. What it says of the classes that it knows stays the same, to the bit.",
@@ -93,9 +84,7 @@ _COMMANDS = (
         positional="folder name images",
     ),
     Command(
-        "calibrate",
-        "open_set.arguments:CalibrateArguments",
-        "open_set.calibrate:calibrate",
+        "calibrate", "open_set.arguments:CalibrateArguments", "open_set.calibrate:calibrate",
         'scores that can be trusted, and a threshold below which an image is "unknown"',
         "Choose a checkpoint's threshold for unknown images and the temperature of its scores on "
         "images that it was not trained on, and save both in its configuration.",
@@ -104,9 +93,7 @@ _COMMANDS = (
         common="model dataset_name split false_rejection_rate output_dir",
     ),
     Command(
-        "publish",
-        "hub.arguments:PublishArguments",
-        "hub.publish:publish",
+        "publish", "hub.arguments:PublishArguments", "hub.publish:publish",
         "send a finished run to the Hub, with a card",
         "Publish a finished run on the Hub: weights, configuration, code, card, metrics and "
         "pictures in one commit, then a tag. Log in by `hf auth login` first.",
@@ -114,9 +101,7 @@ _COMMANDS = (
         positional="folder",
     ),
     Command(
-        "release",
-        "release.arguments:ReleaseArguments",
-        "release.release:release",
+        "release", "release.arguments:ReleaseArguments", "release.release:release",
         "train and publish a whole matrix of recipes, objectives and seeds",
         "Train what is missing of a matrix of recipes, objectives and seeds, and publish it with "
         "cards that compare the models, and a page that lists them. The YAML file says which. "
@@ -125,9 +110,7 @@ _COMMANDS = (
         positional="config",
     ),
     Command(
-        "plot",
-        "runs.arguments:PlotArguments",
-        "runs.plot:plot",
+        "plot", "runs.arguments:PlotArguments", "runs.plot:plot",
         "draw the pictures of one run again, or compare several",
         "Draw a run's pictures again, from its files alone: curves.png, neural_collapse.png and, "
         "once training is over, cosines.png, margins.png and sphere.png.",
@@ -135,18 +118,14 @@ _COMMANDS = (
         positional="runs",
     ),
     Command(
-        "export",
-        "hub.arguments:ExportArguments",
-        "hub.export:export",
+        "export", "hub.arguments:ExportArguments", "hub.export:export",
         "write a checkpoint as ONNX or as a torch.export program",
         "A checkpoint as ONNX or torch.export program, compared with the checkpoint.",
         example="outputs/run --format onnx --dataset_name cifar10",
         positional="model",
     ),
     Command(
-        "index",
-        "retrieval.arguments:IndexArguments",
-        "retrieval.index:index",
+        "index", "retrieval.arguments:IndexArguments", "retrieval.index:index",
         "embed a folder of images, or a data set, to search in it",
         "Embed all images of a folder, at any depth, or of a data set, and write an index of them. "
         "Again, it embeds what is new in the folder and drops what is gone.",
@@ -155,9 +134,7 @@ _COMMANDS = (
         common="images dataset_name split model index_dir labels_from_folders overwrite",
     ),
     Command(
-        "search",
-        "retrieval.arguments:SearchArguments",
-        "retrieval.search:search",
+        "search", "retrieval.arguments:SearchArguments", "retrieval.search:search",
         "find the images of an index that are nearest to yours",
         "Find the images of an index that are nearest to yours, by cosine, or measure how well "
         "images find their own class.",
@@ -166,14 +143,12 @@ _COMMANDS = (
         common="index queries k picture evaluate dataset_name split",
     ),
     Command(
-        "demo",
-        "hub.arguments:DemoArguments",
-        "hub.demo:demo",
+        "demo", "hub.arguments:DemoArguments", "hub.demo:demo",
         "a page in the browser: upload an image, see where it falls on the sphere",
         "A page in the browser, by Gradio: upload an image, see its scores, its angles to the "
         'prototypes, where it falls on the sphere, and "unknown" when it is far from all.',
         example="outputs/run --unknown_angle 40",
         positional="model",
     ),
-)
+)  # fmt: skip
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}

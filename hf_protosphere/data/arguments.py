@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from ..arguments.fields import flag
+from ..arguments.fields import Count, CountOrZero, flag, required
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset_name: str = field(
-        metadata={
-            "help": "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of "
-            "images with one sub-folder per class, or a folder written by save_to_disk."
-        }
+    dataset_name: str = required(
+        "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of images with "
+        "one sub-folder per class, or a folder written by save_to_disk."
     )
     dataset_config: str | None = flag("Configuration (subset) of the data set.")
     dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
@@ -33,12 +31,12 @@ class DataArguments:
     )
     cache_images: bool | None = flag(
         "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
-        "cache of datasets, and augments whole batches on the device. By default where they fit "
-        "on the disk; else, and with false, worker processes decode them in every epoch."
+        "cache of datasets, and augments whole batches on the device. By default where they fit on "
+        "the disk; else, and with false, worker processes decode them in every epoch."
     )
-    max_train_samples: int | None = flag("Use only so many training images, balanced by class.")
-    max_eval_samples: int | None = flag("Use only so many images of each other split.")
-    num_workers: int = flag(
+    max_train_samples: Count | None = flag("Use only so many training images, balanced by class.")
+    max_eval_samples: Count | None = flag("Use only so many images of each other split.")
+    num_workers: CountOrZero = flag(
         "Processes that load images, for each training process. The result does not depend on it.",
         2,
     )
@@ -53,7 +51,7 @@ class SplitArguments:
         "--validation_fraction of the training images."
     )
     test_split: str | None = flag("Split for the final evaluation; 'test' when there is one.")
-    validation_fraction: float = flag(
+    validation_fraction: Annotated[float, "[0, 1)"] = flag(
         "Share of the training images, drawn class by class, to validate on when there is no "
         "validation split. 0 trains on all images and validates on the training set.",
         0.1,
@@ -62,8 +60,10 @@ class SplitArguments:
         "Make the training images long-tailed: exp, each class a constant factor smaller than the "
         "one before; step, the second half of the classes small. Other splits stay as they are."
     )
-    imbalance_factor: float = flag("Images of the smallest class over the largest's.", 0.01)
-    images_per_class: int | None = flag(
+    imbalance_factor: Annotated[float, "(0, 1]"] = flag(
+        "Images of the smallest class over the largest's.", 0.01
+    )
+    images_per_class: Count | None = flag(
         "Few shots: train on so many images of each class, drawn by the seed."
     )
 
@@ -74,15 +74,15 @@ class StreamingArguments:
 
     streaming: bool = flag(
         "Read the training images from the Hub, or the disk, as they are needed, instead of "
-        "downloading them first. Other splits are downloaded. The order then depends on the "
-        "number of processes and workers.",
+        "downloading them first. Other splits are downloaded. The order then depends on the number "
+        "of processes and workers.",
         False,
     )
-    shuffle_buffer: int = flag(
+    shuffle_buffer: Count = flag(
         "Images from which the next one is drawn, in each worker; files are shuffled as well.",
         10_000,
     )
-    num_train_images: int | None = flag(
+    num_train_images: Count | None = flag(
         "How many there are, when the data set does not say: the length of an epoch."
     )
 

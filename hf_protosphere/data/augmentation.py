@@ -49,15 +49,9 @@ class BatchAugmentation:
     """
 
     def __init__(
-        self,
-        config: ProtoSphereConfig,
-        *,
-        augmentation: str,
-        horizontal_flip: bool,
-        views: int = 1,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
+        self, config: ProtoSphereConfig, *, augmentation: str, horizontal_flip: bool,
+        views: int = 1, seed: int = 0, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self.size, self.augmentation = config.image_size, augmentation
         self.horizontal_flip, self.views, self.seed = horizontal_flip, views, seed
         self.smallest_area = smallest_area(augmentation, config.image_size)
@@ -72,8 +66,7 @@ class BatchAugmentation:
 
     def numbers(self, index: Tensor, view: int) -> Tensor:
         """(M, P) uniform numbers in [0, 1), in the order of `NUMBERS`."""
-        key = hash((self.seed, self.epoch, view))
-        return uniform_numbers(index, key, len(NUMBERS))
+        return uniform_numbers(index, hash((self.seed, self.epoch, view)), len(NUMBERS))
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +86,9 @@ class BatchAugmentation:
         grid = F.affine_grid(theta, [len(images), 3, self.size, self.size], align_corners=False)
         images = F.grid_sample(images, grid, align_corners=False)
         if self.augmentation == "contrastive":
-            images = _coloured(images, *_colour_maps(images, u)).clamp_(0, 255)
+            A, b = _colour_maps(images, u)
+            coloured = torch.baddbmm(b[:, :, None], A, images.flatten(2))
+            images = coloured.view_as(images).clamp_(0, 255)
         return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
     def _windows(self, side: int, u: dict[str, Tensor]) -> Tensor:
@@ -178,7 +173,3 @@ def _colour_maps(images: Tensor, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     A = turn @ saturate * (brightness * contrast)
     offset = ((1 - contrast[:, 0, 0]) * mean_luminance)[:, None].expand(-1, 3)
     return A, (turn @ saturate @ offset[:, :, None])[:, :, 0]
-
-
-def _coloured(images: Tensor, A: Tensor, b: Tensor) -> Tensor:
-    return torch.baddbmm(b[:, :, None], A, images.flatten(2)).view_as(images)

@@ -103,28 +103,16 @@ class ImageDataset:
 
 
 def load_image_dataset(
-    dataset_name: str,
-    *,
-    dataset_config: str | None = None,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    train_split: str = "train",
-    validation_split: str | None = None,
-    test_split: str | None = None,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    on_bad_image: str = "error",
-    check_images: bool = True,
-    need_train: bool = True,
-    need_all_classes: bool = True,
-    label_names: list[str] | None = None,
-    streaming: bool = False,
-    num_train_images: int | None = None,
+    dataset_name: str, *, dataset_config: str | None = None, revision: str | None = None,
+    image_column: str | None = None, label_column: str | None = None,
+    train_split: str = "train", validation_split: str | None = None, test_split: str | None = None,
+    validation_fraction: float = 0.1, seed: int = 0,
+    max_train_samples: int | None = None, max_eval_samples: int | None = None,
+    on_bad_image: str = "error", check_images: bool = True,
+    need_train: bool = True, need_all_classes: bool = True, label_names: list[str] | None = None,
+    streaming: bool = False, num_train_images: int | None = None,
     roles: Collection[str] = ("train", "validation", "test"),
-) -> ImageDataset:
+) -> ImageDataset:  # fmt: skip
     """Load, check and unify a data set.
 
     Args:
@@ -173,8 +161,9 @@ def load_image_dataset(
         label_names = label_names or stream_class_names(stream, columns[1])
         num_train_images = num_train_images or stream_length(stream, train_split)
     bad_images: dict[str, list[str]] = {}
-    if check_images:
-        splits, bad_images = _without_bad_images(splits, on_bad_image)
+    for role, split in splits.items() if check_images else ():
+        splits[role], bad = without_bad_images(split, role, on_bad_image)
+        bad_images |= {role: bad} if bad else {}
     names = label_names or find_class_names(splits, columns[1])
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
     if holds_out:
@@ -183,21 +172,21 @@ def load_image_dataset(
     for role, split in splits.items():
         limit = max_train_samples if role == "train" else max_eval_samples
         splits[role] = split if limit is None else balanced_sample(split, limit, seed)
-    if need_train and need_all_classes and "train" in splits:
-        _require_all_classes(splits["train"], names)
     splits = splits if stream is None else {"train": stream, **splits}
-    return ImageDataset(splits, names, bad_images, sources, num_train_images)
+    images = ImageDataset(splits, names, bad_images, sources, num_train_images)
+    counted = need_train and need_all_classes and "train" in splits and not images.is_streamed
+    if counted and (empty := images.classes_without_images("train")):
+        raise DataError(
+            f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. Remove "
+            "the classes from the data set, add images, or raise --max_train_samples."
+        )
+    return images
 
 
 def load_split(
-    dataset_name: str,
-    split: str,
-    *,
-    dataset_config: str | None = None,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> Dataset:
+    dataset_name: str, split: str, *, dataset_config: str | None = None,
+    revision: str | None = None, image_column: str | None = None, label_column: str | None = None,
+) -> Dataset:  # fmt: skip
     """One split by itself, with its own classes; arguments and columns are as above. Images are not
     checked."""
     loaded = load_splits(dataset_name, dataset_config, revision)
@@ -209,27 +198,13 @@ def load_split(
     return map_labels(chosen, split, find_class_names({split: chosen}, label_column))
 
 
-def _without_bad_images(
-    splits: dict[str, Dataset], on_bad_image: str
-) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
-    """`without_bad_images` of each split; the names of those splits that have any."""
-    checked = {
-        role: without_bad_images(split, role, on_bad_image) for role, split in splits.items()
-    }
-    bad_images = {role: names for role, (_, names) in checked.items() if names}
-    return {role: split for role, (split, _) in checked.items()}, bad_images
-
-
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
     """Decode every image once. Returns the split without the bad ones, and their names."""
     raw = split.select_columns("image").cast_column("image", Image(decode=False))
     checked = raw.map(
-        _decodable,
-        batched=True,
-        batch_size=256,
-        remove_columns="image",
+        _decodable, batched=True, batch_size=256, remove_columns="image",
         desc=f"decoding the {role} images once",
-    )
+    )  # fmt: skip
     good = np.asarray(checked[:]["good"], dtype=bool)
     if good.all():
         return split, []
@@ -248,39 +223,19 @@ def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Da
 
 def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[bool]]:
     def good(value: dict[str, Any] | None) -> bool:
-        if value is None:
-            return False
         try:
-            rgb(decode(value))
+            return value is not None and rgb(decode(value)) is not None
         except UNDECODABLE:
             return False
-        return True
 
     return {"good": [good(value) for value in batch["image"]]}
 
 
-def _require_all_classes(split: Dataset, names: list[str]) -> None:
-    counts = np.bincount(labels_of(split), minlength=len(names))
-    if (counts == 0).any():
-        empty = [names[i] for i in np.flatnonzero(counts == 0)]
-        raise DataError(
-            f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. Remove "
-            "the classes from the data set, add images, or raise --max_train_samples."
-        )
-
-
 def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
     """The data set that the arguments name; `more` goes to `load_image_dataset` as well."""
-    return load_image_dataset(
-        arguments.dataset_name,
-        dataset_config=arguments.dataset_config,
-        revision=arguments.dataset_revision,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        train_split=arguments.train_split,
-        max_train_samples=arguments.max_train_samples,
-        max_eval_samples=arguments.max_eval_samples,
-        on_bad_image=arguments.on_bad_image,
-        check_images=arguments.check_images,
-        **more,
-    )
+    named = (
+        "dataset_name", "dataset_config", "image_column", "label_column", "train_split",
+        "max_train_samples", "max_eval_samples", "on_bad_image", "check_images",
+    )  # fmt: skip
+    more |= {name: getattr(arguments, name) for name in named}
+    return load_image_dataset(revision=arguments.dataset_revision, **more)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,7 @@ class CachedImages(Dataset):
     def __init__(
         self, pixels: np.memmap, labels: Tensor, normalize: tuple[list, list] | None = None
     ) -> None:
-        self.pixels = torch.from_numpy(pixels)
-        self.labels = labels
-        self.normalize = normalize
+        self.pixels, self.labels, self.normalize = torch.from_numpy(pixels), labels, normalize
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,14 +96,11 @@ def cached_pixels(
 
 
 def _write(
-    path: Path,
-    split: datasets.Dataset,
-    processor: BaseImageProcessor,
-    num_workers: int,
+    path: Path, split: datasets.Dataset, processor: BaseImageProcessor, num_workers: int,
     description: str,
-) -> None:
-    images = _Decoded(split, processor)
-    loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=_unchanged)
+) -> None:  # fmt: skip
+    images, stored = split.select_columns("image"), partial(_stored, processor)
+    loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=stored)
     bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
     # Not by the map: a disk that is full would end the process without a word.
     with bar, whole_file(path, shared=True) as unfinished, unfinished.open("wb") as out:
@@ -113,17 +109,6 @@ def _write(
             bar.update(len(batch))
 
 
-class _Decoded(Dataset):
-    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor) -> None:
-        self.split, self.processor = split, processor
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        options: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
-        return pixels_of(self.split[indices]["image"], self.processor, **options)
-
-
-def _unchanged(batch: Tensor) -> Tensor:
-    return batch
+def _stored(processor: BaseImageProcessor, rows: list[dict[str, Any]]) -> Tensor:
+    images = [row["image"] for row in rows]
+    return pixels_of(images, processor, do_rescale=False, do_normalize=False)

@@ -89,11 +89,9 @@ def map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
         )
     index = {name: i for i, name in enumerate(names)}
     translation = np.asarray([index.get(name, -1) for name in own])
-    label_feature = ClassLabel(names=names)
-    mapped = split.remove_columns("label").add_column(
-        "label", translation[labels].astype(np.int64).tolist()
-    )
-    return mapped.cast_column("label", label_feature)
+    labels = translation[labels].astype(np.int64).tolist()
+    mapped = split.remove_columns("label").add_column("label", labels)
+    return mapped.cast_column("label", ClassLabel(names=names))
 
 
 def labels_of(split: Dataset) -> np.ndarray:

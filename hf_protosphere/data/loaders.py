@@ -31,16 +31,10 @@ from .transforms import (
 
 
 def evaluation_loader(
-    split: Dataset | IterableDataset,
-    processor: BaseImageProcessor,
-    batch_size: int,
-    num_workers: int,
-    accelerator: Accelerator,
-    *,
-    description: str = "",
-    cache: bool = False,
+    split: Dataset | IterableDataset, processor: BaseImageProcessor, batch_size: int,
+    num_workers: int, accelerator: Accelerator, *, description: str = "", cache: bool = False,
     skip_bad: bool = False,
-) -> DataLoader:
+) -> DataLoader:  # fmt: skip
     """Batches of one split under the evaluation transform, spread over the processes.
 
     Args:
@@ -49,18 +43,14 @@ def evaluation_loader(
         cache: decode once, into a memory-mapped file: pays when the split is read again and again.
         skip_bad: leave out images of a stream that cannot be decoded.
     """
-    streamed = isinstance(split, IterableDataset)
-    dataset = None
-    if cache and not streamed:
-        dataset = _cached(split, processor, num_workers, accelerator, description)
-    if streamed:
+    if isinstance(split, IterableDataset):
         dataset = EvaluationStream(split, processor, skip_bad)
         num_workers = min(num_workers, split.num_shards)
-    elif dataset is None:
-        dataset = EvaluationImages(split, processor)
-    else:
+    elif cache and (cached := _cached(split, processor, num_workers, accelerator, description)):
+        dataset, num_workers = cached, 0  # nothing is left for workers to do
         dataset.normalize = processor.image_mean, processor.image_std
-        num_workers = 0  # nothing is left for them to do
+    else:
+        dataset = EvaluationImages(split, processor)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     return accelerator.prepare_data_loader(loader)
 
@@ -79,12 +69,9 @@ class TrainingBatches:
     """
 
     def __init__(
-        self,
-        split: Dataset,
-        config: ProtoSphereConfig,
-        options: BatchOptions,
+        self, split: Dataset, config: ProtoSphereConfig, options: BatchOptions,
         accelerator: Accelerator,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.accelerator = accelerator
         processor = build_image_processor(config, crop=False)
         dataset = None
@@ -101,12 +88,11 @@ class TrainingBatches:
             "augmentation": options.augmentation, "horizontal_flip": options.horizontal_flip
         }  # fmt: skip
         more = {"views": options.views, "seed": options.seed}
-        self.augment: BatchAugmentation | None = None
         if self.is_cached:
-            self.augment = BatchAugmentation(config, **kind, **more, device=accelerator.device)
+            augment = BatchAugmentation(config, **kind, **more, device=accelerator.device)
         else:
-            dataset = TrainingImages(split, TrainTransform(config, **kind), **more)
-        self._dataset = dataset
+            augment, dataset = None, TrainingImages(split, TrainTransform(config, **kind), **more)
+        self.augment, self._dataset = augment, dataset
         if options.classes_per_batch:
             steps = accelerator.num_processes * options.gradient_accumulation_steps
             self.sampler = ClassBalancedBatches(
@@ -117,12 +103,8 @@ class TrainingBatches:
         else:
             self.sampler = EpochSampler(len(split), options.seed)
             order = {"sampler": self.sampler, "batch_size": options.batch_size, "drop_last": True}
-        loader = DataLoader(
-            dataset,
-            num_workers=0 if self.is_cached else options.num_workers,
-            collate_fn=collate,
-            **order,
-        )
+        workers = 0 if self.is_cached else options.num_workers
+        loader = DataLoader(dataset, num_workers=workers, collate_fn=collate, **order)
         self._loader = accelerator.prepare_data_loader(loader)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -140,12 +122,9 @@ class TrainingBatches:
 
 
 def _cached(
-    split: Dataset,
-    processor: BaseImageProcessor,
-    num_workers: int,
-    accelerator: Accelerator,
+    split: Dataset, processor: BaseImageProcessor, num_workers: int, accelerator: Accelerator,
     description: str,
-) -> CachedImages | None:
+) -> CachedImages | None:  # fmt: skip
     with main_process_first(accelerator, local=True):  # one writes, the others find the file
         pixels = cached_pixels(split, processor, num_workers, description)
     if not all(gather_object([pixels is not None])):  # of a machine without room: then none has it

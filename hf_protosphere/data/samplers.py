@@ -20,11 +20,8 @@ class EpochSampler(Sampler[int]):
         True
     """
 
-    def __init__(self, num_samples: int, seed: int, shuffle: bool = True) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -33,8 +30,6 @@ class EpochSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.num_samples))
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
         return iter(torch.randperm(self.num_samples, generator=generator).tolist())
 
@@ -67,14 +62,9 @@ class ClassBalancedBatches(Sampler[list[int]]):
     drop_last = True  # what Accelerate asks of batch samplers
 
     def __init__(
-        self,
-        labels: Sequence[int],
-        classes_per_batch: int,
-        batch_size: int,
-        *,
-        seed: int,
+        self, labels: Sequence[int], classes_per_batch: int, batch_size: int, *, seed: int,
         batches_per_step: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         labels = np.asarray(labels)
         self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
         self.num_samples, self.batch_size = len(labels), batch_size
@@ -112,7 +102,7 @@ class ClassBalancedBatches(Sampler[list[int]]):
         for _ in range(self.steps):
             chosen = [classes.take(self.classes_per_batch) for _ in range(self.batches_per_step)]
             # All of a class for the whole step at once: that is what keeps batches disjoint.
-            times = Counter(int(label) for batch in chosen for label in batch)
+            times = Counter(label for batch in chosen for label in batch)
             drawn = {
                 label: iter(images[label].take(count * images_per_class))
                 for label, count in times.items()
@@ -120,7 +110,7 @@ class ClassBalancedBatches(Sampler[list[int]]):
             for batch in chosen:
                 indices = []
                 for label in batch:
-                    for _, i in zip(range(images_per_class), drawn[int(label)]):
+                    for _, i in zip(range(images_per_class), drawn[label]):
                         indices.append(int(i) + seen[i] * self.num_samples)
                         seen[i] += 1
                 yield indices

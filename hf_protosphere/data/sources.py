@@ -90,18 +90,12 @@ def choose_splits(
 ) -> dict[str, str]:
     """The name of each split that is needed, by its role."""
     available = ", ".join(loaded)
-    if validation is None:
-        found = (name for name in VALIDATION_SPLITS if name in loaded and name != test)
-        validation = next(found, None)
-    if test is None and "test" in loaded:
-        test = "test"
+    found = (name for name in VALIDATION_SPLITS if name in loaded and name != test)
+    validation = next(found, None) if validation is None else validation
+    test = "test" if test is None and "test" in loaded else test
     chosen: dict[str, str] = {}
-    for role, name, required in (
-        ("train", train, need_train),
-        ("validation", validation, True),
-        ("test", test, True),
-    ):
-        if name is None or (name not in loaded and not required):
+    for role, name in (("train", train), ("validation", validation), ("test", test)):
+        if name is None or (name not in loaded and role == "train" and not need_train):
             continue
         if name not in loaded:
             flag = "split" if role == "test" else f"{role}_split"
@@ -113,40 +107,28 @@ def choose_splits(
 
 
 def find_image_column(split: Dataset, name: str | None, flag: str = "--image_column") -> str:
-    columns = _describe(split)
-    if name is not None:
-        if name not in split.features:
-            raise DataError(f"{flag} {name}: there is no such column, but {columns}.")
-        feature = split.features[name]
-        if (
-            not isinstance(feature, Image)
-            and "bytes" not in str(feature)
-            and "binary" not in str(feature)
-        ):
-            raise DataError(f"{flag} {name} holds no images: the columns are {columns}.")
-        return name
     found = [column for column, feature in split.features.items() if isinstance(feature, Image)]
-    if len(found) == 1:
-        return found[0]
-    problem = "has no column of images" if not found else "has several columns of images"
-    raise DataError(f"the data set {problem}: give {flag}, one of {columns}.")
+    column = _given_or_only(split, name, found, "images", flag)
+    feature = split.features[column]
+    if not (isinstance(feature, Image) or "bytes" in str(feature) or "binary" in str(feature)):
+        raise DataError(f"{flag} {name} holds no images: the columns are {_describe(split)}.")
+    return column
 
 
 def find_label_column(split: Dataset, name: str | None) -> str:
-    columns = _describe(split)
-    if name is not None:
-        if name not in split.features:
-            raise DataError(f"--label_column {name}: there is no such column, but {columns}.")
-        return name
-    found = [c for c, feature in split.features.items() if isinstance(feature, ClassLabel)]
-    if not found:
-        found = [
-            column for column in LABEL_COLUMNS if isinstance(split.features.get(column), Value)
-        ]
-    if len(found) == 1:
-        return found[0]
-    problem = "has no column of labels" if not found else "has several columns of labels"
-    raise DataError(f"the data set {problem}: give --label_column, one of {columns}.")
+    found = [column for column, kind in split.features.items() if isinstance(kind, ClassLabel)]
+    named = [column for column in LABEL_COLUMNS if isinstance(split.features.get(column), Value)]
+    return _given_or_only(split, name, found or named, "labels", "--label_column")
+
+
+def _given_or_only(split: Dataset, name: str | None, found: list[str], what: str, flag: str) -> str:
+    if name is not None and name not in split.features:
+        raise DataError(f"{flag} {name}: there is no such column, but {_describe(split)}.")
+    if name is None and len(found) != 1:
+        problem = "has several columns" if found else "has no column"
+        columns = _describe(split)
+        raise DataError(f"the data set {problem} of {what}: give {flag}, one of {columns}.")
+    return name or found[0]
 
 
 def _describe(split: Dataset) -> str:

@@ -71,13 +71,9 @@ class StreamedBatches:
     is_cached = False
 
     def __init__(
-        self,
-        stream: IterableDataset,
-        config: ProtoSphereConfig,
-        options: BatchOptions,
-        accelerator: Accelerator,
-        batches_per_epoch: int,
-    ) -> None:
+        self, stream: IterableDataset, config: ProtoSphereConfig, options: BatchOptions,
+        accelerator: Accelerator, batches_per_epoch: int,
+    ) -> None:  # fmt: skip
         self.batch_size, self.accelerator = options.batch_size, accelerator
         self.batches_per_epoch = batches_per_epoch
         processes, workers = accelerator.num_processes, options.num_workers
@@ -114,13 +110,9 @@ class StreamedBatches:
         for passes in itertools.count():
             self.dataset.set_epoch(epoch, passes)
             loader = DataLoader(
-                self.dataset,
-                self.batch_size,
-                num_workers=self.num_workers,
-                collate_fn=collate,
-                drop_last=True,
-                pin_memory=device.type == "cuda",
-            )
+                self.dataset, self.batch_size, num_workers=self.num_workers, collate_fn=collate,
+                drop_last=True, pin_memory=device.type == "cuda",
+            )  # fmt: skip
             empty = True
             for batch in loader:
                 empty = False

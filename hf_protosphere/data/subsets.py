@@ -67,20 +67,13 @@ def drawn(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
 
 
 def with_held_out(train: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
-    """The training split in two, "train" and "validation"."""
-    held_out = _stratified(labels_of(train), fraction, np.random.default_rng(seed))
+    """The training split in two, "train" and "validation": about `fraction` of each class, never
+    all of one."""
+    labels = labels_of(train)
+    counts = [min(max(round(fraction * n), 1), n - 1) for n in np.bincount(labels).tolist()]
+    held_out = drawn(labels, counts, seed)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     return {"train": train.select(kept), "validation": train.select(held_out)}
-
-
-def _stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Indices of about `fraction` of each class, never all of one; sorted."""
-    chosen = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        chosen.append(members[:count])
-    return np.sort(np.concatenate(chosen))
 
 
 def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:

@@ -35,17 +35,12 @@ def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> Ba
     mean, std = three_channels(config.image_mean), three_channels(config.image_std)
     return ViTImageProcessor(
         do_convert_rgb=True,
-        do_resize=True,
-        size={"shortest_edge": resized},
-        resample=_resampling(config.interpolation),
-        do_center_crop=True,
-        crop_size={"height": cropped, "width": cropped},
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=mean,
-        image_std=std,
-    )
+        do_resize=True, size={"shortest_edge": resized},
+        resample=int(Image.Resampling[config.interpolation.upper()]),
+        do_center_crop=True, crop_size={"height": cropped, "width": cropped},
+        do_rescale=True, rescale_factor=1 / 255,
+        do_normalize=True, image_mean=mean, image_std=std,
+    )  # fmt: skip
 
 
 class TrainTransform:
@@ -67,13 +62,14 @@ class TrainTransform:
             v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True),
             v2.CenterCrop(size),
         ]
-        smallest = smallest_area(augmentation, size)
+        scale = (smallest_area(augmentation, size), 1.0)
+        crop = v2.RandomResizedCrop(size, scale, interpolation=interpolation, antialias=True)
         steps = {
             "none": fit,
             "crop": [*fit, v2.RandomCrop(size, padding=max(1, size // 8))],
-            "resized_crop": [_resized_crop(size, smallest, interpolation)],
+            "resized_crop": [crop],
             "contrastive": [
-                _resized_crop(size, smallest, interpolation),
+                crop,
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
                 v2.RandomGrayscale(0.2),
             ],
@@ -175,8 +171,7 @@ class EvaluationImages(_Images):
     """Images under the saved image processor, a batch at a time."""
 
     def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor) -> None:
-        self.split = split
-        self.processor = processor
+        self.split, self.processor = split, processor
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = self.split[indices]
@@ -195,18 +190,6 @@ def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
     }
-
-
-def _resized_crop(
-    size: int, smallest: float, interpolation: InterpolationMode
-) -> v2.RandomResizedCrop:
-    return v2.RandomResizedCrop(
-        size, scale=(smallest, 1.0), interpolation=interpolation, antialias=True
-    )
-
-
-def _resampling(interpolation: str) -> int:
-    return int(Image.Resampling[interpolation.upper()])
 
 
 def three_channels(values: list[float]) -> list[float]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..arguments.checks import check_choices, check_counts
-from ..arguments.fields import flag
+from ..arguments.fields import Count, check, flag, required
 from ..data.arguments import DataArguments
 from ..errors import ArgumentError
 from ..open_set.arguments import OpenSetArguments
@@ -16,12 +15,12 @@ from ..robustness.arguments import RobustnessArguments
 class _EvaluationArguments:
     _argument_group_name = "evaluation"
 
-    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
     split: str = flag("Split to evaluate on.", "test")
     class_means: bool = flag(
         "Also classify by the class means of --train_split: one pass over it.", True
     )
-    batch_size: int = flag("Images per process and step.", 256)
+    batch_size: Count = flag("Images per process and step.", 256)
     output: str | None = flag("Write the report as JSON here.")
     pictures: str | None = flag(
         "Draw the sphere, the cosines between classes and the margins into this folder."
@@ -34,9 +33,7 @@ class EvaluateArguments(_EvaluationArguments, OpenSetArguments, RobustnessArgume
     """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
-        check_counts(self, "num_workers", at_least=0)
+        check(self)
         self.check_robustness()
         for name in ("ood_split", "ood_config", "ood_image_column"):
             if getattr(self, name) is not None and self.ood_dataset is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..arguments.checks import check_choices, check_counts, check_range
-from ..arguments.fields import decide, flag
+from ..arguments.fields import Count, check, decide, flag, required
 from ..errors import ArgumentError
 
 
@@ -18,8 +17,8 @@ class PublishArguments:
 
     _argument_group_name = "publish"
 
-    folder: str = field(metadata={"help": "Folder of a finished run."})
-    repo_id: str = field(metadata={"help": "Where: 'user/name' on the Hub."})
+    folder: str = required("Folder of a finished run.")
+    repo_id: str = required("Where: 'user/name' on the Hub.")
     private: bool = flag("Make a new repository private.", False)
     revision: str | None = flag("Tag the commit with this name, such as v1.0.")
     create_pr: bool = flag("Open a pull request instead of a commit on main.", False)
@@ -27,12 +26,9 @@ class PublishArguments:
         "Of the weights, as the Hub names it, such as apache-2.0. Without one the card says so."
     )
     notes: str | None = flag("File of Markdown to be printed in the card.")
-    compare_with: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Folders of finished runs of the same recipe with other objectives and seeds, "
-            "for a table in the card: it links to repositories that are called like the folders."
-        },
+    compare_with: list[str] | None = flag(
+        "Folders of finished runs of the same recipe with other objectives and seeds, for a table "
+        "in the card: it links to repositories that are called like the folders."
     )
     benchmark_task: str | None = flag(
         "Enter the accuracy in the leaderboard of the data set under this task."
@@ -57,7 +53,7 @@ class ExportArguments:
 
     _argument_group_name = "export"
 
-    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
     format: Literal["onnx", "torch_export"] = flag(
         "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
     )
@@ -73,11 +69,10 @@ class ExportArguments:
     image_column: str | None = flag("Column of images; found by its type when not given.")
     label_column: str | None = flag("Column of labels; found by its type when not given.")
     split: str = flag("Split to take images from.", "test")
-    num_images: int = flag("How many of them, balanced by class.", 64)
+    num_images: Count = flag("How many of them, balanced by class.", 64)
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "num_images")
+        check(self)
         if self.output_dir is None:
             if not Path(self.model).is_dir():
                 raise ArgumentError(
@@ -103,19 +98,19 @@ class DemoArguments:
 
     _argument_group_name = "demo"
 
-    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
-    unknown_angle: float | None = flag(
-        "An image farther than this from every prototype is unknown, in degrees. By default as "
-        "far as 95 %% of the held-out images in the checkpoint's snapshot keep within; without a "
+    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    unknown_angle: Annotated[float, "(0, 180]"] | None = flag(
+        "An image farther than this from every prototype is unknown, in degrees. By default as far "
+        "as 95 %% of the held-out images in the checkpoint's snapshot keep within; without a "
         "snapshot, half the angle between two prototypes at neural collapse."
     )
     host: str = flag("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
-    port: int | None = flag("Port to listen on; by default the first free one from 7860.")
+    port: Annotated[Count, "[1, 65535]"] | None = flag(
+        "Port to listen on; by default the first free one from 7860."
+    )
     space: str | None = flag(
         "Show nothing: write the files of a Hub Space that shows this page into this folder."
     )
 
     def __post_init__(self) -> None:
-        check_range(self, "unknown_angle", "(0, 180]")
-        check_counts(self, "port")
-        check_range(self, "port", "[1, 65535]")
+        check(self)

@@ -22,7 +22,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..arguments.checks import check_license
+from ..arguments.fields import check_license
 from ..errors import ArgumentError
 from ..evaluation.report import CLASSIFIERS, FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL

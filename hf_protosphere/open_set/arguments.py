@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
-from ..arguments.checks import check_choices, check_counts, check_range
-from ..arguments.fields import flag
+from ..arguments.fields import Count, check, flag, required
 from ..data.arguments import DataArguments
 
 
@@ -26,17 +26,17 @@ class OpenSetArguments:
 class _CalibrationArguments:
     _argument_group_name = "calibration"
 
-    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
     split: str | None = flag(
         "Split to calibrate on, which was not trained on. By default what the run in the folder "
         "validated on: a split, or the images that it held out of its training split; of another "
         "checkpoint a split called validation, val, valid or dev."
     )
-    false_rejection_rate: float = flag(
+    false_rejection_rate: Annotated[float, "(0, 1)"] = flag(
         "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
     )
     output_dir: str | None = flag("Save the calibrated model here; by default where it is.")
-    batch_size: int = flag("Images per process and step.", 256)
+    batch_size: Count = flag("Images per process and step.", 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,4 @@ class CalibrateArguments(_CalibrationArguments, DataArguments):
     """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "batch_size", "max_train_samples", "max_eval_samples")
-        check_counts(self, "num_workers", at_least=0)
-        check_range(self, "false_rejection_rate", "(0, 1)")
+        check(self)

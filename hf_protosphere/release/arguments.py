@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..arguments.checks import check_known, check_license
-from ..arguments.fields import flag
+from ..arguments.fields import check_known, check_license, flag
 from ..arguments.parsing import field_names
 from ..errors import ArgumentError
 from ..training.arguments import TrainArguments

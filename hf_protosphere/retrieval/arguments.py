@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..arguments.checks import check_choices, check_counts
-from ..arguments.fields import flag
+from ..arguments.fields import Count, CountOrZero, check, flag, required
 from ..errors import ArgumentError
 
 
@@ -42,13 +41,11 @@ class EmbeddingArguments:
     on_bad_image: Literal["error", "skip"] = flag(
         "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
     )
-    batch_size: int = flag("Images in a step.", 256)
-    num_workers: int = flag("Processes that load images.", 2)
+    batch_size: Count = flag("Images in a step.", 256)
+    num_workers: CountOrZero = flag("Processes that load images.", 2)
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "batch_size")
-        check_counts(self, "num_workers", at_least=0)
+        check(self)
 
     @property
     def embedding_options(self) -> dict[str, Any]:
@@ -64,15 +61,16 @@ class EmbeddingArguments:
 class _IndexOptions:
     _argument_group_name = "index"
 
-    model: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
     images: str | None = flag(
         "Folder of images, at any depth, without labels; or give --dataset_name."
     )
     labels_from_folders: bool = flag(
         "The label of an image is the name of the folder it lies in.", False
     )
-    index_dir: str = flag("Folder for the index. One that is there is brought up to date.",
-                          "outputs/index")  # fmt: skip
+    index_dir: str = flag(
+        "Folder for the index. One that is there is brought up to date.", "outputs/index"
+    )  # fmt: skip
     overwrite: bool = flag("Replace an index of another model or of other images.", False)
 
 
@@ -94,10 +92,8 @@ class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments):
 class _SearchOptions:
     _argument_group_name = "search"
 
-    index: str = field(metadata={"help": "Folder of an index that `protosphere index` wrote."})
-    queries: list[str] | None = field(
-        default=None, metadata={"help": "Images to look for, and folders of them."}
-    )
+    index: str = required("Folder of an index that `protosphere index` wrote.")
+    queries: list[str] | None = flag("Images to look for, and folders of them.")
     model: str | None = flag(
         "Folder or Hub id of the checkpoint, where it is not any more where the index was made."
     )
@@ -106,16 +102,14 @@ class _SearchOptions:
         "Images of the index have theirs from it.",
         False,
     )
-    k: int = flag("Neighbours of each query.", 10)
+    k: Count = flag("Neighbours of each query.", 10)
     picture: str | None = flag("Draw the queries and their neighbours into this file.")
     evaluate: bool = flag(
         "Recall and mean average precision, in place of neighbours. Every image of the index is a "
         "query, that does not find itself; or those of --dataset_name are.",
         False,
     )
-    recall_at: list[int] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"help": "The k of recall@k."}
-    )
+    recall_at: list[int] = flag("The k of recall@k.", [1, 5, 10])
     json: bool = flag("Print JSON instead of a table.", False)
 
 
@@ -125,7 +119,6 @@ class SearchArguments(_SearchOptions, LabelledImages, EmbeddingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "k")
         if not self.recall_at or any(not isinstance(k, int) or k < 1 for k in self.recall_at):
             raise ArgumentError(
                 f"--recall_at must be whole numbers from 1, but got {self.recall_at!r}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..arguments.fields import flag
@@ -14,14 +14,10 @@ from .corruptions import load_library, parse_corruptions, parse_severities
 class RobustnessArguments:
     _argument_group_name = "robustness"
 
-    corruptions: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Also measure errors on corrupted images: all, for the 15 corruptions of "
-            "ImageNet-C, noise, blur, weather, digital, extra (4 more), or single names such as "
-            "fog. The means are over those asked for.",
-            "nargs": "+",
-        },
+    corruptions: list[str] | None = flag(
+        "Also measure errors on corrupted images: all, for the 15 corruptions of ImageNet-C, "
+        "noise, blur, weather, digital, extra (4 more), or single names such as fog. The means are "
+        "over those asked for."
     )
     severities: str = flag("Severities of the corruptions, as 1-5 or 1,3,5.", "1-5")
     baseline: str | None = flag(

@@ -14,7 +14,7 @@ from importlib import metadata
 
 import numpy as np
 
-from ..arguments.checks import check_known
+from ..arguments.fields import check_known
 from ..errors import ArgumentError
 
 LIBRARY = "imagecorruptions-imaug"

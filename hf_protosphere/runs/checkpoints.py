@@ -170,11 +170,9 @@ def refuse_changed_arguments(
 
 
 def save_model(
-    model: ProtoSphereForImageClassification,
-    processor: BaseImageProcessor,
-    folder: Path,
+    model: ProtoSphereForImageClassification, processor: BaseImageProcessor, folder: Path,
     state_dict: dict[str, Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Weights, configuration, image processor and modelling code: a folder anyone can load.
 
     Args:

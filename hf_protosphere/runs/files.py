@@ -18,16 +18,12 @@ from ..errors import ArgumentError
 RUN_FOLDERS = (
     "checkpoints", "best", "tensorboard", "wandb", ".eval_results", "onnx", "torch_export"
 )  # fmt: skip
-
-
 # Configuration, weights, image processor and the code that travels with them.
 MODEL_FILES = (
     "config.json", "model*.safetensors", "model.safetensors.index.json",
     "preprocessor_config.json", "*_protosphere.py", "backbones.py", "checking.py", "contrast.py",
     "editable_classes.py", "losses.py", "prototypes.py",
 )  # fmt: skip
-
-
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
     "snapshot.safetensors", "curves.png", "neural_collapse.png", "cosines.png", "margins.png",

@@ -96,8 +96,7 @@ class FinishedRun:
     @property
     def class_names(self) -> list[str]:
         """Of the classes that it was trained on, in the order of its metrics."""
-        names = self.config.class_names
-        return [name for name in names if name not in self.added_classes]
+        return [name for name in self.config.class_names if name not in self.added_classes]
 
     @property
     def added_classes(self) -> dict[str, int]:

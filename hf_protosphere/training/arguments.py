@@ -7,8 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments.checks import check_choices, check_counts, check_positive, check_range
-from ..arguments.fields import decide
+from ..arguments.fields import check, decide
 from ..data.arguments import DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
@@ -20,14 +19,9 @@ BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(
-    RunArguments,
-    OptimizationArguments,
-    AdaptationArguments,
-    ModelArguments,
-    StreamingArguments,
-    SplitArguments,
-    DataArguments,
-):
+    RunArguments, OptimizationArguments, AdaptationArguments, ModelArguments, StreamingArguments,
+    SplitArguments, DataArguments,
+):  # fmt: skip
     """Everything that defines a training run. Invalid values raise `ArgumentError` at once.
 
     Example:
@@ -37,25 +31,7 @@ class TrainArguments(
     """
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_positive(self, "temperature", "learning_rate", "max_grad_norm")
-        check_counts(
-            self, "epochs", "batch_size", "eval_batch_size", "evaluate_every", "checkpoint_every",
-            "image_size", "projection_dim", "views", "gradient_accumulation_steps",
-            "max_train_samples", "max_eval_samples", "probe_epochs", "keep_checkpoints",
-            "classes_per_batch", "early_stopping_patience", "shuffle_buffer", "num_train_images",
-            "images_per_class", "lora_rank",
-        )  # fmt: skip
-        check_counts(
-            self, "nc_every", "nc_every_steps", "nc_train_samples", "num_workers", at_least=0
-        )
-        check_range(self, "nc_target", "(0, 100]")
-        check_range(self, "validation_fraction", "[0, 1)")
-        check_range(self, "imbalance_factor", "(0, 1]")
-        check_range(self, "label_smoothing", "[0, 1)")
-        check_range(self, "mixup", "[0, 10]")
-        check_range(self, "ema_decay", "(0, 1)")
-        check_range(self, "layer_decay", "(0, 1]")
+        check(self)
         self._check_objective()
         self._check_adaptation()
         self._check_sampling()

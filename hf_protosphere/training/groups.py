@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from ..arguments.fields import flag
+from ..arguments.fields import Count, CountOrZero, Positive, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ModelArguments:
     projection: Literal["none", "linear", "mlp"] = flag(
         "Map from the backbone's features to the sphere.", "none"
     )
-    projection_dim: int = flag("Dimension of the embeddings, with a projection.", 128)
+    projection_dim: Count = flag("Dimension of the embeddings, with a projection.", 128)
     objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] = flag(
         "What to train: nonl and ntce (prototypes against the batch), scl (views against views, "
         "then class means), normface (images against prototypes), or the cross_entropy baseline.",
@@ -43,8 +43,8 @@ class ModelArguments:
         "learned; simplex_etf, fixed at the optimum; or class_means, recomputed after every epoch "
         "(the default for scl)."
     )
-    temperature: float = flag("Cosines are divided by it, in the loss and in the scores.", 0.1)
-    image_size: int | None = flag(
+    temperature: Positive = flag("Cosines are divided by it, in the loss and in the scores.", 0.1)
+    image_size: Count | None = flag(
         "Side of the square input. By default the images' own size, rounded up to a multiple of "
         "32, at most 224."
     )
@@ -60,11 +60,11 @@ class AdaptationArguments:
         "the classes of the data set. Those that it knows by name keep their prototypes."
     )
     freeze_backbone: bool = flag("Train the projection and the head only.", False)
-    layer_decay: float | None = flag(
+    layer_decay: Annotated[float, "(0, 1]"] | None = flag(
         "Learning rate of a layer over that of the layer above, such as 0.75: the nearer to the "
         "image, the less a layer changes."
     )
-    lora_rank: int | None = flag(
+    lora_rank: Count | None = flag(
         "Train low-rank adapters of the backbone (peft) beside the projection and the head, and "
         "merge them into the weights that are saved."
     )
@@ -79,19 +79,19 @@ class AdaptationArguments:
 class OptimizationArguments:
     _argument_group_name = "optimisation"
 
-    epochs: int = flag("Passes over the training images.", 100)
-    batch_size: int = flag("Images per process and step; the negatives of NTCE and NONL.", 256)
-    classes_per_batch: int | None = flag(
+    epochs: Count = flag("Passes over the training images.", 100)
+    batch_size: Count = flag("Images per process and step; the negatives of NTCE and NONL.", 256)
+    classes_per_batch: Count | None = flag(
         "Every batch holds so many classes with the same number of images each: class-balanced "
         "sampling, for long tails and many classes. By default images come at random."
     )
-    gradient_accumulation_steps: int = flag(
+    gradient_accumulation_steps: Count = flag(
         "Batches per optimiser step. NTCE, NONL and SCL contrast across all of them, exactly, at "
         "the price of one more forward pass.",
         1,
     )
     optimizer: Literal["sgd", "adamw"] = flag("SGD with momentum, or AdamW.", "sgd")
-    learning_rate: float | None = flag(
+    learning_rate: Positive | None = flag(
         "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW."
     )
     momentum: float = flag("Of SGD (Nesterov).", 0.9)
@@ -100,25 +100,27 @@ class OptimizationArguments:
     )
     schedule: Literal["cosine", "constant"] = flag("Of the learning rate, after warm-up.", "cosine")
     warmup_epochs: float = flag("Linear warm-up from 0; fractions of an epoch are fine.", 1.0)
-    max_grad_norm: float | None = flag("Clip the gradient to this norm.")
+    max_grad_norm: Positive | None = flag("Clip the gradient to this norm.")
     augmentation: Literal["none", "crop", "resized_crop", "contrastive"] = flag(
         "crop: shift by an eighth; resized_crop: as for ImageNet; contrastive: with colour jitter, "
         "as for SCL.",
         "resized_crop",
     )
     horizontal_flip: bool = flag("Mirror images at random. Not for digits or text.", True)
-    views: int | None = flag(
+    views: Count | None = flag(
         "Augmented views of each image per step. By default 2 for scl, else 1."
     )
     sync_batchnorm: bool = flag(
         "Batch norm over the images of all processes (several CUDA devices only).", False
     )
-    label_smoothing: float = flag("Of the cross_entropy baseline only, in [0, 1).", 0.0)
-    mixup: float = flag(
+    label_smoothing: Annotated[float, "[0, 1)"] = flag(
+        "Of the cross_entropy baseline only, in [0, 1).", 0.0
+    )
+    mixup: Annotated[float, "[0, 10]"] = flag(
         "Mix pairs of images, by a share drawn from Beta(a, a): the cross_entropy baseline only.",
         0.0,
     )
-    ema_decay: float | None = flag(
+    ema_decay: Annotated[float, "(0, 1)"] | None = flag(
         "Evaluate and keep an exponential moving average of the weights, such as 0.999, in place "
         "of the last ones."
     )
@@ -142,17 +144,17 @@ class RunArguments:
         False,
     )
     resume: bool = flag("Go on from the last checkpoint in --output_dir.", False)
-    eval_batch_size: int | None = flag("By default twice --batch_size.")
-    evaluate_every: int = flag("Epochs between evaluations on the validation split.", 1)
-    nc_every: int = flag(
+    eval_batch_size: Count | None = flag("By default twice --batch_size.")
+    evaluate_every: Count = flag("Epochs between evaluations on the validation split.", 1)
+    nc_every: CountOrZero = flag(
         "Epochs between neural-collapse metrics, at an evaluation; 0 for the end only.", 1
     )
-    nc_every_steps: int = flag("Measure after every so many steps as well; 0 for never.", 0)
-    nc_train_samples: int | None = flag(
+    nc_every_steps: CountOrZero = flag("Measure after every so many steps as well; 0 for never.", 0)
+    nc_train_samples: CountOrZero | None = flag(
         "Measure on so many training images too, a fixed sample balanced by class; 0 for none. By "
         "default 1 %% of them, but at least 10 of each class and at most 10,000."
     )
-    nc_target: float = flag(
+    nc_target: Annotated[float, "(0, 100]"] = flag(
         "Report when each metric first attains this percentage of its optimum.", 95.0
     )
     best_metric: str = flag(
@@ -161,11 +163,11 @@ class RunArguments:
         "metrics, such as nc1_cdnv.",
         "accuracy",
     )
-    early_stopping_patience: int | None = flag(
+    early_stopping_patience: Count | None = flag(
         "Stop after so many epochs without a better --best_metric."
     )
-    checkpoint_every: int = flag("Epochs between checkpoints to resume from.", 1)
-    keep_checkpoints: int = flag("How many of them to keep, the newest.", 1)
+    checkpoint_every: Count = flag("Epochs between checkpoints to resume from.", 1)
+    keep_checkpoints: Count = flag("How many of them to keep, the newest.", 1)
     pictures: bool = flag(
         "Draw the run's pictures at its end; `protosphere plot` draws them later.", True
     )
@@ -177,13 +179,10 @@ class RunArguments:
     normalized_linear_probe: bool = flag(
         "The same on the sphere: features and weights of unit norm.", False
     )
-    probe_epochs: int = flag("Passes over the features for each probe.", 90)
-    report_to: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Trackers: tensorboard, trackio, wandb, several of them, or none. By default "
-            "tensorboard when it is installed."
-        },
+    probe_epochs: Count = flag("Passes over the features for each probe.", 90)
+    report_to: list[str] | None = flag(
+        "Trackers: tensorboard, trackio, wandb, several of them, or none. By default tensorboard "
+        "when it is installed."
     )
     project: str = flag("Name of the project in trackio and wandb.", "hf_protosphere")
     run_name: str | None = flag("Name of the run there; by default that of --output_dir.")

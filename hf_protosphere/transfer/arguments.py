@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from ..arguments.checks import check_choices, check_counts, check_positive, check_range
-from ..arguments.fields import flag
+from ..arguments.fields import Count, Positive, check, flag, required
 from ..arguments.parsing import field_names
 from ..data.arguments import DataArguments, SplitArguments
 from ..errors import ArgumentError
@@ -22,11 +21,9 @@ MODES = (*TRAINED_MODES, *FROZEN_MODES)
 class TransferArguments:
     _argument_group_name = "transfer"
 
-    model: str = field(
-        metadata={
-            "help": "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each "
-            "a folder or an id on the Hub), a timm model, or a folder saved by timm."
-        }
+    model: str = required(
+        "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each a folder or "
+        "an id on the Hub), a timm model, or a folder saved by timm."
     )
     mode: Literal[
         "full", "head", "layerwise", "lora", "linear_probe", "normalized_linear_probe", "knn",
@@ -45,21 +42,25 @@ class TransferArguments:
     shots: str | None = flag(
         "Few-shot: so many training images of each class, such as 1,2,5,10, with --trials each."
     )
-    trials: int = flag("Draws of the images for each number of shots.", 10)
+    trials: Count = flag("Draws of the images for each number of shots.", 10)
     objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] | None = flag(
         "Of the training; by default the checkpoint's own, else nonl."
     )
-    temperature: float | None = flag(
+    temperature: Positive | None = flag(
         "Cosines are divided by it; by default the checkpoint's, else 0.1."
     )
-    image_size: int | None = flag(
+    image_size: Count | None = flag(
         "Side of the square input of a timm or transformers backbone; by default what it was "
         "trained with. A ProtoSphere checkpoint keeps its own."
     )
-    decay: float = flag("Of the learning rate from layer to layer, with layerwise.", 0.75)
-    rank: int = flag("Of the adapters of lora.", 8)
-    neighbors: int = flag("Training images that vote, weighted by nearness, with knn.", 20)
-    min_steps: int = flag("With --shots: as many epochs more as give so many optimiser steps.", 100)
+    decay: Annotated[float, "(0, 1]"] = flag(
+        "Of the learning rate from layer to layer, with layerwise.", 0.75
+    )
+    rank: Count = flag("Of the adapters of lora.", 8)
+    neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
+    min_steps: Count = flag(
+        "With --shots: as many epochs more as give so many optimiser steps.", 100
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +75,11 @@ class FinetuneArguments(
         (['full'], [1, 5])
     """
 
-    epochs: int = 20
+    epochs: Count = 20
     output_dir: str = "outputs/finetune"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "trials", "rank", "neighbors", "min_steps", "epochs", "batch_size")
-        check_positive(self, "temperature")
-        check_range(self, "decay", "(0, 1]")
+        check(self)
         if self.shots is not None and self.images_per_class is not None:
             raise ArgumentError("--shots and --images_per_class say the same: give one of them.")
         self.modes  # noqa: B018  (a name that is no mode is an error now, not later)
@@ -120,14 +118,9 @@ class FinetuneArguments(
 
     def training(self, mode: str, **more: Any) -> TrainArguments:
         """The arguments of training in a mode; `more` are those of what it starts from."""
-        shared = {
-            name: getattr(self, name)
-            for name in field_names(TrainArguments)
-            if hasattr(self, name) and name not in ("objective", "temperature")
-        }
-        for name in ("objective", "temperature"):
-            if (value := getattr(self, name)) is not None:
-                shared[name] = value
+        left_out = [name for name in ("objective", "temperature") if getattr(self, name) is None]
+        names = [name for name in field_names(TrainArguments) if name not in left_out]
+        shared = {name: getattr(self, name) for name in names if hasattr(self, name)}
         adaptation = {
             "head": {"freeze_backbone": True},
             "layerwise": {"layer_decay": self.decay},
@@ -142,11 +135,9 @@ class AddClassArguments:
 
     _argument_group_name = "new classes"
 
-    folder: str = field(metadata={"help": "Folder or Hub id of a ProtoSphere checkpoint."})
+    folder: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
     name: str | None = flag("Of the new class.")
-    images: list[str] | None = field(
-        default=None, metadata={"help": "Images of the new class: files and folders of them."}
-    )
+    images: list[str] | None = flag("Images of the new class: files and folders of them.")
     dataset_name: str | None = flag(
         "In place of a name and images: a data set, on the Hub or local. Those of its classes that "
         "the checkpoint does not know are added, in one pass."
@@ -163,11 +154,11 @@ class AddClassArguments:
         "Not done for class-mean prototypes.",
         True,
     )
-    batch_size: int = flag("Images embedded at once.", 64)
+    batch_size: Count = flag("Images embedded at once.", 64)
     output_dir: str | None = flag("Folder for the new checkpoint; by default the same one.")
 
     def __post_init__(self) -> None:
-        check_counts(self, "batch_size")
+        check(self)
         if not (isinstance(self.shrinkage, int | float) and 0 <= self.shrinkage < float("inf")):
             raise ArgumentError(f"--shrinkage must be 0 or more, but got {self.shrinkage!r}.")
         if self.dataset_name is None and not (self.name and self.images):

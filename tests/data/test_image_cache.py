@@ -100,17 +100,10 @@ def test_an_image_that_cannot_be_read_is_not_called_a_full_disk(split, monkeypat
 
 
 def test_an_interrupted_run_leaves_nothing_behind(split, monkeypatch):
-    class Interrupted(torch.utils.data.Dataset):
-        def __init__(self, *_):
-            pass
+    def interrupted(*_, **options):
+        raise KeyboardInterrupt
 
-        def __len__(self):
-            return 12
-
-        def __getitems__(self, _):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(image_cache, "_Decoded", Interrupted)
+    monkeypatch.setattr(image_cache, "pixels_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached_pixels(split, processor(), 0, "train")
     assert list(cache_path(split, processor()).parent.iterdir()) == []

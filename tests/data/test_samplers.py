@@ -21,10 +21,6 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_without_shuffling_the_order_is_the_data_sets():
-    assert list(EpochSampler(5, seed=1, shuffle=False)) == [0, 1, 2, 3, 4]
-
-
 LABELS = np.random.default_rng(0).permutation(np.repeat(range(6), [50, 30, 20, 10, 6, 4]))
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...arguments.checks import check_known
-from ...arguments.fields import decide, flag
+from ...arguments.fields import check_known, decide, flag
 from ...arguments.parsing import field_names
 from ...errors import ArgumentError, UserError
 from ..arguments import MODES, FinetuneArguments
@@ -43,28 +42,18 @@ class _SuiteData:
 class _SuiteOptions:
     _argument_group_name = "transfer suite"
 
-    models: list[str] | None = field(
-        default=None,
-        metadata={"help": "What to transfer, as for `protosphere finetune --model`."},
-    )
+    models: list[str] | None = flag("What to transfer, as for `protosphere finetune --model`.")
     baseline: str | None = flag(
         "The model that the others are compared with; by default the first one."
     )
-    modes: list[str] = field(
-        default_factory=lambda: ["linear_probe"],
-        metadata={"help": f"How to transfer, in one or several ways: {', '.join(MODES)}."},
+    modes: list[str] = flag(
+        f"How to transfer, in one or several ways: {', '.join(MODES)}.", ["linear_probe"]
     )
-    data: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "NAME=FOLDER: take this data set of the file from a local folder. One of "
-            "Parquet or Arrow files has the columns and splits that the file names; one of images "
-            "has its own."
-        },
+    data: list[str] | None = flag(
+        "NAME=FOLDER: take this data set of the file from a local folder. One of Parquet or Arrow "
+        "files has the columns and splits that the file names; one of images has its own."
     )
-    only: list[str] | None = field(
-        default=None, metadata={"help": "Names of the data sets to do now."}
-    )
+    only: list[str] | None = flag("Names of the data sets to do now.")
     output_dir: str = flag(
         "Folder for the table, and for the transfers, DATASET/MODEL each.", "outputs/transfer"
     )
