@@ -65,15 +65,14 @@ def render_card(
     repo_id = _checked_repo_id(repo_id) if repo_id else f"user/{run.default_name}"
     check_license(license)
     name = repo_id.split("/")[-1]
-    metadata = _metadata(run, name, license)
-    words = _words(run) | {
-        "title": inline(name),
-        "repo_id": repo_id,
-        "license": license,
-        "notes": notes,
-        "comparison": _comparison(run, compare_with, repo_id),
-    }
-    return ModelCard.from_template(metadata, template_path=str(TEMPLATE), **words)
+    return ModelCard.from_template(
+        _metadata(run, name, license), template_path=str(TEMPLATE),
+        title=inline(name), repo_id=repo_id, license=license, notes=notes,
+        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, arguments=run.arguments,
+        classifier=run.classifier, objective=OBJECTIVES[run.config.objective],
+        **_model(run), **_results(run), unknown=_unknown(run), **_data(run), **_training(run),
+        comparison=_comparison(run, compare_with, repo_id),
+    )  # fmt: skip
 
 
 def render_evaluation_results(folder: str | Path, task_id: str) -> str:
@@ -129,12 +128,11 @@ def write_card(folder: str | Path, **options: Any) -> list[Path]:
     Returns:
         The files.
     """
-    written = []
-    for name, text in card_files(folder, **options).items():
-        written.append(Path(folder) / name)
-        written[-1].parent.mkdir(exist_ok=True)
-        write_text(written[-1], text)
-    return written
+    files = {Path(folder) / name: text for name, text in card_files(folder, **options).items()}
+    for path, text in files.items():
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text)
+    return list(files)
 
 
 def _checked_repo_id(repo_id: str) -> str:
@@ -149,8 +147,7 @@ def _metadata(run: FinishedRun, name: str, license: str | None) -> ModelCardData
     base_model = run.provenance["base_model"]
     tags = ["hf_protosphere", "neural-collapse", run.config.objective.replace("_", "-")]
     tags += ["arxiv:" + PAPER_URL.rsplit("/")[-1]]
-    if run.classifier != "linear":
-        tags += ["prototypes", "hypersphere"]
+    tags += ["prototypes", "hypersphere"] if run.classifier != "linear" else []
     return ModelCardData(
         model_name=name,
         license=license,
@@ -211,22 +208,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _words(run: FinishedRun) -> dict[str, Any]:
-    """Everything that the template prints, safe to be printed."""
-    return {
-        "paper_url": PAPER_URL,
-        "paper_bibtex": PAPER_BIBTEX,
-        "arguments": run.arguments,
-        "classifier": run.classifier,
-        "objective": OBJECTIVES[run.config.objective],
-        **_model(run),
-        **_results(run),
-        "unknown": _unknown(run),
-        **_data(run),
-        **_training(run),
-    }
-
-
 def _model(run: FinishedRun) -> dict[str, Any]:
     """What it is: classes and network."""
     config, origin = run.config, run.provenance
@@ -252,7 +233,6 @@ def _model(run: FinishedRun) -> dict[str, Any]:
 def _results(run: FinishedRun) -> dict[str, Any]:
     """What was measured: accuracies, neural collapse, pictures."""
     report = run.results[run.reported]
-    collapse = report["neural_collapse"]
     # A linear layer has no prototypes, which all but the curves show.
     pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
     return {
@@ -262,24 +242,11 @@ def _results(run: FinishedRun) -> dict[str, Any]:
         "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
         "least_accurate": _least_accurate(run.class_names, report["class_accuracies"]),
         "classifiers": [
-            {
-                "title": CLASSIFIERS[name],
-                "accuracy": percent(metrics["accuracy"]),
-                "pass_seconds": f"{metrics['pass_seconds']:.1f}",
-                "training_seconds": f"{metrics['training_seconds']:.1f}",
-            }
+            {"title": CLASSIFIERS[name], **metrics, "accuracy": percent(metrics["accuracy"])}
             for name, metrics in run.results.get("classifiers", {}).items()
         ],
-        "collapse": [
-            {
-                "name": metric.name,
-                "title": metric.title,
-                "value": f"{collapse[metric.name]:.4g}",
-                "optimum": f"{collapse['optima'][metric.name]:.4g}",
-                "attained": f"{collapse['attained'][metric.name]:.1f} %",
-            }
-            for metric in applicable_metrics(run)
-        ],
+        "collapse": report["neural_collapse"],
+        "metrics": applicable_metrics(run),
         "pictures": [name for name in pictures if (run.folder / name).is_file()],
     }
 
@@ -362,18 +329,9 @@ def _comparison(
     siblings = [FinishedRun.read(path) for path in ids if path != run.folder]
     return [
         {
-            "title": row.title,
-            "accuracy": row.accuracy,
-            "neural_collapse": row.neural_collapse,
+            "of": row,
             "is_own": run in row.runs,
-            "models": [
-                {
-                    "seed": other.arguments.seed,
-                    "address": f"https://huggingface.co/{ids[other.folder]}",
-                    "is_own": other is run,
-                }
-                for other in row.runs
-            ],
+            "models": [(one.arguments.seed, ids[one.folder], one is run) for one in row.runs],
         }
         for row in compare(run, siblings)
     ]
