@@ -1,7 +1,8 @@
 """The model card of a finished run, from its files alone: no model is loaded, nothing is trained.
 
 The words are in `model_card_template.md`; here is what fills them. Whatever comes from data sets,
-such as names of classes, is made safe to print by `markdown.inline`; paths never enter.
+such as names of classes, is made safe to print by `markdown.inline`; paths never enter. Numbers the
+template takes from configuration, arguments and results itself.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def render_card(
     return ModelCard.from_template(
         _metadata(run, name, license), template_path=str(TEMPLATE),
         title=inline(name), repo_id=repo_id, license=license, notes=notes,
-        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, arguments=run.arguments,
-        classifier=run.classifier, objective=OBJECTIVES[run.config.objective],
-        **_model(run), **_results(run), unknown=_unknown(run), **_data(run), **_training(run),
+        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=OBJECTIVES[run.config.objective],
+        config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
+        classifier=run.classifier, unknown=_unknown(run),
+        **_model(run), **_results(run), **_data(run),
         comparison=_comparison(run, compare_with, repo_id),
     )  # fmt: skip
 
@@ -209,24 +211,21 @@ def _rounded(value: float) -> float:
 
 
 def _model(run: FinishedRun) -> dict[str, Any]:
-    """What it is: classes and network."""
+    """What it is, classes and network, and what its training took."""
     config, origin = run.config, run.provenance
+    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
     projection = f"{config.projection}, to {config.projection_dim} dimensions"
     return {
         "num_classes": len(run.class_names),
-        "num_known": config.num_labels,
         "class_names": listed(run.class_names),
         "added_classes": listed(list(run.added_classes)) if run.added_classes else None,
         "backbone": inline(config.backbone),
-        "embedding_dim": origin["embedding_dim"],
         "parameters": f"{origin['parameters'] / 1e6:.3g} million",
-        "image_size": config.image_size,
-        "grayscale": config.num_channels == 1,
-        "temperature": config.softmax_temperature,
         "projection": "none" if config.projection == "none" else projection,
-        "base_model": origin["base_model"],
         "base_model_text": inline(origin["base_model"]),
-        "pretrained": origin["from_pretrained_weights"],
+        "training_time": duration(run.results["training_seconds"]),
+        "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
@@ -262,30 +261,11 @@ def _data(run: FinishedRun) -> dict[str, Any]:
     has_validation = "validation" in splits
     return {
         "dataset": dataset,
-        "train_images": splits["train"]["images"],
         "fewest": min(counts, default=None),  # of a stream, classes were not counted
         "most": max(counts, default=None),
         "validation_is_from_train": has_validation and run.is_drawn_from_training("validation"),
-        "validation_images": splits["validation"]["images"] if has_validation else None,
         "test_split": inline(splits["test"]["from"]) if "test" in splits else None,
         "best_on": "validation" if has_validation else "training",
-    }
-
-
-def _training(run: FinishedRun) -> dict[str, Any]:
-    """How it was trained, and what that took."""
-    origin, results = run.provenance, run.results
-    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
-    return {
-        "best_epoch": results["best_epoch"],
-        "images_per_step": origin["images_per_step"],
-        "learning_rate": f"{origin['learning_rate']:.3g}",
-        "weight_decay": f"{origin['weight_decay']:.3g}",
-        "training_time": duration(results["training_seconds"]),
-        "images_per_second": f"{results['images_per_second']:,.0f}",
-        "processes": origin["processes"],
-        "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
