@@ -57,8 +57,7 @@ class Row:
         results = (self.folder / "results.json").exists()
         if not results and newest_checkpoint(self.folder / "checkpoints") is None:
             return MISSING
-        changed = changed_arguments(self.folder, vars(resolve(self.arguments)[0]))
-        if changed:
+        if changed := changed_arguments(self.folder, vars(resolve(self.arguments)[0])):
             raise ArgumentError(
                 f"{self.folder} holds a run of other arguments: {'; '.join(changed)}. Remove that "
                 "folder, or give another --output_dir."
