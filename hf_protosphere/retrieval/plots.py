@@ -38,7 +38,9 @@ def plot_neighbours(
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (query, neighbours) in zip(grid, rows):
         for panel, shown in zip(axes, [query, *neighbours]):
-            panel.imshow(_displayable(shown.image))
+            small = rgb(shown.image)
+            small.thumbnail((224, 224))
+            panel.imshow(small)
             panel.set_title(shown.caption, fontsize=8)
             panel.set(xticks=[], yticks=[])
             color = {True: RIGHT, False: WRONG, None: "0.7"}[shown.is_right]
@@ -54,9 +56,3 @@ def plot_neighbours(
         title += "\ngreen: of the query's class; dashed red: of another"
     figure.suptitle(title, fontsize="medium")
     figure.savefig(picture, dpi=110)
-
-
-def _displayable(image: Image.Image) -> Image.Image:
-    image = rgb(image)
-    image.thumbnail((224, 224))
-    return image

@@ -17,7 +17,7 @@ from ..runs.files import writable_folder
 from .arguments import SearchArguments
 from .embedding import Embedder
 from .image_index import ImageIndex
-from .neighbours import Neighbours, retrieval_metrics
+from .neighbours import retrieval_metrics
 from .plots import PicturedImage, plot_neighbours
 
 
@@ -38,10 +38,18 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
         return report
     queries = _embedded_queries(found, arguments)
     neighbours = found.search(queries.embeddings, arguments.k)
-    report = _neighbours_report(found, queries, neighbours)
+    pairs = zip(neighbours.rows.tolist(), neighbours.cosines.tolist())
+    near = [list(zip(rows, cosines)) for rows, cosines in pairs]
+    report = {
+        str(path): [
+            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine}
+            for row, cosine in own
+        ]
+        for path, own in zip(queries.paths, near)
+    }
     print(json.dumps(report, indent=2) if arguments.json else _neighbours_table(report))
     if arguments.picture is not None:
-        _draw(found, queries, neighbours, Path(arguments.picture))
+        _draw(found, queries, near, Path(arguments.picture))
         if not arguments.json:
             print(arguments.picture)
     return report
@@ -121,20 +129,6 @@ def _metrics_table(report: dict[str, Any]) -> str:
     return table
 
 
-def _neighbours_report(
-    found: ImageIndex, queries: _Queries, neighbours: Neighbours
-) -> dict[str, Any]:
-    return {
-        str(path): [
-            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine}
-            for row, cosine in zip(rows, cosines)
-        ]
-        for path, rows, cosines in zip(
-            queries.paths, neighbours.rows.tolist(), neighbours.cosines.tolist()
-        )
-    }
-
-
 def _neighbours_table(report: dict[str, Any]) -> str:
     labelled = any(near["label"] is not None for found in report.values() for near in found)
     tables = []
@@ -147,13 +141,11 @@ def _neighbours_table(report: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def _draw(found: ImageIndex, queries: _Queries, neighbours: Neighbours, picture: Path) -> None:
+def _draw(found: ImageIndex, queries: _Queries, near: list[list], picture: Path) -> None:
     rows = []
-    for path, label, near, cosines in zip(
-        queries.paths, queries.labels, neighbours.rows.tolist(), neighbours.cosines.tolist()
-    ):
+    for path, label, neighbours in zip(queries.paths, queries.labels, near):
         shown = []
-        for row, cosine in zip(near, cosines):
+        for row, cosine in neighbours:
             own = found.images[row].label
             known = own is not None and label is not None
             caption = f"{cosine:.3f}" if own is None else f"{own}  {cosine:.3f}"
