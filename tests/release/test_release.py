@@ -192,13 +192,12 @@ def test_failures_are_told_at_the_end_and_leave_the_others(recipe, tmp_path, mon
 
 def test_a_dry_run_says_what_is_to_do_and_does_nothing(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(releasing, "account", lambda: "me")
-    options = arguments(recipe, dry_run=True, only="scl", output_dir=str(tmp_path / "runs"))
-    release(options)
+    options = {"dry_run": True, "output_dir": str(tmp_path / "runs")}
+    release(arguments(recipe, only="scl", **options))
     name = "digits-test_resnet-scl-seed0"
     # Its card would compare it with the other, which is neither there nor asked for.
     assert capsys.readouterr().out.strip().split("\n")[2].split() == [name, "missing", "train"]
-    options.only = None
-    release(options)
+    release(arguments(recipe, **options))
     line = capsys.readouterr().out.strip().split("\n")[3]
     assert line.split(None, 2) == [name, "missing", f"train, publish as me/{name}"]
     assert not (tmp_path / "runs").exists()
