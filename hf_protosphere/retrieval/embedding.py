@@ -75,12 +75,9 @@ class Embedder:
             features = Features({"image": Image()})
             images = ImageTable.from_dict({"image": [*map(str, images)]}, features=features)
         raw = images.select_columns("image").cast_column("image", Image(decode=False))
-        loader = DataLoader(
-            _Decoded(raw, self.processor),
-            batch_size=batch_size,
-            num_workers=num_workers if len(raw) > batch_size else 0,
-            collate_fn=tuple,  # as it is
-        )
+        workers = num_workers if len(raw) > batch_size else 0
+        batches = _Decoded(raw, self.processor)  # which `tuple` leaves as they are
+        loader = DataLoader(batches, batch_size, num_workers=workers, collate_fn=tuple)
         embeddings, rows = [torch.empty(0, self.dim)], []
         with tqdm(total=len(raw), desc="embedding", unit=" images", leave=False) as bar:
             for pixels, good, seen in loader:

@@ -42,9 +42,9 @@ COLUMNS = {  # as the fields of `IndexedImage`
 class IndexedImage:
     """Where an image is: at a path in a folder, or in a row of a data set's split."""
 
-    path: str | None  # relative to the folder, with forward slashes
-    row: int | None
-    label: str | None
+    path: str | None = None  # relative to the folder, with forward slashes
+    row: int | None = None
+    label: str | None = None
     size: int | None = None  # of the file, in bytes
     modified: int | None = None  # the file, in nanoseconds
 
@@ -104,7 +104,6 @@ class ImageIndex:
         images = [
             IndexedImage(
                 path=path.relative_to(root).as_posix(),
-                row=None,
                 label=path.parent.name if labels_from_folders else None,
                 size=(status := path.stat()).st_size,
                 modified=status.st_mtime_ns,
@@ -146,7 +145,7 @@ class ImageIndex:
         if not rows:
             raise DataError(f"--dataset_name {dataset_name}: none of its images can be decoded.")
         names, labels = images.features["label"].names, labels_of(images)
-        entries = [IndexedImage(None, row, names[labels[row]]) for row in rows]
+        entries = [IndexedImage(row=row, label=names[labels[row]]) for row in rows]
         return cls(embeddings, entries, Origin(embedder.name, embedder.fingerprint, None, source))
 
     def save(self, folder: str | Path) -> None:

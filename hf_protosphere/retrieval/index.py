@@ -40,14 +40,13 @@ def index(arguments: IndexArguments) -> ImageIndex:
         )  # fmt: skip
         previous = None  # a data set is embedded anew
     made.save(folder)
-    seconds = time.perf_counter() - started
     before = {image.file_state for image in previous.images} if previous else set()
     now = {image.file_state for image in made.images}
     kept = len(before & now)
     print(
         f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
         f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
-        f"({seconds:.1f} s)"
+        f"({time.perf_counter() - started:.1f} s)"
     )
     return made
 
