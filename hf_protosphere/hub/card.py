@@ -151,17 +151,12 @@ def _metadata(run: FinishedRun, name: str, license: str | None) -> ModelCardData
     tags += ["arxiv:" + PAPER_URL.rsplit("/")[-1]]
     tags += ["prototypes", "hypersphere"] if run.classifier != "linear" else []
     return ModelCardData(
-        model_name=name,
-        license=license,
-        library_name="transformers",
-        pipeline_tag="image-classification",
+        model_name=name, license=license, tags=tags,
+        library_name="transformers", pipeline_tag="image-classification",
         datasets=[run.dataset_id] if run.dataset_id else None,
-        base_model=base_model,
-        base_model_relation="finetune" if base_model else None,
-        tags=tags,
-        metrics=["accuracy"],
-        eval_results=_evaluation_results(run),
-    )
+        base_model=base_model, base_model_relation="finetune" if base_model else None,
+        metrics=["accuracy"], eval_results=_evaluation_results(run),
+    )  # fmt: skip
 
 
 def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
@@ -185,20 +180,17 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
             on = f" on {report['num_images']} held-out images"  # no split of the data set
         results += [
             EvalResult(
-                task_type="image-classification",
-                task_name="Image classification",
+                task_type="image-classification", task_name="Image classification",
                 dataset_type=run.dataset_id or "imagefolder",
                 dataset_name=one_line(run.dataset_name),
                 dataset_config=_one_line_or_none(arguments.dataset_config),
                 dataset_split=one_line(run.provenance["splits"][split]["from"]),
                 dataset_revision=_one_line_or_none(arguments.dataset_revision),
-                metric_type=kind,
-                metric_name=f"{title}{on}",
-                metric_value=_rounded(value),
+                metric_type=kind, metric_name=f"{title}{on}", metric_value=_rounded(value),
             )
             for kind, (title, value) in metrics.items()
             if value is not None and math.isfinite(value)
-        ]
+        ]  # fmt: skip
     return results
 
 
@@ -235,8 +227,6 @@ def _results(run: FinishedRun) -> dict[str, Any]:
     # A linear layer has no prototypes, which all but the curves show.
     pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
     return {
-        "accuracy": percent(report["accuracy"]),
-        "reported": {"split": run.reported, "images": report["num_images"]},
         "reports": [_accuracies(run, split) for split in run.held_out],
         "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
         "least_accurate": _least_accurate(run.class_names, report["class_accuracies"]),

@@ -183,13 +183,10 @@ def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Pa
         logger.info("%s has these files under %s already.", repo_id, tag)
         return f"{address}/tree/{tag}"
     if changed_files(api, repo_id, files, "main"):
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
-            commit_message=arguments.commit_message,
-            create_pr=arguments.create_pr,
-        )
-        if arguments.create_pr:
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        message, create_pr = arguments.commit_message, arguments.create_pr
+        commit = api.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
+        if create_pr:
             return str(commit.pr_url)
     else:
         logger.warning("%s has these files already: no commit.", repo_id)

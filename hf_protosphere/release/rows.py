@@ -82,8 +82,7 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
     ]
     by_name: dict[str, Row] = {}
     for row in rows:
-        first = by_name.setdefault(row.name, row)
-        if first is not row:
+        if (first := by_name.setdefault(row.name, row)) is not row:
             raise ArgumentError(
                 f"recipes: {first.recipe} and {row.recipe} both give {row.name}: rename one."
             )
