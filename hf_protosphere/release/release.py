@@ -86,7 +86,7 @@ def _train(row: Row, place: str) -> str | None:
 
 
 def _run(row: Row, log: IO[str]) -> int:
-    """Train the row; how its process ended. An interruption is passed on, and the end waited for."""
+    """Train the row; how its process ended. Interruptions are passed on, its end waited for."""
     write_yaml(row.config, vars(row.arguments))
     print("training ...", end=" ", flush=True)
     process = subprocess.Popen(
