@@ -1,7 +1,8 @@
 """The model card of a finished run, from its files alone: no model is loaded, nothing is trained.
 
 The words are in `model_card_template.md`; here is what fills them. Whatever comes from data sets,
-such as names of classes, is made safe to print by `markdown.inline`; paths never enter.
+such as names of classes, is made safe to print by `markdown.inline`; paths never enter. Numbers the
+template takes from configuration, arguments and results itself.
 """
 
 from __future__ import annotations
@@ -65,15 +66,15 @@ def render_card(
     repo_id = _checked_repo_id(repo_id) if repo_id else f"user/{run.default_name}"
     check_license(license)
     name = repo_id.split("/")[-1]
-    metadata = _metadata(run, name, license)
-    words = _words(run) | {
-        "title": inline(name),
-        "repo_id": repo_id,
-        "license": license,
-        "notes": notes,
-        "comparison": _comparison(run, compare_with, repo_id),
-    }
-    return ModelCard.from_template(metadata, template_path=str(TEMPLATE), **words)
+    return ModelCard.from_template(
+        _metadata(run, name, license), template_path=str(TEMPLATE),
+        title=inline(name), repo_id=repo_id, license=license, notes=notes,
+        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=OBJECTIVES[run.config.objective],
+        config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
+        classifier=run.classifier, unknown=_unknown(run),
+        **_model(run), **_results(run), **_data(run),
+        comparison=_comparison(run, compare_with, repo_id),
+    )  # fmt: skip
 
 
 def render_evaluation_results(folder: str | Path, task_id: str) -> str:
@@ -129,12 +130,11 @@ def write_card(folder: str | Path, **options: Any) -> list[Path]:
     Returns:
         The files.
     """
-    written = []
-    for name, text in card_files(folder, **options).items():
-        written.append(Path(folder) / name)
-        written[-1].parent.mkdir(exist_ok=True)
-        write_text(written[-1], text)
-    return written
+    files = {Path(folder) / name: text for name, text in card_files(folder, **options).items()}
+    for path, text in files.items():
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text)
+    return list(files)
 
 
 def _checked_repo_id(repo_id: str) -> str:
@@ -149,20 +149,14 @@ def _metadata(run: FinishedRun, name: str, license: str | None) -> ModelCardData
     base_model = run.provenance["base_model"]
     tags = ["hf_protosphere", "neural-collapse", run.config.objective.replace("_", "-")]
     tags += ["arxiv:" + PAPER_URL.rsplit("/")[-1]]
-    if run.classifier != "linear":
-        tags += ["prototypes", "hypersphere"]
+    tags += ["prototypes", "hypersphere"] if run.classifier != "linear" else []
     return ModelCardData(
-        model_name=name,
-        license=license,
-        library_name="transformers",
-        pipeline_tag="image-classification",
+        model_name=name, license=license, tags=tags,
+        library_name="transformers", pipeline_tag="image-classification",
         datasets=[run.dataset_id] if run.dataset_id else None,
-        base_model=base_model,
-        base_model_relation="finetune" if base_model else None,
-        tags=tags,
-        metrics=["accuracy"],
-        eval_results=_evaluation_results(run),
-    )
+        base_model=base_model, base_model_relation="finetune" if base_model else None,
+        metrics=["accuracy"], eval_results=_evaluation_results(run),
+    )  # fmt: skip
 
 
 def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
@@ -186,20 +180,17 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
             on = f" on {report['num_images']} held-out images"  # no split of the data set
         results += [
             EvalResult(
-                task_type="image-classification",
-                task_name="Image classification",
+                task_type="image-classification", task_name="Image classification",
                 dataset_type=run.dataset_id or "imagefolder",
                 dataset_name=one_line(run.dataset_name),
                 dataset_config=_one_line_or_none(arguments.dataset_config),
                 dataset_split=one_line(run.provenance["splits"][split]["from"]),
                 dataset_revision=_one_line_or_none(arguments.dataset_revision),
-                metric_type=kind,
-                metric_name=f"{title}{on}",
-                metric_value=_rounded(value),
+                metric_type=kind, metric_name=f"{title}{on}", metric_value=_rounded(value),
             )
             for kind, (title, value) in metrics.items()
             if value is not None and math.isfinite(value)
-        ]
+        ]  # fmt: skip
     return results
 
 
@@ -211,75 +202,40 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _words(run: FinishedRun) -> dict[str, Any]:
-    """Everything that the template prints, safe to be printed."""
-    return {
-        "paper_url": PAPER_URL,
-        "paper_bibtex": PAPER_BIBTEX,
-        "arguments": run.arguments,
-        "classifier": run.classifier,
-        "objective": OBJECTIVES[run.config.objective],
-        **_model(run),
-        **_results(run),
-        "unknown": _unknown(run),
-        **_data(run),
-        **_training(run),
-    }
-
-
 def _model(run: FinishedRun) -> dict[str, Any]:
-    """What it is: classes and network."""
+    """What it is, classes and network, and what its training took."""
     config, origin = run.config, run.provenance
+    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
     projection = f"{config.projection}, to {config.projection_dim} dimensions"
     return {
         "num_classes": len(run.class_names),
-        "num_known": config.num_labels,
         "class_names": listed(run.class_names),
         "added_classes": listed(list(run.added_classes)) if run.added_classes else None,
         "backbone": inline(config.backbone),
-        "embedding_dim": origin["embedding_dim"],
         "parameters": f"{origin['parameters'] / 1e6:.3g} million",
-        "image_size": config.image_size,
-        "grayscale": config.num_channels == 1,
-        "temperature": config.softmax_temperature,
         "projection": "none" if config.projection == "none" else projection,
-        "base_model": origin["base_model"],
         "base_model_text": inline(origin["base_model"]),
-        "pretrained": origin["from_pretrained_weights"],
+        "training_time": duration(run.results["training_seconds"]),
+        "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
 def _results(run: FinishedRun) -> dict[str, Any]:
     """What was measured: accuracies, neural collapse, pictures."""
     report = run.results[run.reported]
-    collapse = report["neural_collapse"]
     # A linear layer has no prototypes, which all but the curves show.
     pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
     return {
-        "accuracy": percent(report["accuracy"]),
-        "reported": {"split": run.reported, "images": report["num_images"]},
         "reports": [_accuracies(run, split) for split in run.held_out],
         "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
         "least_accurate": _least_accurate(run.class_names, report["class_accuracies"]),
         "classifiers": [
-            {
-                "title": CLASSIFIERS[name],
-                "accuracy": percent(metrics["accuracy"]),
-                "pass_seconds": f"{metrics['pass_seconds']:.1f}",
-                "training_seconds": f"{metrics['training_seconds']:.1f}",
-            }
+            {"title": CLASSIFIERS[name], **metrics, "accuracy": percent(metrics["accuracy"])}
             for name, metrics in run.results.get("classifiers", {}).items()
         ],
-        "collapse": [
-            {
-                "name": metric.name,
-                "title": metric.title,
-                "value": f"{collapse[metric.name]:.4g}",
-                "optimum": f"{collapse['optima'][metric.name]:.4g}",
-                "attained": f"{collapse['attained'][metric.name]:.1f} %",
-            }
-            for metric in applicable_metrics(run)
-        ],
+        "collapse": report["neural_collapse"],
+        "metrics": applicable_metrics(run),
         "pictures": [name for name in pictures if (run.folder / name).is_file()],
     }
 
@@ -295,30 +251,11 @@ def _data(run: FinishedRun) -> dict[str, Any]:
     has_validation = "validation" in splits
     return {
         "dataset": dataset,
-        "train_images": splits["train"]["images"],
         "fewest": min(counts, default=None),  # of a stream, classes were not counted
         "most": max(counts, default=None),
         "validation_is_from_train": has_validation and run.is_drawn_from_training("validation"),
-        "validation_images": splits["validation"]["images"] if has_validation else None,
         "test_split": inline(splits["test"]["from"]) if "test" in splits else None,
         "best_on": "validation" if has_validation else "training",
-    }
-
-
-def _training(run: FinishedRun) -> dict[str, Any]:
-    """How it was trained, and what that took."""
-    origin, results = run.provenance, run.results
-    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
-    return {
-        "best_epoch": results["best_epoch"],
-        "images_per_step": origin["images_per_step"],
-        "learning_rate": f"{origin['learning_rate']:.3g}",
-        "weight_decay": f"{origin['weight_decay']:.3g}",
-        "training_time": duration(results["training_seconds"]),
-        "images_per_second": f"{results['images_per_second']:,.0f}",
-        "processes": origin["processes"],
-        "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
@@ -362,18 +299,9 @@ def _comparison(
     siblings = [FinishedRun.read(path) for path in ids if path != run.folder]
     return [
         {
-            "title": row.title,
-            "accuracy": row.accuracy,
-            "neural_collapse": row.neural_collapse,
+            "of": row,
             "is_own": run in row.runs,
-            "models": [
-                {
-                    "seed": other.arguments.seed,
-                    "address": f"https://huggingface.co/{ids[other.folder]}",
-                    "is_own": other is run,
-                }
-                for other in row.runs
-            ],
+            "models": [(one.arguments.seed, ids[one.folder], one is run) for one in row.runs],
         }
         for row in compare(run, siblings)
     ]

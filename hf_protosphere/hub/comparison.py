@@ -44,20 +44,15 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
                 f"{other.dataset_name}, {run.folder} on {run.reported} images of "
                 f"{run.dataset_name}: leave it out."
             )
-        first = seen.setdefault((other.config.objective, other.arguments.seed), other)
-        if first is not other:
+        key = other.config.objective, other.arguments.seed
+        if (first := seen.setdefault(key, other)) is not other:
             raise ArgumentError(
                 f"--compare_with: {first.folder} and {other.folder} have the same objective, "
                 f"{other.config.objective}, and seed, {other.arguments.seed}: leave out one."
             )
-    by_seed = sorted(seen.items(), key=lambda item: item[0][1])
-    groups = {
-        name: [other for (objective, _), other in by_seed if objective == name]
-        for name in OBJECTIVES
-    }
-    return [
-        ComparedObjective(OBJECTIVES[name].title, runs) for name, runs in groups.items() if runs
-    ]
+    by_seed = sorted(seen.values(), key=lambda run: run.arguments.seed)
+    groups = {name: [r for r in by_seed if r.config.objective == name] for name in OBJECTIVES}
+    return [ComparedObjective(OBJECTIVES[name].title, g) for name, g in groups.items() if g]
 
 
 def spread(values: Sequence[float], digits: int) -> str:

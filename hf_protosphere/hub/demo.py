@@ -71,7 +71,11 @@ def demo(arguments: DemoArguments) -> None:
         for path in write_space(arguments.model, arguments.space, arguments.unknown_angle):
             print(path)
         return
-    _check_address(arguments.host, arguments.port)
+    try:
+        socket.create_server((arguments.host, arguments.port or 0)).close()
+    except OSError as error:
+        flags = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
+        raise ArgumentError(f"{flags} cannot be listened on: {error}.") from error
     classifier = OpenSetClassifier.load(arguments.model, arguments.unknown_angle)
     page = build_page(classifier, arguments.model)
     _, url, _ = page.launch(
@@ -149,12 +153,9 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
     if unknown_angle is not None:
         arguments += ["--unknown_angle", str(unknown_angle)]
     card = SpaceCardData(
-        title=model.split("/")[-1],
-        sdk="gradio",
+        title=model.split("/")[-1], sdk="gradio", app_file="app.py", models=[model],
         sdk_version=importlib.metadata.version("gradio"),
-        app_file="app.py",
-        models=[model],
-    )
+    )  # fmt: skip
     files = {
         "app.py": SPACE_APP.format(arguments=json.dumps(arguments)),
         "requirements.txt": "hf_protosphere\n",
@@ -193,11 +194,3 @@ def _sphere(classifier: OpenSetClassifier, embedding: Tensor | None = None) -> I
     file = BytesIO()
     plot_sphere(classifier.snapshot, file, query=embedding)
     return Image.open(file)
-
-
-def _check_address(host: str, port: int | None) -> None:
-    try:
-        socket.create_server((host, port or 0)).close()
-    except OSError as error:
-        flags = f"--host {host}" + (f" --port {port}" if port else "")
-        raise ArgumentError(f"{flags} cannot be listened on: {error}.") from error

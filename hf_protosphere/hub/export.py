@@ -52,10 +52,7 @@ def export(arguments: ExportArguments) -> Path:
     folder = writable_folder(arguments.output_dir, "--output_dir")
     images, source = _images(arguments, processor, model.config.image_size)
     network = PlainOutputs(model.float()).eval()
-    metadata = {
-        "labels": model.config.class_names,
-        "preprocessing": preprocessing(processor),
-    }
+    metadata = {"labels": model.config.class_names, "preprocessing": preprocessing(processor)}
     name, write, read = FORMATS[arguments.format]
     # Large ONNX files name the file beside them that holds the weights: only a folder can be
     # written under another name.
@@ -70,7 +67,10 @@ def export(arguments: ExportArguments) -> Path:
                 "Try the other --format, or other versions of torch and of the runtime."
             )
         verdict = f"differs from the model by at most {difference:.2g} on {source}"
-        readme = _readme(name, metadata, verdict, model)
+        readme = README.format(
+            name=name, verdict=verdict, classes=model.config.num_labels,
+            dim=model.protosphere.embedding_dim, **metadata["preprocessing"], **RUNTIMES[name],
+        )  # fmt: skip
         (unfinished / "README.md").write_text(readme)
     print(f"{folder / name}: {verdict}")
     return folder / name
@@ -113,15 +113,11 @@ def _images(
         noise = torch.randn(NOISE, 3, image_size, image_size, generator=generator)
         return noise, f"{NOISE} images of noise"
     images = load_image_dataset(
-        arguments.dataset_name,
-        dataset_config=arguments.dataset_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        test_split=arguments.split,
-        max_eval_samples=arguments.num_images,
-        need_train=False,
-        check_images=False,
-    )
+        arguments.dataset_name, dataset_config=arguments.dataset_config,
+        image_column=arguments.image_column, label_column=arguments.label_column,
+        test_split=arguments.split, max_eval_samples=arguments.num_images,
+        need_train=False, check_images=False,
+    )  # fmt: skip
     split = images.splits["test"]
     source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"
     return pixels_of(split[:]["image"], processor), source
@@ -135,13 +131,9 @@ def _example(image_size: int) -> tuple[tuple[Tensor], dict[str, dict[int, object
 def _write_onnx(network: nn.Module, image_size: int, metadata: dict, file: Path) -> None:
     images, shapes = _example(image_size)
     program = torch.onnx.export(
-        network,
-        images,
-        dynamic_shapes=shapes,
-        input_names=["pixel_values"],
-        output_names=["logits", "embeddings"],
-        verbose=False,
-    )
+        network, images, dynamic_shapes=shapes, verbose=False,
+        input_names=["pixel_values"], output_names=["logits", "embeddings"],
+    )  # fmt: skip
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value)
     program.save(file)
@@ -166,13 +158,9 @@ def _write_torch_export(network: nn.Module, image_size: int, metadata: dict, fil
     torch.export.save(program, file, extra_files=extra)
 
 
-def _read_torch_export(file: Path) -> Run:
-    return torch.export.load(file).module()
-
-
 FORMATS = {
     "onnx": ("model.onnx", _write_onnx, _read_onnx),
-    "torch_export": ("model.pt2", _write_torch_export, _read_torch_export),
+    "torch_export": ("model.pt2", _write_torch_export, lambda f: torch.export.load(f).module()),
 }
 
 README = """# {name}
@@ -182,7 +170,7 @@ It {verdict}.
 
 |        | name           | shape, all float32 | |
 |--------|----------------|--------------------|-|
-| input  | `pixel_values` | (N, 3, {crop}, {crop}) | RGB images, prepared as below |
+| input  | `pixel_values` | (N, 3, {center_crop}, {center_crop}) | RGB images, prepared as below |
 | output | `logits`       | (N, {classes}) | their softmax are the probabilities of the classes |
 | output | `embeddings`   | (N, {dim}) | points on the unit sphere: cosines compare images |
 
@@ -196,10 +184,10 @@ import numpy as np
 image = Image.open("image.png").convert("RGB")
 width, height = image.size
 short = min(width, height)
-size = {resize} * width // short, {resize} * height // short
+size = {resize_shorter_side} * width // short, {resize_shorter_side} * height // short
 image = image.resize(size, Image.Resampling.{interpolation})
-left, top = (size[0] - {crop}) // 2, (size[1] - {crop}) // 2
-image = image.crop((left, top, left + {crop}, top + {crop}))
+left, top = (size[0] - {center_crop}) // 2, (size[1] - {center_crop}) // 2
+image = image.crop((left, top, left + {center_crop}, top + {center_crop}))
 pixels = np.asarray(image, dtype=np.float32) / {divide_by}
 pixels = (pixels - {mean}) / {std}
 batch = pixels.transpose(2, 0, 1)[None].astype(np.float32)
@@ -229,19 +217,3 @@ labels = json.loads(extra["labels.json"])
         "run": "logits, embeddings = network(torch.from_numpy(batch))",
     },
 }
-
-
-def _readme(
-    name: str, metadata: dict, verdict: str, model: ProtoSphereForImageClassification
-) -> str:
-    steps = metadata["preprocessing"]
-    return README.format(
-        name=name,
-        verdict=verdict,
-        classes=model.config.num_labels,
-        dim=model.protosphere.embedding_dim,
-        resize=steps["resize_shorter_side"],
-        crop=steps["center_crop"],
-        **{key: steps[key] for key in ("interpolation", "divide_by", "mean", "std")},
-        **RUNTIMES[name],
-    )

@@ -8,7 +8,6 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +43,7 @@ PRIVATE_ARGUMENTS = (
 )  # fmt: skip
 RETRY_AFTER = (1, 5, 20)  # seconds
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-CAUSES = (HfHubHTTPError, httpx.HTTPError, LocalTokenNotFoundError, OSError)
+CAUSES = (httpx.HTTPError, OSError)  # those of huggingface_hub are among them
 
 
 def publish(arguments: PublishArguments) -> str:
@@ -70,7 +69,7 @@ def publish(arguments: PublishArguments) -> str:
     write_card(run.folder, **_card_options(arguments))
     files = publishable_files(run, arguments)
     try:
-        address = _patiently(lambda: _upload(HfApi(), arguments, files))
+        address = _patiently(_upload, HfApi(), arguments, files)
     except CAUSES as error:
         raise PublishError(
             f"{arguments.repo_id} was not published: {_reason(error, arguments.repo_id)}\n"
@@ -89,7 +88,7 @@ def is_published(arguments: PublishArguments) -> bool:
     files = publishable_files(FinishedRun.read(arguments.folder), arguments)
     repo_id, revision = arguments.repo_id, arguments.revision or "main"
     try:
-        return not _patiently(lambda: changed_files(HfApi(), repo_id, files, revision))
+        return not _patiently(changed_files, HfApi(), repo_id, files, revision)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return False
     except CAUSES as error:
@@ -103,7 +102,7 @@ def account() -> str:
         PublishError: nobody, or the Hub cannot be asked.
     """
     try:
-        return str(_patiently(lambda: HfApi().whoami())["name"])
+        return str(_patiently(HfApi().whoami)["name"])
     except CAUSES as error:
         raise PublishError(f"nothing can be published: {_reason(error, 'the Hub')}") from error
 
@@ -122,15 +121,12 @@ def publish_collection(
     api = HfApi()
     try:
         collection = _patiently(
-            lambda: api.create_collection(
-                title, namespace=namespace, description=description, private=private, exists_ok=True
-            )
-        )
+            api.create_collection, title, namespace=namespace, description=description,
+            private=private, exists_ok=True,
+        )  # fmt: skip
         there = {item.item_id for item in collection.items if item.item_type == "model"}
-        for repo_id in repo_ids:
-            if repo_id not in there:
-                add = partial(api.add_collection_item, collection.slug, repo_id, "model")
-                _patiently(partial(add, exists_ok=True))
+        for repo_id in [name for name in repo_ids if name not in there]:
+            _patiently(api.add_collection_item, collection.slug, repo_id, "model", exists_ok=True)
     except CAUSES as error:
         raise PublishError(
             f"the collection {title!r} is not complete: {_reason(error, 'the collection')}"
@@ -158,20 +154,18 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
     files: dict[str, bytes | Path] = {}
     for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
         files |= {path.name: path for path in sorted(run.folder.glob(pattern))}
+    texts = card_files(run.folder, **_card_options(arguments))
+    texts["metrics.json"] = json.dumps(run.results, indent=2) + "\n"
     if run.calibration is not None:
-        files["calibration.json"] = (json.dumps(run.calibration, indent=2) + "\n").encode()
+        texts["calibration.json"] = json.dumps(run.calibration, indent=2) + "\n"
         files |= {path.name: path for path in run.folder.glob(RELIABILITY)}
-    files["metrics.json"] = (json.dumps(run.results, indent=2) + "\n").encode()
-    values = vars(run.arguments)
-    public = {name: value for name, value in values.items() if name not in PRIVATE_ARGUMENTS}
+    public = {k: v for k, v in vars(run.arguments).items() if k not in PRIVATE_ARGUMENTS}
     public["dataset_name"] = run.dataset_name
     backbone = Path(run.arguments.backbone).expanduser()
     if backbone.is_absolute() or backbone.exists():  # a path, of this machine or another one
         public["backbone"] = backbone.name
-    text = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
-    files["training_arguments.yaml"] = text.encode()
-    card = card_files(run.folder, **_card_options(arguments))
-    return files | {name: text.encode() for name, text in card.items()}
+    texts["training_arguments.yaml"] = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
+    return files | {name: text.encode() for name, text in texts.items()}
 
 
 def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Path]) -> str:
@@ -189,13 +183,10 @@ def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Pa
         logger.info("%s has these files under %s already.", repo_id, tag)
         return f"{address}/tree/{tag}"
     if changed_files(api, repo_id, files, "main"):
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
-            commit_message=arguments.commit_message,
-            create_pr=arguments.create_pr,
-        )
-        if arguments.create_pr:
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        message, create_pr = arguments.commit_message, arguments.create_pr
+        commit = api.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
+        if create_pr:
             return str(commit.pr_url)
     else:
         logger.warning("%s has these files already: no commit.", repo_id)
@@ -216,10 +207,8 @@ def changed_files(
 
 def _is_same(content: bytes | Path, entry: RepoFile | None) -> bool:
     """By the hash that the Hub keeps: weights, which it stores as LFS, are read piece by piece."""
-    if entry is None:
-        return False
     size = content.stat().st_size if isinstance(content, Path) else len(content)
-    if size != entry.size:
+    if entry is None or size != entry.size:
         return False
     with content.open("rb") if isinstance(content, Path) else BytesIO(content) as file:
         if entry.lfs:
@@ -227,27 +216,25 @@ def _is_same(content: bytes | Path, entry: RepoFile | None) -> bool:
         return git_hash(file.read()) == entry.blob_id
 
 
-def _patiently(action: Callable[[], T]) -> T:
+def _patiently(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """The action's result, tried again after what may pass."""
     for seconds in RETRY_AFTER:
         try:
-            return action()
-        except (HfHubHTTPError, httpx.HTTPError) as error:
-            if not _may_pass(error):
+            return action(*arguments, **options)
+        except (HfHubHTTPError, httpx.TransportError) as error:
+            if (status := _status(error)) and status not in TRANSIENT:
                 raise
             logger.warning("%s; trying again in %d s.", _first_line(error), seconds)
             time.sleep(seconds)
-    return action()
+    return action(*arguments, **options)
 
 
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code in TRANSIENT
-    return isinstance(error, httpx.TransportError)
+def _status(error: Exception) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def _reason(error: Exception, target: str) -> str:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = _status(error)
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return "the Hub does not know the token (401). Log in by `hf auth login`."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:

@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 from itertools import groupby
+from typing import IO
 
 from ..errors import ArgumentError, ReleaseError, TrainingInterrupted, UserError
 from ..hub.arguments import PublishArguments
@@ -42,10 +43,8 @@ def release(arguments: ReleaseArguments) -> None:
             f"{rows[0].name}."
         )
     states = {row.name: row.state() for row in rows}
-    namespace = None
-    if arguments.publish:
-        user = account()
-        namespace = arguments.namespace or user
+    user = account() if arguments.publish else None
+    namespace = user and (arguments.namespace or user)
     if arguments.dry_run:
         _print_plan(arguments, rows, selected, states, namespace)
         return
@@ -57,8 +56,7 @@ def release(arguments: ReleaseArguments) -> None:
                 siblings = list(group)
                 wanted = [row for row in siblings if row in selected]
                 for row in wanted:
-                    place = f"{selected.index(row) + 1}/{len(selected)}"
-                    if reason := _train(row, place):
+                    if reason := _train(row, f"{selected.index(row) + 1}/{len(selected)}"):
                         failures[row.name] = reason
                 if namespace:
                     failures |= _publish(arguments, siblings, wanted, namespace)
@@ -77,20 +75,7 @@ def _train(row: Row, place: str) -> str | None:
     print(f"{place} {row.name}:", end=" ", flush=True)
     # When a release was killed and started again, it waits for the one that is still training.
     with row.log.open("a") as log, lock_for_children(log):
-        if row.state() == FINISHED:
-            print(f"finished, {_metrics(row)[0]} accuracy")
-            return None
-        write_yaml(row.config, vars(row.arguments))
-        print("training ...", end=" ", flush=True)
-        process = subprocess.Popen(
-            row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait()
-        except KeyboardInterrupt as interruption:
-            print("stopping ...", flush=True)
-            _stop(process, interruption.args[0])
-            raise
+        code = 0 if row.state() == FINISHED else _run(row, log)
     if code == 0 and row.state() == FINISHED:
         print(f"finished, {_metrics(row)[0]} accuracy")
         return None
@@ -100,13 +85,23 @@ def _train(row: Row, place: str) -> str | None:
     return f"{how}: {last}\n  log:       {row.log}\n  to repeat: {shlex.join(row.command)}"
 
 
-def _stop(process: subprocess.Popen, number: int) -> None:
-    """Pass a signal on to a training and the processes that it started, and wait for its end."""
-    if os.name == "posix":
-        os.killpg(process.pid, number)
-    else:
-        process.terminate()
-    process.wait()
+def _run(row: Row, log: IO[str]) -> int:
+    """Train the row; how its process ended. Interruptions are passed on, its end waited for."""
+    write_yaml(row.config, vars(row.arguments))
+    print("training ...", end=" ", flush=True)
+    process = subprocess.Popen(
+        row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt as interruption:
+        print("stopping ...", flush=True)
+        if os.name == "posix":  # the processes that it started too
+            os.killpg(process.pid, interruption.args[0])
+        else:
+            process.terminate()
+        process.wait()
+        raise
 
 
 def _publish(
@@ -117,8 +112,7 @@ def _publish(
     if unfinished:
         print(f"{siblings[0].recipe}: not published before {', '.join(unfinished)} finished.")
         return {}
-    failures = {}
-    published = []
+    failures, published = {}, []
     for row in wanted:
         options = _publish_arguments(arguments, row, siblings, namespace)
         try:
@@ -129,12 +123,9 @@ def _publish(
     if arguments.collection and published:
         try:
             address = publish_collection(
-                arguments.collection,
-                published,
-                namespace=namespace,
-                description=arguments.description,
-                private=arguments.private,
-            )
+                arguments.collection, published, namespace=namespace,
+                description=arguments.description, private=arguments.private,
+            )  # fmt: skip
             print(address)
         except UserError as error:
             failures[f"the collection, {siblings[0].recipe}"] = str(error)
@@ -145,22 +136,16 @@ def _publish_arguments(
     arguments: ReleaseArguments, row: Row, siblings: list[Row], namespace: str
 ) -> PublishArguments:
     return PublishArguments(
-        folder=str(row.folder),
-        repo_id=f"{namespace}/{row.name}",
-        private=arguments.private,
-        revision=arguments.revision,
-        license=arguments.license,
+        folder=str(row.folder), repo_id=f"{namespace}/{row.name}", private=arguments.private,
+        revision=arguments.revision, license=arguments.license,
         compare_with=[str(other.folder) for other in siblings if other is not row],
-    )
+    )  # fmt: skip
 
 
 def _print_plan(
-    arguments: ReleaseArguments,
-    rows: list[Row],
-    selected: list[Row],
-    states: dict[str, str],
+    arguments: ReleaseArguments, rows: list[Row], selected: list[Row], states: dict[str, str],
     namespace: str | None,
-) -> None:
+) -> None:  # fmt: skip
     table = [["model", "state", "to do"]]
     for row in selected:
         siblings = [other for other in rows if other.recipe == row.recipe]

@@ -57,8 +57,7 @@ class Row:
         results = (self.folder / "results.json").exists()
         if not results and newest_checkpoint(self.folder / "checkpoints") is None:
             return MISSING
-        changed = changed_arguments(self.folder, vars(resolve(self.arguments)[0]))
-        if changed:
+        if changed := changed_arguments(self.folder, vars(resolve(self.arguments)[0])):
             raise ArgumentError(
                 f"{self.folder} holds a run of other arguments: {'; '.join(changed)}. Remove that "
                 "folder, or give another --output_dir."
@@ -83,8 +82,7 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
     ]
     by_name: dict[str, Row] = {}
     for row in rows:
-        first = by_name.setdefault(row.name, row)
-        if first is not row:
+        if (first := by_name.setdefault(row.name, row)) is not row:
             raise ArgumentError(
                 f"recipes: {first.recipe} and {row.recipe} both give {row.name}: rename one."
             )

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -57,13 +56,9 @@ class Embedder:
         return self._embed(pixels_of(list(images), self.processor))
 
     def embed_all(
-        self,
-        images: ImageTable | Sequence[Path],
-        *,
-        on_bad_image: str = "error",
-        batch_size: int = 256,
-        num_workers: int = 2,
-    ) -> tuple[Tensor, list[int]]:
+        self, images: ImageTable | Sequence[Path], *, on_bad_image: str = "error",
+        batch_size: int = 256, num_workers: int = 2,
+    ) -> tuple[Tensor, list[int]]:  # fmt: skip
         """Embed any number of images, in one pass with a progress bar.
 
         Args:
@@ -80,12 +75,9 @@ class Embedder:
             features = Features({"image": Image()})
             images = ImageTable.from_dict({"image": [*map(str, images)]}, features=features)
         raw = images.select_columns("image").cast_column("image", Image(decode=False))
-        loader = DataLoader(
-            _Decoded(raw, self.processor),
-            batch_size=batch_size,
-            num_workers=num_workers if len(raw) > batch_size else 0,
-            collate_fn=_unchanged,
-        )
+        workers = num_workers if len(raw) > batch_size else 0
+        batches = _Decoded(raw, self.processor)  # which `tuple` leaves as they are
+        loader = DataLoader(batches, batch_size, num_workers=workers, collate_fn=tuple)
         embeddings, rows = [torch.empty(0, self.dim)], []
         with tqdm(total=len(raw), desc="embedding", unit=" images", leave=False) as bar:
             for pixels, good, seen in loader:
@@ -127,10 +119,6 @@ class _Decoded(Dataset):
                 continue
             good.append(index)
         return pixels_of(images, self.processor) if good else None, good, len(indices)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _fingerprint(model: ProtoSphereModel, processor: BaseImageProcessor) -> str:

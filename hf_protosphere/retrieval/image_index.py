@@ -32,18 +32,26 @@ from .neighbours import Neighbours, nearest
 
 INDEX = "index.parquet"
 KEY = b"protosphere_index"  # of the origin, in the metadata of the file
-COLUMNS = ("path", "row", "label", "size", "modified")
+COLUMNS = {  # as the fields of `IndexedImage`
+    "path": pa.string(), "row": pa.int64(), "label": pa.string(), "size": pa.int64(),
+    "modified": pa.int64(),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class IndexedImage:
     """Where an image is: at a path in a folder, or in a row of a data set's split."""
 
-    path: str | None  # relative to the folder, with forward slashes
-    row: int | None
-    label: str | None
+    path: str | None = None  # relative to the folder, with forward slashes
+    row: int | None = None
+    label: str | None = None
     size: int | None = None  # of the file, in bytes
     modified: int | None = None  # the file, in nanoseconds
+
+    @property
+    def file_state(self) -> tuple[str | None, int | None, int | None]:
+        """What tells whether a file changed."""
+        return self.path, self.size, self.modified
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,9 @@ class ImageIndex:
 
     @classmethod
     def of_folder(
-        cls,
-        folder: str | Path,
-        model: str | Embedder,
-        *,
-        labels_from_folders: bool = False,
-        previous: ImageIndex | None = None,
-        **options: Any,
-    ) -> ImageIndex:
+        cls, folder: str | Path, model: str | Embedder, *, labels_from_folders: bool = False,
+        previous: ImageIndex | None = None, **options: Any,
+    ) -> ImageIndex:  # fmt: skip
         """Index all images of a folder, at any depth, in the order of their paths.
 
         Args:
@@ -101,7 +104,6 @@ class ImageIndex:
         images = [
             IndexedImage(
                 path=path.relative_to(root).as_posix(),
-                row=None,
                 label=path.parent.name if labels_from_folders else None,
                 size=(status := path.stat()).st_size,
                 modified=status.st_mtime_ns,
@@ -111,15 +113,15 @@ class ImageIndex:
         known: dict[tuple, Tensor] = {}
         if previous is not None:
             previous.check_model(embedder)
-            known = {file_state(i): e for i, e in zip(previous.images, previous.embeddings)}
-        new = [image for image in images if file_state(image) not in known]
+            known = {i.file_state: e for i, e in zip(previous.images, previous.embeddings)}
+        new = [image for image in images if image.file_state not in known]
         embeddings, rows = embedder.embed_all([root / image.path for image in new], **options)
-        known |= {file_state(new[row]): e for row, e in zip(rows, embeddings)}
-        images = [image for image in images if file_state(image) in known]
+        known |= {new[row].file_state: e for row, e in zip(rows, embeddings)}
+        images = [image for image in images if image.file_state in known]
         if not images:
             raise ArgumentError(f"--images {folder} holds no image that can be decoded.")
         origin = Origin(embedder.name, embedder.fingerprint, str(root.resolve()))
-        return cls(torch.stack([known[file_state(image)] for image in images]), images, origin)
+        return cls(torch.stack([known[image.file_state] for image in images]), images, origin)
 
     @classmethod
     def of_dataset(
@@ -143,7 +145,7 @@ class ImageIndex:
         if not rows:
             raise DataError(f"--dataset_name {dataset_name}: none of its images can be decoded.")
         names, labels = images.features["label"].names, labels_of(images)
-        entries = [IndexedImage(None, row, names[labels[row]]) for row in rows]
+        entries = [IndexedImage(row=row, label=names[labels[row]]) for row in rows]
         return cls(embeddings, entries, Origin(embedder.name, embedder.fingerprint, None, source))
 
     def save(self, folder: str | Path) -> None:
@@ -151,16 +153,16 @@ class ImageIndex:
         folder.mkdir(parents=True, exist_ok=True)
         flat = pa.array(self.embeddings.flatten().numpy())
         columns = {
-            "path": pa.array([image.path for image in self.images], pa.string()),
-            "row": pa.array([image.row for image in self.images], pa.int64()),
-            "label": pa.array([image.label for image in self.images], pa.string()),
-            "size": pa.array([image.size for image in self.images], pa.int64()),
-            "modified": pa.array([image.modified for image in self.images], pa.int64()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
+            name: pa.array([getattr(image, name) for image in self.images], kind)
+            for name, kind in COLUMNS.items()
         }
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1])
         origin = dataclasses.asdict(self.origin)
         if self.origin.folder is not None:
-            origin["folder"] = _portable(Path(self.origin.folder), folder.resolve())
+            images, index = Path(self.origin.folder), folder.resolve()
+            # Relative where one holds the other, so that they can be moved together.
+            if images.is_relative_to(index) or index.is_relative_to(images):
+                origin["folder"] = os.path.relpath(images, index)
         table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(origin)})
         with whole_file(folder / INDEX) as unfinished:
             pq.write_table(table, unfinished, write_page_checksum=True)
@@ -182,8 +184,7 @@ class ImageIndex:
             vectors = table["embedding"].combine_chunks()
             flat = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).copy())
             embeddings = flat.view(len(table), -1)
-            rows = zip(*(table[name].to_pylist() for name in COLUMNS))
-            images = [IndexedImage(*row) for row in rows]
+            images = [IndexedImage(**row) for row in table.select([*COLUMNS]).to_pylist()]
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             raise ArgumentError(
                 f"{path} is damaged or no index: {str(error) or type(error).__name__}. Remove it, "
@@ -250,17 +251,5 @@ class ImageIndex:
         return load_split(**self.origin.dataset)
 
 
-def file_state(image: IndexedImage) -> tuple[str | None, int | None, int | None]:
-    """What tells whether a file changed."""
-    return image.path, image.size, image.modified
-
-
 def _embedder(model: str | Embedder) -> Embedder:
     return Embedder.load(model) if isinstance(model, str) else model
-
-
-def _portable(images: Path, index: Path) -> str:
-    """Relative where one of the folders holds the other, so that they can be moved together."""
-    if images.is_relative_to(index) or index.is_relative_to(images):
-        return os.path.relpath(images, index)
-    return str(images)

@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 from ..runs.files import writable_folder
 from .arguments import IndexArguments
 from .embedding import Embedder
-from .image_index import INDEX, ImageIndex, file_state
+from .image_index import INDEX, ImageIndex
 
 
 def index(arguments: IndexArguments) -> ImageIndex:
@@ -20,37 +20,33 @@ def index(arguments: IndexArguments) -> ImageIndex:
         DataError: no such data set, or images cannot be decoded.
     """
     folder = writable_folder(arguments.index_dir, "--index_dir")
-    model = arguments.model
-    if Path(model).is_dir():
-        model = str(Path(model).resolve())  # to be found from anywhere
-    embedder = Embedder.load(model)
+    model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
+    embedder = Embedder.load(str(model.resolve()) if model.is_dir() else arguments.model)
     previous = None
     if not arguments.overwrite and (folder / INDEX).exists():
         previous = ImageIndex.load(folder)
         _check_same_source(previous, arguments)
         previous.check_model(embedder)
     started = time.perf_counter()
-    options = arguments.embedding_options
     if arguments.images is not None:
         made = ImageIndex.of_folder(
             arguments.images, embedder, labels_from_folders=arguments.labels_from_folders,
-            previous=previous, **options,
+            previous=previous, **arguments.embedding_options,
         )  # fmt: skip
     else:
         made = ImageIndex.of_dataset(
             arguments.dataset_name, embedder, split=arguments.split, columns=arguments.columns,
-            **options,
+            **arguments.embedding_options,
         )  # fmt: skip
         previous = None  # a data set is embedded anew
     made.save(folder)
-    seconds = time.perf_counter() - started
-    before = {file_state(image) for image in previous.images} if previous else set()
-    now = {file_state(image) for image in made.images}
+    before = {image.file_state for image in previous.images} if previous else set()
+    now = {image.file_state for image in made.images}
     kept = len(before & now)
     print(
         f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
         f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
-        f"({seconds:.1f} s)"
+        f"({time.perf_counter() - started:.1f} s)"
     )
     return made
 

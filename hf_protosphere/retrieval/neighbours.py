@@ -30,10 +30,7 @@ class Neighbours:
 
 
 def nearest(
-    queries: Tensor,
-    embeddings: Tensor,
-    k: int,
-    backend: Literal["faiss", "torch"] | None = None,
+    queries: Tensor, embeddings: Tensor, k: int, backend: Literal["faiss", "torch"] | None = None
 ) -> Neighbours:
     """The k embeddings of greatest cosine to each query, exactly.
 
@@ -65,8 +62,8 @@ def nearest(
         raise ValueError(f"k must be at least 1 of some embeddings, got {k} of {len(embeddings)}.")
     k = min(k, len(embeddings))
     queries, embeddings = queries.detach().float(), embeddings.detach().float()
-    if backend is None:
-        backend = "faiss" if embeddings.device.type == "cpu" and has_faiss() else "torch"
+    if backend is None and embeddings.device.type == "cpu" and importlib.util.find_spec("faiss"):
+        backend = "faiss"
     find = _faiss_candidates if backend == "faiss" else _torch_candidates
     count = min(len(embeddings), k + SPARE)
     cosines, rows = [queries.new_empty(0, k)], [queries.new_empty(0, k, dtype=torch.int64)]
@@ -83,19 +80,10 @@ def nearest(
     return Neighbours(torch.cat(cosines), torch.cat(rows))
 
 
-def has_faiss() -> bool:
-    return importlib.util.find_spec("faiss") is not None
-
-
 def retrieval_metrics(
-    queries: Tensor,
-    query_labels: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    leave_one_out: bool = False,
-) -> dict[str, float | int]:
+    queries: Tensor, query_labels: Tensor, embeddings: Tensor, labels: Tensor, *,
+    ks: Sequence[int] = (1, 5, 10), leave_one_out: bool = False,
+) -> dict[str, float | int]:  # fmt: skip
     """How well the nearest neighbours of labelled queries have their class.
 
     For a query with R embeddings of its class among the N, ranked by cosine, and P(i) the share of
@@ -164,8 +152,7 @@ Candidates = Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]  # block, (values, r
 
 def _torch_candidates(queries: Tensor, embeddings: Tensor, count: int) -> Candidates:
     for _, block in _blocks(queries, len(embeddings)):
-        values, rows = (block @ embeddings.T).topk(count)
-        yield block, (values, rows)
+        yield block, (block @ embeddings.T).topk(count)
 
 
 def _faiss_candidates(queries: Tensor, embeddings: Tensor, count: int) -> Candidates:
@@ -206,8 +193,7 @@ def _exhaustive(queries: Tensor, embeddings: Tensor, k: int) -> tuple[Tensor, Te
         # Not topk, which takes any of those that are equal.
         values, rows = cosines.sort(dim=1, descending=True, stable=True)
         found.append((values[:, :k], rows[:, :k]))
-    cosines, rows = (torch.cat(parts) for parts in zip(*found))
-    return cosines, rows
+    return tuple(map(torch.cat, zip(*found)))
 
 
 def _by_cosine_then_row(cosines: Tensor, rows: Tensor) -> Tensor:

@@ -38,15 +38,16 @@ def plot_neighbours(
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (query, neighbours) in zip(grid, rows):
         for panel, shown in zip(axes, [query, *neighbours]):
-            panel.imshow(_displayable(shown.image))
+            small = rgb(shown.image)
+            small.thumbnail((224, 224))
+            panel.imshow(small)
             panel.set_title(shown.caption, fontsize=8)
             panel.set(xticks=[], yticks=[])
             color = {True: RIGHT, False: WRONG, None: "0.7"}[shown.is_right]
-            is_query = shown is query
-            for spine in panel.spines.values():
-                spine.set(color="black" if is_query else color, linewidth=1 if is_query else 3)
-                # Not by colour alone: dashes serve black and white.
-                spine.set_linestyle("--" if shown.is_right is False else "-")
+            color, width = ("black", 1) if shown is query else (color, 3)
+            # Not by colour alone: dashes serve black and white.
+            style = "--" if shown.is_right is False else "-"
+            panel.spines[:].set(color=color, linewidth=width, linestyle=style)
         for panel in axes[1 + len(neighbours) :]:
             panel.axis("off")
     title = "Queries (left) and the nearest images, with their cosines"
@@ -54,9 +55,3 @@ def plot_neighbours(
         title += "\ngreen: of the query's class; dashed red: of another"
     figure.suptitle(title, fontsize="medium")
     figure.savefig(picture, dpi=110)
-
-
-def _displayable(image: Image.Image) -> Image.Image:
-    image = rgb(image)
-    image.thumbnail((224, 224))
-    return image

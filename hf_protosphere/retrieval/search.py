@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..runs.files import writable_folder
 from .arguments import SearchArguments
 from .embedding import Embedder
 from .image_index import ImageIndex
-from .neighbours import Neighbours, retrieval_metrics
+from .neighbours import retrieval_metrics
 from .plots import PicturedImage, plot_neighbours
 
 
@@ -36,25 +35,29 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
         report = _evaluate(found, arguments)
         print(json.dumps(report, indent=2) if arguments.json else _metrics_table(report))
         return report
-    queries = _embedded_queries(found, arguments)
-    neighbours = found.search(queries.embeddings, arguments.k)
-    report = _neighbours_report(found, queries, neighbours)
+    paths, labels, embeddings = _embedded_queries(found, arguments)
+    neighbours = found.search(embeddings, arguments.k)
+    pairs = zip(neighbours.rows.tolist(), neighbours.cosines.tolist())
+    near = [list(zip(rows, cosines)) for rows, cosines in pairs]
+    report = {
+        str(path): [
+            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine}
+            for row, cosine in own
+        ]
+        for path, own in zip(paths, near)
+    }
     print(json.dumps(report, indent=2) if arguments.json else _neighbours_table(report))
     if arguments.picture is not None:
-        _draw(found, queries, neighbours, Path(arguments.picture))
+        _draw(found, paths, labels, near, Path(arguments.picture))
         if not arguments.json:
             print(arguments.picture)
     return report
 
 
-@dataclass(frozen=True)
-class _Queries:
-    paths: list[Path]
-    labels: list[str | None]
-    embeddings: Tensor
-
-
-def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> _Queries:
+def _embedded_queries(
+    found: ImageIndex, arguments: SearchArguments
+) -> tuple[list[Path], list[str | None], Tensor]:
+    """Their files, the classes of those that are known, and (Q, D) embeddings."""
     given = [Path(query) for query in arguments.queries]
     paths = [p for query in given for p in (image_files(query) if query.is_dir() else [query])]
     if not paths:
@@ -62,13 +65,12 @@ def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> _Queries
     embedder = _embedder(found, arguments)
     embeddings, rows = embedder.embed_all(paths, **arguments.embedding_options)
     paths = [paths[row] for row in rows]
-    own = {}
-    if found.origin.folder is not None:
-        own = {Path(found.origin.folder) / image.path: image.label for image in found.images}
+    root = found.origin.folder
+    own = {Path(root) / image.path: image.label for image in found.images} if root else {}
     labels = [own.get(path.resolve()) for path in paths]
     if arguments.labels_from_folders:
         labels = [path.resolve().parent.name for path in paths]
-    return _Queries(paths, labels, embeddings)
+    return paths, labels, embeddings
 
 
 def _embedder(found: ImageIndex, arguments: SearchArguments) -> Embedder:
@@ -121,39 +123,24 @@ def _metrics_table(report: dict[str, Any]) -> str:
     return table
 
 
-def _neighbours_report(
-    found: ImageIndex, queries: _Queries, neighbours: Neighbours
-) -> dict[str, Any]:
-    return {
-        str(path): [
-            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine}
-            for row, cosine in zip(rows, cosines)
-        ]
-        for path, rows, cosines in zip(
-            queries.paths, neighbours.rows.tolist(), neighbours.cosines.tolist()
-        )
-    }
-
-
 def _neighbours_table(report: dict[str, Any]) -> str:
     labelled = any(near["label"] is not None for found in report.values() for near in found)
     tables = []
     for query, found in report.items():
-        rows = [[query, *(["label"] if labelled else []), "cosine"]]
-        for near in found:
-            label = [near["label"] or ""] if labelled else []
-            rows.append([near["image"], *label, f"{near['cosine']:.4f}"])
-        tables.append(format_table(rows, text_columns=1 + labelled))
+        rows = [[query, "label", "cosine"]]
+        rows += [[n["image"], n["label"] or "", f"{n['cosine']:.4f}"] for n in found]
+        tables.append(format_table(rows if labelled else [row[::2] for row in rows], 1 + labelled))
     return "\n\n".join(tables)
 
 
-def _draw(found: ImageIndex, queries: _Queries, neighbours: Neighbours, picture: Path) -> None:
+def _draw(
+    found: ImageIndex, paths: list[Path], labels: list[str | None],
+    near: list[list[tuple[int, float]]], picture: Path,
+) -> None:  # fmt: skip
     rows = []
-    for path, label, near, cosines in zip(
-        queries.paths, queries.labels, neighbours.rows.tolist(), neighbours.cosines.tolist()
-    ):
+    for path, label, neighbours in zip(paths, labels, near):
         shown = []
-        for row, cosine in zip(near, cosines):
+        for row, cosine in neighbours:
             own = found.images[row].label
             known = own is not None and label is not None
             caption = f"{cosine:.3f}" if own is None else f"{own}  {cosine:.3f}"
