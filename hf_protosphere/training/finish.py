@@ -164,6 +164,7 @@ def base_model(arguments: TrainArguments) -> str | None:
         return hub_id(checkpoint)
     if not arguments.pretrained:
         return None
-    if arguments.backbone_source == "transformers":
-        return hub_id(arguments.backbone)
-    return timm.get_pretrained_cfg(timm_name(arguments.backbone)).hf_hub_id
+    backbone = hub_id(arguments.backbone)
+    if arguments.backbone_source == "transformers" or backbone is None:
+        return backbone
+    return timm.get_pretrained_cfg(timm_name(backbone)).hf_hub_id

@@ -152,7 +152,7 @@ class TrainingRun:
             return None
         train, size = self.images.splits["train"], self.arguments.nc_train_samples
         sample = training_sample(train, self.images.num_labels, size, self.arguments.seed)
-        return None if sample is None else self._eval_loader(sample, "train sample")
+        return None if sample is None else self._eval_loader(sample, "training sample")
 
     def _eval_loader(self, split: Dataset | IterableDataset, description: str) -> DataLoader:
         arguments = self.arguments

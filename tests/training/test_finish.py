@@ -66,3 +66,4 @@ def test_pretrained_weights_have_a_name_on_the_hub(tmp_path):
     transformers = {"backbone_source": "transformers", "pretrained": True}
     assert started_from("facebook/dinov2-small", **transformers) == "facebook/dinov2-small"
     assert started_from(str(tmp_path), **transformers) is None
+    assert started_from(str(tmp_path), pretrained=True) is None  # a folder saved by timm
