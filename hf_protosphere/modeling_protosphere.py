@@ -79,8 +79,8 @@ class PrototypeHead(nn.Module):
 
     @property
     def prototypes(self) -> Tensor:
-        """(K, D), unit rows, float32 or wider."""
-        weight = self.weight
+        """(K, D), unit rows, float32 or wider; where they are sharded, all processes ask together."""
+        weight = _whole(self.weight)
         return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
 
     @torch.no_grad()
@@ -233,7 +233,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     def prototypes(self) -> Tensor:
         """(K, D), unit norm; of a cross-entropy model, the directions of its linear head."""
         if not self.config.has_prototypes:
-            return F.normalize(self.classifier.weight.float(), dim=-1)
+            return F.normalize(_whole(self.classifier.weight).float(), dim=-1)
         return self.head.prototypes
 
     @torch.no_grad()
@@ -354,6 +354,11 @@ def _build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.M
     for layer in layers:
         layer.is_projection_or_head = True
     return nn.Sequential(*layers), dim
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """FSDP2 leaves a shard of a DTensor in each process, put together within `forward` only."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 ProtoSphereConfig.register_for_auto_class()
