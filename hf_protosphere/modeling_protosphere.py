@@ -79,7 +79,7 @@ class PrototypeHead(nn.Module):
 
     @property
     def prototypes(self) -> Tensor:
-        """(K, D), unit rows, float32 or wider; where they are sharded, all processes ask together."""
+        """(K, D), unit rows, float32 or wider. Of a sharded model all processes ask together."""
         weight = _whole(self.weight)
         return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
 

@@ -112,6 +112,7 @@ def load_image_dataset(
     need_train: bool = True, need_all_classes: bool = True, label_names: list[str] | None = None,
     streaming: bool = False, num_train_images: int | None = None,
     roles: Collection[str] = ("train", "validation", "test"),
+    flags: Mapping[str, str] | None = None,
 ) -> ImageDataset:  # fmt: skip
     """Load, check and unify a data set.
 
@@ -134,13 +135,15 @@ def load_image_dataset(
         roles: the splits that will be read, of "train", "validation" and "test": no others are
             decoded, checked or kept, and none has to be there. Where the validation images are held
             out of the training split, that is one of them.
+        flags: what a user gives the split of a role by, for messages; else --train_split and so on.
 
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
     loaded = load_splits(dataset_name, dataset_config, revision, streaming)
     loaded = with_joined(loaded, train_split) if "+" in train_split else loaded
-    sources = choose_splits(loaded, train_split, validation_split, test_split, need_train)
+    given = (train_split, validation_split, test_split)
+    sources = choose_splits(loaded, *given, need_train, flags)
     holds_out = need_train and validation_fraction > 0 and "validation" in {*roles} - {*sources}
     roles = {*roles, "train"} if holds_out else {*roles}
     if streaming and "validation" in roles - {*sources}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
 
 
 def choose_splits(
-    loaded: DatasetDict, train: str, validation: str | None, test: str | None, need_train: bool
-) -> dict[str, str]:
-    """The name of each split that is needed, by its role."""
+    loaded: DatasetDict, train: str, validation: str | None, test: str | None, need_train: bool,
+    flags: Mapping[str, str] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """The name of each split that is needed, by its role; `flags` give them, by role."""
     available = ", ".join(loaded)
     found = (name for name in VALIDATION_SPLITS if name in loaded and name != test)
     validation = next(found, None) if validation is None else validation
@@ -98,8 +100,8 @@ def choose_splits(
         if name is None or (name not in loaded and role == "train" and not need_train):
             continue
         if name not in loaded:
-            flag = "split" if role == "test" else f"{role}_split"
-            raise DataError(f"--{flag} {name}: the data set has no such split, but {available}.")
+            flag = (flags or {}).get(role, f"--{role}_split")
+            raise DataError(f"{flag} {name}: the data set has no such split, but {available}.")
         if isinstance(loaded[name], Dataset) and len(loaded[name]) == 0:
             raise DataError(f"split {name!r} of the data set holds no images.")
         chosen[role] = name

@@ -57,8 +57,8 @@ class Evaluation:
         with main_process_first(accelerator):
             images = load_data(
                 arguments, test_split=None if on_train else arguments.split,
-                validation_fraction=0.0, need_train=on_train, need_all_classes=False,
-                label_names=model.config.class_names,
+                flags={"test": "--split"}, validation_fraction=0.0, need_train=on_train,
+                need_all_classes=False, label_names=model.config.class_names,
                 roles={role, "train"} if with_train else {role},
             )  # fmt: skip
             if arguments.ood_dataset is not None:

@@ -115,8 +115,8 @@ def _images(
     images = load_image_dataset(
         arguments.dataset_name, dataset_config=arguments.dataset_config,
         image_column=arguments.image_column, label_column=arguments.label_column,
-        test_split=arguments.split, max_eval_samples=arguments.num_images,
-        need_train=False, check_images=False,
+        test_split=arguments.split, flags={"test": "--split"},
+        max_eval_samples=arguments.num_images, need_train=False, check_images=False,
     )  # fmt: skip
     split = images.splits["test"]
     source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from ..data.dataset import ImageDataset, load_image_dataset
 from ..data.labels import some
 from ..data.loaders import evaluation_loader
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError
 from ..inference.predictions import predictions
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
@@ -126,21 +126,19 @@ def calibration_images(
     if split == train_split:
         raise _trained_on(split)
     given = run if fraction else arguments  # what it held out is counted as it was then
-    try:
-        images = load_image_dataset(
-            arguments.dataset_name, dataset_config=arguments.dataset_config,
-            revision=arguments.dataset_revision,
-            image_column=arguments.image_column or given.image_column,
-            label_column=arguments.label_column or given.label_column,
-            train_split=given.train_split, validation_split=split, validation_fraction=fraction,
-            seed=run.seed if run else 0, max_eval_samples=arguments.max_eval_samples,
-            on_bad_image=given.on_bad_image, check_images=given.check_images,
-            need_train=fraction > 0,
-            need_all_classes=False,  # some may have been added to those of the run
-            label_names=model.config.class_names, roles=("validation",),
-        )  # fmt: skip
-    except DataError as error:
-        raise DataError(str(error).replace("--validation_split", "--split", 1)) from error
+    images = load_image_dataset(
+        arguments.dataset_name, dataset_config=arguments.dataset_config,
+        revision=arguments.dataset_revision,
+        image_column=arguments.image_column or given.image_column,
+        label_column=arguments.label_column or given.label_column,
+        train_split=given.train_split, validation_split=split, validation_fraction=fraction,
+        seed=run.seed if run else 0, max_eval_samples=arguments.max_eval_samples,
+        on_bad_image=given.on_bad_image, check_images=given.check_images,
+        need_train=fraction > 0,
+        need_all_classes=False,  # some may have been added to those of the run
+        label_names=model.config.class_names, roles=("validation",),
+        flags={"validation": "--split"},
+    )  # fmt: skip
     if "validation" not in images.splits:
         reason = "has no arguments.yaml that tells which training images it held out"
         if run:

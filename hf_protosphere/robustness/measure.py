@@ -75,31 +75,35 @@ def corruption_errors(
         baseline[0].to(accelerator.device)
         classifiers.append(MeasuredClassifier("--baseline", *baseline, names))
     shared = all(c.resizing == classifiers[0].resizing for c in classifiers)
-    reports: list[dict[str, Any]] = []
+    reports = []
     for together in [classifiers] if shared else [[c] for c in classifiers]:
-        clean = resized_images(split, together[0].processor, accelerator, num_workers)
+        processor = together[0].processor
+        clean = resized_images(split, processor, accelerator, num_workers)
         if corrupted_dataset is None:
             corrupted = make_corrupted(clean, corruptions, severities, seed)
         else:
             corrupted = read_corrupted(
-                corrupted_dataset, names, together[0].processor, corruptions, severities, max_images
+                corrupted_dataset, names, processor, corruptions, severities, max_images
             )
         images = ConcatDataset([clean, *corrupted])
         errors, resized = _errors(together, images, accelerator, batch_size, num_workers)
-        for clean_error, *rest in errors:
-            rows = zip(*[iter(rest)] * len(severities))
-            report = {
-                "num_images": len(clean), "severities": severities, "clean_error": clean_error,
-                "errors": {name: list(row) for name, row in zip(corruptions, rows)},
-            }  # fmt: skip
-            if corrupted_dataset is not None:
-                report["num_corrupted_images"] = sum(map(len, corrupted))
-                report["num_resized"] = resized - len(clean)
-            reports.append(report)
+        counts: dict[str, Any] = {"num_images": len(clean), "severities": severities}
+        if corrupted_dataset is not None:
+            counts["num_corrupted_images"] = sum(map(len, corrupted))
+            counts["num_resized"] = resized - len(clean)
+        reports += [counts | _by_corruption(of_one, corruptions) for of_one in errors]
     report, *others = reports
     for other in others:
         report["baseline"] = other | corruption_metrics(other)
     return report | corruption_metrics(report, *others)
+
+
+def _by_corruption(errors: Sequence[float], corruptions: Sequence[str]) -> dict[str, Any]:
+    """Of errors on the clean images, then on each corruption at each severity."""
+    clean, *rest = errors
+    rows = zip(*[iter(rest)] * (len(rest) // len(corruptions)))
+    by_name = {name: list(row) for name, row in zip(corruptions, rows)}
+    return {"clean_error": clean, "errors": by_name}
 
 
 def corruption_metrics(

@@ -104,8 +104,9 @@ def _images_of(
             raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
         return {str(arguments.name): [partial(open_image, path) for path in paths]}
     loaded = load_image_dataset(
-        arguments.dataset_name, train_split=arguments.split, validation_fraction=0
-    )
+        arguments.dataset_name, train_split=arguments.split, flags={"train": "--split"},
+        validation_fraction=0,
+    )  # fmt: skip
     split, known = loaded.splits["train"], model.config.label2id
     labels = labels_of(split)
     new = {i: name for i, name in enumerate(loaded.label_names) if name not in known}

@@ -129,8 +129,10 @@ def test_splits_are_chosen_by_their_usual_names_or_as_they_are_called():
     assert choose_splits({"test": of_labels()}, "train", None, None, need_train=False) == {
         "test": "test"
     }
-    with pytest.raises(DataError, match=r"--split exam: .* train, dev, val, test, held_out"):
+    with pytest.raises(DataError, match=r"--test_split exam: .* train, dev, val, test, held_out"):
         choose_splits(splits, "train", None, "exam", need_train=True)
+    with pytest.raises(DataError, match=r"--split exam: "):  # as commands that measure call it
+        choose_splits(splits, "train", None, "exam", need_train=False, flags={"test": "--split"})
     with pytest.raises(DataError, match="split 'train' of the data set holds no images"):
         choose_splits({"train": of_labels().select([])}, "train", None, None, need_train=True)
 

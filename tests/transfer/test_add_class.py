@@ -151,6 +151,8 @@ def test_all_new_classes_of_a_data_set(make_run, letters, tmp_path):
         torch.testing.assert_close(model.prototypes[row], F.normalize(mean - center, dim=0))
     with pytest.raises(ArgumentError, match=r"the checkpoint knows all of its classes, A, B, dig"):
         add_class(arguments(run.folder, dataset_name=str(tmp_path / "data")))
+    with pytest.raises(DataError, match=r"^--split dev: the data set has no such split, but train"):
+        add_class(arguments(run.folder, dataset_name=str(tmp_path / "data"), split="dev"))
 
 
 def test_without_a_snapshot_it_says_that_nothing_was_centred(make_run, letters, capsys):
