@@ -93,7 +93,7 @@ def minimise(
 
     def look(vectors: Tensor, loss: float) -> None:
         embeddings, prototypes = result(vectors)
-        record.append({"loss": loss} | figures(embeddings, labels, prototypes))
+        record.append({"loss": loss} | metrics(embeddings, labels, prototypes))
 
     run = _lbfgs if optimizer == "lbfgs" else _adam
     return record, *result(run(loss_of, start, look))
@@ -134,7 +134,7 @@ def _adam(loss_of: Callable[[Tensor], Tensor], start: Tensor, look: Look) -> Ten
     return vectors.detach()
 
 
-def figures(embeddings: Tensor, labels: Tensor, prototypes: Tensor) -> dict[str, float]:
+def metrics(embeddings: Tensor, labels: Tensor, prototypes: Tensor) -> dict[str, float]:
     statistics = class_statistics(embeddings, labels, len(prototypes))
     directions = F.normalize(statistics.means, dim=1)
     cosines = directions @ directions.T

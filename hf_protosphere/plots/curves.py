@@ -109,7 +109,7 @@ def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95
         0, 0.95, f"★ first at {target:g} % of its optimum or more\ngrey line: the optimum",
         va="top", transform=rest[-1].transAxes,
     )  # fmt: skip
-    figure.suptitle("Neural collapse over training: every figure and its optimum", fontsize="large")
+    figure.suptitle("Neural collapse over training: every metric and its optimum", fontsize="large")
     figure.savefig(picture, dpi=110)
 
 

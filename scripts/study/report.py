@@ -76,12 +76,12 @@ def _known(rows: Rows, seeds: Sequence[int]) -> str:
     known = rows["known"]
     lines = []
     for objective, title in TITLES.items():
-        figures = [
+        collapse = [
             _values(known, objective, seeds, lambda r, n=n: _attained(r["test"])[n])
             for n in METRIC_TITLES
         ]
         accuracy = _values(known, objective, seeds, lambda row: row["test"]["accuracy"])
-        lines.append([title, _cell(accuracy, scale=100), *map(_cell, figures)])
+        lines.append([title, _cell(accuracy, scale=100), *map(_cell, collapse)])
     for name, title in (("linear", "SCL + LP"), ("normalized_linear", "SCL + NLP")):
         accuracy = _values(known, "scl", seeds, lambda r, n=name: r["classifiers"][n]["accuracy"])
         lines.append([title, _cell(accuracy, scale=100), *["-"] * len(METRIC_TITLES)])
@@ -168,7 +168,7 @@ def _new_classes(rows: Rows, seeds: Sequence[int]) -> str:
 
 
 def _unknown(rows: Rows, seeds: Sequence[int]) -> str:
-    header = ["", *(f"{s}, {f}" for s in SCORES for f in ("AUROC", "FPR95"))]
+    header = ["", *(f"{s}, {m}" for s in SCORES for m in ("AUROC", "FPR95"))]
     lines = [
         [
             title,
@@ -176,12 +176,12 @@ def _unknown(rows: Rows, seeds: Sequence[int]) -> str:
                 _cell(
                     _values(
                         rows["unknown"], objective, seeds,
-                        lambda row, s=score, f=figure: row["scores"][s][f],
+                        lambda row, s=score, m=metric: row["scores"][s][m],
                     ),
                     scale=100,
                 )
                 for score in SCORES
-                for figure in ("auroc", "fpr95")
+                for metric in ("auroc", "fpr95")
             ),
         ]
         for objective, title in TITLES.items()
