@@ -47,6 +47,21 @@ def _temporary_caches(tmp_path_factory):
 
 
 @pytest.fixture
+def figures(monkeypatch):
+    """Every figure that is saved, to be asked for its lines, images and texts."""
+    from matplotlib.figure import Figure
+
+    saved, save = [], Figure.savefig
+
+    def remember(figure, *args, **options):
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return saved
+
+
+@pytest.fixture
 def hub(tmp_path_factory, monkeypatch):
     """A Hub of its own for this test; huggingface_hub, datasets and transformers use it."""
     from huggingface_hub import HfFileSystem

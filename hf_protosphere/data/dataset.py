@@ -163,10 +163,7 @@ def load_image_dataset(
     if stream is not None:
         label_names = label_names or stream_class_names(stream, columns[1])
         num_train_images = num_train_images or stream_length(stream, train_split)
-    bad_images: dict[str, list[str]] = {}
-    for role, split in splits.items() if check_images else ():
-        splits[role], bad = without_bad_images(split, role, on_bad_image)
-        bad_images |= {role: bad} if bad else {}
+    splits, bad_images = _checked(splits, on_bad_image) if check_images else (splits, {})
     names = label_names or find_class_names(splits, columns[1])
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
     if holds_out:
@@ -177,13 +174,26 @@ def load_image_dataset(
         splits[role] = split if limit is None else balanced_sample(split, limit, seed)
     splits = splits if stream is None else {"train": stream, **splits}
     images = ImageDataset(splits, names, bad_images, sources, num_train_images)
-    counted = need_train and need_all_classes and "train" in splits and not images.is_streamed
-    if counted and (empty := images.classes_without_images("train")):
-        raise DataError(
-            f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. Remove "
-            "the classes from the data set, add images, or raise --max_train_samples."
-        )
+    if need_train and need_all_classes and "train" in splits and not images.is_streamed:
+        _require_training_images(images)
     return images
+
+
+def _checked(
+    splits: dict[str, Dataset], on_bad_image: str
+) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
+    """The splits without bad images, and of each that has some which they are."""
+    pairs = {role: without_bad_images(split, role, on_bad_image) for role, split in splits.items()}
+    good = {role: split for role, (split, _) in pairs.items()}
+    return good, {role: bad for role, (_, bad) in pairs.items() if bad}
+
+
+def _require_training_images(images: ImageDataset) -> None:
+    if empty := images.classes_without_images("train"):
+        raise DataError(
+            f"{len(empty)} of {images.num_labels} classes have no training image: {some(empty)}. "
+            "Remove the classes from the data set, add images, or raise --max_train_samples."
+        )
 
 
 def load_split(

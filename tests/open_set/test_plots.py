@@ -6,23 +6,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_curve
 
-from hf_protosphere.open_set import plots
 from hf_protosphere.open_set.confidence import reliability
 from hf_protosphere.open_set.plots import plot_reliability, plot_unknown
 from hf_protosphere.open_set.scores import SCORES, Detection
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """What is drawn, to be asked for its bars, lines and texts."""
-    made = []
-
-    def remember(*size, original=plots.new_figure):
-        made.append(original(*size))
-        return made[-1]
-
-    monkeypatch.setattr(plots, "new_figure", remember)
-    return made
 
 
 def test_a_diagram_has_the_accuracy_and_the_number_of_every_bin(tmp_path, figures):

@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 from hf_protosphere.metrics.neural_collapse import METRICS
-from hf_protosphere.plots import curves as plots
 from hf_protosphere.plots.curves import CURVES, plot_collapse, plot_curves
 
 
@@ -41,19 +40,6 @@ def num_colors(path):
 def test_curves(tmp_path, records):
     plot_curves(records, tmp_path / "curves.png")
     assert num_colors(tmp_path / "curves.png") > 50  # more than an empty frame
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """What is drawn, to be asked for its lines and texts."""
-    made = []
-
-    def remember(*size, original=plots.new_figure):
-        made.append(original(*size))
-        return made[-1]
-
-    monkeypatch.setattr(plots, "new_figure", remember)
-    return made
 
 
 def test_collapse_of_one_run_shows_every_split_optimum_and_arrival(tmp_path, figures):

@@ -5,22 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_protosphere.metrics.snapshot import Snapshot, SnapshotCollector
-from hf_protosphere.plots import sphere as sphere_plots
 from hf_protosphere.plots.sphere import plot_cosines, plot_margins, plot_sphere
-from hf_protosphere.plots.style import new_figure
 from hf_protosphere.prototypes import simplex_etf
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    made = []
-
-    def remember(*size):
-        made.append(new_figure(*size))
-        return made[-1]
-
-    monkeypatch.setattr(sphere_plots, "new_figure", remember)
-    return made
 
 
 def snapshot_of(num_classes, dim, noise=0.1, name="class {}"):

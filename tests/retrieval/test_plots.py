@@ -4,7 +4,6 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from hf_protosphere.retrieval import plots
 from hf_protosphere.retrieval.plots import (
     RIGHT,
     SHOWN_NEIGHBOURS,
@@ -17,15 +16,8 @@ from tests.open_set.test_threshold import noise
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
+def drawn(tmp_path, figures):
     """Draws rows of images, and gives the figure."""
-    figures = []
-
-    def remember(*size, original=plots.new_figure):
-        figures.append(original(*size))
-        return figures[-1]
-
-    monkeypatch.setattr(plots, "new_figure", remember)
 
     def draw(rows):
         plot_neighbours(rows, tmp_path / "neighbours.png")

@@ -6,7 +6,6 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_protosphere.robustness import plots
 from hf_protosphere.robustness.corruptions import corrupt
 from hf_protosphere.robustness.plots import (
     draw_robustness,
@@ -20,19 +19,6 @@ REPORT = {
     "clean_error": 0.1,
     "errors": {"gaussian_noise": [0.2, 0.4], "fog": [0.3, 0.6]},
 }
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """What is drawn, to be asked for its dots, lines and images."""
-    made = []
-
-    def remember(*size, original=plots.new_figure):
-        made.append(original(*size))
-        return made[-1]
-
-    monkeypatch.setattr(plots, "new_figure", remember)
-    return made
 
 
 @pytest.fixture(scope="module")
