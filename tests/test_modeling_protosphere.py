@@ -9,6 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -170,6 +174,26 @@ def test_set_prototypes(tmp_path):
     given[3] = 0
     with pytest.raises(ValueError, match=r"rows \[3\]"):
         model.set_prototypes(given)
+
+
+@pytest.fixture
+def mesh():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("objective", ["nonl", "cross_entropy"])
+def test_prototypes_of_a_sharded_model_are_whole(mesh, objective):
+    model = build(objective=objective)
+    before = model.prototypes.detach().clone()
+    fully_shard(model, mesh=mesh)
+    (weight,) = (
+        w for name, w in model.named_parameters() if name in ("head.weight", "classifier.weight")
+    )
+    assert isinstance(weight, DTensor)  # a shard in each process
+    assert not isinstance(model.prototypes, DTensor)
+    assert torch.equal(model.prototypes, before)
 
 
 def test_simplex_etf_prototypes_need_enough_dimensions():
