@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := hf_protosphere scripts tests
 
-.PHONY: help demo hub test test-slow study quality style clean
+.PHONY: help demo hub test test-slow test-gpu study quality style clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: $(VENV)/.installed  ## The default test suite
 
 test-slow: $(VENV)/.installed  ## The slow tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.installed  ## The tests that need a CUDA device
+	PROTOSPHERE_TEST_GPU=1 $(BIN)/python -m pytest tests/integration/test_gpu.py
 
 study: $(VENV)/.installed  ## The study of scripts/study on CIFAR-10 (under 90 minutes on two cores)
 	$(BIN)/python -m scripts.study $(STUDY)

@@ -5,6 +5,9 @@ import os
 # Before any library reads them: nothing here may reach for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The same figures on every machine; integration/test_gpu.py is run by `make test-gpu`.
+if "PROTOSPHERE_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import gc
 from pathlib import Path
