@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerState
 
+from .data.labels import some
 from .errors import ArgumentError
 from .metrics.monitoring import COLLAPSE, Stopwatch, first_reached
 from .metrics.neural_collapse import NeuralCollapse
@@ -39,6 +41,7 @@ class NeuralCollapseCallback(TrainerCallback):
     Of a ProtoSphere model the embeddings and prototypes are measured. Of any other model, the
     embeddings are what enters its classification layer and the prototypes are the rows of that
     layer's weight, both scaled to unit norm. Measuring draws no random numbers from the training.
+    Of classes that the sample or the evaluation set misses it warns once, and measures the others.
 
     Args:
         trainer: whose model, data sets, collator and devices are used.
@@ -57,8 +60,7 @@ class NeuralCollapseCallback(TrainerCallback):
     Raises:
         ArgumentError: an argument out of range; and when training begins, none or several layers
             that could be the classifier, or a training set without a length.
-        ValueError: when training begins, as `NeuralCollapse` does: a class that the sample or the
-            evaluation set misses, labels out of range.
+        ValueError: when training begins, as `NeuralCollapse` does: labels out of range.
 
     Example:
         trainer = Trainer(model, args, train_dataset=train, eval_dataset=test)
@@ -163,8 +165,14 @@ class NeuralCollapseCallback(TrainerCallback):
             for split, dataset in self._datasets.items():
                 metrics = self._metrics(dataset)
                 record[split + COLLAPSE] = metrics
+                if absent := metrics.get("absent_classes"):
+                    warnings.warn(
+                        f"no {split} image of {len(absent)} classes ({some(absent)}): neural "
+                        "collapse is that of the others.", stacklevel=2,
+                    )  # fmt: skip
                 numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
-                numbers["attained/overall"] = metrics["attained"]["overall"]
+                if "overall" in metrics["attained"]:
+                    numbers["attained/overall"] = metrics["attained"]["overall"]
                 logs |= {f"{split}{COLLAPSE}/{name}": value for name, value in numbers.items()}
         self.records.append(record)
         if state.is_world_process_zero:

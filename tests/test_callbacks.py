@@ -186,10 +186,10 @@ def test_a_protosphere_says_itself_what_to_measure(make_trainer):
 
 
 def test_what_cannot_work_is_said_before_the_first_step(make_trainer):
-    def refused(model, match, error=ArgumentError, train=None, **options):
+    def refused(model, match, train=None, **options):
         trainer = make_trainer(model, train, max_steps=5)
         trainer.add_callback(NeuralCollapseCallback(trainer, **options))
-        with pytest.raises(error, match=match):
+        with pytest.raises(ArgumentError, match=match):
             trainer.train()
         assert trainer.state.global_step == 0
 
@@ -201,11 +201,23 @@ def test_what_cannot_work_is_said_before_the_first_step(make_trainer):
     refused(vit, r"'head' is not a linear layer.*classifier", classification_layer="head")
     refused(vit, r"one vector per image.*\(8, 5, 10\)", classification_layer=_attention_layer(vit))
     refused(resnet(), "Stream, which has no length.*train_samples=0", train=Stream())
-    refused(resnet(), "classes have no samples", ValueError, train_samples=3)
     with pytest.raises(ArgumentError, match="every must be 'epoch' or a number"):
         NeuralCollapseCallback(None, every="step")
     with pytest.raises(ArgumentError, match="train_samples must be at least 0, but got -1"):
         NeuralCollapseCallback(None, train_samples=-1)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_classes_that_a_sample_misses_are_warned_of(make_trainer):
+    trainer = make_trainer(resnet(), max_steps=1)
+    callback = NeuralCollapseCallback(trainer, train_samples=3)
+    trainer.add_callback(callback)
+    with pytest.warns(UserWarning, match=r"no train image of \d classes .* that of the others"):
+        trainer.train()
+    metrics = callback.records[-1]["train_neural_collapse"]
+    assert len(metrics["absent_classes"]) >= 7
+    assert "overall" not in metrics["attained"]
+    assert "overall" in callback.records[-1]["eval_neural_collapse"]["attained"]
 
 
 def _attention_layer(model):

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
 from ..data.dataset import ImageDataset, load_data
-from ..data.labels import some
 from ..data.loaders import evaluation_loader
 from ..inference.predictions import training_class_means
 from ..metrics.snapshot import SnapshotCollector
@@ -122,9 +121,8 @@ def _metrics(evaluation: Evaluation, snapshot: SnapshotCollector | None) -> dict
     if wanted and not images.classes_without_images("train"):
         means = training_class_means(model, evaluation.loader(evaluation.train), accelerator)
     return evaluate_model(
-        model, evaluation.loader(evaluation.measured), accelerator, means=means, snapshot=snapshot,
-        neural_collapse=not images.classes_without_images(evaluation.role),
-    )  # fmt: skip
+        model, evaluation.loader(evaluation.measured), accelerator, means=means, snapshot=snapshot
+    )
 
 
 def _robustness(evaluation: Evaluation) -> dict[str, Any]:
@@ -146,10 +144,8 @@ def _robustness(evaluation: Evaluation) -> dict[str, Any]:
 def _tables(evaluation: Evaluation, report: dict[str, Any]) -> str:
     """The report for people, with what it lacks and why."""
     arguments = evaluation.arguments
-    lines = [format_report(report, f"{arguments.dataset_name}, {arguments.split}")]
-    accuracies = zip(evaluation.images.label_names, report["class_accuracies"])
-    if missing := [name for name, accuracy in accuracies if accuracy is None]:
-        lines.append(f"(no image of {some(missing)}: neural collapse is not defined)")
+    title, names = f"{arguments.dataset_name}, {arguments.split}", evaluation.images.label_names
+    lines = [format_report(report, title, class_names=names)]
     if arguments.class_means and "class_means_accuracy" not in report:
         what = "no" if evaluation.train is None else "a class has no images in the"
         lines.append(f"({what} split {arguments.train_split!r} to take class means from)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ..data.labels import some
 from ..metrics.neural_collapse import METRICS
 from ..plots.table import format_table
 
@@ -13,12 +15,14 @@ FREQUENCIES = {"many": "> 100 training images", "medium": "20 to 100", "few": "<
 def format_report(
     report: dict[str, Any], title: str, *,
     reached: dict[str, dict[str, float]] | None = None, target: float = 95.0,
+    class_names: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The report as a table for people: values beside their optima.
 
     Args:
         reached: the epoch at which each metric first attained `target` per cent, as `first_reached`
             says it of the validation split: a last column.
+        class_names: to name those without images.
     """
     rows = [["accuracy by prototypes", f"{report['accuracy']:.2%}", "", "", ""]]
     if "top5_accuracy" in report:
@@ -37,7 +41,10 @@ def format_report(
     header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
     header.append(f"validation at {target:g} %")
     columns = 5 if reached is not None else 4
-    return format_table([row[:columns] for row in [header, *rows]])
+    table = format_table([row[:columns] for row in [header, *rows]])
+    if missing := [class_names[c] for c in collapse.get("absent_classes", [])]:
+        table += f"\n(no image of {some(missing)}: what needs every class is not defined)"
+    return table
 
 
 CLASSIFIERS = {
@@ -59,7 +66,7 @@ def flat_record(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
     flat: dict[str, float] = {}
     for name, value in record.items():
-        if name == "optima":  # constants
+        if name in ("optima", "absent_classes"):  # constants
             continue
         if isinstance(value, dict):
             flat |= flat_record(value, f"{prefix}{name}/")

@@ -25,7 +25,8 @@ class ComparedObjective:
 
     @property
     def neural_collapse(self) -> str:
-        return spread([overall_collapse(run) for run in self.runs], 1)
+        values = [value for run in self.runs if (value := overall_collapse(run)) is not None]
+        return spread(values, 1) if len(values) == len(self.runs) else "not defined"
 
 
 def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedObjective]:
@@ -68,9 +69,12 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{mean} %"
 
 
-def overall_collapse(run: FinishedRun) -> float:
-    """The least attained, in %, of the metrics that apply to the run's classifier."""
+def overall_collapse(run: FinishedRun) -> float | None:
+    """The least attained, in %, of the metrics that apply to the run's classifier; None where a
+    class had no images."""
     attained = run.results[run.reported]["neural_collapse"]["attained"]
+    if "overall" not in attained:
+        return None
     return min(
         attained[metric.name]
         for metric in applicable_metrics(run)
@@ -79,5 +83,7 @@ def overall_collapse(run: FinishedRun) -> float:
 
 
 def applicable_metrics(run: FinishedRun) -> list[MetricInfo]:
-    """The metrics of neural collapse that apply to the run's classifier."""
-    return [m for m in METRICS if not (run.classifier == "linear" and m.needs_prototypes)]
+    """The metrics of neural collapse that apply to the run's classifier and images."""
+    attained = run.results[run.reported]["neural_collapse"]["attained"]
+    linear = run.classifier == "linear"
+    return [m for m in METRICS if m.name in attained and not (linear and m.needs_prototypes)]

@@ -26,8 +26,12 @@ Group = dist.ProcessGroup | None
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """All that the formulas (but NC4) need to know of the embeddings, in float64."""
+    """All that the formulas (but NC4) need to know of the embeddings, in float64.
 
+    Its K classes are those that have samples.
+    """
+
+    classes: Tensor  # (K,) int64, their labels, ascending
     counts: Tensor  # (K,) n_c, every one ≥ 1
     means: Tensor  # (K, D) μ_c
     variances: Tensor  # (K,) var_c = mean_i ‖h_i − μ_c‖²
@@ -47,7 +51,7 @@ class ClassStatistics:
 
 
 def class_statistics(embeddings: Tensor, labels: Tensor, num_classes: int) -> ClassStatistics:
-    """Of embeddings (N, D) and integer labels (N,) at hand as tensors; every class must occur."""
+    """Of embeddings (N, D) and integer labels (N,) at hand as tensors."""
     check_batch(embeddings, labels, num_classes, embeddings.shape[-1])
     store = EmbeddingStore(num_classes, embeddings.shape[1], memory_limit=embeddings.nbytes)
     store.append(embeddings, labels)
@@ -59,12 +63,12 @@ def statistics_of_embeddings(
 ) -> ClassStatistics:
     """From all embeddings of all processes of the group, computed on `device`."""
     by_process = _gathered(store.counts.to(device), group)  # (P, K)
-    counts = _checked_counts(by_process.sum(0))
+    counts, classes = _present(by_process.sum(0))
     sums = torch.zeros(len(counts), store.dim, dtype=torch.float64, device=device)
     for rows, labels in store.batches():
         sums.index_add_(0, labels.to(device), rows.to(device).double())
-    means = _summed(sums, group) / counts[:, None]
-    between, directions = principal_directions(centre(means)[1])  # (R,), (R, D)
+    means = _summed(sums, group) / counts[:, None].clamp(min=1)
+    between, directions = principal_directions(centre(means[classes])[1])  # (R,), (R, D)
 
     # Each process fills in its classes; the means again, as they were summed in a long row.
     means, eigenvalues = torch.zeros_like(means), torch.zeros_like(means)
@@ -76,7 +80,8 @@ def statistics_of_embeddings(
         within += (residual @ directions.T).square().sum(0) / counts.sum()
     for tensor in (means, variances, eigenvalues, within):
         _summed(tensor, group)
-    return ClassStatistics(counts, means, variances, eigenvalues, centre(means)[1], between, within)
+    of_classes = (tensor[classes] for tensor in (counts, means, variances, eigenvalues))
+    return ClassStatistics(classes, *of_classes, centre(means[classes])[1], between, within)
 
 
 def statistics_of_moments(
@@ -85,11 +90,11 @@ def statistics_of_moments(
     """From second moments per class; from pooled ones and, for the eigenvalues only, a sample."""
     device = moments.counts.device
     by_process = _gathered(moments.counts, group)
-    counts = _checked_counts(by_process.sum(0))
+    counts, classes = _present(by_process.sum(0))
     moments = _added(moments, by_process, group)
-    offsets = moments.sums / counts[:, None]  # (K, D) μ_c − origin
+    offsets = moments.sums / counts[:, None].clamp(min=1)  # (K, D) μ_c − origin
     means = moments.origins + offsets
-    variances = moments.squares / counts - offsets.square().sum(1)
+    variances = moments.squares / counts.clamp(min=1) - offsets.square().sum(1)
     rounding = ROUNDING**2 * (variances + means.square().sum(1))
     variances = torch.where(variances <= rounding, 0.0, variances)
 
@@ -104,12 +109,13 @@ def statistics_of_moments(
         for c, rows in _shared_classes(sample, sizes, device, group):
             eigenvalues[c] = covariance_eigenvalues(centre(rows)[1])
         _summed(eigenvalues, group)
-    centred_means = centre(means)[1]
+    centred_means = centre(means[classes])[1]
     between, directions = principal_directions(centred_means)
     scatter = scatter - (offsets * counts[:, None]).T @ offsets
     within = ((directions @ scatter) * directions).sum(1).clamp(min=0) / counts.sum()
     within = within * (variances > 0).any()
-    return ClassStatistics(counts, means, variances, eigenvalues, centred_means, between, within)
+    of_classes = (tensor[classes] for tensor in (counts, means, variances, eigenvalues))
+    return ClassStatistics(classes, *of_classes, centred_means, between, within)
 
 
 def _shared_classes(
@@ -129,6 +135,8 @@ def _shared_classes(
         # All exchange before anyone computes, or each would wait for the one before.
         for owner in range(min(num_processes, num_classes - first)):
             here = [of_process[first + owner] for of_process in sizes]
+            if not any(here):
+                continue
             rows = source.rows(first + owner)[: here[rank]].to(device).double()
             if group:
                 rows = _gather_rows(rows, here, owner, group)
@@ -183,15 +191,11 @@ def _summed(tensor: Tensor, group: Group) -> Tensor:
     return tensor
 
 
-def _checked_counts(counts: Tensor) -> Tensor:
+def _present(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The counts (K,) in float64, and the labels of the classes that have samples."""
     if not counts.any():
         raise ValueError("No embeddings yet: call update(embeddings, labels) before compute().")
-    if unseen := (counts == 0).nonzero().flatten().tolist():
-        raise ValueError(
-            f"{len(unseen)} of {len(counts)} classes have no samples: {_listed(unseen)}. Update "
-            "with the whole data set before compute(), or lower num_classes to the classes it has."
-        )
-    return counts.double()
+    return counts.double(), counts.nonzero().flatten()
 
 
 def centre(rows: Tensor) -> tuple[Tensor, Tensor]:

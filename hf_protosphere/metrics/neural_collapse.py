@@ -6,8 +6,9 @@ The formulas are in `geometry.py`; here they are accumulated, named, and put on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -55,12 +56,12 @@ class MetricInfo:
     def higher_is_better(self) -> bool:
         return self.optimum is not _zero
 
-    def attained(self, value: float, statistics: ClassStatistics) -> float:
+    def attained(self, value: float, optimum: float, statistics: ClassStatistics) -> float:
         """Percentage of the optimum, clamped to [0, 100]: value / optimum where higher is better,
         else 1 − value / zero_at, or 1 / (1 + value) where there is no upper end."""
         zero_at = self.zero_at(statistics) if callable(self.zero_at) else self.zero_at
         if self.higher_is_better:
-            share = value / self.optimum(*statistics.means.shape)
+            share = value / optimum
         else:
             share = 1 / (1 + value) if zero_at == math.inf else 1 - value / zero_at
         return 100 * min(max(share, 0.0), 1.0)
@@ -93,6 +94,35 @@ METRICS: tuple[MetricInfo, ...] = (  # in the order of compute(); cosine = 1 −
 )
 
 
+def undefined_metrics(counts: Iterable[float], num_classes: int) -> set[str]:
+    """Which metrics, and "overall", are not defined where classes have so many samples.
+
+    What compares with the geometry of all K classes is not where one has none; nor is what varies
+    within classes where none has two; and the means of only two classes are always opposite.
+
+    Args:
+        counts: of each class, or of those only that have samples.
+
+    Example:
+        >>> sorted(undefined_metrics([4, 1, 1], num_classes=3))
+        []
+        >>> "nc3_self_duality" in undefined_metrics([4, 1], num_classes=3)
+        True
+    """
+    present = [count for count in counts if count]
+    names: set[str] = set()
+    if max(present, default=0) < 2:
+        names.add("intra_class_effective_rank")
+    if names or len(present) < 2:
+        names |= {"nc1_variability", "nc1_cdnv"}
+    if len(present) < num_classes:
+        names |= {"inter_class_effective_rank", "mutual_information_ratio", "nc4_agreement"}
+        names |= {"entropy_difference_ratio", "nc3_self_duality"}
+        if len(present) < 3:
+            names |= {"nc2_equinorm", "nc2_equiangular"}
+    return names | {"overall"} if names else names
+
+
 class NeuralCollapse(Metric):
     """All metrics of `METRICS` over batches of embeddings (M, D) and labels (M,).
 
@@ -101,7 +131,7 @@ class NeuralCollapse(Metric):
     samples, and `compute`, called by all, gives every one the metrics of all samples.
 
     Args:
-        num_classes: K ≥ 2. Every class must have been seen by the time of `compute`.
+        num_classes: K ≥ 2. Of classes without samples `compute` says which they are.
         embedding_dim: D.
         keep: what is remembered of the embeddings.
             "embeddings": all of them, in the dtype they come in. Every metric is exact.
@@ -116,8 +146,8 @@ class NeuralCollapse(Metric):
 
     Raises:
         ValueError: sizes or `keep` out of range; moments beyond the memory limit; in `update`,
-            shapes, dtypes, labels out of range, non-finite embeddings; in `compute`, classes
-            without samples, coinciding class means, or prototypes that do not fit.
+            shapes, dtypes, labels out of range, non-finite embeddings; in `compute`, no samples at
+            all, coinciding class means, or prototypes that do not fit.
 
     >>> points, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)  # a simplex ETF
     >>> metric = NeuralCollapse(num_classes=3, embedding_dim=3)
@@ -245,39 +275,51 @@ class NeuralCollapse(Metric):
     def compute(self, prototypes: Tensor | None = None) -> dict[str, float | dict[str, float]]:
         """The metrics by name, and "attained": percentages of their optima (`MetricInfo.attained`)
         with "overall", the *minimum* of them. Without prototypes (K, D) those metrics that need
-        them are left out."""
+        them are left out.
+
+        Where classes have no samples, "absent_classes" lists them, and the others are measured.
+        Then, and where no class has two samples, some metrics are not defined, and neither is
+        "overall": they are not in the result (`undefined_metrics`).
+        """
         if prototypes is not None:  # before the long work
             self._check_prototypes(prototypes)
         s = self.statistics()
-        values = {
-            "intra_class_effective_rank": geometry.intra_class_effective_rank(s),
-            "inter_class_effective_rank": geometry.inter_class_effective_rank(s),
-            "nc1_variability": geometry.nc1_variability(s),
-            "nc1_cdnv": geometry.nc1_cdnv(s),
-            "nc2_equinorm": geometry.nc2_equinorm(s),
-            "nc2_equiangular": geometry.nc2_equiangular(s),
+        formulas: dict[str, Callable[[], float]] = {
+            info.name: partial(getattr(geometry, info.name), s)
+            for info in METRICS
+            if not info.needs_prototypes
         }
         if prototypes is not None:
-            w = prototypes.detach().to(s.means.device).double()
-            grams = geometry.prototype_gram(w), geometry.class_mean_gram(s)
-            values |= {
-                "prototype_effective_rank": geometry.prototype_effective_rank(w),
-                "instance_alignment": geometry.instance_alignment(s, w),
-                "class_alignment": geometry.class_alignment(s, w),
-                "mutual_information_ratio": geometry.mutual_information_ratio(*grams),
-                "entropy_difference_ratio": geometry.entropy_difference_ratio(*grams),
-                "nc3_self_duality": geometry.nc3_self_duality(s, w),
-            }
-            if self._embeddings is not None:
-                values["nc4_agreement"] = s.sample_mean(self._agreement_per_class(s, w))
-        infos = [info for info in METRICS if info.name in values]
-        attained = {info.name: info.attained(values[info.name], s) for info in infos}
-        readable = [info.name for info in infos if info.min_classes <= self.num_classes]
-        attained["overall"] = min(attained[name] for name in readable)
-        result = {info.name: values[info.name] for info in infos} | {"attained": attained}
+            formulas |= self._against(prototypes.detach().to(s.means.device).double(), s)
+        undefined = undefined_metrics(s.counts.tolist(), self.num_classes)
+        infos = [info for info in METRICS if info.name in formulas.keys() - undefined]
+        result: dict[str, Any] = {info.name: formulas[info.name]() for info in infos}
+        attained = {i.name: i.attained(result[i.name], self.optima[i.name], s) for i in infos}
+        if "overall" not in undefined:
+            readable = [info.name for info in infos if info.min_classes <= self.num_classes]
+            attained["overall"] = min(attained[name] for name in readable)
+        result["attained"] = attained
+        if absent := {*range(self.num_classes)} - {*s.classes.tolist()}:
+            result["absent_classes"] = sorted(absent)
         if isinstance(self.keep, int):
             result["samples_per_class"] = self.keep
         return result
+
+    def _against(self, w: Tensor, s: ClassStatistics) -> dict[str, Callable[[], float]]:
+        """The formulas of the metrics that need the prototypes (K, D)."""
+        own = w[s.classes]
+        grams = cache(lambda: (geometry.prototype_gram(w), geometry.class_mean_gram(s)))
+        formulas = {
+            "prototype_effective_rank": partial(geometry.prototype_effective_rank, w),
+            "instance_alignment": partial(geometry.instance_alignment, s, own),
+            "class_alignment": partial(geometry.class_alignment, s, own),
+            "mutual_information_ratio": lambda: geometry.mutual_information_ratio(*grams()),
+            "entropy_difference_ratio": lambda: geometry.entropy_difference_ratio(*grams()),
+            "nc3_self_duality": partial(geometry.nc3_self_duality, s, own),
+        }
+        if self._embeddings is not None:
+            formulas["nc4_agreement"] = lambda: s.sample_mean(self._agreement_per_class(s, w))
+        return formulas
 
     def _agreement_per_class(self, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
         """(K,) share of the kept embeddings of each class for which `nc4_agreement` is true."""

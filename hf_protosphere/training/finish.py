@@ -108,7 +108,8 @@ def _probes(
 def _summary(run: TrainingRun, results: dict[str, Any], split: str) -> str:
     title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
     reached = results["first_reached"].get("validation", {})
-    parts = [format_report(results[split], title, reached=reached, target=target)]
+    parts = [format_report(results[split], title, reached=reached, target=target,
+                           class_names=run.images.label_names)]  # fmt: skip
     if "classifiers" in results:
         parts.append(format_classifiers(results["classifiers"], split))
     seconds = results["neural_collapse_seconds"]

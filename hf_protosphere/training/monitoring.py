@@ -82,6 +82,7 @@ def epoch_line(record: dict[str, Any]) -> str:
     if "validation_accuracy" in record:
         line += f"  validation accuracy {record['validation_accuracy']:.2%}"
     if "validation_neural_collapse" in record:
-        attained = record["validation_neural_collapse"]["attained"]["overall"]
-        line += f"  neural collapse {attained:.1f} %"
+        attained = record["validation_neural_collapse"]["attained"]
+        if "overall" in attained:
+            line += f"  neural collapse {attained['overall']:.1f} %"
     return line

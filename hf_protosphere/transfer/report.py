@@ -65,7 +65,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 def _value(row: Row, name: str) -> float | None:
     collapse = row["neural_collapse"]
     if name == "collapse":
-        return collapse["attained"]["overall"]
+        return collapse["attained"].get("overall")  # of images of every class
     return collapse.get(name) if name in SHOWN else row[name]
 
 
@@ -80,7 +80,7 @@ def format_summary(summary: Sequence[Row]) -> str:
             *(_percentage(row, name) for name in ("accuracy", "mean_class_accuracy")),
             f"{row['seconds']:.1f}", f"{row['trainable_parameters']:,.0f}",
             *("-" if row[name] is None else f"{row[name]:.3g}" for name in SHOWN),
-            f"{row['collapse']:.1f} %",
+            "-" if row["collapse"] is None else f"{row['collapse']:.1f} %",
         ]
         for row in summary
     ]  # fmt: skip

@@ -35,12 +35,19 @@ def test_the_table_has_a_row_for_every_metric():
     assert next(line for line in lines if line.startswith("NC1 CDNV")).endswith(" epoch 2.5")
     assert next(line for line in lines if line.startswith("NC2 equinorm")).endswith(" -")
 
+    partial = report | {"neural_collapse": metric.compute() | {"absent_classes": [1]}}
+    partial["neural_collapse"] |= {"optima": metric.optima}
+    table = format_report(partial, "test", class_names=["cat", "dog"])
+    assert table.endswith("\n(no image of dog: what needs every class is not defined)")
+
 
 def test_an_epoch_in_one_line():
     record = {"epoch": 3, "train_loss": 1.25, "validation_accuracy": 0.5}
     assert epoch_line(record) == "epoch     3  loss 1.250  validation accuracy 50.00%"
     record["validation_neural_collapse"] = {"attained": {"overall": 71.04}}
     assert epoch_line(record).endswith("neural collapse 71.0 %")
+    record["validation_neural_collapse"] = {"attained": {"nc1_cdnv": 71.04}}
+    assert epoch_line(record).endswith("50.00%")  # a class without images
     del record["train_loss"]
     record["epoch"] = 2.25  # measured in the middle of it
     assert epoch_line(record).startswith("epoch  2.25  validation accuracy")
@@ -49,6 +56,11 @@ def test_an_epoch_in_one_line():
 def test_trackers_get_flat_names():
     record = {
         "loss": 1.0,
-        "collapse": {"cdnv": 2.0, "optima": {"cdnv": 0.0}, "attained": {"cdnv": 3.0}},
+        "collapse": {
+            "cdnv": 2.0,
+            "optima": {"cdnv": 0.0},
+            "absent_classes": [1],
+            "attained": {"cdnv": 3.0},
+        },
     }
     assert flat_record(record) == {"loss": 1.0, "collapse/cdnv": 2.0, "collapse/attained/cdnv": 3.0}

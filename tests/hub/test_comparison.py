@@ -6,14 +6,14 @@ import pytest
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.hub.comparison import compare, overall_collapse
+from hf_protosphere.hub.comparison import applicable_metrics, compare, overall_collapse
 from hf_protosphere.metrics.neural_collapse import METRICS
 from hf_protosphere.runs.finished_run import FinishedRun
 from hf_protosphere.training.arguments import TrainArguments
 
 
 def run_of(objective, seed, accuracy, collapse=90.0, data="digits", split="test"):
-    attained = {m.name: 5.0 if m.needs_prototypes else collapse for m in METRICS}
+    attained = {m.name: 5.0 if m.needs_prototypes else collapse for m in METRICS} | {"overall": 5.0}
     return FinishedRun(
         Path(f"{data}-{objective}-{seed}"),
         ProtoSphereConfig(objective=objective, num_labels=10),
@@ -36,6 +36,15 @@ def test_mean_and_deviation_over_the_seeds_of_each_objective():
 def test_a_linear_layer_has_no_metrics_of_prototypes():
     assert overall_collapse(run_of("nonl", 0, 0.9)) == 5.0
     assert overall_collapse(run_of("cross_entropy", 0, 0.9)) == 90.0
+
+
+def test_what_a_class_without_images_leaves_undefined():
+    run = run_of("nonl", 0, 0.9)
+    attained = run.results["test"]["neural_collapse"]["attained"]
+    del attained["overall"], attained["nc3_self_duality"]
+    assert overall_collapse(run) is None
+    assert compare(run, [])[0].neural_collapse == "not defined"
+    assert {m.name for m in applicable_metrics(run)} == attained.keys()
 
 
 def test_what_cannot_be_compared_is_said():

@@ -113,6 +113,8 @@ def test_batches_that_cannot_be_measured(embeddings, labels, message):
         check_batch(embeddings, labels, num_classes=3, dim=3)
 
 
-def test_a_class_without_samples_is_named():
-    with pytest.raises(ValueError, match="1 of 3 classes have no samples: 1"):
-        class_statistics(torch.randn(4, 2), torch.tensor([0, 2, 2, 0]), 3)
+def test_only_classes_with_samples_are_in():
+    rows, labels = draw(4, num_classes=2)
+    statistics = class_statistics(torch.tensor(rows), torch.tensor(2 * labels + 1), 5)
+    assert statistics.classes.tolist() == [1, 3]
+    assert_statistics(statistics, rows, labels)

@@ -285,11 +285,50 @@ def test_float32_prototypes_on_float64_embeddings():
     assert measure(embeddings, labels, rounded) == measure(embeddings, labels, rounded.double())
 
 
-def test_one_sample_per_class_has_no_variance():
+WITHIN = {"intra_class_effective_rank", "nc1_variability", "nc1_cdnv"}
+OF_ALL = {
+    "inter_class_effective_rank", "mutual_information_ratio", "entropy_difference_ratio",
+    "nc3_self_duality", "nc4_agreement",
+}  # fmt: skip
+
+
+def test_one_sample_per_class_tells_nothing_of_what_varies_within():
     etf = simplex_etf(5, 8)
     result = measure(etf, torch.arange(5), etf)
-    assert result["intra_class_effective_rank"] == result["nc1_variability"] == 0
-    assert result["attained"]["intra_class_effective_rank"] == 100
+    assert METRIC_TITLES - result.keys() == WITHIN
+    assert result["attained"].keys() == METRIC_TITLES - WITHIN
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize(
+    ("counts", "undefined"),
+    [
+        ([9, 0, 12, 7, 0], OF_ALL),
+        ([9, 0, 12, 1, 0], OF_ALL),
+        ([0, 9, 0, 0, 5], OF_ALL | {"nc2_equinorm", "nc2_equiangular"}),
+        ([1, 1, 0, 1, 1], OF_ALL | WITHIN),
+        ([0, 0, 6, 0, 0], METRIC_TITLES - {"intra_class_effective_rank", "instance_alignment",
+                                           "class_alignment", "prototype_effective_rank"}),
+    ],
+)  # fmt: skip
+def test_classes_without_samples_are_named_and_the_others_measured(keep, counts, undefined):
+    embeddings, labels, prototypes = map(torch.from_numpy, random_case(counts, 6, 0.3))
+    metric = NeuralCollapse(5, 6, keep=keep)
+    metric.update(embeddings, labels)
+    result = metric.compute(prototypes)
+    assert result["absent_classes"] == [c for c, count in enumerate(counts) if not count]
+    left_out = {"nc4_agreement"} if keep == "moments" else set()
+    assert METRIC_TITLES - result.keys() == undefined | left_out
+    assert result["attained"].keys() == METRIC_TITLES - undefined - left_out
+    present = [c for c, count in enumerate(counts) if count]
+    if len(present) > 1:  # as if there were no other classes
+        expected = measure(embeddings, torch.tensor([present.index(c) for c in labels]),
+                           prototypes[present])  # fmt: skip
+        for name in METRIC_TITLES & result.keys() - {"prototype_effective_rank"}:
+            assert result[name] == pytest.approx(expected[name], rel=1e-8), name
+    assert result["prototype_effective_rank"] == geometry.prototype_effective_rank(prototypes)
+    ratio = result["prototype_effective_rank"] / 4  # of K classes, not of those present
+    assert result["attained"]["prototype_effective_rank"] == pytest.approx(100 * ratio)
 
 
 def test_two_classes_stay_finite_close_to_collapse():
@@ -316,20 +355,20 @@ def test_more_classes_than_a_simplex_holds():
 
 
 def test_coinciding_class_means():
-    points = torch.tensor([[1.0, 0.1], [1.0, 0.3], [0.7, 0.2]]).double()
-    labels = torch.tensor([0, 1, 2])
-    same = points[[0, 0, 2]]
+    points = torch.tensor([[1.0, 0.1], [1.0, 0.3], [0.7, 0.2]] * 2).double()
+    labels = torch.tensor([0, 1, 2] * 2)
+    same = points[[0, 0, 2] * 2]
     assert measure(points, labels, num_classes=3)["nc1_cdnv"] == 0
     result = measure(same, labels, num_classes=3)  # points, but two of them the same
     assert result["nc1_cdnv"] == math.inf
     assert result["attained"]["nc1_cdnv"] == result["attained"]["overall"] == 0
-    statistics = class_statistics(points[[0, 0, 0]] * 0.1, labels, 3)
+    statistics = class_statistics(points[[0] * 6] * 0.1, labels, 3)
     assert geometry.inter_class_effective_rank(statistics) == 0
     for formula in (geometry.nc1_variability, geometry.nc2_equinorm, geometry.nc2_equiangular):
         with pytest.raises(ValueError, match="All 3 class means coincide"):
             formula(statistics)
     with pytest.raises(ValueError, match="All 3 class means coincide"):
-        geometry.nc3_self_duality(statistics, points)
+        geometry.nc3_self_duality(statistics, points[:3])
 
 
 def test_class_mean_at_the_centre_has_cosine_zero():
@@ -383,8 +422,6 @@ def test_compute_refuses():
     ):
         metric.compute()
     metric.update(embeddings, labels)
-    with pytest.raises(ValueError, match="2 of 5 classes have no samples: 3, 4"):
-        metric.compute()
     metric = NeuralCollapse(3, 6)
     metric.update(embeddings, labels)
     with pytest.raises(ValueError, match=r"\(3, 6\).*\(6, 3\)"):
@@ -526,13 +563,13 @@ def test_the_caller_may_use_a_buffer_again():
         assert metric.compute(prototypes) == again.compute(prototypes)
 
 
-def parts(rank, num_parts, keep):
+def parts(rank, num_parts, keep, num_classes=4):
     """The same four classes, split unevenly: only all parts together hold all of them."""
     embeddings, labels, prototypes = map(torch.from_numpy, random_case([9, 5, 7, 1], 6, 0.3))
     order = labels.argsort()
     ends = {2: [0, 10, 22], 3: [0, 10, 22, 22]}[num_parts]  # one of three has nothing
     mine = order[ends[rank] : ends[rank + 1]]
-    metric = NeuralCollapse(4, 6, keep=keep)
+    metric = NeuralCollapse(num_classes, 6, keep=keep)
     if len(mine):
         metric.update(embeddings[mine], labels[mine])
     return metric, prototypes
@@ -548,8 +585,7 @@ def whole(keep):
 @pytest.mark.parametrize("keep", KEEPS)
 def test_merged_states_equal_one_metric(keep):
     (metric, prototypes), (other, _) = parts(0, 2, keep), parts(1, 2, keep)
-    with pytest.raises(ValueError, match="no samples: 2, 3"):
-        metric.compute(prototypes)
+    assert metric.compute(prototypes)["absent_classes"] == [2, 3]
     metric.merge_state(other)
     assert kept(metric.compute(prototypes)) == pytest.approx(whole(keep), rel=1e-9)
     with pytest.raises(ValueError, match="cannot merge"):
@@ -562,6 +598,7 @@ def _compute_in_process(rank, rendezvous, queue):
     for keep in KEEPS:
         metric, prototypes = parts(rank, 3, keep)
         queue.put((keep, metric.compute(prototypes)))
+        queue.put((keep, parts(rank, 3, keep, num_classes=6)[0].compute()))
     sample = NeuralCollapse(4, 6, keep=4)  # three of ten, one of one
     sample.merge_state(parts(rank, 3, 4)[0])
     sizes = _sample_sizes(_gathered(sample._embeddings.counts, dist.group.WORLD), 4)
@@ -575,12 +612,16 @@ def test_three_processes_equal_one(tmp_path, forkserver):
     processes = [forkserver.Process(target=_compute_in_process, args=args) for args in arguments]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=240) for _ in range(len(processes) * (len(KEEPS) + 1))]
+    results = [queue.get(timeout=240) for _ in range(len(processes) * (2 * len(KEEPS) + 1))]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
     for keep, result in results:
         if keep == "sizes":
             assert result == [[4, 0, 0, 0], [0, 4, 4, 1], [0, 0, 0, 0]]
+        elif "absent_classes" in result:
+            assert result.pop("absent_classes") == [4, 5]
+            expected = whole(keep)
+            assert kept(result) == pytest.approx({name: expected[name] for name in kept(result)})
         else:
             assert kept(result) == pytest.approx(whole(keep), rel=1e-9), keep

@@ -32,6 +32,11 @@ def few_shot():
     )
 
 
+def test_what_a_class_without_images_leaves_undefined_is_a_dash():
+    rows = [row("full", None, 0, 0.5, neural_collapse={"attained": {"nc1_cdnv": 9.0}})]
+    assert format_summary(summarize(rows)).splitlines()[-1].split()[-4:] == ["-"] * 4
+
+
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_the_interval_is_students(count):
     values = np.random.default_rng(count).normal(0.7, 0.1, count)

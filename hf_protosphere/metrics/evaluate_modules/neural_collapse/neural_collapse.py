@@ -17,18 +17,18 @@ from it, in up to 13 published metrics, and which percentage of each optimum the
 _KWARGS_DESCRIPTION = """
 Args:
     embeddings: list of vectors of one length D, best of unit norm: what enters the classifier.
-    references: list of integer labels from 0 to K-1; every class must occur.
+    references: list of integer labels from 0 to K-1.
     prototypes: optional (K, D), one row per class: the classifier's weights, best of unit norm.
         Without them the metrics that compare with the classifier are left out.
     num_classes: optional K; by default the largest reference plus one.
 
 Returns:
     One number for each metric, and "attained": the percentage of each optimum, with "overall", the
-    least of them.
+    least of them. Where classes do not occur, "absent_classes" lists them, and what needs all of
+    them is left out, "overall" too.
 
 Raises:
-    ValueError: embeddings that are not finite or not of one length, a class without samples,
-        prototypes that do not fit.
+    ValueError: embeddings that are not finite or not of one length, prototypes that do not fit.
 
 Example:
     >>> collapse = evaluate.load("neural_collapse")
