@@ -17,6 +17,10 @@ class CacheError(UserError):
     """Decoded images cannot be kept on the disk."""
 
 
+class WriteError(UserError):
+    """The disk is full, or takes no such file; what was there before is there still."""
+
+
 class ExportError(UserError):
     """An exported model that does not compute what the checkpoint does."""
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..errors import CacheError
-from ..runs.files import whole_file
+from ..errors import CacheError, WriteError
+from ..runs.files import sweep, whole_file
 from .pixels import pixels_of
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def cached_pixels(
         CacheError: the disk is full all the same, or cannot be written.
     """
     path, side = cache_path(split, processor), processor.crop_size["height"]
+    sweep(path.parent)
     shape = (len(split), 3, side, side)
     if not path.exists():
         try:
@@ -85,8 +86,8 @@ def cached_pixels(
             if math.prod(shape) > min(MAX_CACHE_BYTES, room):
                 return None
             _write(path, split, processor, num_workers, description)
-        except OSError as error:
-            if error.errno is None:  # Pillow's, of an image that it cannot read
+        except (OSError, WriteError) as error:
+            if getattr(error, "errno", 0) is None:  # Pillow's, of an image that it cannot read
                 raise
             raise CacheError(
                 f"the decoded {description} images cannot be written to {path.parent}: {error}. "
@@ -103,7 +104,7 @@ def _write(
     loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=stored)
     bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
     # Not by the map: a disk that is full would end the process without a word.
-    with bar, whole_file(path, shared=True) as unfinished, unfinished.open("wb") as out:
+    with bar, whole_file(path) as unfinished, unfinished.open("wb") as out:
         for batch in loader:
             out.write(batch.numpy().tobytes())
             bar.update(len(batch))

@@ -6,6 +6,7 @@ Everything is written under a temporary name and renamed, so that what has its f
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,10 +19,12 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, WriteError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from .files import put_in_place, replacing_files
+from .files import put_in_place, refused_by_disk, replacing_files
 
+# .replaced: the one of the same step, while another takes its place.
+OURS = re.compile(r"step-\d{8}(\.unfinished|\.replaced)?")
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
     "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe",
@@ -69,20 +72,31 @@ class Progress:
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1
 ) -> Path:
-    """Everything to resume from. Once it is whole, all but the `keep` newest are removed."""
+    """Everything to resume from. Once it is whole, all but the `keep` newest are removed.
+
+    Raises:
+        WriteError: the disk is full; the earlier ones are as they were.
+    """
     final = folder / f"step-{progress.step:08d}"
     unfinished = final.with_suffix(".unfinished")
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
+    try:
+        with refused_by_disk(final):
+            accelerator.save_state(str(unfinished))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
+                put_in_place(unfinished, final)
+    except WriteError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if accelerator.is_main_process:
-        (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
-        put_in_place(unfinished, final)
-        complete = [path for path in sorted(folder.iterdir()) if not path.suffix]
-        for other in {*folder.iterdir()} - {*complete[-keep:]}:
+        kept = [path for path in complete_checkpoints(folder) if not path.suffix][-keep:]
+        cut_short = [path for path in folder.glob("step-*.unfinished") if OURS.fullmatch(path.name)]
+        for other in {*complete_checkpoints(folder), *cut_short} - {*kept}:
             shutil.rmtree(other)
     accelerator.wait_for_everyone()
     return final
@@ -103,10 +117,17 @@ def keep_unwrapped(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(on_load)
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The oldest first; other things may lie beside them."""
+    # Of no length is what a machine left that went down.
+    found = [p.parent for p in folder.glob("step-*/progress.json") if p.stat().st_size]
+    complete = [p for p in found if OURS.fullmatch(p.name) and p.suffix != ".unfinished"]
+    return sorted(complete, key=lambda path: (path.stem, not path.suffix))
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint in the folder, if any."""
-    complete = [p.parent for p in folder.glob("step-*/progress.json") if not p.parent.suffix]
-    return max(complete, key=lambda path: path.name, default=None)
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
 def read_progress(checkpoint: Path) -> Progress:

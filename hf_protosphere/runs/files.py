@@ -1,10 +1,14 @@
-"""What a run's folder holds, and how files get there: whole, and only then under their name."""
+"""How files get to the disk: whole, and only then under their name."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +16,20 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from filelock import FileLock
+from safetensors import SafetensorError
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, WriteError
+
+# A folder of new files lies in the one that they are for: where it is mounted, nothing can be
+# renamed into it from outside. Beside them is a lock that their writer holds while it lives.
+STAGED = re.compile(r"\.[0-9a-f]{32}\.unfinished")
+NEW, LOCK, READY = "new", "lock", "ready"  # READY: all of NEW is on the disk
+PAIR = ("config.json", "model.safetensors")  # they fit only each other
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# What safetensors and torch say in words of their own.
+OF_THE_DISK = re.compile(r"\(os error (\d+)\)|inline_container|PytorchStreamWriter failed writing")
+
 
 RUN_FOLDERS = (
     "checkpoints", "best", "tensorboard", "wandb", ".eval_results", "onnx", "torch_export"
@@ -67,31 +83,97 @@ def writable_folder(folder: str | Path, flag: str) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink(missing_ok=True)  # several processes may try at once
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ArgumentError(f"{flag} {folder} cannot be written: {error}") from error
     return folder
 
 
 @contextmanager
-def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its name once the file is whole.
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """An empty folder for new files, which take their places in `folder` once all are whole.
 
-    Whatever ends the process or the machine, under `path` is the old file or the new one. An error
-    leaves the old one, and nothing else.
+    Whatever ends the process or the machine, `folder` then has all of them or none: what was all
+    on the disk, `sweep` puts in place. An error leaves the old files, and nothing else.
 
-    Args:
-        shared: several processes may write it at once, each for itself; the last one stays.
+    Raises:
+        WriteError: the disk is full.
     """
-    own = f".{uuid.uuid4().hex}" if shared else ""
-    unfinished = path.with_name(f"{path.name}{own}.unfinished")
-    try:
-        yield unfinished
-        put_in_place(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with refused_by_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        staged = folder / f".{uuid.uuid4().hex}.unfinished"
+        staged.mkdir()
+        try:
+            with FileLock(staged / LOCK):
+                (staged / NEW).mkdir()
+                yield staged / NEW
+                _finish(staged / NEW)
+                _refuse_folders_in_place_of(staged / NEW, folder)
+                (staged / READY).touch()
+                _sync(staged)
+                move_files(staged / NEW, folder)
+        except BaseException:
+            if not (staged / READY).exists():
+                shutil.rmtree(staged, ignore_errors=True)
+            raise
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, of the same name in another folder; whole, it replaces `path`.
+
+    Several processes may write it at once, each for itself; the last one stays.
+
+    Raises:
+        WriteError: the disk is full; under `path` is what was there before.
+    """
+    with replacing_files(path.parent) as new, refused_by_disk(path):
+        yield new / path.name
+
+
+def sweep(folder: Path) -> None:
+    """End what killed processes began in the folder: files that were all whole take their places,
+    others go. Nothing else is touched, and nothing of a process that lives."""
+    for staged in [path for path in folder.glob(".*") if STAGED.fullmatch(path.name)]:
+        try:
+            if not (staged / LOCK).exists() and time.time() - staged.stat().st_mtime < 60:
+                continue  # its writer is about to take the lock
+            # Taking their places takes a moment: that is waited for.
+            with FileLock(staged / LOCK, timeout=10 if (staged / READY).exists() else 0):
+                if (staged / READY).exists():
+                    move_files(staged / NEW, folder)
+        except OSError:  # its writer lives, or nothing can be written here: the next one will
+            continue
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def move_files(source: Path, folder: Path) -> None:
+    """All files in `source`, at any depth, to the same place in `folder`, over those there; again
+    after an interruption, the rest of them."""
+    files = [path for path in source.rglob("*") if not path.is_dir() or path.is_symlink()]
+    # Configuration and weights come last, in one breath.
+    for path in sorted(files, key=lambda path: (path.name in PAIR, path)):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    for parent in {folder / path.relative_to(source).parent for path in files}:
+        _sync(parent)
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Rename a whole folder of files once the disk has it. An older one, until then under a name
+    that ends in .replaced, goes."""
+    _finish(unfinished)
+    replaced = path.with_suffix(".replaced")
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(path, replaced)
+    os.replace(unfinished, path)
+    _sync(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,45 +189,67 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(values), sort_keys=False))
 
 
+def append_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a file of such lines: all of it, or on a full disk nothing.
+
+    Raises:
+        WriteError: the disk is full.
+    """
+    line = (json.dumps(record) + "\n").encode()
+    with refused_by_disk(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 @contextmanager
-def replacing_files(folder: Path) -> Iterator[Path]:
-    """A folder for new files, which come to `folder` one after the other once all are whole. An
-    error before that leaves the old ones, and nothing else."""
-    folder = folder.resolve()  # "." has no name
-    # Nothing can be renamed into a mounted folder from beside it; and not all may write there.
-    alone = os.path.ismount(folder) or not os.access(folder.parent, os.W_OK)
-    beside = folder if alone else folder.parent
-    unfinished = beside / f"{folder.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+def refused_by_disk(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        WriteError: in place of what says that the disk is full, or takes no file so large.
+    """
     try:
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
-    _sync_files(unfinished)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Configuration and weights fit only each other: they come last, in one breath.
-    pair = ("config.json", "model.safetensors")
-    for path in sorted(unfinished.iterdir(), key=lambda path: (path.name in pair, path.name)):
-        os.replace(path, folder / path.name)
-    unfinished.rmdir()
-    _sync(folder)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (reason := disk_refusal(error)) is None:
+            raise
+        raise WriteError(
+            f"{path} cannot be written: {reason}. What was there is as it was: make room, or give "
+            "another folder, and run the same command again."
+        ) from error
 
 
-def put_in_place(unfinished: Path, path: Path) -> None:
-    """Rename a whole file, or a whole folder of files, once the disk has it; an older one goes."""
-    _sync_files(unfinished)
-    if unfinished.is_dir() and path.is_dir():
-        shutil.rmtree(path)
-    os.replace(unfinished, path)
-    _sync(path.parent)
+def disk_refusal(error: BaseException | None) -> str | None:
+    """What the disk said, if it is what caused the error: in words, as of "No space left"."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return os.strerror(error.errno)
+        in_words = isinstance(error, RuntimeError | SafetensorError)
+        if in_words and (found := OF_THE_DISK.search(str(error))):
+            return os.strerror(int(found[1] or errno.ENOSPC))
+        error = error.__cause__ or error.__context__
+    return None
 
 
-def _sync_files(path: Path) -> None:
-    """Of a folder all files, at any depth, and their names."""
-    for part in (path, *path.rglob("*")):
-        _sync(part)
+def _refuse_folders_in_place_of(new: Path, folder: Path) -> None:
+    for path in new.rglob("*"):
+        target = folder / path.relative_to(new)
+        if target.is_dir() and not path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+
+
+def _finish(folder: Path) -> None:
+    """Of all files, at any depth: the permissions that the user's new files have (libraries that
+    write by way of a temporary file keep others out); and the disk has them, and their names."""
+    mode = folder.stat().st_mode & 0o666
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -166,8 +270,6 @@ def lock_for_children(file: IO[Any]) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows, where children do not inherit a lock: it is this process's only
-        from filelock import FileLock
-
         with FileLock(f"{file.name}.lock"):
             yield
         return

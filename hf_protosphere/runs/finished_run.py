@@ -14,6 +14,7 @@ import yaml
 
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
+from .files import sweep
 
 RELIABILITY = "reliability.png"  # drawn by `protosphere calibrate`
 # In calibration.json as in the configuration, unless the model has changed since.
@@ -73,6 +74,7 @@ class FinishedRun:
         folder = Path(folder)
         if not folder.is_dir():
             raise ArgumentError(f"{folder}: there is no such folder.")
+        sweep(folder)
         again = _again(folder)
         for name in ("config.json", "arguments.yaml", "results.json"):
             if not (folder / name).is_file():

@@ -16,6 +16,7 @@ from ..backbones import timm_name
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from .files import sweep
 
 
 def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", "transformers"]:
@@ -48,6 +49,7 @@ def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", 
 def _refuse_missing_folder(name: str, flag: str) -> None:
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ArgumentError(f"{flag} {name}: there is no such folder.")
+    sweep(Path(name))
 
 
 def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import append_json, write_text
 
 
 class MetricsLog:
@@ -19,8 +19,7 @@ class MetricsLog:
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
     def append(self, record: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_json(self.path, record)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

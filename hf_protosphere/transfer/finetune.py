@@ -26,7 +26,7 @@ from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import refuse_changed_transfer, save_model
-from ..runs.files import prepare_output_dir, write_json, write_text, write_yaml
+from ..runs.files import append_json, prepare_output_dir, write_json, write_text, write_yaml
 from ..runs.loading import kind_of
 from ..runs.processes import check_processes, main_process_first, on_main_process
 from ..training.arguments import TrainArguments
@@ -135,8 +135,7 @@ class Transfer:
                         run = self._trained if mode in TRAINED_MODES else self._frozen_row
                         done[key] = row | run(mode, shots, trial)
                         if self.accelerator.is_main_process and not self.is_single:
-                            with (self.folder / ROWS).open("a") as file:
-                                file.write(json.dumps(done[key]) + "\n")
+                            append_json(self.folder / ROWS, done[key])
                     yield done[key]
 
     def training(self, mode: str, shots: int | None = None, trial: int = 0) -> TrainArguments:

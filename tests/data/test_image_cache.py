@@ -2,6 +2,7 @@
 
 import errno
 import io
+import shutil
 from types import SimpleNamespace
 
 import datasets
@@ -17,6 +18,7 @@ from hf_protosphere.data import image_cache
 from hf_protosphere.data.image_cache import CachedImages, cache_path, cached_pixels
 from hf_protosphere.data.transforms import EvaluationImages, build_image_processor, collate
 from hf_protosphere.errors import CacheError
+from hf_protosphere.runs.files import whole_file
 
 
 @pytest.fixture
@@ -88,6 +90,24 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(split, monkeypatch):
     with pytest.raises(CacheError, match=r"No space left.*HF_DATASETS_CACHE.*--cache_images false"):
         cached_pixels(split, processor(), 0, "train")
     assert list(cache_path(split, processor()).parent.iterdir()) == []
+
+
+def test_what_a_killed_run_left_half_written_goes_and_that_of_others_stays(split, monkeypatch):
+    path = cache_path(split, processor())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        killed.setattr(image_cache, "pixels_of", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cached_pixels(split, processor(), 0, "train")
+    assert len(list(path.parent.iterdir())) == 1
+    (path.parent / "notes.unfinished").write_text("mine")
+    with whole_file(path) as unfinished:  # as another process does that lives
+        unfinished.write_bytes(b"half")
+        cached_pixels(split, processor(), 0, "train")
+        assert unfinished.exists()
+        unfinished.write_bytes(path.read_bytes())
+    assert {entry.name for entry in path.parent.iterdir()} == {path.name, "notes.unfinished"}
 
 
 def test_an_image_that_cannot_be_read_is_not_called_a_full_disk(split, monkeypatch):

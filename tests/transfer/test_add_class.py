@@ -193,28 +193,37 @@ def test_errors_come_before_anything_is_written(make_run, letters, tmp_path):
     assert contents(run.folder) == before
 
 
-@pytest.mark.parametrize("moment", ["while it writes", "before the first file is replaced"])
-def test_a_killed_process_leaves_the_folder_as_it_was(make_run, letters, moment):
+@pytest.mark.parametrize(
+    ("before", "classes"), [("results.json", 3), ("backbones.py", 4), ("model.safetensors", 4)]
+)
+def test_a_killed_process_leaves_the_folder_as_it_was_or_as_it_would_be(
+    make_run, letters, before, classes
+):
     run = make_run()
-    before = contents(run.folder)
-    target = {
-        "while it writes": "hf_protosphere.transfer.add_class.save_snapshot",
-        "before the first file is replaced": "hf_protosphere.runs.files.os.replace",
-    }[moment]
-    words = ["add-class", *map(str, (run.folder, "A", letters / "A"))]
+    replace = os.replace
+
+    def words(name):
+        return ["add-class", *map(str, (run.folder, name, letters / name))]
+
+    def replace_or_die(source, target):
+        here = target.parent == run.folder or classes == 3  # or in what is not yet whole
+        if target.name == before and here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
 
     def die_there():
-        with patch(target, lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
-            main(words)
+        with patch("hf_protosphere.runs.files.os.replace", replace_or_die):
+            main(words("A"))
 
     process = get_context("fork").Process(target=die_there, daemon=True)
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert contents(run.folder) == before
-    main(words)  # what the other left is no hindrance
-    assert load_classifier(str(run.folder))[0].config.num_labels == 4
-    assert not list(run.folder.parent.glob("*.unfinished"))
+    assert load_classifier(str(run.folder))[0].config.num_labels == classes
+    assert len(load_snapshot(run.folder / SNAPSHOT).prototypes) == classes
+    main(words("B"))  # what the other left is no hindrance
+    assert load_classifier(str(run.folder))[0].config.num_labels == classes + 1
+    assert not list(run.folder.parent.rglob(".*.unfinished"))
 
 
 def test_the_folder_may_be_the_current_one(make_run, letters, monkeypatch):
