@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import reprlib
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 BACKBONE_SOURCES = ("timm", "transformers")
 PROJECTIONS = ("none", "linear", "mlp")
 PROTOTYPES = ("learned", "simplex_etf", "class_means")
 OBJECTIVES = ("nonl", "ntce", "scl", "normface", "cross_entropy")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-# Pillow's names, as numbered by `PIL.Image.Resampling`.
+# Pillow's names, numbered as by `PIL.Image.Resampling`.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 OPEN_SET_TASK = "open-set-image-classification"
@@ -66,7 +69,9 @@ class ProtoSphereConfig(PretrainedConfig):
     """
 
     model_type = "protosphere"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings", "is_unknown"]  # by Trainer
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [  # by Trainer
+        "embeddings", "is_unknown", "hidden_states", "attentions",
+    ]  # fmt: skip
 
     backbone: str = "resnet18"
     backbone_source: str = "timm"
@@ -189,3 +194,30 @@ class ProtoSphereConfig(PretrainedConfig):
             names = list(self.id2label.values())
             twice = sorted({str(name) for name in names if names.count(name) > 1})
             raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
+
+
+def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:
+    """The evaluation transform, saved with the model, so that pipelines apply exactly it.
+
+    The shorter side is resized to image_size / crop_pct, the centre cropped to image_size, values
+    scaled to [0, 1] and normalised. With `crop=False` the centre is cropped to image_size /
+    crop_pct only: a square with a margin for augmentation.
+    """
+    from transformers import ViTImageProcessor  # it takes torchvision along
+
+    resized = round(config.image_size / config.crop_pct)
+    cropped = config.image_size if crop else resized
+    mean, std = three_channels(config.image_mean), three_channels(config.image_std)
+    return ViTImageProcessor(
+        do_convert_rgb=True,
+        do_resize=True, size={"shortest_edge": resized},
+        resample=INTERPOLATIONS.index(config.interpolation),
+        do_center_crop=True, crop_size={"height": cropped, "width": cropped},
+        do_rescale=True, rescale_factor=1 / 255,
+        do_normalize=True, image_mean=mean, image_std=std,
+    )  # fmt: skip
+
+
+def three_channels(values: list[float]) -> list[float]:
+    """Of an image processor: it makes RGB also of the images of a grayscale model."""
+    return list(values) * 3 if len(values) == 1 else list(values)

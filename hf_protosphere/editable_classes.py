@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
+from .configuration_protosphere import build_image_processor
 from .prototypes import class_means
 
 
@@ -41,7 +42,8 @@ class EditableClasses:
         Args:
             images: for each new name (n, C, H, W) pixel values, or PIL images, read one batch at a
                 time.
-            processor: makes pixel values of PIL images; by default the checkpoint's.
+            processor: makes pixel values of PIL images; by default the checkpoint's, or of a
+                model that was not loaded what its configuration describes.
             shrinkage: κ ≥ 0, in images. The mean of n embeddings is averaged, with weights n and κ,
                 with what the known classes say of it: their prototypes, weighted by the softmax of
                 its cosines. κ of about 10 steadies a class of one image or two, and moves a
@@ -151,7 +153,12 @@ class EditableClasses:
                 pixels = torch.stack(items)
             else:
                 if processor is None:
-                    processor = AutoImageProcessor.from_pretrained(self.config._name_or_path)
+                    name = self.config._name_or_path
+                    processor = (
+                        AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+                        if name
+                        else build_image_processor(self.config)
+                    )
                 items = [image.convert("RGB") for image in items]
                 pixels = processor(items, return_tensors="pt")["pixel_values"]
             yield pixels, torch.tensor(labels)

@@ -5,6 +5,8 @@ Travels to the Hub with every checkpoint, beside the files it imports.
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import IMAGE_PROCESSOR_NAME, can_return_tuple
 
 from .backbones import build_backbone, load_timm, load_transformers, pooled_features, source_of
 from .checking import check_fit, has_new_head, stored_dtypes
-from .configuration_protosphere import ProtoSphereConfig
+from .configuration_protosphere import ProtoSphereConfig, build_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.
     from .pipeline_protosphere import OpenSetImageClassificationPipeline  # noqa: F401
 
+logger = logging.getLogger(__name__)
 PROTOTYPE_LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
+TRANSFORM = ("size", "crop_size", "resample", "image_mean", "image_std")  # of an image processor
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's convert("L")
 
 
@@ -146,13 +150,35 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
                 tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; a classifier's folder serves AutoModel too."""
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; a classifier's folder serves AutoModel too.
+
+        The image processor that the configuration describes is saved along, unless the folder has
+        one: another one stays, with a warning.
+        """
         self.config.auto_map = {
             "AutoConfig": "configuration_protosphere.ProtoSphereConfig",
             "AutoModel": "modeling_protosphere.ProtoSphereModel",
         }
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if args[:1] != (False,) and kwargs.get("is_main_process", True):
+            self._save_image_processor(save_directory)
+
+    def _save_image_processor(self, folder: Any) -> None:
+        processor, file = build_image_processor(self.config), Path(folder) / IMAGE_PROCESSOR_NAME
+        if not file.exists():
+            processor.save_pretrained(folder)
+            return
+        saved, described = map(json.loads, (file.read_text(), processor.to_json_string()))
+        if any(saved.get(name) != described[name] for name in TRANSFORM):
+            logger.warning(
+                f"{file} makes other images than the model's configuration describes, and stays as "
+                "it is: delete it and save the model again, if it is that of an earlier model."
+            )
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        self._save_image_processor(working_dir)  # `save_pretrained(..., push_to_hub=True)` is here
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class ProtoSphereModel(ProtoSpherePreTrainedModel):

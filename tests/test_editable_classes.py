@@ -103,6 +103,14 @@ def test_images_by_the_checkpoints_processor_saved_and_loaded(tmp_path):
     assert again.config.id2label[3] == "noise"
 
 
+def test_images_by_what_the_configuration_describes_where_nothing_was_loaded():
+    model, photo = build(), Image.effect_noise((40, 30), 50)
+    model.add_classes({"noise": [photo]})
+    with torch.no_grad():
+        pixels = pixels_of([photo], build_image_processor(model.config))
+        torch.testing.assert_close(model.prototypes[3:], model.eval()(pixels).embeddings)
+
+
 def test_training_mode_comes_back_and_nothing_changes_when_it_fails():
     model = build().train()
     with pytest.raises(ValueError, match="class 'empty' has no images"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, pipeline
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.pixels import pixels_of
@@ -33,7 +34,6 @@ def saved(request, tmp_path_factory):
         ProtoSphereForImageClassification(config).eval(),
         build_image_processor(config),
     )
-    processor.save_pretrained(folder)
     model.requires_grad_(False)
     cosines = model(pixels_of([*map(noise, range(6))], processor)).embeddings @ model.prototypes.T
     config.rejection_threshold = cosines.amax(-1).sort().values[2:4].mean().item()
@@ -110,6 +110,35 @@ print(json.dumps(answers))
         assert [entry["label"] for entry in answer] == [entry["label"] for entry in expected]
         for ours, theirs in zip(answer, expected):
             assert ours["score"] == pytest.approx(theirs["score"], abs=1e-6)
+
+
+def test_a_model_made_in_python_saves_the_processor_that_its_configuration_describes(tmp_path):
+    config = ProtoSphereConfig(
+        backbone="test_resnet", image_size=32, num_labels=3, crop_pct=0.8, interpolation="bilinear",
+        num_channels=1, image_mean=[0.3],
+    )  # fmt: skip
+    model = ProtoSphereForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    classify = pipeline("image-classification", model=str(tmp_path))
+    pixels = pixels_of([noise(0)], build_image_processor(config))
+    expected = model(pixels).logits[0].softmax(-1).tolist()
+    scores = {answer["label"]: answer["score"] for answer in classify(noise(0))}
+    assert [scores[f"LABEL_{i}"] for i in range(3)] == pytest.approx(expected, abs=1e-6)
+    (embeddings,) = pipeline("image-feature-extraction", model=str(tmp_path))(noise(0))
+    assert embeddings == pytest.approx(model(pixels).embeddings[0].tolist(), abs=1e-6)
+    model.save_pretrained(tmp_path / "worker", is_main_process=False)
+    assert not (tmp_path / "worker" / IMAGE_PROCESSOR_NAME).exists()
+
+
+def test_a_processor_that_is_there_stays_and_another_one_is_warned_about(tmp_path, caplog):
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
+    model, theirs = ProtoSphereForImageClassification(config), build_image_processor(config)
+    for mean, warnings in ((theirs.image_mean, 0), ([0.1, 0.2, 0.3], 1)):
+        theirs.image_mean = mean
+        theirs.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path)
+        assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == list(mean)
+        assert caplog.text.count("than the model's configuration describes") == warnings
 
 
 def test_errors(tmp_path):

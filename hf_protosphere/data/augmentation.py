@@ -8,17 +8,14 @@ augment batches draw theirs from a global generator, batch by batch.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..configuration_protosphere import ProtoSphereConfig, three_channels
 from ..modeling_protosphere import LUMINANCE
-from .transforms import smallest_area, three_channels
-
-if TYPE_CHECKING:
-    from ..configuration_protosphere import ProtoSphereConfig
+from .transforms import smallest_area
 
 TRIES = 4  # of a crop that fits: the 0.5 % (of small images) that never do are shortened
 # Uniform numbers in [0, 1) that decide about one view of one image.

@@ -13,34 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
-from transformers import BaseImageProcessor, ViTImageProcessor
+from transformers import BaseImageProcessor
 
+from ..configuration_protosphere import ProtoSphereConfig, three_channels
+from ..configuration_protosphere import build_image_processor as build_image_processor
 from .pixels import pixels_of, rgb
 
 if TYPE_CHECKING:
     import datasets
-
-    from ..configuration_protosphere import ProtoSphereConfig
-
-
-def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:
-    """The evaluation transform, saved with the model, so that pipelines apply exactly it.
-
-    The shorter side is resized to image_size / crop_pct, the centre cropped to image_size, values
-    scaled to [0, 1] and normalised. With `crop=False` the centre is cropped to image_size /
-    crop_pct only: a square with a margin for augmentation.
-    """
-    resized = round(config.image_size / config.crop_pct)
-    cropped = config.image_size if crop else resized
-    mean, std = three_channels(config.image_mean), three_channels(config.image_std)
-    return ViTImageProcessor(
-        do_convert_rgb=True,
-        do_resize=True, size={"shortest_edge": resized},
-        resample=int(Image.Resampling[config.interpolation.upper()]),
-        do_center_crop=True, crop_size={"height": cropped, "width": cropped},
-        do_rescale=True, rescale_factor=1 / 255,
-        do_normalize=True, image_mean=mean, image_std=std,
-    )  # fmt: skip
 
 
 class TrainTransform:
@@ -190,7 +170,3 @@ def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
     }
-
-
-def three_channels(values: list[float]) -> list[float]:
-    return list(values) * 3 if len(values) == 1 else list(values)

@@ -25,7 +25,6 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.data.transforms import build_image_processor
 from tests.hub_server import HubServer
 from tests.hub_server.clients import use
 
@@ -519,8 +518,9 @@ def test_a_model_by_its_name_in_a_fresh_process(hub, python, tmp_path):
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
     model = ProtoSphereForImageClassification(config).eval()
     model.push_to_hub("user/protosphere", private=True)
-    build_image_processor(config).push_to_hub("user/protosphere")
     assert AutoImageProcessor.from_pretrained("user/protosphere").crop_size["height"] == 32
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="user/saved")
+    assert AutoImageProcessor.from_pretrained("user/saved").crop_size["height"] == 32
     hub.api().create_tag("user/protosphere", tag="v1")
     hub.api().delete_file("config.json", "user/protosphere")  # v1 has it
     Image.new("RGB", (32, 32), "orange").save(tmp_path / "image.png")
