@@ -30,8 +30,8 @@ def build_backbone(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
 
 
 def _build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
-    name, kwargs = config.backbone, dict(config.backbone_kwargs)
-    if not timm.is_model(timm_name(name)):
+    name, kwargs = timm_name(config.backbone), dict(config.backbone_kwargs)
+    if not timm.is_model(name):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size:  # transformers with position embeddings

@@ -165,7 +165,9 @@ def draw(records: dict[str, dict[str, list[dict[str, float]]]], picture: Path) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--classes", type=int, default=6, help="K (default 6)")
     parser.add_argument("--dim", type=int, default=10, help="D ≥ K − 1 (default 10)")

@@ -116,6 +116,8 @@ def test_a_small_image_stem_is_one_convolution_of_stride_one():
 
 def test_the_source_of_a_name(tmp_path):
     assert timm_name("hf-hub:timm/resnet18.a1_in1k") == "resnet18.a1_in1k"
+    named = [build(name).protosphere.backbone for name in ("timm/test_resnet", "test_resnet")]
+    assert str(named[0]) == str(named[1])
     assert source_of("timm/resnet18.a1_in1k") == source_of("resnet18") == "timm"
     assert source_of("facebook/dinov2-small") == "transformers"
     for config, source in (({"architecture": "resnet18"}, "timm"), ({}, "transformers")):

@@ -5,20 +5,67 @@ Every `ArgumentError` names flag, value and the way out.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import chain
+from functools import partial
+from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import ArgumentError
 
+if TYPE_CHECKING:
+    from typing import Self
+
+
+@dataclass(frozen=True)
+class Beside:
+    """In an `Annotated` type: an argument that does nothing without another one, or without a value
+    of it; alone it is refused."""
+
+    other: str
+    value: str | None = None
+
+    def is_met(self, arguments: Any) -> bool:
+        there = getattr(arguments, self.other)
+        return there == self.value if self.value else there not in (None, False, "none", [])
+
+
 Count = Annotated[int, 1]  # at least
 CountOrZero = Annotated[int, 0]
+Seed = Annotated[CountOrZero, "[0, 4294967296)"]  # what NumPy takes
 Positive = Annotated[float, "(0, inf)"]
+PathName = Annotated[str, Path]  # of a file or folder, or an id on the Hub; "~" is the home folder
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+class Arguments:
+    """Of a job: they know which of them were given, by flag, in YAML or in Python, and which are
+    the defaults. None stands for a default wherever it may be given."""
+
+    __slots__ = ("_given",)
+
+    def __new__(cls, **values: Any) -> Self:
+        arguments = super().__new__(cls)
+        given = tuple(name for name, value in values.items() if value is not None)
+        object.__setattr__(arguments, "_given", given)
+        return arguments
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._given}
+
+    def but(self, **values: Any) -> Self:
+        """The same with these given too. What follows from others follows anew."""
+        return type(self)(**self.given | values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self.given), ()
 
 
 def flag(text: str, default: Any = None) -> Any:
@@ -31,51 +78,95 @@ def required(text: str) -> Any:
     return field(metadata={"help": text})
 
 
-def decide(arguments: Any, **values: Any) -> None:
+def decide(arguments: Any, /, **values: Any) -> None:
     """Give frozen arguments what follows from others of them: for `__post_init__` alone."""
     for name, value in values.items():
         object.__setattr__(arguments, name, value)
 
 
 def check(arguments: Any) -> None:
-    """Every field by its type: the choices of a `Literal`, which argparse checks for flags but not
-    for YAML or Python, and the bounds of an `Annotated` number, for any value but None: the least
-    whole number, or an interval as it is written: "[0, 1)" holds 0 and not 1.
+    """Every field by its type, which argparse checks for flags but not for YAML or Python: kinds,
+    the choices of a `Literal`, and what an `Annotated` type says: the least whole number; an
+    interval as it is written, "[0, 1)" holding 0 and not 1; another type that will do; `Beside`.
+
+    One value where several may be is a list of it, and `no`, which YAML reads as False, is a word.
+    A `~` at the beginning of a path is the home folder.
 
     Raises:
         ArgumentError: the first value that is not allowed.
     """
     for name, hint in get_type_hints(type(arguments), include_extras=True).items():
-        value, kinds = getattr(arguments, name), (hint, *get_args(hint))
-        if value is None and NoneType in kinds:
-            continue
-        for wanted in chain.from_iterable(_unmet(value, kind) for kind in kinds):
+        value, kinds = getattr(arguments, name), [hint]
+        if NoneType in get_args(hint):
+            if value is None:
+                continue
+            kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        value = _converted(value, kinds[0])
+        if wanted := _unmet(value, kinds[0]):
             # YAML 1.1 reads 1e-4 as a string.
-            is_word = Positive in kinds and isinstance(value, str)
+            is_word = isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value)
             hint = " (in YAML write 1.0e-4, not 1e-4)" if is_word else ""
             raise ArgumentError(f"--{name} must be {wanted}, but got {value!r}{hint}.")
+        decide(arguments, **{name: value})
+        for bound in getattr(kinds[0], "__metadata__", ()):
+            if isinstance(bound, Beside) and not bound.is_met(arguments):
+                _refuse_alone(arguments, name, bound)
 
 
-def _unmet(value: Any, kind: Any) -> Iterator[str]:
-    """What the value must be and is not."""
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        yield f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) is not Annotated or value is None:
-        return
-    for bound in kind.__metadata__:
-        if isinstance(bound, int):
-            if not isinstance(value, int) or value < bound:
-                yield f"a whole number of at least {bound}"
-        elif not _is_within(value, bound):
-            yield "positive and finite" if kind == Positive else f"in {bound}"
+def _converted(value: Any, kind: Any) -> Any:
+    if get_origin(kind) is list:
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_converted(each, get_args(kind)[0]) for each in values]
+    if value is False and get_origin(kind) is Literal and "no" in get_args(kind):
+        return "no"
+    return expanded(value) if kind == PathName and isinstance(value, str | Path) else value
 
 
-def _is_within(value: Any, interval: str) -> bool:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return False
+def expanded(path: str | Path) -> str:
+    """The path of a file or folder as a user writes it, with "~" for the home folder."""
+    return os.path.expanduser(os.fspath(path))
+
+
+def _unmet(value: Any, kind: Any) -> str | None:
+    """What the value must be and is not, in words."""
+    parts, bounds = get_args(kind), ()
+    if get_origin(kind) is Literal:
+        return None if value in parts else f"one of {', '.join(map(str, parts))}"
+    if get_origin(kind) is list:
+        wanted = next(filter(None, (_unmet(each, parts[0]) for each in value)), None)
+        return wanted and f"a list, and each of it {wanted}"
+    if get_origin(kind) is Annotated:
+        kind, *bounds = parts
+    if isinstance(value, tuple(bound for bound in bounds if isinstance(bound, type))):
+        return None
+    wanted = int | float if kind is float else get_origin(kind) or kind
+    fits = isinstance(value, wanted) and isinstance(value, bool) == (kind is bool)
+    for bound in bounds:
+        if isinstance(bound, int) and not (fits and value >= bound):
+            return f"a whole number of at least {bound}"
+        if isinstance(bound, str) and not (fits and _is_within(value, bound)):
+            return "positive and finite" if bound == "(0, inf)" else f"in {bound}"
+    return None if fits else NAMES.get(kind, "a mapping, such as {name: value}")
+
+
+def _is_within(value: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     edges = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
-    return low < value < high or value in edges
+    return math.isfinite(value) and (low < value < high or value in edges)
+
+
+def _refuse_alone(arguments: Any, name: str, bound: Beside) -> None:
+    own = next(own for own in dataclasses.fields(arguments) if own.name == name)
+    several = own.default_factory is not dataclasses.MISSING
+    if (value := getattr(arguments, name)) != (own.default_factory() if several else own.default):
+        needed = f"--{bound.other}" + (f" {bound.value}" if bound.value else "")
+        raise ArgumentError(f"--{name} {value} is for {needed} only: give that, or leave it out.")
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The nearest of the known names as a question, with a space before it, if one is near."""
+    near = get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_known(names: Iterable[Any], known: Collection[str], complaint: str) -> None:
@@ -85,9 +176,7 @@ def check_known(names: Iterable[Any], known: Collection[str], complaint: str) ->
     """
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ArgumentError(f"{complaint} {name!r}.{hint}")
+            raise ArgumentError(f"{complaint} {name!r}.{did_you_mean(name, known)}")
 
 
 def check_license(license: str | None) -> None:

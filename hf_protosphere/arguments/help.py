@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from argparse import Namespace
 from collections.abc import Sequence
 from textwrap import fill
 from types import NoneType
@@ -12,6 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from ..errors import ArgumentError
+from .fields import did_you_mean
 
 INDENT = 30  # the column where explanations begin
 WIDTH = 100  # at most: longer lines are hard to read
@@ -31,7 +33,7 @@ class Parser(HfArgumentParser):
         self, groups: Sequence[type], *, positional: Sequence[str] = (),
         common: Sequence[str] = (), example: str = "", **kwargs: Any,
     ) -> None:  # fmt: skip
-        super().__init__(groups, **kwargs)
+        super().__init__(groups, allow_abbrev=False, **kwargs)
         self.positional, self.common, self.example = positional, common, example
         self.sections = {
             group._argument_group_name: [field.name for field in dataclasses.fields(group)]
@@ -42,8 +44,22 @@ class Parser(HfArgumentParser):
             name: _kind(hint) for group in groups for name, hint in get_type_hints(group).items()
         }
 
+    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What the words say, without any default.
+
+        Raises:
+            ArgumentError: an unknown, missing or malformed argument.
+        """
+        nothing = object()
+        blank = Namespace(**{action.dest: nothing for action in self._actions})
+        namespace, unknown = self.parse_known_args(argv, blank)
+        if unknown:
+            near = did_you_mean(unknown[0].split("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{near}")
+        return {name: value for name, value in vars(namespace).items() if value is not nothing}
+
     def error(self, message: str) -> NoReturn:  # argparse's prints a page of usage and exits
-        raise ArgumentError(f"{message}; --help explains every argument.")
+        raise ArgumentError(f"{message.removesuffix('.')}; --help explains every argument.")
 
     def format_help(self) -> str:
         width = min(WIDTH, shutil.get_terminal_size().columns)

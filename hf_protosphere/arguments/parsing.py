@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import ArgumentError
-from .fields import check_known, flag
+from .fields import check_known, expanded, flag
 from .help import Parser
 
 T = TypeVar("T")
@@ -46,18 +45,16 @@ def parse_arguments(
         [*groups, _File], prog=prog, description=description, positional=positional, **page
     )
     # Read first: what the file gives is not required any more.
-    config_parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config")
-    config = config_parser.parse_known_args(argv)[0].config
+    config = Parser([_File], add_help=False).parse_known_args(argv)[0].config
     values = read_yaml(config, cls) if config else {}
     for action in parser._actions:
         action.required = action.required and action.dest not in values
     # Of the class itself, whose defaults may differ from those of its groups.
     fields = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
-    parser.set_defaults(**{f.name: f.default for f in fields} | values)
-    namespace = vars(parser.parse_args(argv))
-    del namespace["config"]
-    return cls(**namespace)
+    parser.set_defaults(**{f.name: f.default for f in fields} | values)  # as --help tells them
+    values |= parser.given(argv)
+    values.pop("config", None)
+    return cls(**values)
 
 
 def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
@@ -72,19 +69,33 @@ def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     return argv
 
 
+def read_text(path: str, flag: str) -> str:
+    """
+    Raises:
+        ArgumentError: naming the flag: there is no such file, or it is not UTF-8.
+    """
+    try:
+        return Path(expanded(path)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{flag} {path} cannot be read: {error}") from error
+
+
 def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
     beside it that it names as its `base`, if it does."""
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ArgumentError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
+        values = yaml.safe_load(read_text(path, "--config"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ArgumentError(f"--config {path} cannot be read: {reason}") from error
+    if not values or not isinstance(values, dict):
         raise ArgumentError(f"--config {path} must hold 'name: value' lines, but got {values!r}.")
     base = values.pop("base", None)
     if path in above:
         raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")
-    beside = str(Path(path).parent / str(base))
+    beside = str(Path(expanded(path)).parent / expanded(str(base)))
     inherited = read_yaml(beside, cls, (*above, path)) if base else {}
     check_known(values, field_names(cls), f"--config {path} has an unknown argument")
     return inherited | values

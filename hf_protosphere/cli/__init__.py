@@ -35,7 +35,11 @@ def _run(argv: Sequence[str] | None) -> None:
         raise SystemExit(0 if argv else 2)
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
-        raise SystemExit(f"{_usage()}\nprotosphere: error: there is no command {command!r}.")
+        from ..arguments.fields import did_you_mean
+
+        near = did_you_mean(command, COMMANDS) or " protosphere --help lists them."
+        print(f"protosphere: error: there is no command {command!r}.{near}", file=sys.stderr)
+        raise SystemExit(2)
     try:
         COMMANDS[command](rest)
     except TrainingInterrupted as interruption:  # of all processes together

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from ..arguments.fields import Count, CountOrZero, flag, required
+from ..arguments.fields import Beside, Count, CountOrZero, PathName, flag, required
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset_name: str = required(
+    dataset_name: PathName = required(
         "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of images with "
         "one sub-folder per class, or a folder written by save_to_disk."
     )
@@ -60,7 +60,7 @@ class SplitArguments:
         "Make the training images long-tailed: exp, each class a constant factor smaller than the "
         "one before; step, the second half of the classes small. Other splits stay as they are."
     )
-    imbalance_factor: Annotated[float, "(0, 1]"] = flag(
+    imbalance_factor: Annotated[float, "(0, 1]", Beside("imbalance")] = flag(
         "Images of the smallest class over the largest's.", 0.01
     )
     images_per_class: Count | None = flag(
@@ -78,11 +78,11 @@ class StreamingArguments:
         "of processes and workers.",
         False,
     )
-    shuffle_buffer: Count = flag(
+    shuffle_buffer: Annotated[Count, Beside("streaming")] = flag(
         "Images from which the next one is drawn, in each worker; files are shuffled as well.",
         10_000,
     )
-    num_train_images: Count | None = flag(
+    num_train_images: Annotated[Count, Beside("streaming")] | None = flag(
         "How many there are, when the data set does not say: the length of an epoch."
     )
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..arguments.fields import Count, check, flag, required
+from ..arguments.fields import Arguments, Count, PathName, check, flag, required
 from ..data.arguments import DataArguments
-from ..errors import ArgumentError
 from ..open_set.arguments import OpenSetArguments
 from ..robustness.arguments import RobustnessArguments
 
@@ -15,28 +14,25 @@ from ..robustness.arguments import RobustnessArguments
 class _EvaluationArguments:
     _argument_group_name = "evaluation"
 
-    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     split: str = flag("Split to evaluate on.", "test")
     class_means: bool = flag(
         "Also classify by the class means of --train_split: one pass over it.", True
     )
     batch_size: Count = flag("Images per process and step.", 256)
-    output: str | None = flag("Write the report as JSON here.")
-    pictures: str | None = flag(
+    output: PathName | None = flag("Write the report as JSON here.")
+    pictures: PathName | None = flag(
         "Draw the sphere, the cosines between classes and the margins into this folder."
     )
     json: bool = flag("Print the report as JSON instead of a table.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(_EvaluationArguments, OpenSetArguments, RobustnessArguments, DataArguments):
+class EvaluateArguments(
+    _EvaluationArguments, OpenSetArguments, RobustnessArguments, DataArguments, Arguments
+):
     """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check(self)
         self.check_robustness()
-        for name in ("ood_split", "ood_config", "ood_image_column"):
-            if getattr(self, name) is not None and self.ood_dataset is None:
-                raise ArgumentError(
-                    f"--{name} {getattr(self, name)} says more of --ood_dataset, which is missing."
-                )

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..arguments.fields import Count, check, decide, flag, required
+from ..arguments.fields import Arguments, Beside, Count, PathName, check, decide, flag, required
+from ..arguments.parsing import read_text
 from ..errors import ArgumentError
+
+OfData = Annotated[str, Beside("dataset_name")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishArguments:
+class PublishArguments(Arguments):
     """What to publish, and where. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "publish"
 
-    folder: str = required("Folder of a finished run.")
+    folder: PathName = required("Folder of a finished run.")
     repo_id: str = required("Where: 'user/name' on the Hub.")
     private: bool = flag("Make a new repository private.", False)
     revision: str | None = flag("Tag the commit with this name, such as v1.0.")
@@ -25,8 +28,8 @@ class PublishArguments:
     license: str | None = flag(
         "Of the weights, as the Hub names it, such as apache-2.0. Without one the card says so."
     )
-    notes: str | None = flag("File of Markdown to be printed in the card.")
-    compare_with: list[str] | None = flag(
+    notes: PathName | None = flag("File of Markdown to be printed in the card.")
+    compare_with: list[PathName] | None = flag(
         "Folders of finished runs of the same recipe with other objectives and seeds, for a table "
         "in the card: it links to repositories that are called like the folders."
     )
@@ -36,6 +39,7 @@ class PublishArguments:
     commit_message: str = flag("What the commit is called.", "Publish by hf_protosphere")
 
     def __post_init__(self) -> None:
+        check(self)
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
         if self.create_pr and self.revision is not None:
@@ -43,33 +47,38 @@ class PublishArguments:
                 f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
                 "leave out one of the two."
             )
-        if self.notes is not None and not Path(self.notes).is_file():
-            raise ArgumentError(f"--notes {self.notes}: there is no such file.")
+        self.notes_text  # noqa: B018  (what cannot be read is an error now, not later)
+
+    @property
+    def notes_text(self) -> str | None:
+        return None if self.notes is None else read_text(self.notes, "--notes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportArguments:
+class ExportArguments(Arguments):
     """What to export, and how. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "export"
 
-    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     format: Literal["onnx", "torch_export"] = flag(
         "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
     )
-    output_dir: str | None = flag(
+    output_dir: PathName | None = flag(
         "Folder for the exported model and its README; by default one called as the format, in "
         "that of the model."
     )
-    dataset_name: str | None = flag(
+    dataset_name: PathName | None = flag(
         "Compare the exported model with the checkpoint on images of this data set; by default on "
         "noise. As for `protosphere evaluate`."
     )
-    dataset_config: str | None = flag("Configuration (subset) of the data set.")
-    image_column: str | None = flag("Column of images; found by its type when not given.")
-    label_column: str | None = flag("Column of labels; found by its type when not given.")
-    split: str = flag("Split to take images from.", "test")
-    num_images: Count = flag("How many of them, balanced by class.", 64)
+    dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
+    image_column: OfData | None = flag("Column of images; found by its type when not given.")
+    label_column: OfData | None = flag("Column of labels; found by its type when not given.")
+    split: OfData = flag("Split to take images from.", "test")
+    num_images: Annotated[Count, Beside("dataset_name")] = flag(
+        "How many of them, balanced by class.", 64
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -93,12 +102,12 @@ class ExportArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoArguments:
+class DemoArguments(Arguments):
     """What page to show, and where. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "demo"
 
-    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     unknown_angle: Annotated[float, "(0, 180]"] | None = flag(
         "An image farther than this from every prototype is unknown, in degrees. By default as far "
         "as 95 %% of the held-out images in the checkpoint's snapshot keep within; without a "
@@ -108,7 +117,7 @@ class DemoArguments:
     port: Annotated[Count, "[1, 65535]"] | None = flag(
         "Port to listen on; by default the first free one from 7860."
     )
-    space: str | None = flag(
+    space: PathName | None = flag(
         "Show nothing: write the files of a Hub Space that shows this page into this folder."
     )
 

@@ -138,7 +138,7 @@ def _card_options(arguments: PublishArguments) -> dict[str, Any]:
     return {
         "repo_id": arguments.repo_id,
         "license": arguments.license,
-        "notes": Path(arguments.notes).read_text() if arguments.notes else None,
+        "notes": arguments.notes_text,
         "compare_with": arguments.compare_with or [],
         "benchmark_task": arguments.benchmark_task,
     }

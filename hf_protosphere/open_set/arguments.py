@@ -5,28 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..arguments.fields import Count, check, flag, required
+from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, required
 from ..data.arguments import DataArguments
+
+OfUnknown = Annotated[str, Beside("ood_dataset")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSetArguments:
     _argument_group_name = "unknown images"
 
-    ood_dataset: str | None = flag(
+    ood_dataset: PathName | None = flag(
         "Also tell the images of --split from those of this data set, given like --dataset_name: "
         "images of none of the classes. It needs no labels."
     )
-    ood_split: str | None = flag("Its split; by default 'test', or the only one.")
-    ood_config: str | None = flag("Its configuration (subset).")
-    ood_image_column: str | None = flag("Its column of images; found by its type when not given.")
+    ood_split: OfUnknown | None = flag("Its split; by default 'test', or the only one.")
+    ood_config: OfUnknown | None = flag("Its configuration (subset).")
+    ood_image_column: OfUnknown | None = flag(
+        "Its column of images; found by its type when not given."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _CalibrationArguments:
     _argument_group_name = "calibration"
 
-    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     split: str | None = flag(
         "Split to calibrate on, which was not trained on. By default what the run in the folder "
         "validated on: a split, or the images that it held out of its training split; of another "
@@ -35,12 +39,12 @@ class _CalibrationArguments:
     false_rejection_rate: Annotated[float, "(0, 1)"] = flag(
         "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
     )
-    output_dir: str | None = flag("Save the calibrated model here; by default where it is.")
+    output_dir: PathName | None = flag("Save the calibrated model here; by default where it is.")
     batch_size: Count = flag("Images per process and step.", 256)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateArguments(_CalibrationArguments, DataArguments):
+class CalibrateArguments(_CalibrationArguments, DataArguments, Arguments):
     """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:

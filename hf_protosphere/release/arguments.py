@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from ..arguments.fields import check_known, check_license, flag
+from ..arguments.fields import (
+    Arguments,
+    Beside,
+    PathName,
+    Seed,
+    check,
+    check_known,
+    check_license,
+    flag,
+)
 from ..arguments.parsing import field_names
 from ..errors import ArgumentError
 from ..training.arguments import TrainArguments
@@ -28,9 +37,9 @@ class _ReleaseMatrix:
         launch: {pattern of names: options of `accelerate launch`}; without, one plain process.
     """
 
-    recipes: list[str] = field(default_factory=list)
+    recipes: list[PathName] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     launch: dict[str, str] = field(default_factory=dict)
 
@@ -39,12 +48,12 @@ class _ReleaseMatrix:
 class _ReleaseOptions:
     _argument_group_name = "release"
 
-    output_dir: str = flag("Folder for the runs, one folder each.", "outputs/release")
+    output_dir: PathName = flag("Folder for the runs, one folder each.", "outputs/release")
     namespace: str | None = flag(
         "User or organisation on the Hub to publish under; by default whoever is logged in."
     )
     collection: str | None = flag("Title of a page on the Hub that lists the models.")
-    description: str | None = flag("Of that page.")
+    description: Annotated[str, Beside("collection")] | None = flag("Of that page.")
     revision: str | None = flag("Tag the commits with this name, such as v1.0.")
     license: str | None = flag("Of the weights, as the Hub names it, such as apache-2.0.")
     private: bool = flag("Make new repositories and the page private.", False)
@@ -54,11 +63,10 @@ class _ReleaseOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix):
+class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix, Arguments):
     """A matrix of runs to train and publish. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
-        check_license(self.license)
         for name, kind in (("recipes", str), ("objectives", str), ("seeds", int)):
             values = getattr(self, name)
             of_kind = isinstance(values, list) and all(isinstance(v, kind) for v in values)
@@ -74,6 +82,8 @@ class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix):
                 isinstance(v, kind) for v in values.values()
             ):
                 raise ArgumentError(f"{name} must be such as {example}, but got {values!r}.")
+        check(self)
+        check_license(self.license)
         known = get_args(get_type_hints(TrainArguments)["objective"])
         check_known(self.objectives, known, f"objectives are {', '.join(known)}, but there is")
         settable = [name for name in field_names(TrainArguments) if name not in OF_THE_ROW]

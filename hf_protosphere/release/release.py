@@ -87,7 +87,7 @@ def _train(row: Row, place: str) -> str | None:
 
 def _run(row: Row, log: IO[str]) -> int:
     """Train the row; how its process ended. Interruptions are passed on, its end waited for."""
-    write_yaml(row.config, vars(row.arguments))
+    write_yaml(row.config, row.arguments.given)
     print("training ...", end=" ", flush=True)
     process = subprocess.Popen(
         row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -35,7 +35,7 @@ class Row:
 
     @property
     def config(self) -> Path:
-        """All arguments of `protosphere train`, written before it starts."""
+        """What `protosphere train` is given, written before it starts."""
         return self.folder.with_name(f"{self.name}.yaml")
 
     @property

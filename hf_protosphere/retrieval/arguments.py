@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..arguments.fields import Count, CountOrZero, check, flag, required
+from ..arguments.fields import (
+    Arguments,
+    Beside,
+    Count,
+    CountOrZero,
+    PathName,
+    check,
+    flag,
+    required,
+)
 from ..errors import ArgumentError
+
+OfData = Annotated[str, Beside("dataset_name")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +27,12 @@ class LabelledImages:
 
     _argument_group_name = "labelled images"
 
-    dataset_name: str | None = flag("Data set with labels, as for `protosphere evaluate`.")
-    dataset_config: str | None = flag("Configuration (subset) of the data set.")
-    dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
-    image_column: str | None = flag("Column of images; found by its type when not given.")
-    label_column: str | None = flag("Column of labels; found by its type when not given.")
-    split: str = flag("Split of the data set.", "test")
+    dataset_name: PathName | None = flag("Data set with labels, as for `protosphere evaluate`.")
+    dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
+    dataset_revision: OfData | None = flag("Branch, tag or commit of the data set on the Hub.")
+    image_column: OfData | None = flag("Column of images; found by its type when not given.")
+    label_column: OfData | None = flag("Column of labels; found by its type when not given.")
+    split: OfData = flag("Split of the data set.", "test")
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -61,21 +72,21 @@ class EmbeddingArguments:
 class _IndexOptions:
     _argument_group_name = "index"
 
-    model: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
-    images: str | None = flag(
+    model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    images: PathName | None = flag(
         "Folder of images, at any depth, without labels; or give --dataset_name."
     )
     labels_from_folders: bool = flag(
         "The label of an image is the name of the folder it lies in.", False
     )
-    index_dir: str = flag(
+    index_dir: PathName = flag(
         "Folder for the index. One that is there is brought up to date.", "outputs/index"
     )  # fmt: skip
     overwrite: bool = flag("Replace an index of another model or of other images.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments):
+class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments, Arguments):
     """What to index, and where. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
@@ -92,9 +103,9 @@ class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments):
 class _SearchOptions:
     _argument_group_name = "search"
 
-    index: str = required("Folder of an index that `protosphere index` wrote.")
-    queries: list[str] | None = flag("Images to look for, and folders of them.")
-    model: str | None = flag(
+    index: PathName = required("Folder of an index that `protosphere index` wrote.")
+    queries: list[PathName] | None = flag("Images to look for, and folders of them.")
+    model: PathName | None = flag(
         "Folder or Hub id of the checkpoint, where it is not any more where the index was made."
     )
     labels_from_folders: bool = flag(
@@ -103,32 +114,29 @@ class _SearchOptions:
         False,
     )
     k: Count = flag("Neighbours of each query.", 10)
-    picture: str | None = flag("Draw the queries and their neighbours into this file.")
+    picture: PathName | None = flag("Draw the queries and their neighbours into this file.")
     evaluate: bool = flag(
         "Recall and mean average precision, in place of neighbours. Every image of the index is a "
         "query, that does not find itself; or those of --dataset_name are.",
         False,
     )
-    recall_at: list[int] = flag("The k of recall@k.", [1, 5, 10])
+    recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
     json: bool = flag("Print JSON instead of a table.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchArguments(_SearchOptions, LabelledImages, EmbeddingArguments):
+class SearchArguments(_SearchOptions, LabelledImages, EmbeddingArguments, Arguments):
     """What to search, in what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.recall_at or any(not isinstance(k, int) or k < 1 for k in self.recall_at):
-            raise ArgumentError(
-                f"--recall_at must be whole numbers from 1, but got {self.recall_at!r}."
-            )
-        if self.evaluate and (self.queries or self.picture):
-            raise ArgumentError("--evaluate takes no --queries and draws no --picture.")
         if not self.evaluate and not self.queries:
             raise ArgumentError("give --queries, images to look for, or --evaluate.")
-        if self.dataset_name and not self.evaluate:
-            raise ArgumentError("--dataset_name is for --evaluate; look for images by --queries.")
+        of_neighbours = ("queries", "picture", "k", "labels_from_folders")
+        for name in of_neighbours if self.evaluate else ("recall_at", "dataset_name"):
+            if name in self.given:
+                mode = "--queries, not for --evaluate" if self.evaluate else "--evaluate"
+                raise ArgumentError(f"--{name} is for {mode}: leave it out.")
         for query in self.queries or []:
             if not Path(query).exists():
                 raise ArgumentError(f"--queries {query}: there is no such file or folder.")

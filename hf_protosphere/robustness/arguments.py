@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ..arguments.fields import flag
+from ..arguments.fields import PathName, flag
 from ..errors import ArgumentError
 from .corruptions import load_library, parse_corruptions, parse_severities
 
@@ -19,12 +20,12 @@ class RobustnessArguments:
         "noise, blur, weather, digital, extra (4 more), or single names such as fog. The means are "
         "over those asked for."
     )
-    severities: str = flag("Severities of the corruptions, as 1-5 or 1,3,5.", "1-5")
-    baseline: str | None = flag(
+    severities: Annotated[str, int] = flag("Severities of the corruptions, as 1-5 or 1,3,5.", "1-5")
+    baseline: PathName | None = flag(
         "Folder or Hub id of a ProtoSphere checkpoint whose errors on the same corrupted images "
         "the model's are divided by, as the benchmark does with AlexNet's."
     )
-    corrupted_dataset: str | None = flag(
+    corrupted_dataset: PathName | None = flag(
         "Folder of images that are corrupted already, laid out as ImageNet-C "
         "(corruption/severity/class/image) or CIFAR-10-C (corruption.npy, labels.npy), instead of "
         "corrupting those of --split. Those of the model's input size are not resized again."
@@ -38,8 +39,9 @@ class RobustnessArguments:
         if self.corruptions is not None:
             parse_corruptions(self.corruptions)
         parse_severities(self.severities)
-        if self.baseline is not None and not self.measures_robustness:
-            raise ArgumentError("--baseline is compared on corrupted images: give --corruptions.")
+        for name, default in (("baseline", None), ("severities", "1-5")):
+            if getattr(self, name) != default and not self.measures_robustness:
+                raise ArgumentError(f"--{name} is of corrupted images: give --corruptions.")
         if self.corrupted_dataset is not None:
             if not Path(self.corrupted_dataset).is_dir():
                 raise ArgumentError(

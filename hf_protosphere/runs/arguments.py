@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..arguments.fields import check, flag, required
+from ..arguments.fields import Arguments, PathName, check, flag, required
+from ..errors import ArgumentError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlotArguments:
+class PlotArguments(Arguments):
     """What to draw again, from finished files. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "plot"
 
-    runs: list[str] = required(
+    runs: list[PathName] = required(
         "Folders of runs. Of one run every picture; of several, neural collapse over their "
         "training in one picture."
     )
-    output_dir: str | None = flag("Folder for the pictures; by default the first run's.")
+    output_dir: PathName | None = flag("Folder for the pictures; by default the first run's.")
     format: Literal["png", "svg", "pdf"] = flag("Of the pictures.", "png")
     classes: list[str] | None = flag(
         "Names of the classes on the sphere, at most ten; by default those nearest to another."
@@ -29,3 +30,5 @@ class PlotArguments:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.classes and len(self.runs) > 1:
+            raise ArgumentError("--classes are on the sphere, which is drawn of one run only.")

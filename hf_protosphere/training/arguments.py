@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments.fields import check, decide
+from ..arguments.fields import Arguments, check, decide
 from ..data.arguments import DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
@@ -20,7 +20,7 @@ BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(
     RunArguments, OptimizationArguments, AdaptationArguments, ModelArguments, StreamingArguments,
-    SplitArguments, DataArguments,
+    SplitArguments, DataArguments, Arguments,
 ):  # fmt: skip
     """Everything that defines a training run. Invalid values raise `ArgumentError` at once.
 
@@ -91,8 +91,13 @@ class TrainArguments(
             )
 
     def _check_run(self) -> None:
-        if self.warmup_epochs < 0 or self.warmup_epochs >= self.epochs:
-            decide(self, warmup_epochs=max(0.0, min(self.warmup_epochs, self.epochs / 2)))
+        if self.warmup_epochs >= self.epochs:
+            if "warmup_epochs" in self.given:
+                raise ArgumentError(
+                    f"--warmup_epochs {self.warmup_epochs} must be less than --epochs "
+                    f"{self.epochs}: give a shorter one, or leave it out."
+                )
+            decide(self, warmup_epochs=self.epochs / 2)
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
         weights = {
@@ -133,7 +138,7 @@ class TrainArguments(
         return options
 
 
-def _trackers(names: list[str] | str | None) -> list[str]:
+def _trackers(names: list[str] | None) -> list[str]:
     """Those that were asked for, all of them installed.
 
     Raises:
@@ -141,7 +146,6 @@ def _trackers(names: list[str] | str | None) -> list[str]:
     """
     if names is None:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    names = [names] if isinstance(names, str) else list(names)
     names = [name for name in names if name != "none"]
     for name in names:
         if name not in TRACKERS:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..arguments.fields import Count, CountOrZero, Positive, flag
+from ..arguments.fields import Beside, Count, CountOrZero, PathName, Positive, Seed, flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     _argument_group_name = "model"
 
-    backbone: str = flag(
+    backbone: PathName = flag(
         "A timm architecture, a transformers model type, or, with --pretrained, a transformers "
         "checkpoint.",
         "resnet18",
     )
     backbone_source: Literal["timm", "transformers"] = flag("Where the backbone is from.", "timm")
-    backbone_kwargs: str | None = flag(
+    backbone_kwargs: Annotated[str, dict] | None = flag(
         "Options of the backbone as JSON, such as '{\"patch_size\": 4}'."
     )
     pretrained: bool = flag("Start from the backbone's pretrained weights.", False)
-    resume_from: str | None = flag(
+    resume_from: PathName | None = flag(
         "Start from this ProtoSphere checkpoint, a folder or an id on the Hub: its network, "
         "weights, objective and classes."
     )
@@ -48,14 +48,14 @@ class ModelArguments:
         "Side of the square input. By default the images' own size, rounded up to a multiple of "
         "32, at most 224."
     )
-    num_channels: int | None = flag("1 or 3; by default what the images have.")
+    num_channels: Literal[1, 3] | None = flag("1 or 3; by default what the images have.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationArguments:
     _argument_group_name = "adaptation"
 
-    finetune_from: str | None = flag(
+    finetune_from: PathName | None = flag(
         "Start from the network of this ProtoSphere checkpoint, a folder or an id on the Hub, for "
         "the classes of the data set. Those that it knows by name keep their prototypes."
     )
@@ -94,12 +94,16 @@ class OptimizationArguments:
     learning_rate: Positive | None = flag(
         "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW."
     )
-    momentum: float = flag("Of SGD (Nesterov).", 0.9)
-    weight_decay: float | None = flag(
+    momentum: Annotated[float, "[0, 1)", Beside("optimizer", "sgd")] = flag(
+        "Of SGD (Nesterov).", 0.9
+    )
+    weight_decay: Annotated[float, "[0, inf)"] | None = flag(
         "Not applied to biases, norms and prototypes. By default 1e-4 for SGD, 0.05 for AdamW."
     )
     schedule: Literal["cosine", "constant"] = flag("Of the learning rate, after warm-up.", "cosine")
-    warmup_epochs: float = flag("Linear warm-up from 0; fractions of an epoch are fine.", 1.0)
+    warmup_epochs: Annotated[float, "[0, inf)"] = flag(
+        "Linear warm-up from 0; fractions of an epoch are fine.", 1.0
+    )
     max_grad_norm: Positive | None = flag("Clip the gradient to this norm.")
     augmentation: Literal["none", "crop", "resized_crop", "contrastive"] = flag(
         "crop: shift by an eighth; resized_crop: as for ImageNet; contrastive: with colour jitter, "
@@ -129,14 +133,16 @@ class OptimizationArguments:
         "Lay out images and convolutions channel by channel last: faster on recent GPUs.", False
     )
     compile: bool = flag("Compile the model with torch.compile: slow to start, then faster.", False)
-    seed: int = flag("Of weights, order, augmentation and the validation split.", 0)
+    seed: Seed = flag("Of weights, order, augmentation and the validation split.", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
     _argument_group_name = "run"
 
-    output_dir: str = flag("Folder for the model, metrics, curves and checkpoints.", "outputs/run")
+    output_dir: PathName = flag(
+        "Folder for the model, metrics, curves and checkpoints.", "outputs/run"
+    )
     overwrite: bool = flag("Replace an earlier run in --output_dir.", False)
     dry_run: bool = flag(
         "Build everything, take two steps, print the plan with memory and time, and leave nothing "

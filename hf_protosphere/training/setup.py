@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from transformers import get_scheduler
 
+from ..backbones import timm_name
 from ..configuration_protosphere import ProtoSphereConfig
 from ..data.arguments import SplitArguments
 from ..data.dataset import ImageDataset, load_data
@@ -43,24 +44,23 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
     config = None if checkpoint is None else load_config(checkpoint, flag)
     if config is not None:
         of_checkpoint = NETWORK if arguments.resume_from is None else NETWORK | HEAD
-        defaults = TrainArguments(dataset_name="", report_to="none")
         for name, argument in of_checkpoint.items():
             if argument is None:
                 continue
             value, asked = getattr(config, name), getattr(arguments, argument)
             option = name if name == "backbone_kwargs" else argument
-            if asked not in (getattr(defaults, argument), value):
+            if name == "backbone" and arguments.backbone_source == "timm":
+                asked = timm_name(asked)
+            if option in arguments.given and asked != value:
                 raise ArgumentError(
                     f"--{option} {asked} does not fit {flag} {checkpoint}, which has {value}: "
                     "leave it out."
                 )
             decided[option] = value
-        if arguments.resume_from is not None and arguments.views == 1:
-            decided["views"] = None  # of a checkpoint's objective it may be two
     if arguments.dry_run:
         no = dict.fromkeys(("cache_images", "check_images", "resume", "overwrite"), False)
         decided |= no | {"report_to": ["none"]}
-    return (dataclasses.replace(arguments, **decided) if decided else arguments), config
+    return (arguments.but(**decided) if decided else arguments), config
 
 
 def build_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from typing import Any
@@ -103,7 +102,7 @@ def dry_run(
         second step, and the training without evaluations.
     """
     transformers_logging.disable_progress_bar()
-    run = TrainingRun(dataclasses.replace(arguments, dry_run=True), images)
+    run = TrainingRun(arguments.but(dry_run=True), images)
     run.accelerator.print(announcement(run))
     batches, device = run.groups_of_batches(), run.accelerator.device
     synchronize = torch.get_device_module(device).synchronize

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ..arguments.fields import Count, Positive, check, flag, required
+from ..arguments.fields import Arguments, Beside, Count, PathName, Positive, check, flag, required
 from ..arguments.parsing import field_names
 from ..data.arguments import DataArguments, SplitArguments
 from ..errors import ArgumentError
@@ -15,13 +15,19 @@ from ..training.groups import OptimizationArguments, RunArguments
 TRAINED_MODES = ("full", "head", "layerwise", "lora")
 FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
 MODES = (*TRAINED_MODES, *FROZEN_MODES)
+TRAINING = field_names(TrainArguments)
+# What few shots decide; None, too, is not to be given.
+OF_FEW_SHOTS = {
+    "validation_fraction": 0, "nc_every": 0, "nc_train_samples": 0, "pictures": False,
+    "evaluate_every": None, "checkpoint_every": None, "early_stopping_patience": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferArguments:
     _argument_group_name = "transfer"
 
-    model: str = required(
+    model: PathName = required(
         "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each a folder or "
         "an id on the Hub), a timm model, or a folder saved by timm."
     )
@@ -39,10 +45,12 @@ class TransferArguments:
         "Several modes, separated by commas, or all: one table of accuracy, time, trained "
         "parameters and neural collapse."
     )
-    shots: str | None = flag(
+    shots: Annotated[str, int] | None = flag(
         "Few-shot: so many training images of each class, such as 1,2,5,10, with --trials each."
     )
-    trials: Count = flag("Draws of the images for each number of shots.", 10)
+    trials: Annotated[Count, Beside("shots")] = flag(
+        "Draws of the images for each number of shots.", 10
+    )
     objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] | None = flag(
         "Of the training; by default the checkpoint's own, else nonl."
     )
@@ -58,15 +66,15 @@ class TransferArguments:
     )
     rank: Count = flag("Of the adapters of lora.", 8)
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
-    min_steps: Count = flag(
+    min_steps: Annotated[Count, Beside("shots")] = flag(
         "With --shots: as many epochs more as give so many optimiser steps.", 100
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneArguments(
-    RunArguments, OptimizationArguments, SplitArguments, DataArguments, TransferArguments
-):
+    RunArguments, OptimizationArguments, SplitArguments, DataArguments, TransferArguments, Arguments
+):  # fmt: skip
     """A transfer, or several to compare. Invalid values raise `ArgumentError` at once.
 
     Example:
@@ -76,7 +84,7 @@ class FinetuneArguments(
     """
 
     epochs: Count = 20
-    output_dir: str = "outputs/finetune"
+    output_dir: PathName = "outputs/finetune"
 
     def __post_init__(self) -> None:
         check(self)
@@ -84,11 +92,27 @@ class FinetuneArguments(
             raise ArgumentError("--shots and --images_per_class say the same: give one of them.")
         self.modes  # noqa: B018  (a name that is no mode is an error now, not later)
         self.shot_counts  # noqa: B018
+        self._check_modes()
         # Every check of training. The objective may be the checkpoint's: only its linear head takes
         # labels that are mixed.
         mixed = self.objective is None and (self.mixup or self.label_smoothing)
         for mode in self.modes:
-            self.training(mode, **({"objective": "cross_entropy"} if mixed else {}))
+            last = self.seed + (self.trials - 1 if self.shots else 0)
+            self.training(mode, seed=last, **({"objective": "cross_entropy"} if mixed else {}))
+
+    def _check_modes(self) -> None:
+        """That nothing was given which the modes, or few shots, do not obey."""
+        if self.compare is not None and "mode" in self.given:
+            raise ArgumentError("--mode and --compare both say how to transfer: leave out one.")
+        for name, mode in (("decay", "layerwise"), ("rank", "lora"), ("neighbors", "knn")):
+            if name in self.given and self.compare is None and self.mode != mode:
+                raise ArgumentError(f"--{name} is for --mode {mode}, but got {self.mode}.")
+        for name, value in OF_FEW_SHOTS.items() if self.shots else ():
+            if name in self.given and getattr(self, name) != value:
+                raise ArgumentError(
+                    f"--{name} {getattr(self, name)} is not for --shots, whose models are measured "
+                    "once, at their end, and not kept: leave it out."
+                )
 
     @property
     def modes(self) -> list[str]:
@@ -118,9 +142,8 @@ class FinetuneArguments(
 
     def training(self, mode: str, **more: Any) -> TrainArguments:
         """The arguments of training in a mode; `more` are those of what it starts from."""
-        left_out = [name for name in ("objective", "temperature") if getattr(self, name) is None]
-        names = [name for name in field_names(TrainArguments) if name not in left_out]
-        shared = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        given = {name: value for name, value in self.given.items() if name in TRAINING}
+        shared = {"epochs": self.epochs, "output_dir": self.output_dir} | given
         adaptation = {
             "head": {"freeze_backbone": True},
             "layerwise": {"layer_decay": self.decay},
@@ -130,20 +153,20 @@ class FinetuneArguments(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddClassArguments:
+class AddClassArguments(Arguments):
     """New classes for a checkpoint. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "new classes"
 
-    folder: str = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    folder: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     name: str | None = flag("Of the new class.")
-    images: list[str] | None = flag("Images of the new class: files and folders of them.")
-    dataset_name: str | None = flag(
+    images: list[PathName] | None = flag("Images of the new class: files and folders of them.")
+    dataset_name: PathName | None = flag(
         "In place of a name and images: a data set, on the Hub or local. Those of its classes that "
         "the checkpoint does not know are added, in one pass."
     )
-    split: str = flag("Of the data set.", "train")
-    shrinkage: float = flag(
+    split: Annotated[str, Beside("dataset_name")] = flag("Of the data set.", "train")
+    shrinkage: Annotated[float, "[0, inf)"] = flag(
         "Steady a class of very few images: its mean is averaged with what the known classes say "
         "of it, as if that were so many images. Try 10 for one image or two.",
         0.0,
@@ -155,12 +178,10 @@ class AddClassArguments:
         True,
     )
     batch_size: Count = flag("Images embedded at once.", 64)
-    output_dir: str | None = flag("Folder for the new checkpoint; by default the same one.")
+    output_dir: PathName | None = flag("Folder for the new checkpoint; by default the same one.")
 
     def __post_init__(self) -> None:
         check(self)
-        if not (isinstance(self.shrinkage, int | float) and 0 <= self.shrinkage < float("inf")):
-            raise ArgumentError(f"--shrinkage must be 0 or more, but got {self.shrinkage!r}.")
         if self.dataset_name is None and not (self.name and self.images):
             raise ArgumentError(
                 "give a checkpoint, the name of the class and its images, as in `protosphere "

@@ -123,7 +123,9 @@ def plain(arguments: argparse.Namespace, prototypes: Tensor, per_class: int) -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--samples", type=int, default=1_281_167, help="N")
     parser.add_argument("--dim", type=int, default=2048, help="D")

@@ -239,7 +239,9 @@ def _resident() -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset_name", default="cifar10", help="as in `protosphere train`")
     parser.add_argument("--backbone", default="test_resnet")

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from hf_protosphere.arguments.fields import flag
+from hf_protosphere.arguments.fields import Arguments, flag
 from hf_protosphere.arguments.parsing import parse_arguments, read_yaml
 from hf_protosphere.errors import ArgumentError
 
@@ -97,6 +97,14 @@ def test_files_that_cannot_be_read(recipe, tmp_path):
         parse("--config", recipe("[1, 2]"))
     with pytest.raises(ArgumentError, match=r"recipe.yaml cannot be read"):
         parse("--config", recipe("{"))
+    for text in ("", "# place: here\n", "{}", "0"):
+        with pytest.raises(ArgumentError, match="'name: value' lines, but got"):
+            parse("--config", recipe(text))
+    for text in ("place: [\n", "[" * 2000, b"place: caf\xe9\n", "place: \x1b\n", "? [a]: b\n"):
+        path = tmp_path / "damaged.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ArgumentError, match=r"damaged.yaml cannot be read: [^\n]*$"):
+            parse("--config", str(path))
     with pytest.raises(ArgumentError, match=r"missing.yaml cannot be read"):
         parse("--config", str(tmp_path / "missing.yaml"))
 
@@ -104,7 +112,6 @@ def test_files_that_cannot_be_read(recipe, tmp_path):
 def test_a_file_stands_on_its_base(recipe):
     recipe("place: here\ndays: 1\n", "base.yaml")
     assert read_yaml(recipe("base: base.yaml\ndays: 2\n"), Picnic) == {"place": "here", "days": 2}
-    assert read_yaml(recipe(""), Picnic) == {}
 
 
 def test_bases_that_go_in_circles_or_are_missing(recipe):
@@ -121,7 +128,10 @@ def test_bases_that_go_in_circles_or_are_missing(recipe):
     [
         (("--sky", "pink"), "argument --sky: invalid choice: 'pink'.*--help explains"),
         (("--days", "many"), "argument --days: invalid int value: 'many'"),
-        (("--wings", "2"), "unrecognized arguments: --wings 2"),
+        (("--wings", "2"), "unrecognized arguments: --wings 2; --help explains"),
+        (("--conf", "x.yaml"), r"unrecognized arguments: --conf x.yaml. Did you mean '--config'\?"),
+        (("--dayz=2",), r"unrecognized arguments: --dayz=2. Did you mean '--days'\?"),
+        (("--config",), "argument --config: expected one argument; --help explains"),
         (("--days",), "argument --days: expected one argument"),
     ],
 )
@@ -134,3 +144,18 @@ def test_flags_that_cannot_be_read(flags, message, capsys):
 def test_what_is_missing_is_named():
     with pytest.raises(ArgumentError, match="arguments are required: --place"):
         parse("--days", "1")
+
+
+@dataclass(kw_only=True, frozen=True)
+class Hike(Picnic, Arguments):
+    """Knows what was given."""
+
+
+def test_flags_and_files_are_given_and_defaults_are_not(recipe, monkeypatch, tmp_path):
+    path = recipe("sky: grey\ndays: null\n")
+    hike = parse("--config", path, "--place", "here", "--fence", "true", cls=Hike)
+    assert hike.given == {"place": "here", "sky": "grey", "fence": True}
+    assert hike == Hike(place="here", days=None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hike = parse("--config=~/recipe.yaml", "--place", "x", cls=Hike)
+    assert hike.given == {"place": "x", "sky": "grey"}

@@ -6,11 +6,14 @@ import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from PIL import Image
 
+from hf_protosphere.arguments.fields import PathName
 from hf_protosphere.cli.commands import COMMANDS, _imported
+from hf_protosphere.errors import ArgumentError
 from tests import SCRIPTS
 
 EACH = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
@@ -24,6 +27,17 @@ def page(command, monkeypatch, capsys):
         command(["--help"])
     assert stopped.value.code == 0
     return capsys.readouterr().out
+
+
+@pytest.fixture
+def example(command, tmp_path, monkeypatch):
+    """The arguments of its example."""
+    monkeypatch.chdir(tmp_path)
+    Path("scripts").symlink_to(SCRIPTS)
+    for folder in ("path/to/photos", "outputs/run"):
+        Path(folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("path/to/query.png")
+    return command.parse(shlex.split(command.example))
 
 
 @EACH
@@ -61,14 +75,8 @@ def test_help_explains_every_argument_once(command, page):
 
 
 @EACH
-def test_the_example_can_be_typed(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("scripts").symlink_to(SCRIPTS)
-    for folder in ("path/to/photos", "outputs/run"):
-        Path(folder).mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save("path/to/query.png")
-    arguments = command.parse(shlex.split(command.example))
-    assert type(arguments) is _imported(command.arguments)
+def test_the_example_can_be_typed(command, example):
+    assert type(example) is _imported(command.arguments)
 
 
 def test_words_without_a_flag():
@@ -96,3 +104,34 @@ def _fields(command):
 @EACH
 def test_arguments_do_not_change_once_they_are_given(command):
     assert _imported(command.arguments).__dataclass_params__.frozen
+
+
+@EACH
+def test_every_argument_is_checked_by_its_kind(command, example):
+    for name, hint in get_type_hints(type(example)).items():
+        wrong = [object(), 1.0, "1", True] if int in (hint, *get_args(hint)) else [object()]
+        for value in wrong:
+            with pytest.raises(ArgumentError, match=rf"^(--)?{name} must be [^\n]+, but got "):
+                example.but(**{name: value})
+
+
+@EACH
+def test_nothing_is_abbreviated(command):
+    with pytest.raises(ArgumentError, match=r"^unrecog.* Did you mean '--config'\?; --help"):
+        command.parse([*shlex.split(command.example), "--conf", "x"])
+
+
+PATHS = {
+    "backbone", "baseline", "compare_with", "corrupted_dataset", "dataset_name", "finetune_from",
+    "folder", "images", "index", "index_dir", "model", "models", "notes", "ood_dataset", "output",
+    "output_dir", "picture", "pictures", "queries", "recipes", "resume_from", "runs", "space",
+}  # fmt: skip
+
+
+def test_the_home_folder_is_known_to_every_path():
+    found = {}
+    for command in COMMANDS.values():
+        for name, hint in get_type_hints(_imported(command.arguments), include_extras=True).items():
+            if hint in (PathName, PathName | None, list[PathName], list[PathName] | None):
+                found[name] = command
+    assert found.keys() == PATHS

@@ -35,7 +35,13 @@ def test_usage(capsys):
     for command in COMMANDS.values():
         assert f"  {command.name} " in usage
         assert command.summary in usage
-    assert "no command 'fly'" in exit_code("fly")
+    for name, hint in (
+        ("fly", "protosphere --help lists them."),
+        ("tran", "Did you mean 'train'?"),
+    ):
+        assert exit_code(name) == 2
+        error = capsys.readouterr().err
+        assert error == f"protosphere: error: there is no command {name!r}. {hint}\n"
 
 
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):

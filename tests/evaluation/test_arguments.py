@@ -28,10 +28,12 @@ def test_defaults_measure_the_test_split_and_nothing_more():
         ({"max_eval_samples": 0}, "--max_eval_samples must be"),
         ({"num_workers": -1}, "--num_workers must be a whole number of at least 0, but got -1"),
         ({"on_bad_image": "drop"}, "--on_bad_image must be one of error, skip, but got 'drop'"),
-        ({"ood_split": "test"}, r"--ood_split test says more of --ood_dataset"),
-        ({"ood_config": "a"}, r"--ood_config a says more of --ood_dataset"),
-        ({"ood_image_column": "photo"}, r"--ood_image_column photo says more of --ood_dataset"),
+        ({"ood_split": "test"}, r"--ood_split test is for --ood_dataset only"),
+        ({"ood_config": "a"}, r"--ood_config a is for --ood_dataset only"),
+        ({"ood_image_column": "photo"}, r"--ood_image_column photo is for --ood_dataset only"),
         ({"severities": "0-5"}, r"--severities must be such as 1-5"),
+        ({"severities": "1-3"}, "--severities is of corrupted images: give --corruptions"),
+        ({"baseline": "run"}, "--baseline is of corrupted images: give --corruptions"),
     ],
 )
 def test_what_cannot_work_is_refused(options, message):

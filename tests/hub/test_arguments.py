@@ -15,7 +15,7 @@ from hf_protosphere.hub.arguments import DemoArguments, ExportArguments, Publish
         ({"repo_id": "/digits"}, r"--repo_id must be 'user/name', but got '/digits'"),
         ({"repo_id": "a/b/c"}, r"--repo_id must be 'user/name', but got 'a/b/c'"),
         ({"create_pr": True, "revision": "v1"}, r"--revision v1 .*--create_pr makes none: leave"),
-        ({"notes": "none.md"}, r"--notes none.md: there is no such file"),
+        ({"notes": "none.md"}, r"--notes none.md cannot be read: .*No such file"),
     ],
 )
 def test_publishing(options, message):

@@ -11,7 +11,10 @@ from hf_protosphere.retrieval.arguments import IndexArguments, SearchArguments
     [
         ({}, r"give --queries, images to look for, or --evaluate"),
         ({"queries": ["nowhere.png"]}, r"--queries nowhere.png: there is no such"),
-        ({"evaluate": True, "picture": "x.png"}, r"--evaluate takes no"),
+        ({"evaluate": True, "picture": "x.png"}, r"--picture is for --queries, not for --evaluate"),
+        ({"evaluate": True, "k": 10}, r"--k is for --queries, not for --evaluate"),
+        ({"queries": ["."], "recall_at": [1]}, r"--recall_at is for --evaluate: leave it out"),
+        ({"queries": ["."], "split": "train"}, r"--split train is for --dataset_name only"),
         ({"evaluate": True, "recall_at": [0]}, r"--recall_at must be"),
         ({"evaluate": True, "k": 0}, r"k must be"),
         ({"queries": ["."], "dataset_name": "x"}, r"--dataset_name is for --evaluate"),

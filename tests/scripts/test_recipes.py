@@ -34,7 +34,7 @@ def test_a_recipe_stands_on_its_bases_and_flags_win():
     assert (arguments.dataset_name, arguments.label_column) == ("uoft-cs/cifar100", "fine_label")
     assert (arguments.objective, arguments.views, arguments.temperature) == ("scl", 2, 0.07)
     assert arguments.weight_decay == 1e-4
-    assert parsed("cifar100-scl.yaml", "--epochs", "3").epochs == 3
+    assert parsed("cifar100-scl.yaml", "--epochs", "30").epochs == 30
     assert parsed("imagenet1k.yaml").sync_batchnorm
 
 

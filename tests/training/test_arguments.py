@@ -24,6 +24,7 @@ def test_defaults_that_follow_from_others():
     assert TrainArguments(dataset_name="x").views == 1
     assert TrainArguments(dataset_name="x", batch_size=8).eval_batch_size == 16
     assert TrainArguments(dataset_name="x", epochs=1).warmup_epochs == 0.5
+    assert TrainArguments(dataset_name="x", mixed_precision=False).mixed_precision == "no"  # YAML
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,18 @@ def test_defaults_that_follow_from_others():
         ({"epochs": 0}, "--epochs must be a whole number of at least 1"),
         ({"batch_size": 2.5}, "--batch_size must be a whole number"),
         ({"num_workers": -1}, "--num_workers must be a whole number of at least 0"),
+        ({"epochs": 2, "warmup_epochs": 2}, "--warmup_epochs 2 must be less than --epochs 2"),
+        ({"warmup_epochs": -1}, r"--warmup_epochs must be in \[0, inf\)"),
+        ({"momentum": -0.9}, r"--momentum must be in \[0, 1\), but got -0.9"),
+        ({"momentum": 0.8, "optimizer": "adamw"}, "--momentum 0.8 is for --optimizer sgd only"),
+        ({"weight_decay": -1e-4}, r"--weight_decay must be in \[0, inf\), but got -0.0001"),
+        ({"weight_decay": "1e-4"}, r"--weight_decay .* got '1e-4' \(in YAML write 1.0e-4"),
+        ({"seed": 1.0}, "--seed must be a whole number of at least 0, but got 1.0"),
+        ({"seed": -1}, "--seed must be a whole number of at least 0"),
+        ({"seed": 2**32}, r"--seed must be in \[0, 4294967296\), but got 4294967296"),
+        ({"num_channels": 4}, "--num_channels must be one of 1, 3"),
+        ({"shuffle_buffer": 5}, "--shuffle_buffer 5 is for --streaming only"),
+        ({"imbalance_factor": 0.5}, "--imbalance_factor 0.5 is for --imbalance only"),
         ({"objective": "triplet"}, "--objective must be one of nonl"),
         ({"prototypes": "random"}, "--prototypes must be one of learned"),
         ({"validation_fraction": 1.0}, r"--validation_fraction must be in \[0, 1\)"),

@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 
 def test_a_checkpoint_decides_its_network_without_its_weights(arguments, checkpoint, monkeypatch):
     monkeypatch.setattr(setup, "load_classifier", None)  # which would load them
-    given = arguments(finetune_from=checkpoint, backbone="resnet18", objective="nonl")
+    given = arguments(finetune_from=checkpoint, backbone="timm/test_resnet", objective="nonl")
     decided, config = resolve(given)
     assert config.class_names == ["digit_2", "digit_0", "digit_1"]
     assert (decided.backbone, decided.projection, decided.projection_dim) == (
@@ -55,8 +55,17 @@ def test_a_checkpoint_decides_its_network_without_its_weights(arguments, checkpo
 def test_what_goes_on_keeps_the_objective_too(arguments, checkpoint):
     decided, _ = resolve(arguments(resume_from=checkpoint, backbone="test_resnet"))
     assert (decided.objective, decided.temperature) == ("ntce", 0.2)
-    with pytest.raises(ArgumentError, match=r"--projection_dim 16 does not fit --resume_from"):
-        resolve(arguments(resume_from=checkpoint, projection_dim=16))
+    for name, value in {
+        "projection_dim": 16,
+        # Those that are the default as well.
+        "backbone": "resnet18", "objective": "nonl", "temperature": 0.1, "projection": "none",
+        "projection_dim ": 128, "prototypes": "class_means", "num_channels": 3, "image_size": 224,
+    }.items():  # fmt: skip
+        name = name.strip()
+        with pytest.raises(ArgumentError, match=f"--{name} {value} does not fit --resume_from"):
+            resolve(arguments(resume_from=checkpoint, **{name: value}))
+    with pytest.raises(ArgumentError, match="--projection_dim 128 does not fit --finetune_from"):
+        resolve(arguments(finetune_from=checkpoint, projection_dim=128))
     with pytest.raises(ArgumentError, match=r"--backbone_kwargs {'a': 1} does not fit --finetune"):
         resolve(arguments(finetune_from=checkpoint, backbone_kwargs={"a": 1}))
     with pytest.raises(ArgumentError, match="--resume_from nowhere/at/all: there is no such"):

@@ -26,7 +26,7 @@ def test_modes_and_shots_are_read_from_what_is_typed():
 
 
 def test_what_a_mode_is_to_training():
-    arguments = finetuning(decay=0.5, rank=4, objective="ntce", epochs=7)
+    arguments = finetuning(compare="all", decay=0.5, rank=4, objective="ntce", epochs=7)
     training = {mode: arguments.training(mode) for mode in TRAINED_MODES}
     adapted = {
         mode: (of_mode.freeze_backbone, of_mode.layer_decay, of_mode.lora_rank)
@@ -53,6 +53,15 @@ def test_what_a_mode_is_to_training():
         ({"trials": 0}, "--trials must be a whole number"),
         ({"decay": 1.5}, r"--decay must be in \(0, 1\]"),
         ({"mode": "magic"}, "--mode must be one of"),
+        ({"mode": "full", "compare": "head"}, "--mode and --compare both say how"),
+        ({"decay": 0.5}, "--decay is for --mode layerwise, but got full"),
+        ({"mode": "full", "rank": 8}, "--rank is for --mode lora, but got full"),
+        ({"mode": "lora", "neighbors": 5}, "--neighbors is for --mode knn, but got lora"),
+        ({"trials": 3}, "--trials 3 is for --shots only"),
+        ({"min_steps": 3}, "--min_steps 3 is for --shots only"),
+        ({"shots": 1, "pictures": True}, "--pictures True is not for --shots"),
+        ({"shots": 1, "evaluate_every": 1}, "--evaluate_every 1 is not for --shots"),
+        ({"shots": 1, "seed": 2**32 - 3}, r"--seed must be in .*, but got 4294967302"),
         ({"batch_size": 0}, "--batch_size must be a whole number"),
     ],
 )
@@ -76,8 +85,8 @@ def test_options_of_a_linear_head_wait_for_the_checkpoint_to_be_known():
         ({"dataset_name": "x", "name": "okapi"}, "--dataset_name gives names and images"),
         ({"dataset_name": "x", "images": ["okapi.jpg"]}, "--dataset_name gives names and images"),
         ({"dataset_name": "x", "batch_size": 0}, "--batch_size must be a whole number"),
-        ({"dataset_name": "x", "shrinkage": -1}, "--shrinkage must be 0 or more, but got -1"),
-        ({"dataset_name": "x", "shrinkage": float("nan")}, "--shrinkage must be 0 or more"),
+        ({"dataset_name": "x", "shrinkage": -1}, "--shrinkage must be in \\[0, inf\\), but got -1"),
+        ({"dataset_name": "x", "shrinkage": float("nan")}, "--shrinkage must be in \\[0, inf\\)"),
     ],
 )
 def test_new_classes_that_cannot_be_added(options, message):

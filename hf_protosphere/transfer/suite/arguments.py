@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...arguments.fields import check_known, decide, flag
+from ...arguments.fields import Arguments, PathName, check, check_known, decide, expanded, flag
 from ...arguments.parsing import field_names
 from ...errors import ArgumentError, UserError
 from ..arguments import MODES, FinetuneArguments
@@ -42,8 +42,8 @@ class _SuiteData:
 class _SuiteOptions:
     _argument_group_name = "transfer suite"
 
-    models: list[str] | None = flag("What to transfer, as for `protosphere finetune --model`.")
-    baseline: str | None = flag(
+    models: list[PathName] | None = flag("What to transfer, as for `protosphere finetune --model`.")
+    baseline: PathName | None = flag(
         "The model that the others are compared with; by default the first one."
     )
     modes: list[str] = flag(
@@ -54,25 +54,21 @@ class _SuiteOptions:
         "files has the columns and splits that the file names; one of images has its own."
     )
     only: list[str] | None = flag("Names of the data sets to do now.")
-    output_dir: str = flag(
+    output_dir: PathName = flag(
         "Folder for the table, and for the transfers, DATASET/MODEL each.", "outputs/transfer"
     )
     dry_run: bool = flag("Print what is done and what is to do; do nothing.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferSuiteArguments(_SuiteOptions, _SuiteData):
+class TransferSuiteArguments(_SuiteOptions, _SuiteData, Arguments):
     """Models and data sets to transfer them to. Invalid values raise `ArgumentError` at once.
 
     `models` then begins with the baseline, and `datasets` are those of `data`, where it names them.
     """
 
     def __post_init__(self) -> None:
-        for name in ("models", "modes", "data", "only"):
-            values = getattr(self, name)
-            names = values or []
-            if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-                raise ArgumentError(f"--{name} must be a list of names, but got {values!r}.")
+        check(self)
         baseline = [] if self.baseline is None else [self.baseline]
         decide(self, models=list(dict.fromkeys([*baseline, *(self.models or [])])))
         if not self.models:
@@ -86,10 +82,8 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
 
     def _check_file(self) -> None:
         settable = [name for name in field_names(FinetuneArguments) if name not in OF_THE_SUITE]
-        if not isinstance(self.arguments, dict):
-            raise ArgumentError(f"arguments must be such as {{epochs: 10}}: {self.arguments!r}.")
         check_known(self.arguments, settable, "arguments: a suite cannot set")
-        if not isinstance(self.datasets, dict) or not self.datasets:
+        if not self.datasets:
             raise ArgumentError(
                 "a suite needs a file with data sets, such as `protosphere transfer-suite "
                 "scripts/transfer/paper.yaml --models path/to/run`."
@@ -114,7 +108,7 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData):
         if not equals:
             raise ArgumentError(f"--data takes NAME=FOLDER, but got {text!r}.")
         check_known([name], list(self.datasets), f"--data {text}: the file has no data set")
-        path = Path(folder).expanduser()
+        path = Path(expanded(folder))
         if not path.is_dir():
             raise ArgumentError(f"--data {text}: there is no such folder.")
         tables = any(next(path.rglob(f"*.{kind}"), None) for kind in ("parquet", "arrow"))
