@@ -5,6 +5,7 @@ Travels to the Hub with every checkpoint.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,6 +18,12 @@ from transformers import AutoImageProcessor
 
 from .configuration_protosphere import build_image_processor
 from .prototypes import class_means
+
+
+def class_name(name: str) -> str:
+    """The form in which names of classes are compared: in Unicode's NFC, without spaces at the ends
+    or in a row, which nobody sees."""
+    return " ".join(unicodedata.normalize("NFC", str(name)).split())
 
 
 class EditableClasses:
@@ -62,7 +69,8 @@ class EditableClasses:
         """
         self._require_prototypes("add_classes")
         names = [str(name) for name in images]
-        if known := [name for name in names if name in self.config.label2id]:
+        there = {class_name(name): name for name in self.config.class_names}
+        if known := [there[class_name(name)] for name in names if class_name(name) in there]:
             raise ValueError(
                 f"the model has a class {known[0]!r} already: give another name, or "
                 "remove_classes first."

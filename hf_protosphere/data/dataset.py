@@ -19,6 +19,7 @@ from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
 from ..errors import DataError
+from ..runs.processes import announce
 from .arguments import DataArguments
 from .labels import find_class_names, labels_of, map_labels, some
 from .pixels import UNDECODABLE, decode, rgb
@@ -30,7 +31,7 @@ from .sources import (
     two_columns,
     with_joined,
 )
-from .streaming import decoded, downloaded, stream_class_names, stream_length
+from .streaming import decoded, downloaded, stream_length
 from .subsets import balanced_sample, with_held_out
 
 logger = logging.getLogger(__name__)
@@ -140,9 +141,10 @@ def load_image_dataset(
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
-    loaded = load_splits(dataset_name, dataset_config, revision, streaming)
-    loaded = with_joined(loaded, train_split) if "+" in train_split else loaded
     given = (train_split, validation_split, test_split)
+    named = {part for name in given if name for part in name.split("+")}
+    loaded = load_splits(dataset_name, dataset_config, revision, streaming, named=named)
+    loaded = with_joined(loaded, train_split) if "+" in train_split else loaded
     sources = choose_splits(loaded, *given, need_train, flags)
     holds_out = need_train and validation_fraction > 0 and "validation" in {*roles} - {*sources}
     roles = {*roles, "train"} if holds_out else {*roles}
@@ -156,16 +158,18 @@ def load_image_dataset(
         return ImageDataset({}, label_names or [])
     first = loaded[next(iter(sources.values()))]
     columns = find_image_column(first, image_column), find_label_column(first, label_column)
-    splits = {role: two_columns(loaded[name], *columns) for role, name in sources.items()}
-    stream = splits.pop("train", None) if streaming else None
+    splits = {
+        role: two_columns(loaded[name], *columns, dataset_name) for role, name in sources.items()
+    }
     if streaming:
-        splits = {role: downloaded(split, role) for role, split in splits.items()}
+        splits |= {role: downloaded(splits[role], role) for role in {*splits} - {"train"}}
+    names = label_names or find_class_names(splits)
+    splits = {role: map_labels(split, role, names) for role, split in splits.items()}
+    announce("\n".join([dataset_name, *_found(splits, names, loaded, sources)]))
+    stream = splits.pop("train") if streaming and "train" in splits else None
     if stream is not None:
-        label_names = label_names or stream_class_names(stream, columns[1])
         num_train_images = num_train_images or stream_length(stream, train_split)
     splits, bad_images = _checked(splits, on_bad_image) if check_images else (splits, {})
-    names = label_names or find_class_names(splits, columns[1])
-    splits = {role: map_labels(split, role, names) for role, split in splits.items()}
     if holds_out:
         splits |= with_held_out(splits["train"], validation_fraction, seed)
         sources["validation"] = sources["train"]
@@ -177,6 +181,26 @@ def load_image_dataset(
     if need_train and need_all_classes and "train" in splits and not images.is_streamed:
         _require_training_images(images)
     return images
+
+
+def _found(
+    splits: Mapping[str, Dataset | IterableDataset], names: list[str], loaded: Mapping[str, Any],
+    sources: Mapping[str, str],
+) -> list[str]:  # fmt: skip
+    """What was found, before anything starts: a line for each split."""
+    lines = []
+    for role, split in splits.items():
+        of = role if sources[role] == role else f"{role} ({sources[role]})"
+        if isinstance(split, IterableDataset):
+            lines.append(f"  {of}: a stream of {len(names)} classes: {some(names)}")
+            continue
+        counts = np.bincount(labels_of(split), minlength=len(names)).tolist()
+        there = [f"{name} {count:,}" for name, count in zip(names, counts) if count]
+        lines.append(f"  {of}: {len(split):,} images of {len(there)} classes: {some(there)}")
+    taken = {part for name in sources.values() for part in name.split("+")}
+    if others := [name for name in loaded if name not in taken]:
+        lines.append(f"  not read: {some(others)}")
+    return lines
 
 
 def _checked(
@@ -202,13 +226,17 @@ def load_split(
 ) -> Dataset:  # fmt: skip
     """One split by itself, with its own classes; arguments and columns are as above. Images are not
     checked."""
-    loaded = load_splits(dataset_name, dataset_config, revision)
+    loaded = load_splits(dataset_name, dataset_config, revision, named={split})
     if split not in loaded or len(loaded[split]) == 0:
         raise DataError(f"--split {split}: of the splits {', '.join(loaded)} none has such images.")
     chosen = loaded[split]
     label_column = find_label_column(chosen, label_column)
-    chosen = two_columns(chosen, find_image_column(chosen, image_column), label_column)
-    return map_labels(chosen, split, find_class_names({split: chosen}, label_column))
+    columns = find_image_column(chosen, image_column), label_column
+    chosen = two_columns(chosen, *columns, dataset_name)
+    names = find_class_names({split: chosen})
+    chosen = map_labels(chosen, split, names)
+    announce("\n".join([dataset_name, *_found({split: chosen}, names, loaded, {split: split})]))
+    return chosen
 
 
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:

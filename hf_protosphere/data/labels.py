@@ -1,103 +1,159 @@
 """The labels of a data set, whatever they come as: class names, numbers, features of another split.
 
 Splits are matched by class name, never by number: each split of a folder numbers its own classes.
+Numbers without names are the names of classes where any class is called by a number; else they
+can only be positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
+from ..editable_classes import class_name
 from ..errors import DataError
+from ..runs.processes import announce
 
 SHOWN = 5  # names listed in a message
+MAX_CLASSES = 1_000_000  # that numbers can count: larger ones are no labels
 
 
-def find_class_names(splits: dict[str, Dataset], column: str) -> list[str]:
-    """The classes, from the training split where there is one."""
-    split = splits.get("train", next(iter(splits.values())))
-    feature = split.features["label"]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        return sorted({str(name) for name in split.unique("label") if name is not None})
-    values = _integers(split, "train", column)
-    return [str(i) for i in range(max(values) + 1)]
-
-
-def _integers(split: Dataset, role: str, column: str = "label") -> list[int]:
-    """The distinct integer labels of a column that is no ClassLabel."""
-    feature = split.features["label"]
-    if not (isinstance(feature, Value) and "int" in feature.dtype):
-        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
-        raise DataError(
-            f"--label_column {column} must hold class names or whole numbers, but the labels of "
-            f"the {role} split are of type {kind}."
+def find_class_names(splits: dict[str, Dataset | IterableDataset]) -> list[str]:
+    """The classes, as `class_name` has them, from the training split where there is one."""
+    role = "train" if "train" in splits else next(iter(splits))
+    own, _ = _own_classes(splits[role], role)
+    names = list(dict.fromkeys(map(class_name, own)))
+    if changed := [name for name in own if name != class_name(name)]:
+        announce(
+            "Class names are read without spaces at their ends or in a row, and in NFC: "
+            f"{some(map(repr, changed))}. So there are {len(names)} classes of {len(own)} names."
         )
-    values = split.unique("label")
-    if None in values:
-        raise DataError(f"--label_column {column}: the {role} split has images without a label.")
-    if min(values) < 0:
-        hidden = " (hidden labels?)" if set(values) == {-1} else ""
-        raise DataError(
-            f"--label_column {column}: labels count from 0, but the {role} split has "
-            f"{min(values)}{hidden}. Evaluate on a split with labels."
-        )
-    return values
+    announce_cases(names, names)
+    return names
 
 
-def map_labels(split: Dataset, role: str, names: list[str]) -> Dataset:
-    """The split with ClassLabel(names), its own classes matched by name."""
-    feature = split.features["label"]
-    if isinstance(feature, ClassLabel):
-        own = list(feature.names)
-        labels = labels_of(split)
-        if len(labels) and labels.min() < 0:
-            raise DataError(
-                f"the {role} split has labels of {labels.min()} (hidden labels?): evaluate on a "
-                "split with labels."
-            )
-        used = [own[i] for i in sorted(set(labels.tolist()))]
-    elif isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        if None in (used := split.unique("label")):
-            raise DataError(f"the {role} split has images without a label.")
-        own = sorted(used)
-        index = {name: i for i, name in enumerate(own)}
-        labels = np.asarray([index[name] for name in labels_of(split)])
-    else:
-        largest = max(_integers(split, role))
-        if largest >= len(names):
-            raise DataError(
-                f"the {role} split has the label {largest}, but there are {len(names)} classes, "
-                f"numbered from 0: {some(names)}."
-            )
-        own, labels = names, labels_of(split)  # numbers are the classes themselves
-        used = []
-    if own == names and isinstance(feature, ClassLabel):
+def announce_cases(names: Iterable[str], known: Iterable[str]) -> None:
+    """Say which of the names differ from a known one in case alone."""
+    forms = Counter(name.casefold() for name in {*known, *names})
+    if alike := [name for name in names if forms[name.casefold()] > 1]:
+        announce(f"Classes whose names differ in case alone stay apart: {some(alike)}.")
+
+
+def map_labels(
+    split: Dataset | IterableDataset, role: str, names: Sequence[str]
+) -> Dataset | IterableDataset:
+    """The split with ClassLabel(names), its own classes matched by name; a stream's as they come.
+
+    Raises:
+        DataError: classes that are not among the names; hidden or missing labels.
+    """
+    own, labels = _own_classes(split, role)
+    feature, names = split.features["label"], list(names)
+    if isinstance(feature, ClassLabel) and own == names:
         return split
-    # Numbers for names, as in a Parquet file without metadata, can only mean the order.
-    if own == [str(i) for i in range(len(names))]:
-        own = names
-    missing = [name for name in used if name not in names]
-    if missing and own is not names:
+    table = _translation(own, np.unique(labels), names, role)
+    if isinstance(split, IterableDataset):
+        features = Features(split.features | {"label": ClassLabel(names=names)})
+        renumber = dict(enumerate(table.tolist()))
+        return split.map(
+            lambda row: {"label": renumber.get(row["label"], row["label"])}, features=features
+        )
+    mapped = split.remove_columns("label").add_column("label", table[labels].tolist())
+    return mapped.cast_column("label", ClassLabel(names=names))
+
+
+def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str], np.ndarray]:
+    """The names of the classes that the split itself has, and which one each image is of, (N,); of
+    a stream, which cannot be asked, every one once."""
+    feature = (split.features or {}).get("label")
+    if isinstance(split, IterableDataset):
+        if not isinstance(feature, ClassLabel):
+            raise DataError(
+                "--streaming needs a label column that declares its classes (a ClassLabel), but it "
+                f"is {feature}: leave out --streaming, or publish the data set with its classes."
+            )
+        return list(feature.names), np.arange(len(feature.names))
+    kind = feature.dtype if isinstance(feature, Value | ClassLabel) else type(feature).__name__
+    if "int" not in kind and kind not in ("string", "large_string"):
+        raise DataError(
+            "--label_column must hold class names or whole numbers, but the labels of the "
+            f"{role} split are of type {kind}."
+        )
+    labels = labels_of(split, role)
+    if "int" not in kind:
+        own, labels = np.unique(labels.astype(str), return_inverse=True)
+        return own.tolist(), labels
+    smallest, largest = (labels.min(), labels.max()) if len(labels) else (0, -1)
+    if smallest < 0:
+        raise DataError(
+            f"--label_column: labels count from 0, but the {role} split has labels of {smallest} "
+            "(hidden labels?): take a split with labels."
+        )
+    if isinstance(feature, ClassLabel):
+        return list(feature.names), labels
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"--label_column: the {role} split has the label {largest}, but labels are numbers of "
+            "classes, from 0."
+        )
+    return [str(i) for i in range(largest + 1)], labels
+
+
+def _translation(own: list[str], used: np.ndarray, names: list[str], role: str) -> np.ndarray:
+    """(len(own),) the place in `names` of each own class, −1 of those that are not there."""
+    index = {class_name(name): i for i, name in enumerate(names)}
+    index |= {name: i for i, name in enumerate(names)}  # the very name before another form of it
+    table = np.asarray([index.get(name, index.get(class_name(name), -1)) for name in own])
+    missing = [own[i] for i in used if table[i] < 0]
+    if not missing:
+        return table
+    numbered = own == [str(i) for i in range(len(own))]
+    if not numbered or any(name.isdecimal() for name in names):
         raise DataError(
             f"the {role} split has classes that are not among the {len(names)} known ones: "
             f"{some(missing)}. Known are {some(names)}."
         )
-    index = {name: i for i, name in enumerate(names)}
-    translation = np.asarray([index.get(name, -1) for name in own])
-    labels = translation[labels].astype(np.int64).tolist()
-    mapped = split.remove_columns("label").add_column("label", labels)
-    return mapped.cast_column("label", ClassLabel(names=names))
+    if len(own) > len(names):
+        raise DataError(
+            f"the {role} split has the label {own[-1]}, but there are {len(names)} classes, "
+            f"numbered from 0: {some(names)}."
+        )
+    _announce_positions(tuple(names))
+    return np.arange(len(own))
 
 
-def labels_of(split: Dataset) -> np.ndarray:
-    """The column "label", (N,)."""
+@cache  # once, of however many splits
+def _announce_positions(names: tuple[str, ...]) -> None:
+    first = ", ".join(f"{i} is {name}" for i, name in enumerate(names[:SHOWN]))
+    announce(f"Labels are numbers without names, and so positions of classes: {first}.")
+
+
+def labels_of(split: Dataset, role: str = "") -> np.ndarray:
+    """The column "label", (N,).
+
+    Raises:
+        DataError: images without a label, or names that are not UTF-8; with the split's role.
+    """
     # As one Arrow column: row by row it takes seconds.
-    return split.with_format("arrow", columns=["label"])[:]["label"].to_numpy()
+    column = split.with_format("arrow", columns=["label"])[:]["label"]
+    if column.null_count:
+        rows = np.flatnonzero(column.is_null())
+        first = split.select(rows[:SHOWN]).with_format("arrow")[:]["image"].to_pylist()
+        names = [(image or {}).get("path") or f"row {row}" for image, row in zip(first, rows)]
+        raise DataError(
+            f"the {role} split has {len(rows)} images without a label, such as {some(names)}: give "
+            "them one, or take them out."
+        )
+    try:
+        return column.to_numpy()
+    except (UnicodeDecodeError, pa.ArrowException) as error:
+        raise DataError(f"the labels of the {role} split are not UTF-8: {error}.") from error
 
 
 def some(names: Iterable[Any]) -> str:

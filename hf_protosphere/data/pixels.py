@@ -7,6 +7,8 @@ here, so that the same file is the same image everywhere.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..errors import DataError
+from ..runs.processes import announce
+from .labels import some
 
 # What Pillow raises for broken images; SyntaxError for a broken PNG.
 UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
@@ -52,11 +56,78 @@ def pixels_of(images: list[Image.Image], processor: BaseImageProcessor, **option
     return processor(list(map(rgb, images)), return_tensors="pt", **options)["pixel_values"]
 
 
+# Why something in a folder of images is left out.
+HIDDEN, OTHER, LOOP = "hidden", "of other kinds", "links back to where they lie"
+NOWHERE, EMPTY = "links to nothing", "folders without images"
+
+
 def image_files(folder: Path) -> list[Path]:
-    """All image files of a folder, at any depth, sorted: what Pillow has a name extension for."""
+    """All image files of a folder, as `walk_images` finds them; what was found is said."""
+    files, left_out = walk_images(folder)
+    announce(in_words(folder, files, left_out))
+    return files
+
+
+def walk_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """All image files of a folder, at any depth, sorted: what Pillow has a name extension for.
+
+    Links are followed, but not back to a folder that they lie in. What is hidden, with a name that
+    begins with a dot, is not read, and `__MACOSX` neither.
+
+    Returns:
+        The files, and what is left out, by the reason.
+
+    Raises:
+        DataError: a folder that cannot be read, or names that are not UTF-8.
+    """
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     # PDF and the like Pillow writes only; of what it opens, these are films.
     suffixes -= {".mpg", ".mpeg"}
-    found = (Path(top) / name for top, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in suffixes)
+    files: list[Path] = []
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    seen, folders = [], [(folder, frozenset())]
+    while folders:
+        top, above = folders.pop()
+        try:
+            status, entries = top.stat(), list(os.scandir(top))
+        except OSError as error:
+            raise DataError(f"{str(top)!a} cannot be read: {error.strerror}.") from error
+        own = status.st_dev, status.st_ino
+        if own in above:
+            left_out[LOOP].append(top)
+            continue
+        seen.append(top)
+        for entry in entries:
+            path = top / entry.name
+            entry = path if entry.is_symlink() else entry  # a path answers for what a link leads to
+            if path.name.startswith(".") or path.name == "__MACOSX":
+                left_out[HIDDEN].append(path)
+            elif entry.is_dir():
+                folders.append((path, above | {own}))
+            elif not entry.is_file():
+                left_out[NOWHERE].append(path)
+            else:
+                (files if path.suffix.lower() in suffixes else left_out[OTHER]).append(path)
+    if unreadable := [path for path in files if not _is_text(path)]:
+        raise DataError(
+            f"{len(unreadable)} images in {str(folder)!a} have names that are not UTF-8: "
+            f"{some(map(ascii, map(str, unreadable)))}. Rename them or their folders."
+        )
+    full = {parent for path in {file.parent for file in files} for parent in (path, *path.parents)}
+    left_out[EMPTY] += [top for top in seen if top not in full and top.parent in full]
+    return sorted(files), {why: sorted(paths) for why, paths in left_out.items() if paths}
+
+
+def _is_text(path: Path) -> bool:
+    """Bytes of a name that are no UTF-8 stand for themselves in it, and cannot be encoded."""
+    return str(path).encode(errors="replace").decode() == str(path)
+
+
+def in_words(folder: Path, files: list[Path], left_out: Mapping[str, list[Path]]) -> str:
+    def names(paths: list[Path]) -> str:
+        return some(path.relative_to(folder) for path in paths)
+
+    words = f"{folder}: {len(files):,} images" + (f" ({names(files)})" if files else "")
+    gone = [f"{len(paths):,} {why} ({names(paths)})" for why, paths in left_out.items()]
+    return words + ("; left out: " + ", ".join(gone) if gone else "")

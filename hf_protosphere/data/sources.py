@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import (
+    Array2D,
+    Array3D,
     ClassLabel,
     Dataset,
     DatasetDict,
+    Features,
     Image,
     IterableDataset,
     IterableDatasetDict,
+    SplitDict,
+    SplitInfo,
     Value,
     concatenate_datasets,
 )
 from datasets.exceptions import DatasetsError
+from huggingface_hub import metadata_load
 from huggingface_hub.utils import httpx
+from yaml import YAMLError
 
+from ..editable_classes import class_name
 from ..errors import DataError
+from ..runs.processes import announce
+from .labels import some
+from .pixels import OTHER, in_words, walk_images
 
+IMAGE_COLUMNS = ("image", "img", "image_path", "file_path", "path", "file_name", "filename", "file")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+SPLIT_FOLDERS = ("train", *VALIDATION_SPLITS, "test")
+TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+STREAMED_SHARDS = 1024  # at most, of a folder of images
 
 
 def load_splits(
     name: str, config: str | None, revision: str | None = None, streaming: bool = False,
-    flag: str = "--dataset_name",
+    flag: str = "--dataset_name", named: Collection[str] = (),
 ) -> DatasetDict | IterableDatasetDict:  # fmt: skip
-    """All splits of a data set, as they are; a `DataError` names the flag that gave it."""
+    """All splits of a data set, as they are; a `DataError` names the flag that gave it.
+
+    Args:
+        named: splits that the user calls by name: folders of images called so are splits too.
+    """
     path = Path(name).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -40,10 +62,12 @@ def load_splits(
                     "written by save_to_disk: leave it out, nothing is downloaded there."
                 )
             loaded = datasets.load_from_disk(str(path))
-        elif path.suffix == ".parquet" and path.is_file():
-            loaded = datasets.load_dataset("parquet", data_files=str(path), streaming=streaming)
+        elif path.is_file() and path.suffix in TABLES:
+            loaded = datasets.load_dataset(
+                TABLES[path.suffix], data_files=str(path), streaming=streaming
+            )
         elif path.is_dir():
-            loaded = datasets.load_dataset(str(path), config, streaming=streaming)
+            loaded = _load_folder(path, config, streaming, flag, named)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise DataError(f"{flag} {name}: there is no such file or folder.")
         else:
@@ -56,7 +80,7 @@ def load_splits(
             "Parquet version of it (see its page on the Hub), or a folder of images with one "
             "sub-folder per class."
         ) from error
-    except (OSError, ValueError, DatasetsError, httpx.HTTPError) as error:
+    except (OSError, ValueError, DatasetsError, YAMLError, httpx.HTTPError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -64,7 +88,118 @@ def load_splits(
             "It must be a data set on the Hub that can be reached, a folder of Parquet files, or a "
             "folder of images with one sub-folder per class."
         ) from error
-    return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
+    if isinstance(loaded, IterableDatasetDict):
+        if any(split.features is None for split in loaded.values()):
+            raise DataError(f"--streaming: {flag} {name} declares no columns: leave it out.")
+        return loaded
+    loaded = {"train": loaded} if isinstance(loaded, Dataset) else loaded
+    # A format that was stored, such as "torch", is that of other work.
+    return DatasetDict({split: rows.with_format(None) for split, rows in loaded.items()})
+
+
+def _load_folder(
+    path: Path, config: str | None, streaming: bool, flag: str, named: Collection[str]
+) -> DatasetDict | IterableDatasetDict:
+    card = path / "README.md"
+    files, left_out = walk_images(path)
+    described = card.is_file() and "configs" in (metadata_load(card) or {})
+    if described or not _outnumber_tables(files, left_out):
+        return datasets.load_dataset(str(path), config, streaming=streaming)
+    if config is not None:
+        raise DataError(f"--dataset_config {config}: {path} is a folder of images: leave it out.")
+    announce(in_words(path, files, left_out))
+    path, files = path.absolute(), [file.absolute() for file in files]
+    splits = by_split(path, files, named, flag)
+    if any(file.stem == "metadata" for file in left_out.get(OTHER, [])):  # it has names and labels
+        inside = all(path / s in file.parents for s, rows in splits.items() for file, _ in rows)
+        patterns = {s: f"{s}/**" for s in splits} if inside else {"train": "**"}
+        return datasets.load_dataset(str(path), data_files=patterns, streaming=streaming)
+    names = sorted({name for rows in splits.values() for _, name in rows} - {None})
+    if not streaming:
+        return DatasetDict({split: _table(rows, names) for split, rows in splits.items()})
+    streams = IterableDatasetDict()
+    for split, rows in splits.items():
+        # Shuffled once: a folder has class after class, and a stream is shuffled in a buffer alone.
+        table = _table(rows, names, seed=0)
+        streams[split] = table.to_iterable_dataset(min(STREAMED_SHARDS, len(rows)))
+        streams[split].info.splits = SplitDict({split: SplitInfo(split, num_examples=len(rows))})
+    return streams
+
+
+def by_split(
+    folder: Path, files: Sequence[Path], named: Collection[str] = (), flag: str = "--dataset_name"
+) -> dict[str, list[tuple[Path, str | None]]]:
+    """The image files of a folder with their classes, by split.
+
+    Folders at the top that are called train, validation, val, valid, dev or test, or as in `named`,
+    are splits where all are, or where several of them hold nothing but folders; else all is one
+    split, "train". The folders of a split are its classes, whatever folders are in them. Images
+    that lie beside them have none.
+
+    Raises:
+        DataError: it cannot be told whether the folders at the top are splits or classes.
+    """
+    parts = {file: file.relative_to(folder).parts for file in files}
+    depths: dict[str, int] = {}  # least depth of an image in each folder at the top
+    for names in parts.values():
+        if len(names) > 1:
+            depths[names[0]] = min(len(names), depths.get(names[0], len(names)))
+    splits = {*depths} & {*SPLIT_FOLDERS, *named}
+    if splits < {*depths}:
+        of_folders = [name for name in splits if depths[name] > 2]
+        if len(of_folders) == 1:
+            others = some(sorted({*depths} - splits))
+            raise DataError(
+                f"{flag} {folder}: is {of_folders[0]} a split or a class, beside {others}? Put all "
+                "classes into a folder train; or name the other splits, as by --test_split."
+            )
+        splits = {*depths} if of_folders else set()
+    found: dict[str, list[tuple[Path, str | None]]] = {name: [] for name in SPLIT_FOLDERS}
+    for file, names in parts.items():
+        split, *within = names if names[0] in splits else ("train", *names)
+        found.setdefault(split, []).append((file, within[0] if len(within) > 1 else None))
+    return {split: rows for split, rows in found.items() if rows}
+
+
+def folder_labels(folder: Path, files: Sequence[Path], flag: str) -> dict[Path, str]:
+    """The class of each image file of a folder; where it has none, the name of its own folder."""
+    rows = [row for rows in by_split(folder, files, flag=flag).values() for row in rows]
+    return {file: class_name(name or file.resolve().parent.name) for file, name in rows}
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether `load_splits` reads a folder's image files, not its tables."""
+    return _outnumber_tables(*walk_images(path))
+
+
+def _outnumber_tables(files: list[Path], left_out: Mapping[str, list[Path]]) -> bool:
+    packed = (".parquet", ".arrow", ".tar", ".zip")
+    return len(files) > sum(path.suffix in packed for path in left_out.get(OTHER, []))
+
+
+def _table(
+    rows: list[tuple[Path, str | None]], names: list[str], seed: int | None = None
+) -> Dataset:
+    """Paths and classes in the cache of datasets, where they are found while no file changes."""
+    features = Features({"image": Image()} | ({"label": ClassLabel(names=names)} if names else {}))
+    digest = hashlib.sha256(f"{names} {seed}".encode())
+    for path, name in rows:
+        status = path.stat()
+        state = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        digest.update(f"{path}\0{name}\0{state}\0".encode())
+    if seed is not None:
+        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+    return Dataset.from_generator(
+        _examples, features=features, gen_kwargs={"rows": rows, "columns": tuple(features)},
+        fingerprint=digest.hexdigest()[:32],
+    )  # fmt: skip
+
+
+def _examples(
+    rows: list[tuple[Path, str | None]], columns: tuple[str, ...]
+) -> Iterator[dict[str, str | None]]:
+    for path, name in rows:
+        yield dict(zip(columns, (str(path), name)))
 
 
 def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
@@ -110,11 +245,19 @@ def choose_splits(
 
 def find_image_column(split: Dataset, name: str | None, flag: str = "--image_column") -> str:
     found = [column for column, feature in split.features.items() if isinstance(feature, Image)]
-    column = _given_or_only(split, name, found, "images", flag)
-    feature = split.features[column]
-    if not (isinstance(feature, Image) or "bytes" in str(feature) or "binary" in str(feature)):
+    named = [name for name in IMAGE_COLUMNS if _can_be_images(split.features.get(name))]
+    column = _given_or_only(split, name, found or named[:1], "images", flag)
+    if not _can_be_images(split.features[column]):
         raise DataError(f"{flag} {name} holds no images: the columns are {_describe(split)}.")
     return column
+
+
+def _can_be_images(feature: Any) -> bool:
+    """Images, encoded ones, pixels, or paths of files."""
+    if isinstance(feature, Value):
+        return feature.dtype in ("string", "large_string", "binary", "large_binary")
+    encoded = isinstance(feature, dict) and bool({"bytes", "path"} & {*feature})
+    return encoded or isinstance(feature, Image | Array2D | Array3D)
 
 
 def find_label_column(split: Dataset, name: str | None) -> str:
@@ -140,17 +283,62 @@ def _describe(split: Dataset) -> str:
     return ", ".join(f"{name} ({kind(feature)})" for name, feature in split.features.items())
 
 
-def two_columns(split: Dataset, image_column: str, label_column: str) -> Dataset:
-    for flag, column in (("image_column", image_column), ("label_column", label_column)):
+def two_columns(
+    split: Dataset, image_column: str, label_column: str | None, source: str
+) -> Dataset:
+    """The split with columns "image" (`datasets.Image`; of a stream not decoded) and "label".
+
+    Args:
+        image_column: of images, declared or encoded; of pixels (`Array2D`, `Array3D`); or, of a
+            data set on the disk, of paths, relative to its folder.
+        label_column: None for images without labels.
+        source: the data set's name, a file, a folder or a Hub id.
+    """
+    columns = {image_column: "image"}
+    columns |= {label_column: "label"} if label_column is not None else {}
+    for column, name in columns.items():
         if column not in split.features:
             raise DataError(
-                f"--{flag} {column} is missing in one of the splits, which has {_describe(split)}."
+                f"--{name}_column {column} is missing in one of the splits, which has "
+                f"{_describe(split)}."
             )
-    if isinstance(split, IterableDataset):
-        # First of all: what comes later would decode images and encode them again.
-        split = split.cast_column(image_column, Image(decode=False))
-    split = split.select_columns([image_column, label_column])
-    if not isinstance(split.features[image_column], Image):
-        split = split.cast_column(image_column, Image())
-    names = {image_column: "image", label_column: "label"}
-    return split.rename_columns({old: new for old, new in names.items() if old != new})
+    # First of all: what comes later would decode images of a stream and encode them again.
+    image = Image(decode=not isinstance(split, IterableDataset))
+    split, feature = split.select_columns([*columns]), split.features[image_column]
+    if isinstance(feature, Array2D | Array3D | Value) and "binary" not in str(feature.dtype):
+        encode = partial(_encoded, image_column, feature, _folder_of(source))
+        split = split.map(
+            encode, features=Features(split.features | {image_column: Image(decode=False)})
+        )
+    if split.features[image_column] != image:
+        split = split.cast_column(image_column, image)
+    return split.rename_columns({old: new for old, new in columns.items() if old != new})
+
+
+def _folder_of(source: str) -> Path | None:
+    """What paths in a data set are relative to; None of one that is not on the disk."""
+    path = Path(source).expanduser().absolute()
+    return path if path.is_dir() else path.parent if path.is_file() else None
+
+
+def _encoded(column: str, feature: Any, folder: Path | None, row: dict[str, Any]) -> dict[str, Any]:
+    value = row[column]
+    if value is None:
+        return {column: None}
+    if isinstance(feature, Value):
+        if folder is None or "://" in value:  # nothing is fetched, nothing read for a stranger
+            raise DataError(
+                f"--image_column {column} holds text, such as {value!r}: paths of images are read "
+                "of data sets on the disk only."
+            )
+        return {column: {"path": str(folder / value), "bytes": None}}
+    pixels = np.asarray(value, dtype=feature.dtype)
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
+        pixels = np.moveaxis(pixels, 0, 2)  # channels first, as torch has them
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    if pixels.ndim == 3 and (pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8):
+        raise DataError(
+            f"--image_column {column} holds pixels of shape {pixels.shape} and type "
+            f"{pixels.dtype}: colour images must be (H, W, 3) or (3, H, W), of type uint8."
+        )
+    return {column: Image().encode_example(pixels)}

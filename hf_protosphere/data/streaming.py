@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, Image, IterableDataset
+from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -19,18 +19,6 @@ from ..errors import DataError
 from .arguments import BatchOptions
 from .pixels import UNDECODABLE, decode, pixels_of
 from .transforms import RandomViews, TrainTransform, collate
-
-
-def stream_class_names(stream: IterableDataset, column: str) -> list[str]:
-    """The classes, which a stream must declare."""
-    feature = (stream.features or {}).get("label")
-    if not isinstance(feature, ClassLabel):
-        raise DataError(
-            f"--streaming needs a label column that declares its classes (a ClassLabel), but "
-            f"{column} is {feature}: leave out --streaming, or publish the data set with its "
-            "classes."
-        )
-    return list(feature.names)
 
 
 def stream_length(stream: IterableDataset, split: str) -> int:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, Image
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.dataset import without_bad_images
-from ..data.sources import find_image_column, load_splits
+from ..data.sources import find_image_column, load_splits, two_columns
 from ..data.subsets import balanced_sample
 from ..errors import DataError
 from ..inference.predictions import predictions
@@ -53,8 +53,10 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
-    loaded = load_splits(arguments.ood_dataset, arguments.ood_config, flag="--ood_dataset")
-    name = arguments.ood_split
+    name, named = arguments.ood_split, {arguments.ood_split} - {None}
+    loaded = load_splits(
+        arguments.ood_dataset, arguments.ood_config, flag="--ood_dataset", named=named
+    )
     if name is None:
         name = "test" if "test" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
     if name not in loaded:
@@ -63,11 +65,7 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
             f"{', '.join(loaded)}: give one of them."
         )
     column = find_image_column(loaded[name], arguments.ood_image_column, "--ood_image_column")
-    split = loaded[name].select_columns(column)
-    if not isinstance(split.features[column], Image):
-        split = split.cast_column(column, Image())
-    if column != "image":
-        split = split.rename_column(column, "image")
+    split = two_columns(loaded[name], column, None, arguments.ood_dataset)
     if arguments.check_images:
         split, _ = without_bad_images(split, "unknown", arguments.on_bad_image)
     if len(split) == 0:

@@ -74,7 +74,8 @@ class Embedder:
         if not isinstance(images, ImageTable):
             features = Features({"image": Image()})
             images = ImageTable.from_dict({"image": [*map(str, images)]}, features=features)
-        raw = images.select_columns("image").cast_column("image", Image(decode=False))
+        raw = images.with_format(None).select_columns("image")
+        raw = raw.cast_column("image", Image(decode=False))
         workers = num_workers if len(raw) > batch_size else 0
         batches = _Decoded(raw, self.processor)  # which `tuple` leaves as they are
         loader = DataLoader(batches, batch_size, num_workers=workers, collate_fn=tuple)

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..data.dataset import load_split
 from ..data.labels import labels_of
 from ..data.pixels import image_files, open_image
+from ..data.sources import folder_labels
 from ..errors import ArgumentError, DataError
 from ..runs.files import whole_file
 from .embedding import Embedder
@@ -91,7 +92,8 @@ class ImageIndex:
         """Index all images of a folder, at any depth, in the order of their paths.
 
         Args:
-            labels_from_folders: the label of an image is the name of the folder it lies in.
+            labels_from_folders: the label of an image is its class, as training on the folder
+                finds it; where it finds none, the name of the folder that the image lies in.
             previous: an index of the same model: files of the same path, size and time of
                 modification are not embedded again.
             options: of `Embedder.embed_all`.
@@ -101,14 +103,16 @@ class ImageIndex:
             DataError: images cannot be decoded.
         """
         embedder, root = _embedder(model), Path(folder)
+        files = image_files(root)
+        labels = folder_labels(root, files, "--images") if labels_from_folders else {}
         images = [
             IndexedImage(
                 path=path.relative_to(root).as_posix(),
-                label=path.parent.name if labels_from_folders else None,
+                label=labels.get(path),
                 size=(status := path.stat()).st_size,
                 modified=status.st_mtime_ns,
             )
-            for path in image_files(root)
+            for path in files
         ]
         known: dict[tuple, Tensor] = {}
         if previous is not None:

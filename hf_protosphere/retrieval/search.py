@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.pixels import image_files, open_image
+from ..data.sources import folder_labels
 from ..errors import ArgumentError
 from ..plots.table import format_table
 from ..runs.files import writable_folder
@@ -58,8 +59,12 @@ def _embedded_queries(
     found: ImageIndex, arguments: SearchArguments
 ) -> tuple[list[Path], list[str | None], Tensor]:
     """Their files, the classes of those that are known, and (Q, D) embeddings."""
-    given = [Path(query) for query in arguments.queries]
-    paths = [p for query in given for p in (image_files(query) if query.is_dir() else [query])]
+    known: dict[Path, str] = {}
+    paths: list[Path] = []
+    for query in map(Path, arguments.queries):
+        files = image_files(query) if query.is_dir() else [query]
+        known |= folder_labels(query if query.is_dir() else query.parent, files, "--queries")
+        paths += files
     if not paths:
         raise ArgumentError(f"--queries {' '.join(arguments.queries)}: no images there.")
     embedder = _embedder(found, arguments)
@@ -69,7 +74,7 @@ def _embedded_queries(
     own = {Path(root) / image.path: image.label for image in found.images} if root else {}
     labels = [own.get(path.resolve()) for path in paths]
     if arguments.labels_from_folders:
-        labels = [path.resolve().parent.name for path in paths]
+        labels = [known[path] for path in paths]
     return paths, labels, embeddings
 
 

@@ -17,13 +17,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import BaseImageProcessor
 
 from ..data.image_cache import cached_pixels
 from ..data.labels import labels_of, map_labels
-from ..data.pixels import pixels_of, rgb
+from ..data.pixels import pixels_of, rgb, walk_images
+from ..data.sources import by_split
 from ..data.subsets import balanced_sample
 from ..errors import DataError
 from ..runs.processes import main_process_first
@@ -164,14 +164,15 @@ def input_size(processor: BaseImageProcessor) -> tuple[int, int]:
 
 
 def _folder_split(path: Path) -> datasets.Dataset:
-    try:
-        found = ImageFolder(path)
-    except FileNotFoundError as error:  # no classes, or one without images
-        raise DataError(f"--corrupted_dataset: {error}") from error
-    files, labels = zip(*found.samples)
-    classes = datasets.ClassLabel(names=found.classes)
-    features = datasets.Features(image=datasets.Image(), label=classes)
-    return datasets.Dataset.from_dict({"image": files, "label": labels}, features)
+    files, _ = walk_images(path)
+    splits = by_split(path, files, flag="--corrupted_dataset")
+    images, names = zip(*splits.get("train", [(None, None)]))
+    if not all(names):
+        raise DataError(f"--corrupted_dataset: {path} must hold folders of images, one a class.")
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=sorted({*names}))
+    )
+    return datasets.Dataset.from_dict({"image": [*map(str, images)], "label": names}, features)
 
 
 def _array_split(path: Path, severity: int) -> datasets.Dataset:

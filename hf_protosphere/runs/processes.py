@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -71,3 +72,9 @@ def on_main_process(accelerator: Accelerator, job: Callable[[], None]) -> None:
     broadcast_object_list(errors)
     if errors[0] is not None:
         raise errors[0]
+
+
+def announce(text: str) -> None:
+    """Say something to people, once of all processes: standard output is for results."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text.encode(errors="backslashreplace").decode(), file=sys.stderr)

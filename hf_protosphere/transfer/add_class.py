@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.dataset import load_image_dataset
-from ..data.labels import labels_of, some
+from ..data.labels import announce_cases, labels_of, some
 from ..data.pixels import image_files, open_image
+from ..editable_classes import class_name
 from ..errors import ArgumentError, DataError
 from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -98,16 +99,19 @@ def _images_of(
     arguments: AddClassArguments, model: ProtoSphereForImageClassification
 ) -> dict[str, list[Callable[[], Image.Image]]]:
     """Functions that load the images of each new class."""
+    known = {*map(class_name, model.config.class_names)}
     if arguments.dataset_name is None:
         paths = [path for given in arguments.images or [] for path in _files(Path(given))]
         if not paths:
             raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
-        return {str(arguments.name): [partial(open_image, path) for path in paths]}
+        name = class_name(arguments.name)
+        announce_cases([name], known)
+        return {name: [partial(open_image, path) for path in paths]}
     loaded = load_image_dataset(
         arguments.dataset_name, train_split=arguments.split, flags={"train": "--split"},
         validation_fraction=0,
     )  # fmt: skip
-    split, known = loaded.splits["train"], model.config.label2id
+    split = loaded.splits["train"]
     labels = labels_of(split)
     new = {i: name for i, name in enumerate(loaded.label_names) if name not in known}
     if not new:
@@ -115,6 +119,7 @@ def _images_of(
             f"--dataset_name {arguments.dataset_name}: the checkpoint knows all of its classes, "
             f"{some(loaded.label_names)}."
         )
+    announce_cases(new.values(), known)
     return {
         name: [(lambda row=row: split[row]["image"]) for row in (labels == i).nonzero()[0].tolist()]
         for i, name in new.items()

@@ -32,4 +32,12 @@ def image_folder(folder, **splits):
     return folder
 
 
+def photos(folder, *names):
+    """An image at each of the names, below the folder."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image(i).save(folder / name, "PNG")
+    return folder
+
+
 NAMES = ClassLabel(names=["cat", "dog"])

@@ -1,12 +1,16 @@
 """Labels of any kind become numbers of the same classes, matched by name."""
 
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.labels import find_class_names, labels_of, map_labels, some
 from hf_protosphere.errors import DataError
-from tests.data import NAMES, image, image_folder, write
+from tests.data import NAMES, image, image_folder, photos, write
 
 
 @pytest.mark.parametrize(
@@ -18,7 +22,9 @@ from tests.data import NAMES, image, image_folder, write
         ([0, None], Value("int64"), "without a label"),
         ([0, 2] * 3, Value("int64"), "1 of 3 classes have no training image: 1"),
         ([0, 0], NAMES, "1 of 2 classes have no training image: dog"),
-        (["a", None], Value("string"), "without a label"),
+        (["a", None], Value("string"), "1 images without a label, such as row 1: give"),
+        ([0, 1, None], NAMES, "1 images without a label, such as row 2: give"),
+        ([0, 2**40], Value("int64"), "has the label 1099511627776, but labels are numbers"),
     ],
 )
 def test_bad_labels(tmp_path, labels, feature, message):
@@ -87,10 +93,10 @@ def test_classes_are_those_of_the_training_split():
         "test": labelled(["dodo"], Value("string")),
         "train": labelled(["dog", "cat", "dog"], Value("string")),
     }
-    assert find_class_names(splits, "label") == ["cat", "dog"]
+    assert find_class_names(splits) == ["cat", "dog"]
     del splits["train"]
-    assert find_class_names(splits, "label") == ["dodo"]
-    assert find_class_names({"train": labelled([3, 1], Value("int8"))}, "y") == list("0123")
+    assert find_class_names(splits) == ["dodo"]
+    assert find_class_names({"train": labelled([3, 1], Value("int8"))}) == list("0123")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,8 @@ def test_classes_are_those_of_the_training_split():
         ([0, 1], ClassLabel(names=["dog", "ant"]), [2, 0]),
         ([0, 1], ClassLabel(names=["dog", "ant", "dodo"]), [2, 0]),  # a class without images
         ([2, 0], ClassLabel(names=["0", "1", "2"]), [2, 0]),  # numbers for names: their order
+        ([1, 0], ClassLabel(names=["0", "1"]), [1, 0]),
+        ([0, 1], ClassLabel(names=[" ant", "dog\u00a0 "]), [0, 2]),
     ],
 )
 def test_labels_are_matched_by_name(labels, feature, expected):
@@ -109,6 +117,72 @@ def test_labels_are_matched_by_name(labels, feature, expected):
     assert mapped[:]["label"] == expected
     assert mapped.features["label"] == ClassLabel(names=names)
     assert map_labels(mapped, "test", names) is mapped
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "feature", [ClassLabel(names=[str(i) for i in range(12)]), Value("int64"), Value("string")]
+)
+def test_numbers_are_names_where_classes_are_called_by_numbers(feature, stream, capsys):
+    names = sorted(str(i) for i in range(12))  # as folders are: 0, 1, 10, 11, 2, ...
+    labels = [2, 10, 11, 0]
+    split = labelled([*map(str, labels)] if feature == Value("string") else labels, feature)
+    if stream:
+        split = split.to_iterable_dataset(num_shards=2)
+        if not isinstance(feature, ClassLabel):
+            with pytest.raises(DataError, match="--streaming needs a label column that declares"):
+                map_labels(split, "train", names)
+            return
+    mapped = [row["label"] for row in map_labels(split, "train", names)]
+    assert [names[i] for i in mapped] == ["2", "10", "11", "0"]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DataError, match="not among the 12 known ones: 0"):
+        map_labels(split, "train", [str(i) for i in range(1, 13)])
+
+
+def test_positions_are_said(capsys):
+    names = ["ape", "bat", "cod"]
+    for role in ("train", "test"):
+        map_labels(labelled([2, 0], Value("int64")), role, names)
+    said = "Labels are numbers without names, and so positions of classes: 0 is ape, 1 is bat, 2 is"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+NFC, NFD = (unicodedata.normalize(form, "béret") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_that_differ_in_nothing_one_can_see_are_one(capsys, stream):
+    own = [NFD, NFC, f" {NFC}", "top  hat", "top hat", "Top hat"]
+    split = labelled([0, 1, 2, 3, 4, 5], ClassLabel(names=own))
+    split = split.to_iterable_dataset() if stream else split
+    names = find_class_names({"train": split})
+    assert names == [NFC, "top hat", "Top hat"]
+    said = capsys.readouterr().err
+    assert f"in NFC: {NFD!r}, ' {NFC}', 'top  hat'. So there are 3 classes of 6 names." in said
+    assert "in case alone stay apart: top hat, Top hat." in said
+    assert [row["label"] for row in map_labels(split, "train", names)] == [0, 0, 0, 1, 1, 2]
+    # A model of before has its own names, and may have two of them: each its images.
+    for known, labels in ((["top hat ", "Top hat", NFD], [2, 2, 2, 0, 0, 1]), (own, [*range(6)])):
+        mapped = map_labels(split, "test", known)
+        assert [row["label"] for row in mapped] == labels
+        assert mapped.features["label"].names == known
+
+
+def test_class_folders_in_two_forms_are_one_class(tmp_path):
+    folder = photos(tmp_path, f"train/{NFC}/0.png", f"train/{NFD}/1.png", "train/hat/2.png")
+    data = load_image_dataset(str(folder), validation_fraction=0)
+    assert (data.label_names, data.class_counts("train")) == ([NFC, "hat"], [2, 1])
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    data = pa.array([b"caf\xe9", b"tea"], pa.binary())
+    names = pa.StringArray.from_buffers(2, *data.buffers()[1:])
+    images = write(tmp_path, [0, 1], NAMES)
+    table = pq.read_table(f"{images}/train.parquet", columns=["image"])
+    pq.write_table(table.append_column("label", names), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="the labels of the train split are not UTF-8"):
+        load_image_dataset(images)
 
 
 def test_labels_that_match_nothing_are_named():

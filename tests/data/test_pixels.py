@@ -1,6 +1,7 @@
 """The same file is the same image, whoever reads it."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hf_protosphere.data.pixels import (
 )
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import DataError
-from tests.data import image
+from tests.data import image, photos
 
 
 def as_array(picture):
@@ -88,7 +89,50 @@ def test_image_files_are_found_at_any_depth_in_their_order(tmp_path):
         (tmp_path / name).write_bytes(b"")
     found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
     assert found == ["a/0.webp", "a/deep/1.png", "b.JPG", "c.jpeg"]
-    assert image_files(tmp_path / "nothing") == []
+
+
+def test_links_are_followed_and_what_is_hidden_is_not_read(tmp_path, capsys):
+    elsewhere = photos(tmp_path / "elsewhere", "2.png", "deep/3.png")
+    folder = photos(tmp_path / "photos", "a/0.png", ".cache/0.png", "__MACOSX/a/0.png", "a/._0.png")
+    (folder / "b").symlink_to(elsewhere)
+    (folder / "c").symlink_to(elsewhere)  # the same once more is no loop
+    (folder / "a" / "1.png").symlink_to(elsewhere / "2.png")
+    for name, target in (("a/up", folder), ("b/itself", elsewhere / "itself"), ("gone", "nothing")):
+        (folder / name).symlink_to(target)
+    (folder / "empty" / "deep").mkdir(parents=True)
+    (folder / "notes.txt").touch()
+    os.mkfifo(folder / "pipe.png")  # who opens it waits for ever
+    files = image_files(folder)
+    assert [path.relative_to(folder).as_posix() for path in files] == [
+        "a/0.png", "a/1.png", "b/2.png", "b/deep/3.png", "c/2.png", "c/deep/3.png",
+    ]  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder}: 6 images (a/0.png, a/1.png, b/2.png, b/deep/3.png, c/2.png ")
+    for words in (
+        "3 hidden (.cache, __MACOSX, a/._0.png)", "1 of other kinds (notes.txt)",
+        "1 links back to where they lie (a/up)", "1 folders without images (empty)",
+        "4 links to nothing (b/itself, c/itself, gone, pipe.png)",
+    ):  # fmt: skip
+        assert words in said
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9/0.png", b"a/caf\xe9.png"])
+def test_names_that_are_not_utf_8_are_named(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir()
+    image().save(str(path))
+    for read in (image_files, lambda folder: load_image_dataset(str(folder))):
+        with pytest.raises(DataError, match=r"1 images .* not UTF-8: '.*caf.udce9.*Rename them"):
+            read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)  # a superuser may read all
+    with pytest.raises(DataError, match=r"cannot be read: Permission denied"):
+        image_files(tmp_path)
 
 
 def test_a_stream_of_bytes_is_an_image_too():

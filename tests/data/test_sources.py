@@ -1,14 +1,29 @@
 """Splits and columns are found, or named with the flag that gives them."""
 
+import os
 import shutil
+from collections import Counter
 
+import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Value, load_dataset
+from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, Image, Value, load_dataset
 
-from hf_protosphere.data.dataset import load_image_dataset
-from hf_protosphere.data.sources import choose_splits, find_image_column, two_columns
+from hf_protosphere.data.dataset import load_image_dataset, load_split
+from hf_protosphere.data.pixels import image_files
+from hf_protosphere.data.sources import (
+    by_split,
+    choose_splits,
+    find_image_column,
+    folder_labels,
+    is_image_folder,
+    load_splits,
+    two_columns,
+)
+from hf_protosphere.data.streaming import stream_length
 from hf_protosphere.errors import DataError
-from tests.data import NAMES, image_folder, write
+from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.open_set.scores import load_unknown_images
+from tests.data import NAMES, image, image_folder, photos, write
 
 
 @pytest.mark.parametrize("save", ["parquet", "file", "dict_on_disk", "on_disk"])
@@ -114,6 +129,187 @@ def test_missing_splits_are_named(digits_folder, tmp_path):
     assert list(data.splits) == ["test"]
 
 
+@pytest.mark.parametrize(
+    ("names", "named", "expected"),
+    [
+        # No name of a file, and of no class folder, makes a split.
+        (["a.png", "train.png", "my-test-2.png", "val_3.png"], [], {"train": {None: 4}}),
+        (["bus/test-1.png", "train/1.png"], [], {"train": {"bus": 1, "train": 1}}),
+        (["bus/1.png", "test/1.png", "test/old/2.png"], [], {"train": {"bus": 1, "test": 2}}),
+        # What lies deeper is of the class.
+        (["bus/red/1.png", "bus/2.png", "car/a/b/3.png"], [], {"train": {"bus": 2, "car": 1}}),
+        (["train/bus/red/1.png", "val/bus/2.png"], [], {"train": {"bus": 1}, "val": {"bus": 1}}),
+        # Splits are called exactly so, or as the user says.
+        (["training/bus/1.png", "Test/bus/2.png"], [], {"train": {"training": 1, "Test": 1}}),
+        (["a/bus/1.png", "b/car/2.png"], ["a", "b"], {"a": {"bus": 1}, "b": {"car": 1}}),
+        (["train/1.png", "test/2.png"], [], {"train": {None: 1}, "test": {None: 1}}),
+        # Several of them make the others splits too, which are not read.
+        (
+            ["train/bus/1.png", "test/car/2.png", "extra/3.png"], [],
+            {"train": {"bus": 1}, "test": {"car": 1}, "extra": {None: 1}},
+        ),
+        # An image beside class folders has no class.
+        (["bus/1.png", "map.png"], [], {"train": {"bus": 1, None: 1}}),
+    ],
+)  # fmt: skip
+def test_splits_and_classes_of_folders(tmp_path, names, named, expected):
+    splits = by_split(tmp_path, [tmp_path / name for name in names], named)
+    found = {split: Counter(name for _, name in rows) for split, rows in splits.items()}
+    assert found == expected
+    assert [*found] == [*expected]
+
+
+def test_folders_that_may_be_splits_or_classes_are_not_guessed(tmp_path):
+    folder = photos(tmp_path, "train/steam/1.png", "bus/1.png", "car/2.png")
+    message = r"--dataset_name .*: is train a split or a class, beside bus, car\?.*--test_split"
+    with pytest.raises(DataError, match=message):
+        load_image_dataset(str(folder))
+    found = load_image_dataset(
+        str(folder), validation_split="bus", test_split="car", roles=["train"], check_images=False
+    )
+    assert found.label_names == ["steam"]
+
+
+def test_what_was_found_is_said_before_anything_starts(tmp_path, capsys, monkeypatch):
+    folder = image_folder(tmp_path, train={"cat": 3, "dog": 1}, test={"dog": 2}, extra={"emu": 1})
+    (folder / "train" / "notes.txt").touch()
+    (folder / "train" / "cat" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        load_image_dataset(str(folder), label_names=["dog", "cat"])
+    assert capsys.readouterr().err == (
+        f"{folder}: 7 images (extra/emu/0.png, test/dog/0.png, test/dog/1.png, train/cat/0.png, "
+        "train/cat/1.png and 2 more); left out: 1 of other kinds (train/notes.txt)\n"
+        f"{folder}\n  train: 4 images of 2 classes: dog 1, cat 3\n"
+        "  test: 2 images of 1 classes: dog 2\n  not read: extra\n"
+    )
+    monkeypatch.setenv("RANK", "1")  # one process speaks
+    load_split(str(folder), "extra")
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_files_make_no_splits_beside_metadata_either(tmp_path):
+    names = [f"{i}{word}.png" for i in range(3) for word in ("", "-test-", "_train")]
+    photos(tmp_path, *names)
+    rows = [f"{name},{'cat' if 'test' in name else 'dog'}" for name in names]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    data = load_image_dataset(str(tmp_path), validation_fraction=0)
+    assert data.class_counts("train") == [3, 6]
+    assert [*data.splits] == ["train"]
+
+
+def test_every_reader_finds_the_same_images(tmp_path):
+    folder = photos(tmp_path / "data", "ant/0.png", "ant/x/1.png", ".trash/2.png", "bee/._3.png")
+    (folder / "cow").symlink_to(photos(tmp_path / "cow", "4.png", "5.png"))
+    photos(folder, "bee/6.png")
+    files = image_files(folder)
+    data = load_image_dataset(str(folder), validation_fraction=0, check_images=False)
+    split = data.splits["train"].cast_column("image", Image(decode=False))
+    paths = [image["path"] for image in split[:]["image"]]
+    assert paths == [*map(str, files)]
+    assert data.label_names == ["ant", "bee", "cow"]
+    labels = folder_labels(folder, files, "--images")
+    assert [labels[file] for file in files] == [data.label_names[i] for i in split[:]["label"]]
+    stream = load_splits(str(folder), None, streaming=True)["train"]
+    assert (
+        sorted(row["image"]["path"] for row in stream.cast_column("image", Image(decode=False)))
+        == paths
+    )
+    assert stream_length(stream, "train") == 5
+    assert is_image_folder(folder)
+
+
+def test_a_folder_is_read_anew_when_a_file_changed(tmp_path):
+    path = photos(tmp_path, "cat/0.png", "dog/1.png") / "cat" / "0.png"
+
+    def fingerprint():
+        return load_splits(str(tmp_path), None)["train"]._fingerprint
+
+    first, status = fingerprint(), path.stat()
+    assert fingerprint() == first
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # of the same size and time
+    assert fingerprint() != first
+
+
+PIXELS = [np.asarray(image(i)) for i in range(4)]
+
+
+def saved(folder, images, feature, format=None):
+    """A data set by save_to_disk: of two cats and two dogs, in a format for other work."""
+    features = Features({"image": feature, "label": NAMES})
+    rows = Dataset.from_dict({"image": images, "label": [0, 0, 1, 1]}, features=features)
+    rows.with_format(format).save_to_disk(str(folder))
+    return folder
+
+
+def encoded(pixels):
+    return Image().encode_example(pixels)["bytes"]
+
+
+def listed(folder, file, root):
+    """A table of paths, relative or not, and names of classes."""
+    rows = [(f"{root}pics/{i}.png", "cat" if i < 2 else "dog") for i in range(4)]
+    photos(folder, *(f"pics/{i}.png" for i in range(4)))
+    table = Dataset.from_dict(dict(zip(("file_name", "label"), map(list, zip(*rows)))))
+    getattr(table, f"to_{file.suffix[1:].replace('jsonl', 'json')}")(str(file))
+    return file
+
+
+@pytest.mark.parametrize(
+    "write_data",
+    {
+        "not decoded": lambda f: saved(f, [image(i) for i in range(4)], Image(decode=False)),
+        "another mode": lambda f: saved(f, [image(i) for i in range(4)], Image(mode="L")),
+        "torch": lambda f: saved(f, [image(i) for i in range(4)], Image(), "torch"),
+        "numpy": lambda f: saved(f, [image(i) for i in range(4)], Image(), "numpy"),
+        "bytes": lambda f: saved(f, [*map(encoded, PIXELS)], Value("binary")),
+        "pixels": lambda f: saved(f, PIXELS, Array3D((8, 8, 3), "uint8")),
+        "channels first": lambda f: saved(
+            f, [pixels.transpose(2, 0, 1) for pixels in PIXELS], Array3D((3, 8, 8), "uint8")
+        ),
+        "csv": lambda f: listed(f, f / "labels.csv", ""),
+        "jsonl": lambda f: listed(f, f / "labels.jsonl", ""),
+        "parquet": lambda f: listed(f, f / "train.parquet", f"{f}/"),
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+def test_a_column_of_images_may_hold_them_in_any_form(tmp_path, write_data):
+    source = str(write_data[1](tmp_path))
+    unknown = EvaluateArguments(model="m", dataset_name="d", ood_dataset=source)
+    for split in (
+        load_image_dataset(source, validation_fraction=0).splits["train"],
+        load_split(source, "train"),
+        load_unknown_images(unknown),
+    ):
+        assert split.features["image"] == Image()
+        assert all(np.array_equal(a, b) for a, b in zip(split[:]["image"], PIXELS, strict=True))
+        assert split[:]["label"] in ([0, 0, 1, 1], [-1] * 4)
+
+
+def test_gray_pixels_keep_their_type(tmp_path):
+    gray = [np.full((8, 8), 1000 * i, np.uint16) for i in range(4)]
+    data = load_split(str(saved(tmp_path, gray, Array2D((8, 8), "uint16"))), "train")
+    assert [np.asarray(image).max() for image in data[:]["image"]] == [0, 1000, 2000, 3000]
+
+
+@pytest.mark.parametrize(
+    ("images", "feature", "message"),
+    [
+        (
+            [np.zeros((8, 8, 3))] * 4,
+            Array3D((8, 8, 3), "float32"),
+            r"type float32: colour .* uint8",
+        ),
+        (["https://host/0.png"] * 4, Value("string"), r"text, such as 'https://host/0.png'"),
+    ],
+)
+def test_columns_that_are_no_images_after_all(tmp_path, images, feature, message):
+    with pytest.raises(DataError, match=f"--image_column image holds .*{message}"):
+        load_image_dataset(str(saved(tmp_path, images, feature)))
+
+
 def of_labels(column="label", **more):
     return Dataset.from_dict({column: [0, 1], **more})
 
@@ -142,7 +338,7 @@ def test_encoded_images_need_not_be_declared_as_such(tmp_path):
     plain = Dataset.from_parquet(f"{folder}/train.parquet").with_format("arrow")[:]
     split = Dataset(plain.replace_schema_metadata(None))  # {"bytes", "path"}, as others write them
     assert find_image_column(split, "image") == "image"
-    images = two_columns(split, "image", "label")
+    images = two_columns(split, "image", "label", folder)
     declared = load_dataset("parquet", data_files=f"{folder}/train.parquet", split="train")
     assert [image.tobytes() for image in images[:]["image"]] == [
         image.tobytes() for image in declared[:]["image"]
@@ -150,4 +346,4 @@ def test_encoded_images_need_not_be_declared_as_such(tmp_path):
     with pytest.raises(DataError, match=r"--queries label holds no images"):
         find_image_column(split, "label", "--queries")
     with pytest.raises(DataError, match=r"--label_column kind is missing in one of the splits"):
-        two_columns(split, "image", "kind")
+        two_columns(split, "image", "kind", folder)

@@ -144,6 +144,18 @@ def test_only_the_splits_that_will_be_read_are_streamed_or_downloaded(shards):
     assert not test.is_streamed
 
 
+def test_labels_of_a_stream_are_those_of_the_checkpoint(shards):
+    names = ["digit_2", "digit_0", "digit_1"]
+    data = training_images(arguments(shards), names)
+    assert data.label_names == names
+    for split in data.splits.values():
+        numbers = [row["label"] for row in split]
+        assert numbers == sorted(numbers, key=[1, 2, 0].index)  # the files have 0, then 1, then 2
+        assert split.features["label"].names == names
+    with pytest.raises(DataError, match=r"the train split .* not among .*: digit_0, digit_1"):
+        training_images(arguments(shards), ["digit_2", "digit_3"])
+
+
 def test_downloaded_splits_are_found_again(shards):
     first, second = (training_images(arguments(shards)) for _ in range(2))
     assert first.splits["test"]._fingerprint == second.splits["test"]._fingerprint
@@ -158,7 +170,7 @@ def test_what_a_stream_needs_to_say(shards, tmp_path):
     rows = load_dataset("parquet", data_files=str(shards / "train.parquet"), split="train")
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_list(list(rows)[:9], features=features).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"declares its classes \(a ClassLabel\), but label is"):
+    with pytest.raises(DataError, match=r"declares its classes \(a ClassLabel\), but it is"):
         training_images(arguments(tmp_path, validation_split="train"))
     rows.cast_column("label", ClassLabel(names=["a", "b", "c"])).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"written by save_to_disk: leave it out"):

@@ -1,6 +1,7 @@
 """An index of images on disk: what it holds, how it comes back, and what is found in it."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_a_split_is_indexed_with_its_labels(digits_folder, model, tmp_path):
     assert made.name(7) == "test 7"
     made.save(tmp_path / "i")
     assert np.array_equal(ImageIndex.load(tmp_path / "i").image(7), rows[7]["image"])
+
+
+def test_labels_of_folders_are_the_classes_of_training(photos, model, capsys):
+    (photos / ".hidden").mkdir()
+    shutil.copy(photos / "3.PNG", photos / ".hidden")
+    (photos / "c").symlink_to(photos / "b")
+    made = ImageIndex.of_folder(photos, model, labels_from_folders=True)
+    labels = {image.path: image.label for image in made.images}
+    assert labels == {
+        "3.PNG": "photos", "a/0.png": "a", "a/deep/1.jpg": "a", "b/2.png": "b", "c/2.png": "c",
+    }  # fmt: skip
+    said = capsys.readouterr().err
+    assert "5 images (3.PNG" in said
+    assert "1 hidden (.hidden), 1 of other kinds (notes.txt)" in said
 
 
 def test_of_a_previous_index_files_that_stayed_are_taken(photos, model, built):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import unicodedata
 from multiprocessing import get_context
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -153,6 +154,34 @@ def test_all_new_classes_of_a_data_set(make_run, letters, tmp_path):
         add_class(arguments(run.folder, dataset_name=str(tmp_path / "data")))
     with pytest.raises(DataError, match=r"^--split dev: the data set has no such split, but train"):
         add_class(arguments(run.folder, dataset_name=str(tmp_path / "data"), split="dev"))
+
+
+def test_a_name_that_is_there_in_another_form_is_refused(make_run, letters, tmp_path, capsys):
+    run, images = make_run(), [str(letters / "A")]
+    nfc, nfd = (unicodedata.normalize(form, "béret") for form in ("NFC", "NFD"))
+    add_class(arguments(run.folder, name=f" {nfd}", images=images))
+    assert load_classifier(str(run.folder))[0].config.class_names == [*NAMES, nfc]
+    for name in (nfd, f"{nfc} ", "digit_1 "):
+        with pytest.raises(
+            ArgumentError, match=r"has a class '(béret|digit_1)' already: give anot"
+        ):
+            add_class(arguments(run.folder, name=name, images=images))
+    shutil.copytree(letters / "B", tmp_path / "data" / nfd)
+    with pytest.raises(ArgumentError, match=r"the checkpoint knows all of its classes, béret"):
+        add_class(arguments(run.folder, dataset_name=str(tmp_path / "data")))
+    capsys.readouterr()
+    add_class(arguments(run.folder, name="Béret", images=images))
+    assert "differ in case alone stay apart: Béret." in capsys.readouterr().err
+
+
+def test_images_of_a_class_are_walked_as_everywhere(make_run, letters, tmp_path, capsys):
+    run = make_run()
+    shutil.copytree(letters / "A", tmp_path / "A")
+    (tmp_path / "A" / "more").symlink_to(letters / "B")
+    shutil.copytree(letters / "B", tmp_path / "A" / ".trash")
+    add_class(arguments(run.folder, name="A", images=[str(tmp_path / "A")]))
+    assert f"{tmp_path / 'A'}: 6 images (0.png" in capsys.readouterr().err
+    assert json.loads((run.folder / "results.json").read_text())["added_classes"] == {"A": 6}
 
 
 def test_without_a_snapshot_it_says_that_nothing_was_centred(make_run, letters, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...arguments.fields import Arguments, PathName, check, check_known, decide, expanded, flag
 from ...arguments.parsing import field_names
+from ...data.sources import is_image_folder
 from ...errors import ArgumentError, UserError
 from ..arguments import MODES, FinetuneArguments
 
@@ -111,8 +112,7 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData, Arguments):
         path = Path(expanded(folder))
         if not path.is_dir():
             raise ArgumentError(f"--data {text}: there is no such folder.")
-        tables = any(next(path.rglob(f"*.{kind}"), None) for kind in ("parquet", "arrow"))
-        dropped = OF_THE_HUB if tables else OF_THE_HUB + OF_THE_LAYOUT
+        dropped = OF_THE_HUB + OF_THE_LAYOUT if is_image_folder(path) else OF_THE_HUB
         kept = {key: value for key, value in self.datasets[name].items() if key not in dropped}
         return name, kept | {"dataset_name": str(path)}
 
