@@ -6,7 +6,6 @@ Travels to the Hub with every checkpoint.
 from __future__ import annotations
 
 import inspect
-import json
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,10 +13,18 @@ from typing import Any
 
 import timm
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_protosphere import ProtoSphereConfig
+from .checking import (
+    auto,
+    load_image_processor,
+    no_larger_than,
+    read_header,
+    read_object,
+    stored_tensors,
+)
+from .configuration_protosphere import ProtoSphereConfig, refuse_fetching
 
 
 def build_backbone(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
@@ -33,6 +40,11 @@ def _build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
     name, kwargs = timm_name(config.backbone), dict(config.backbone_kwargs)
     if not timm.is_model(name):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
+    if not kwargs.get("global_pool", "avg") or kwargs.get("features_only"):
+        raise ValueError(
+            "backbone_kwargs must leave the pooling to the backbone, one feature vector an image: "
+            f"leave global_pool and features_only out of {kwargs}."
+        )
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size:  # transformers with position embeddings
         kwargs.setdefault("img_size", config.image_size)
@@ -47,6 +59,7 @@ def _build_transformers(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
         raise ValueError(_unknown(config.backbone, known, "transformers", hint))
     kwargs = dict(config.backbone_kwargs)
     backbone_config = AutoConfig.for_model(config.backbone, **kwargs)
+    backbone_config.return_dict = True
     for name, value in (("image_size", config.image_size), ("num_channels", config.num_channels)):
         if name not in kwargs and hasattr(backbone_config, name):
             setattr(backbone_config, name, value)
@@ -63,6 +76,11 @@ def _build_transformers(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
 def pooled_features(output: Tensor | ModelOutput) -> Tensor:
     """(M, F) from a timm backbone's tensor or a transformers backbone's output."""
     if isinstance(output, Tensor):
+        if output.dim() != 2:
+            raise ValueError(
+                "the backbone must pool its features to one vector an image, (M, F), but returned "
+                f"{(*output.shape,)}: leave its options of pooling out of backbone_kwargs."
+            )
         return output
     if getattr(output, "pooler_output", None) is not None:
         return output.pooler_output.flatten(1)
@@ -94,7 +112,7 @@ def source_of(name: str) -> str:
     """ "timm" where it knows the name or saved the folder, else "transformers"."""
     saved = Path(name) / "config.json"
     if saved.is_file():
-        return "timm" if "architecture" in json.loads(saved.read_text()) else "transformers"
+        return "timm" if "architecture" in read_object(saved) else "transformers"
     return "timm" if timm.is_model(timm_name(name)) else "transformers"
 
 
@@ -111,20 +129,22 @@ def _unknown(name: str, known: list[str], library: str, hint: str) -> str:
 def load_timm(
     name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
 ) -> tuple[nn.Module | None, dict[str, Any]]:
+    refuse_fetching(kwargs)
     if (folder := Path(name)).is_dir():  # as timm saves models for the Hub
-        saved = json.loads((folder / "config.json").read_text())
-        name = saved["architecture"]
+        saved = read_object(folder / "config.json")
+        name = str(saved.get("architecture"))
         if pretrained is True:
             pretrained = folder / "model.safetensors"
             if not pretrained.is_file():
-                raise ValueError(f"{folder} has no model.safetensors: nothing is unpickled.")
+                raise ValueError(_only_pickles(folder))
+            read_header(pretrained)
     else:
         saved, name = {}, timm_name(name)
     if not timm.is_model(name):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
     cfg = timm.get_pretrained_cfg(name)
     for key in ("input_size", "interpolation", "crop_pct", "mean", "std"):
-        if key in saved.get("pretrained_cfg", {}):
+        if key in (saved.get("pretrained_cfg") or {}):
             setattr(cfg, key, saved["pretrained_cfg"][key])
     channels = config.get("num_channels", 3)
     defaults = {
@@ -150,8 +170,9 @@ def load_timm(
 def load_transformers(
     name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
 ) -> tuple[nn.Module | None, dict[str, Any]]:
+    refuse_fetching(kwargs)
     try:
-        backbone_config = AutoConfig.from_pretrained(name, **kwargs)
+        backbone_config = auto(AutoConfig, name, **kwargs)
     except OSError as error:
         raise ValueError(
             f"{name!r} is neither a timm model ({_unknown(name, timm.list_models(), 'timm', '')}) "
@@ -163,24 +184,43 @@ def load_transformers(
         "image_size": getattr(backbone_config, "image_size", 224),
     }
     with suppress(OSError):  # a checkpoint without a processor: the defaults of the config remain
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = load_image_processor(name)
         defaults["image_mean"] = list(processor.image_mean)
         defaults["image_std"] = list(processor.image_std)
     if pretrained is False:
         return None, defaults
     model_class, options = _model_class(backbone_config)
-    return model_class.from_pretrained(name, config=backbone_config, **options), defaults
+    if not (stored := stored_tensors(name)):
+        raise ValueError(_only_pickles(name))
+    with no_larger_than(stored):
+        source = model_class.from_pretrained(
+            name, config=backbone_config, use_safetensors=True, **options
+        )
+    return source, defaults
+
+
+def _only_pickles(name: str | Path) -> str:
+    return (
+        f"{name} has no model.safetensors, and nothing is unpickled. Where you trust its weights, "
+        "load them there and save them again: model.save_pretrained(...) of transformers, or "
+        "timm.models.save_for_hf(..., safe_serialization=True), writes that file."
+    )
 
 
 def _model_class(config: Any) -> tuple[type[nn.Module], dict[str, Any]]:
     """The transformers class and its options. Pooling layers on top of a class token are not part
     of image checkpoints, so the token itself serves."""
-    model_class = AutoModel._model_mapping[type(config)]
+    model_class = AutoModel._model_mapping.get(type(config), None)
+    if getattr(model_class, "main_input_name", None) != "pixel_values":
+        raise ValueError(f"model type {config.model_type!r} of transformers takes no images.")
     takes_pooling = "add_pooling_layer" in inspect.signature(model_class).parameters
     return model_class, {"add_pooling_layer": False} if takes_pooling else {}
 
 
 def _architecture(config: Any) -> dict[str, Any]:
     """What differs from the model type's defaults and describes the network, not its labels."""
-    skip = {"architectures", "id2label", "label2id", "transformers_version", "model_type", "dtype"}
+    skip = {
+        "architectures", "id2label", "label2id", "transformers_version", "model_type", "dtype",
+        "auto_map", "quantization_config", "return_dict",
+    }  # fmt: skip
     return {k: v for k, v in config.to_diff_dict().items() if k not in skip and k[0] != "_"}

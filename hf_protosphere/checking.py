@@ -1,51 +1,173 @@
-"""Refuses a checkpoint whose file, tensors and configuration do not fit together.
+"""Refuses a checkpoint whose files, tensors and configuration do not fit together.
 
-Travels to the Hub with every checkpoint.
+What is in a folder or a repository may be anybody's: no code of it is run, nothing is unpickled,
+no other file is fetched, and nothing is built that is larger than what the weights fill. Travels to
+the Hub with every checkpoint.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from .configuration_protosphere import WHOLE
 
 HEADS = ("head.", "classifier.")
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+MAX_JSON, MAX_HEADER = 2**26, 2**23  # bytes: of a million names; of some fifty thousand tensors
 HUB_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
 
 
-def stored_dtypes(name: Any, variant: str | None = None, **options: Any) -> dict[str, str]:
-    """Dtypes of the tensors in a checkpoint, {"head.weight": "F32", ...}, from its file's header.
+class StoredTensor(NamedTuple):
+    """What a safetensors file says of a tensor."""
 
-    Empty when the weights are not in one file, or there are none: transformers will say it.
+    dtype: str
+    shape: tuple[int, ...]
 
-    Args:
-        name, variant, options: as for `PreTrainedModel.from_pretrained`.
+
+def auto(auto_class: Any, name: Any, **options: Any) -> Any:
+    """`AutoConfig.from_pretrained` and the like: never by code that lies beside the checkpoint."""
+    return auto_class.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def load_image_processor(name: Any, **options: Any) -> BaseImageProcessor:
+    """
+    Raises:
+        OSError, ValueError: there is none that transformers knows, or it makes giant images.
+    """
+    processor = auto(AutoImageProcessor, name, **options)
+    for which in ("size", "crop_size", "pad_size"):
+        for side in dict(getattr(processor, which, None) or {}).values():
+            if side is not None and not 0 < side <= 2 * WHOLE["image_size"]:
+                raise ValueError(f"preprocessor_config.json must name a {which} but {side}.")
+    return processor
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the file holds no JSON object, or a giant one.
+    """
+    path = Path(path)
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise ValueError(f"{path} has {size:,} bytes, more than the {MAX_JSON:,} that are read.")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not whole JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, but holds a {type(value).__name__}.")
+    return value
+
+
+def read_header(path: str | Path) -> dict[str, StoredTensor]:
+    """Of the tensors in a safetensors file, {"head.weight": ("F32", (10, 512)), ...}.
 
     Raises:
-        ValueError: the file is cut short, or no safetensors file.
+        ValueError: the file is cut short, or no safetensors file, or its header is a giant.
     """
-    if name is None:  # the weights were given as a `state_dict`
-        return {}
-    file = SAFE_WEIGHTS_NAME.replace(".", f".{variant}.") if variant else SAFE_WEIGHTS_NAME
-    options = {key: value for key, value in options.items() if key in HUB_OPTIONS}
+    path = Path(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
     try:
-        path = Path(cached_file(name, file, **options))
-    except OSError:
-        return {}
-    try:
+        if MAX_HEADER < length < path.stat().st_size:  # reading would take minutes
+            raise SafetensorError(f"a header of {length:,} bytes, more than {MAX_HEADER:,}")
         with safe_open(path, framework="pt") as opened:
-            return {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+            return {k: StoredTensor(s.get_dtype(), (*s.get_shape(),)) for k, s in slices.items()}
     except SafetensorError as error:
         raise ValueError(
             f"{path} is cut short or no safetensors file ({path.stat().st_size:,} bytes): download "
             f"or save it again. Weights in other formats are never loaded. ({error})"
         ) from error
+
+
+def stored_tensors(
+    name: Any, variant: str | None = None, **options: Any
+) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint, from the headers of its file or of its several files.
+
+    Empty when there are none: transformers will say it.
+
+    Args:
+        name, variant, options: as for `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        ValueError: a file is cut short, or no safetensors file, or lies outside the checkpoint.
+    """
+    if name is None:  # the weights were given as a `state_dict`
+        return {}
+    options = {key: value for key, value in options.items() if key in HUB_OPTIONS}
+
+    def found(file: str) -> Path | None:
+        try:
+            return Path(cached_file(name, file, **options))
+        except OSError:
+            return None
+
+    if found("adapter_config.json"):  # peft would take weights from where it says
+        raise ValueError(f"{name} has an adapter_config.json: merge the adapter and save it.")
+    infix = f".{variant}." if variant else "."
+    if path := found(SAFE_WEIGHTS_NAME.replace(".", infix)):
+        return read_header(path)
+    if not (index := found(infix.join(SAFE_WEIGHTS_INDEX_NAME.rsplit(".", 1)))):
+        return {}
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index} must map the names of tensors to files in its weight_map.")
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted({*files.values()}):
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file) or not (path := found(file)):
+            raise ValueError(f"{index} names {file!r}, which is no .safetensors file beside it.")
+        tensors |= read_header(path)
+    return tensors
+
+
+@contextmanager
+def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterator[None]:
+    """A network that is built meanwhile has about as many tensors, and numbers, as are stored.
+    (Parameters are counted twice: as they are built, and as they are loaded.)
+
+    Args:
+        stored: from `stored_tensors`; when empty, nothing is known and nothing refused.
+        new_head: classes of a head that is not stored.
+
+    Raises:
+        ValueError: where the network outgrows that twice, before it takes time or memory.
+    """
+    numbers = 4 * sum(math.prod(tensor.shape) for tensor in stored.values()) + 2**20
+    numbers += 2 * new_head * max((max(t.shape, default=0) for t in stored.values()), default=0)
+    tensors = 4 * len(stored) + 1000
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal numbers, tensors
+        if parameter is not None:
+            numbers, tensors = numbers - parameter.numel(), tensors - 1
+        if numbers < 0 or tensors < 0:
+            raise ValueError(
+                "the configuration describes a network that is much larger than the weights that "
+                f"are stored, from {type(module).__name__}.{name} {(*parameter.shape,)} on."
+            )
+
+    hook = register_module_parameter_registration_hook(count) if stored else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def has_new_head(info: dict[str, Any]) -> bool:
@@ -59,13 +181,13 @@ def has_new_head(info: dict[str, Any]) -> bool:
 
 
 def check_fit(
-    model: PreTrainedModel, name: Any, info: dict[str, Any], dtypes: dict[str, str], *,
+    model: PreTrainedModel, name: Any, info: dict[str, Any], stored: dict[str, StoredTensor], *,
     any_head: bool,
 ) -> None:  # fmt: skip
     """
     Args:
         model, info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
-        dtypes: of the file, from `stored_dtypes`.
+        stored: of its files, from `stored_tensors`.
         any_head: the head may be missing, of another shape or kind, or too much.
 
     Raises:
@@ -75,7 +197,7 @@ def check_fit(
     tensors = model.state_dict()
     ignored = HEADS if any_head else ()
     prefix = f"{model.base_model_prefix}."
-    stored = {key.removeprefix(prefix): dtype for key, dtype in dtypes.items()}
+    dtypes = {key.removeprefix(prefix): tensor.dtype for key, tensor in stored.items()}
     problems = []
     for what in ("missing", "unexpected"):
         if keys := sorted(key for key in info[f"{what}_keys"] if not key.startswith(ignored)):
@@ -86,7 +208,7 @@ def check_fit(
             labels = f" for {model.config.num_labels} classes" if key.startswith(HEADS) else ""
             problems.append(f"{key!r} is {(*in_file,)}, and should be {(*by_config,)}{labels}")
     for key, tensor in tensors.items():
-        dtype = stored.get(key.removeprefix(prefix))
+        dtype = dtypes.get(key.removeprefix(prefix))
         if dtype and (dtype in FLOATS) != tensor.is_floating_point():
             problems.append(f"{key!r} is stored as {dtype}, and should be {tensor.dtype}")
     if problems:

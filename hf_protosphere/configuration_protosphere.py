@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,11 +20,18 @@ OBJECTIVES = ("nonl", "ntce", "scl", "normface", "cross_entropy")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, numbered as by `PIL.Image.Resampling`.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+# The largest whole numbers: what is beyond them is no network, but fills the memory.
+MAX_CLASSES, MAX_OPTION = 10**6, 2**17
+WHOLE = {"projection_dim": 2**20, "projection_hidden_dim": 2**20, "image_size": 2**14}
 
 OPEN_SET_TASK = "open-set-image-classification"
 OPEN_SET_PIPELINE = "pipeline_protosphere.OpenSetImageClassificationPipeline"
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+# Arguments of timm and transformers that name weights, files or code.
+FETCHES = re.compile(r"pretrained|checkpoint|hf_hub")
+FETCHED = {"file", "url", "cache_dir", "state_dict", "auto_map", "trust_remote_code"}
 
 
 class ProtoSphereConfig(PretrainedConfig):
@@ -94,16 +102,21 @@ class ProtoSphereConfig(PretrainedConfig):
     calibration_temperature: float = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {self.dtype!r}.")
+        for dtype in (self.dtype, kwargs.get("torch_dtype")):
+            if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+                raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}.")
         super().__post_init__(**kwargs)
+        self.label2id = {label: i for i, label in self.id2label.items()}  # whatever a file says
+        if not isinstance(self.backbone_kwargs, dict | None):
+            raise ValueError(f"backbone_kwargs must be a dict, but got {self.backbone_kwargs!r}.")
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.prototypes is None:
             self.prototypes = "class_means" if self.objective == "scl" else "learned"
         color = self.num_channels == 3
-        self.image_mean = list(self.image_mean or (IMAGENET_MEAN if color else [0.5]))
-        self.image_std = list(self.image_std or (IMAGENET_STD if color else [0.5]))
+        self.image_mean = self.image_mean or (IMAGENET_MEAN if color else [0.5])
+        self.image_std = self.image_std or (IMAGENET_STD if color else [0.5])
         self._check()
+        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
 
     @property
     def class_names(self) -> list[str]:
@@ -137,12 +150,20 @@ class ProtoSphereConfig(PretrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "id2label" and value:
-            classes = {str(key) for key in value} if isinstance(value, dict) else set()
-            if classes != {str(i) for i in range(len(value))}:
+            fits = isinstance(value, dict) and len(value) <= MAX_CLASSES
+            if (
+                not fits
+                or {str(key) for key in value} != {str(i) for i in range(len(value))}
+                or not all(isinstance(label, str) for label in value.values())
+            ):
                 raise ValueError(
-                    "id2label must map 0, 1, 2, ... to the names of the classes, but got "
-                    f"{reprlib.repr(value)}."
+                    f"id2label must map 0, 1, 2, ... to the names of at most {MAX_CLASSES:,} "
+                    f"classes, but got {reprlib.repr(value)}."
                 )
+        if name == "num_labels" and not (type(value) is int and 0 <= value <= MAX_CLASSES):
+            raise ValueError(
+                f"num_labels must be a number up to {MAX_CLASSES:,}, but got {_short(value)}."
+            )
         super().__setattr__(name, value)
         # Both maps or neither: a checkpoint loaded with another id2label must not keep label2id.
         if name == "id2label" and value:
@@ -157,29 +178,37 @@ class ProtoSphereConfig(PretrainedConfig):
             if (value := getattr(self, name)) not in allowed:
                 known = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
-        for name in (
-            "softmax_temperature", "calibration_temperature", "projection_dim", "image_size",
-            "crop_pct",
-        ):  # fmt: skip
+        for name in ("softmax_temperature", "calibration_temperature", "crop_pct", *WHOLE):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, but got {value!r}.")
+            if value is None and name == "projection_hidden_dim":
+                continue
+            if not (_is_number(value) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be positive and finite, but got {_short(value)}.")
+            if name in WHOLE and not (isinstance(value, int) and value <= WHOLE[name]):
+                raise ValueError(
+                    f"{name} must be a whole number up to {WHOLE[name]}, but got {_short(value)}."
+                )
+        if self.image_size / self.crop_pct > 2 * WHOLE["image_size"]:
+            raise ValueError(f"crop_pct must be larger for image_size {self.image_size}.")
         for name, low, high in (("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+            if value is not None and not (_is_number(value) and low <= value <= high):
                 raise ValueError(f"{name} must be in [{low}, {high}] or None, but got {value!r}.")
         if self.num_channels not in (1, 3):
             raise ValueError(
                 f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}."
             )
         for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != self.num_channels:
+            values = getattr(self, name)
+            whole = isinstance(values, list | tuple) and len(values) == self.num_channels
+            if not whole or not all(_is_number(v) and abs(v) < math.inf for v in values):
                 raise ValueError(
                     f"{name} must hold one number per channel ({self.num_channels}), "
-                    f"but got {getattr(self, name)}."
+                    f"but got {_short(values)}."
                 )
-        if getattr(self, "transformers_weights", None):  # it could name a pickled file
-            raise ValueError("transformers_weights must not be set: weights are model.safetensors.")
+        if not isinstance(self.small_images, bool):
+            raise ValueError(f"small_images must be true or false, but got {self.small_images!r}.")
+        self._refuse_fetching()
         if self.objective == "scl" and self.prototypes == "learned":
             raise ValueError(
                 "objective 'scl' contrasts views with each other and trains no prototypes: use "
@@ -194,6 +223,54 @@ class ProtoSphereConfig(PretrainedConfig):
             names = list(self.id2label.values())
             twice = sorted({str(name) for name in names if names.count(name) > 1})
             raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
+
+    def _refuse_fetching(self) -> None:
+        """A network is made of what the configuration says, and of no other file or code."""
+        if getattr(self, "transformers_weights", None):  # it could name a pickled file
+            raise ValueError("transformers_weights must not be set: weights are model.safetensors.")
+        if not isinstance(self.backbone, str) or ":" in self.backbone:
+            raise ValueError(
+                "backbone must be the name of an architecture, such as 'resnet18', but got "
+                f"{self.backbone!r}."
+            )
+        refuse_fetching(self.backbone_kwargs)
+        attention = self._attn_implementation
+        if attention is not None and not (isinstance(attention, str) and "/" not in attention):
+            raise ValueError(
+                "attn_implementation must be one of transformers' own, such as 'sdpa', but got "
+                f"{attention!r}."
+            )
+
+
+def refuse_fetching(kwargs: Any, name: str = "backbone_kwargs") -> None:
+    """
+    Args:
+        kwargs: for a backbone, or a value in them, at any depth.
+
+    Raises:
+        ValueError: timm or transformers would take it for a file, a repository or an address, or it
+            is larger than any network.
+    """
+    if isinstance(kwargs, dict):
+        for key, value in kwargs.items():
+            if value and (FETCHES.search(str(key)) or str(key) in FETCHED):
+                raise ValueError(f"{name} must not hold {key!r}: no other weights are fetched.")
+            refuse_fetching(value, f"{name}[{key!r}]")
+    elif isinstance(kwargs, list | tuple):
+        for value in kwargs:
+            refuse_fetching(value, name)
+    elif isinstance(kwargs, str) and re.search(r"[:/\\]", kwargs):
+        raise ValueError(f"{name} must name no file or repository, but got {kwargs!r}.")
+    elif isinstance(kwargs, int | float) and not abs(kwargs) <= MAX_OPTION:
+        raise ValueError(f"{name} must be at most {MAX_OPTION}, but got {_short(kwargs)}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoImageProcessor
 
+from .checking import load_image_processor
 from .configuration_protosphere import build_image_processor
 from .prototypes import class_means
 
@@ -163,9 +163,7 @@ class EditableClasses:
                 if processor is None:
                     name = self.config._name_or_path
                     processor = (
-                        AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-                        if name
-                        else build_image_processor(self.config)
+                        load_image_processor(name) if name else build_image_processor(self.config)
                     )
                 items = [image.convert("RGB") for image in items]
                 pixels = processor(items, return_tensors="pt")["pixel_values"]

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import IMAGE_PROCESSOR_NAME, can_return_tuple
 
 from .backbones import build_backbone, load_timm, load_transformers, pooled_features, source_of
-from .checking import check_fit, has_new_head, stored_dtypes
+from .checking import check_fit, has_new_head, no_larger_than, stored_tensors
 from .configuration_protosphere import ProtoSphereConfig, build_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
@@ -134,13 +134,16 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
             OSError: there is no safetensors file.
         """
         name, kwargs = pretrained_model_name_or_path, {**kwargs, "use_safetensors": True}
-        dtypes = stored_dtypes(name, **kwargs)
+        stored = stored_tensors(name, **kwargs)
+        asked = kwargs.get("num_labels") or len(kwargs.get("id2label") or ())
+        asked = max(asked, getattr(kwargs.get("config"), "num_labels", 0))
         # Misfits are all let through here, and judged below.
-        model, info = super().from_pretrained(
-            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        with no_larger_than(stored, new_head=asked if ignore_mismatched_sizes else 0):
+            model, info = super().from_pretrained(
+                name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         any_head = ignore_mismatched_sizes or model.base_model is model
-        check_fit(model, name, info, dtypes, any_head=any_head)
+        check_fit(model, name, info, stored, any_head=any_head)
         if has_new_head(info):
             model.config.forget_calibration()
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -129,7 +129,7 @@ def test_from_backbone_takes_a_folder_that_timm_saved(tmp_path):
     source = timm.create_model("test_resnet", num_classes=0)
     saved = {"architecture": "test_resnet", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"has no model\.safetensors: nothing is unpickled"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors, and nothing is unpickled"):
         ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=4)
     save_file(source.state_dict(), tmp_path / "model.safetensors")
     model = ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=4)

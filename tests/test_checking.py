@@ -1,19 +1,24 @@
 """Loading is strict: what is damaged, or does not fit its configuration, is refused in one line."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
+import hf_protosphere
 from hf_protosphere import (
     ProtoSphereConfig,
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
-from hf_protosphere.checking import has_new_head, stored_dtypes
+from hf_protosphere.checking import has_new_head, read_header, read_object, stored_tensors
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.runs.loading import load_classifier
 
 CONV = "protosphere.backbone.conv1.0.weight"
 VARIANCE = "protosphere.backbone.bn1.running_var"
@@ -210,14 +215,16 @@ def test_weights_that_are_given(saved):
         load(None, config=config, state_dict=tensors)
 
 
-def test_the_dtypes_in_a_file(tmp_path):
+def test_what_a_file_says_of_its_tensors(tmp_path):
     tensors = {"a": torch.ones(2, 3), "b": torch.ones(2).bfloat16(), "c": torch.empty(0).long()}
-    assert stored_dtypes(tmp_path) == {}  # transformers will say that there are no weights
+    assert stored_tensors(tmp_path) == {}  # transformers will say that there are no weights
     save_file(tensors, tmp_path / "model.safetensors")
     save_file({"a": torch.ones(1).double()}, tmp_path / "model.wide.safetensors")
-    assert stored_dtypes(tmp_path) == {"a": "F32", "b": "BF16", "c": "I64"}
-    assert stored_dtypes(tmp_path, variant="wide", trust_remote_code=True) == {"a": "F64"}
-    assert stored_dtypes(None) == {}
+    read = {"a": ("F32", (2, 3)), "b": ("BF16", (2,)), "c": ("I64", (0,))}
+    assert stored_tensors(tmp_path) == read
+    wide = stored_tensors(tmp_path, variant="wide", trust_remote_code=True)
+    assert wide == {"a": ("F64", (1,))}
+    assert stored_tensors(None) == {}
 
 
 def test_a_head_is_new_where_a_tensor_of_it_is():
@@ -227,3 +234,152 @@ def test_a_head_is_new_where_a_tensor_of_it_is():
     assert not has_new_head(info(missing=["protosphere.backbone.head.weight"]))
     assert has_new_head(info(missing=["classifier.bias"]))
     assert has_new_head(info(mismatched=[("head.weight", (5, 8), (4, 8))]))
+
+
+# Files of a stranger
+
+
+def shards(folder, change=lambda index: None):
+    """The weights in several files, and their index changed."""
+    model = load(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="500KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    return index["weight_map"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i["weight_map"].update({CONV: "w.bin"}), "names 'w.bin', which is no .safe"),
+        (lambda i: i["weight_map"].update({CONV: "../w.safetensors"}), "names '../w.safetensors'"),
+        (lambda i: i["weight_map"].update({CONV: "/w.safetensors"}), "names '/w.safetensors'"),
+        (lambda i: i["weight_map"].update({CONV: "gone.safetensors"}), "names 'gone.safetensors'"),
+        (lambda i: i["weight_map"].update({CONV: 3}), "must map the names of tensors to files"),
+        (lambda i: i.update(weight_map=["a"]), "must map the names of tensors to files"),
+    ],
+)
+def test_an_index_names_only_whole_files_beside_it(folder, monkeypatch, change, message):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    (folder / "w.bin").write_bytes(b"")
+    shutil.copy(folder / "model.safetensors", folder.parent / "w.safetensors")
+    shards(folder, change)
+    refused(folder, f"model.safetensors.index.json {message}")
+
+
+def test_every_shard_is_checked(folder):
+    name = shards(folder)[CONV]
+    tensors = {k: v.clone() for k, v in load_file(folder / name).items()}
+    save_file(tensors | {CONV: tensors[CONV].long()}, folder / name, metadata={"format": "pt"})
+    refused(folder, f"'{CONV}' is stored as I64")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    refused(folder, f"{name} is cut short")
+
+
+def test_an_adapter_brings_no_weights(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "user/other"}')
+    refused(folder, "has an adapter_config.json")
+
+
+BOMBS = {
+    # What is changed in config.json, and a part of the line that refuses it.
+    "num_labels": ({"num_labels": 10**9, "id2label": None}, "num_labels must be a number up to"),
+    "names": ({"id2label": dict.fromkeys(range(10**6 + 1), "")}, "at most 1,000,000 classes"),
+    "projection_dim": ({"projection": "mlp", "projection_dim": 2 * 10**7}, "whole number up to"),
+    "projection": ({"projection": "mlp", "projection_dim": 2**20}, r"much larger.*\(1048576, 96\)"),
+    "image_size": ({"image_size": 10**9}, "image_size must be a whole number up to 16384"),
+    "crop_pct": ({"crop_pct": 1e-9}, "crop_pct must be larger"),
+    "layers": ({"backbone_kwargs": {"layers": [10**5] * 4}}, "much larger than the weights"),
+    "widths": ({"backbone_kwargs": {"channels": [10**5] * 4}}, "much larger than the weights"),
+    "depth": ({"backbone": "test_vit", "backbone_kwargs": {"depth": 10**5}}, "much larger than"),
+    "table": ({"backbone": "test_vit", "image_size": 2**14}, r"much larger.*\(1, 1048577, 64\)"),
+    "numbers": ({"backbone_kwargs": {"layers": [10**6]}}, "must be at most 131072"),
+    "transformers": ({"backbone": "vit", "backbone_source": "transformers",
+                      "backbone_kwargs": {"num_hidden_layers": 10**5}}, "much larger than"),
+}  # fmt: skip
+EXPLODE = """
+import json, re, resource, sys, time
+from pathlib import Path
+from hf_protosphere import ProtoSphereForImageClassification
+
+folder, bombs = Path(sys.argv[1]), json.loads(sys.argv[2])
+whole = json.loads((folder / "config.json").read_text())
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+for name, (values, message) in bombs.items():
+    (folder / "config.json").write_text(json.dumps(whole | values))
+    started = time.process_time()
+    try:
+        ProtoSphereForImageClassification.from_pretrained(folder)
+        print(f"{name} was loaded")
+    except ValueError as error:
+        if not re.search(message, str(error)):
+            print(f"{name}: {error}")
+    if (seconds := time.process_time() - started) > 3:  # of a slow machine: a second of most
+        print(f"{name} took {seconds:.1f} s")
+"""
+
+
+def test_what_would_fill_the_memory_is_refused_at_once(folder, python):
+    given = {name: bomb for name, bomb in BOMBS.items() if name != "names"}
+    ended = python("-c", EXPLODE, folder, json.dumps(given))
+    assert (ended.returncode, ended.stdout, ended.stderr[-500:]) == (0, "", "")
+    values, message = BOMBS["names"]
+    with pytest.raises(ValueError, match=message):
+        ProtoSphereConfig(**values)
+
+
+def test_a_giant_header_or_configuration_is_not_read(folder):
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(2**27)  # sparse: it takes no room on the disk
+    with pytest.raises(ArgumentError, match=r"config.json has 134,217,728 bytes, more than"):
+        load_classifier(str(folder))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((99 * 2**20).to_bytes(8, "little") + b"{")
+        file.truncate(2**27)
+    refused_file = f"{folder}/model.safetensors is cut short .*a header of 103,809,024 bytes"
+    with pytest.raises(ValueError, match=refused_file):
+        read_header(folder / "model.safetensors")
+
+
+def test_deep_or_foreign_json_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    for text, message in (
+        ("[" * 10**5, "is not whole JSON: "),
+        ("", "is not whole JSON: "),
+        ("[1]", "must hold a JSON object, but holds a list"),
+        ("\ud800", "is not whole JSON: "),
+    ):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(ValueError, match=f"{path} {message}"):
+            read_object(path)
+
+
+def test_no_code_beside_a_checkpoint_is_run(folder, tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
+    references = {"AutoConfig": "evil.Evil", "AutoImageProcessor": "evil.Evil"}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"auto_map": references}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ArgumentError, match=f"^--model {folder} cannot be loaded: "):
+        load_classifier(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": references}))
+    with pytest.raises(ValueError, match="custom code"):
+        ProtoSphereForImageClassification.from_backbone(
+            str(folder), backbone_source="transformers", num_labels=2
+        )
+    assert not ran.exists()
+
+
+def test_transformers_is_told_in_one_place_to_run_no_code():
+    package = Path(hf_protosphere.__file__).parent
+    found = {
+        path.name: names
+        for path in package.rglob("*.py")
+        if (names := re.findall(r"\b(?:Auto\w+\.from_pretrained|pipeline)\(", path.read_text()))
+        if path.name != "pipeline_protosphere.py"
+    }
+    assert found == {}  # `checking.auto` calls them all

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
-from safetensors import SafetensorError
-from transformers import AutoImageProcessor, BaseImageProcessor, PretrainedConfig
-from transformers.utils import logging
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, PretrainedConfig
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from ..backbones import timm_name
+from ..checking import load_image_processor, read_object
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from .files import sweep
+from .reading import errors_in_one_line
 
 
 def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", "transformers"]:
     """What a model's name stands for: a checkpoint of ours, of timm or of transformers.
 
     Raises:
-        ArgumentError: there is nothing of that name.
+        ArgumentError: there is nothing of that name, or its configuration is damaged.
     """
     if not Path(name).is_dir() and timm.is_model(timm_name(name)):
         return "timm"
     _refuse_missing_folder(name, flag)
-    try:
-        config, _ = PretrainedConfig.get_config_dict(name)
-        if not config:
-            raise OSError("it has no config.json.")
-    except OSError as error:
-        raise ArgumentError(
-            f"{flag} {name} is no timm model, and no checkpoint either: {error}"
-        ) from error
+    with errors_in_one_line(f"{flag} {name} is no timm model, and no checkpoint either"):
+        config = _configuration(name)
     if "architecture" in config:  # transformers gives such a configuration a type of its own
         return "timm"
     if "model_type" not in config:
@@ -52,6 +47,13 @@ def _refuse_missing_folder(name: str, flag: str) -> None:
     sweep(Path(name))
 
 
+def _configuration(name: str) -> dict[str, Any]:
+    """What config.json holds."""
+    read_object(cached_file(name, CONFIG_NAME))
+    values, _ = PretrainedConfig.get_config_dict(name)
+    return values
+
+
 def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
     """The configuration of a classifier in a folder or on the Hub, without its weights.
 
@@ -61,21 +63,26 @@ def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
     Raises:
         ArgumentError: there is none, or it is damaged, or not that of a classifier.
     """
-    with _errors_in_one_line(name, flag):
-        values, _ = PretrainedConfig.get_config_dict(name)
-        if not values:  # transformers would take the defaults
-            raise OSError("it has no config.json.")
+    _refuse_missing_folder(name, flag)
+    with errors_in_one_line(f"{flag} {name} is not a ProtoSphere checkpoint"):
+        values = _configuration(name)
+    with errors_in_one_line(f"{flag} {name} cannot be loaded"):
+        if values.get("quantization_config"):
+            raise ValueError(
+                "its weights are quantised, by the quantization_config in config.json: give the "
+                "checkpoint that they were made from."
+            )
         config = ProtoSphereConfig.from_pretrained(name)
-    held = config.architectures or [values.get("model_type", "no model type")]
-    if not {"ProtoSphereForImageClassification", ProtoSphereConfig.model_type} & {*held}:
-        raise ArgumentError(f"{flag} {name} holds {held}, not a ProtoSphere.")
+        held = values.get("architectures") or [values.get("model_type", "no model type")]
+        if not {"ProtoSphereForImageClassification", ProtoSphereConfig.model_type} & {*held}:
+            raise ArgumentError(f"{flag} {name} holds {held}, not a ProtoSphere.")
     return config
 
 
 def load_classifier(
     name: str, flag: str = "--model"
 ) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
-    """Model and image processor from a folder or the Hub.
+    """Model and image processor from a folder or the Hub, which have classified an image.
 
     Args:
         flag: that gave the name, for messages.
@@ -84,22 +91,38 @@ def load_classifier(
         ArgumentError: there is none, or it is damaged, or does not fit its configuration.
     """
     load_config(name, flag)
-    with _errors_in_one_line(name, flag):
-        model = ProtoSphereForImageClassification.from_pretrained(name)
-        return model, AutoImageProcessor.from_pretrained(name)
-
-
-@contextmanager
-def _errors_in_one_line(name: str, flag: str) -> Iterator[None]:
-    _refuse_missing_folder(name, flag)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers would report in a table is an error here
     try:
-        yield
-    except OSError as error:
-        raise ArgumentError(f"{flag} {name} is not a ProtoSphere checkpoint: {error}") from error
-    except (ValueError, TypeError, SafetensorError) as error:
-        # TypeError: an option that the backbone does not know.
-        raise ArgumentError(f"{flag} {name} cannot be loaded: {error}") from error
+        with errors_in_one_line(f"{flag} {name} cannot be loaded"):
+            model = ProtoSphereForImageClassification.from_pretrained(name)
+            model.config.return_dict = True  # what every command reads
+            processor = load_image_processor(name)
+        with errors_in_one_line(f"{flag} {name} cannot classify an image"):
+            _classify_noise(model, processor)
     finally:
         logging.set_verbosity(verbosity)
+    return model, processor
+
+
+@torch.no_grad()
+def _classify_noise(
+    model: ProtoSphereForImageClassification, processor: BaseImageProcessor
+) -> None:
+    """
+    Raises:
+        Exception: options of the network, or of the image processor, that only using them shows to
+            be wrong, whatever those libraries say of them.
+    """
+    size = model.config.image_size
+    noise = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=noise).numpy()
+    pixels = processor([Image.fromarray(image)], return_tensors="pt")["pixel_values"]
+    if pixels.shape != (1, 3, size, size):
+        raise ValueError(
+            f"its preprocessor_config.json makes images {(*pixels.shape[1:],)}, but its "
+            f"config.json asks for {(3, size, size)}."
+        )
+    output = model.eval()(pixels)
+    if not (output.logits.isfinite().all() and output.embeddings.isfinite().all()):
+        raise ValueError("what it says of one is not finite: take an earlier checkpoint.")

@@ -21,6 +21,7 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import keep_unwrapped
 from ..runs.loading import load_classifier, load_config
 from ..runs.processes import check_processes
+from ..runs.reading import errors_in_one_line
 from .adaptation import HEAD, NETWORK, freeze, parameter_groups, with_new_classes
 from .arguments import TrainArguments
 
@@ -83,7 +84,7 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
         asked["image_size"] = arguments.image_size or images.suggested_image_size()
     config = {name: value for name, value in asked.items() if value is not None}
     config["id2label"] = images.id2label
-    try:
+    with errors_in_one_line("the model cannot be built"):
         if arguments.finetune_from is not None:
             source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
             head = {name: getattr(arguments, argument) for name, argument in HEAD.items()}
@@ -92,10 +93,6 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
             backbone = config.pop("backbone")
             return ProtoSphereForImageClassification.from_backbone(backbone, **config)
         return ProtoSphereForImageClassification(ProtoSphereConfig(**config))
-    except (OSError, ValueError, TypeError) as error:
-        # OSError: weights that cannot be downloaded. TypeError: an option that the backbone does
-        # not know.
-        raise ArgumentError(f"the model cannot be built: {error}") from error
 
 
 def load_training_data(

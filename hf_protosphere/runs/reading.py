@@ -1,0 +1,96 @@
+"""Files of a run, a model or an index, read as if they came from a stranger: whole and of the kind
+that they should be, or refused in one line that says what writes them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..checking import read_object
+from ..errors import ArgumentError, UserError
+
+MAX_YAML = 2**20  # bytes
+
+
+@contextmanager
+def errors_in_one_line(
+    what: str, then: str = "", kind: type[UserError] = ArgumentError
+) -> Iterator[None]:
+    """What a damaged file brings other code to raise, whatever it is, says which file it was.
+
+    Args:
+        what: begins the message, such as "--model outputs/run cannot be loaded".
+        then: ends it: the way out.
+        kind: of the error that is raised.
+
+    Raises:
+        UserError: of that kind, for any error but those that are for the user already.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:600]
+        name = "" if isinstance(error, OSError | ValueError) and reason else type(error).__name__
+        reason = ": ".join(filter(None, (name, reason)))
+        raise kind(f"{what}: {reason}{then and f' {then}'}") from error
+
+
+def read_json(path: Path, then: str = "") -> dict[str, Any]:
+    """
+    Args:
+        then: what to do where it is damaged.
+
+    Raises:
+        ArgumentError: the file holds no JSON object, or a giant one.
+    """
+    with errors_in_one_line(f"{path} cannot be read", then):
+        return read_object(path)
+
+
+def read_json_lines(path: Path, then: str = "") -> list[dict[str, Any]]:
+    """The objects of a file that is appended to, one a line; a last line that was cut short by a
+    kill is left out.
+
+    Raises:
+        ArgumentError: another line is no JSON object.
+    """
+    records = []
+    with errors_in_one_line(f"{path} cannot be read", then):
+        lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        with errors_in_one_line(f"{path}, line {number}, cannot be read", then):
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"it must be a JSON object, but is {record!r:.40}.")
+            records.append(record)
+    return records
+
+
+class _NoAliases(yaml.SafeLoader):
+    """A few lines of aliases to aliases stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read.")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path, then: str = "") -> dict[str, Any]:
+    """
+    Raises:
+        ArgumentError: the file does not hold 'name: value' lines, or holds giant ones.
+    """
+    with errors_in_one_line(f"{path} cannot be read", then):
+        if (size := path.stat().st_size) > MAX_YAML:
+            raise ValueError(f"it has {size:,} bytes, more than the {MAX_YAML:,} that are read.")
+        values = yaml.load(path.read_text(encoding="utf-8"), _NoAliases)
+        if not isinstance(values, dict):
+            raise ValueError(f"it must hold 'name: value' lines, but holds {values!r:.40}.")
+        return {str(name): value for name, value in values.items()}
