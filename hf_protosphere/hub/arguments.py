@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,6 +43,11 @@ class PublishArguments(Arguments):
         check(self)
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
+        if self.revision is not None and not _is_tag(self.revision):
+            raise ArgumentError(
+                "--revision must be a name of letters, digits and . _ - such as v1.0, and none of "
+                f"main and refs/..., but got {self.revision!r}."
+            )
         if self.create_pr and self.revision is not None:
             raise ArgumentError(
                 f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
@@ -52,6 +58,14 @@ class PublishArguments(Arguments):
     @property
     def notes_text(self) -> str | None:
         return None if self.notes is None else read_text(self.notes, "--notes")
+
+
+def _is_tag(name: str) -> bool:
+    """Whether git takes it for a tag, and nothing for another branch or address."""
+    parts = name.split("/")
+    whole = all(re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", p, re.ASCII) and p[-1] != "." for p in parts)
+    misleading = name == "main" or parts[0] in ("refs", "heads") or ".." in name
+    return whole and not misleading and not any(part.endswith(".lock") for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ Holds command lines and thus paths: for those who ran it, not for publishing (se
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
+import re
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,9 @@ from accelerate import Accelerator
 
 from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
+from ..errors import ArgumentError
 from ..runs.files import write_json
+from ..runs.reading import read_json
 from .arguments import TrainArguments
 
 ENVIRONMENT = "environment.json"
@@ -45,7 +48,11 @@ def record_start(
     path = folder / ENVIRONMENT
     record = {"run_id": uuid.uuid4().hex, "starts": []}
     if arguments.resume and path.exists():
-        record = json.loads(path.read_text())
+        record = read_json(path, "Remove it, and a new one is begun.")
+        if not isinstance(record.get("starts"), list) or not isinstance(record.get("run_id"), str):
+            raise ArgumentError(
+                f"{path} holds no starts of a run: remove it, and it is begun anew."
+            )
     start = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -80,15 +87,24 @@ def data_fingerprint(split: Any) -> dict[str, Any]:
 
 
 def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
-    """{"commit", "changed_files"} of the repository around the folder; None without one."""
+    """{"commit", "changed_files"} of the repository around the folder; None without one.
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+    Of a repository that a stranger packed no program is run: `git status` would start what its own
+    configuration names as file-system monitor and as filters.
+    """
+
+    def git(*words: str, off: Sequence[str] = ()) -> str:
+        options = [word for name in ("core.fsmonitor", *off) for word in ("-c", f"{name}=")]
+        command = ["git", "-C", str(folder), *options, *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
         commit = git("rev-parse", "HEAD").strip()
-        changed = git("status", "--porcelain").splitlines()
+        names = git("config", "--list", "--name-only").splitlines()
+        filters = [
+            name for name in names if re.match(r"filter\..+\.(clean|process|required)$", name)
+        ]
+        changed = git("status", "--porcelain", "--ignore-submodules=all", off=filters).splitlines()
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit yet
         return None
     return {"commit": commit, "changed_files": len(changed)}

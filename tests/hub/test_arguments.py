@@ -1,5 +1,6 @@
 """What is published, exported and shown: what cannot work is said at once."""
 
+import re
 import sys
 
 import pytest
@@ -16,11 +17,21 @@ from hf_protosphere.hub.arguments import DemoArguments, ExportArguments, Publish
         ({"repo_id": "a/b/c"}, r"--repo_id must be 'user/name', but got 'a/b/c'"),
         ({"create_pr": True, "revision": "v1"}, r"--revision v1 .*--create_pr makes none: leave"),
         ({"notes": "none.md"}, r"--notes none.md cannot be read: .*No such file"),
+        *(
+            ({"revision": name}, rf"--revision must be a name .*got {re.escape(repr(name))}\.")
+            for name in "../../main main refs/heads/x a..b -x v1.lock x/ v1.".split()
+            + ["v1\n", "v1\nmain", "", "a b"]
+        ),
     ],
 )
 def test_publishing(options, message):
     with pytest.raises(ArgumentError, match=message):
         PublishArguments(**{"folder": "run", "repo_id": "user/digits"} | options)
+
+
+@pytest.mark.parametrize("name", ["v1.0", "v1.0-rc.1+cpu", "2026/july", "_x"])
+def test_a_tag_has_a_plain_name(name):
+    assert PublishArguments(folder="run", repo_id="user/digits", revision=name).revision == name
 
 
 def test_an_export_lies_in_a_folder_of_its_own(tmp_path):

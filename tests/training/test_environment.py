@@ -4,10 +4,12 @@ import json
 import subprocess
 from types import SimpleNamespace
 
+import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_protosphere.data.dataset import ImageDataset
+from hf_protosphere.errors import ArgumentError
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.environment import data_fingerprint, git_state, record_start
 
@@ -53,3 +55,28 @@ def test_the_commit_of_the_working_directory(tmp_path):
     assert state["changed_files"] == 0
     (tmp_path / "new.txt").write_text("")
     assert git_state(tmp_path)["changed_files"] == 1
+
+
+def test_no_program_of_a_repository_is_run(tmp_path):
+    ran, file = tmp_path / "ran", tmp_path / "repository" / "a.txt"
+    file.parent.mkdir()
+    git = ["git", "-C", str(file.parent), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    file.write_text("a")
+    (file.parent / ".gitattributes").write_text("*.txt filter=evil diff=evil\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    names = ["core.fsmonitor", "filter.evil.clean", "filter.evil.process", "diff.evil.textconv"]
+    for name in names:
+        subprocess.run([*git, "config", name, f"touch {ran}; cat"], check=True)
+    subprocess.run([*git, "config", "filter.evil.required", "true"], check=True)
+    file.write_text("b")
+    assert git_state(file.parent)["changed_files"] == 1
+    assert not ran.exists()
+
+
+def test_a_damaged_record_is_refused_in_one_line(tmp_path):
+    resumed = TrainArguments(dataset_name="x", report_to="none", resume=True)
+    for text in ("{", "[]", "{}", '{"run_id": 1, "starts": {}}'):
+        (tmp_path / "environment.json").write_text(text)
+        with pytest.raises(ArgumentError, match=r"environment.json .*[Rr]emove it"):
+            record_start(tmp_path, resumed, ImageDataset({}, []), None)
