@@ -6,22 +6,38 @@ Everything is written under a temporary name and renamed, so that what has its f
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors.torch import load_model, save_file
+from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import BaseImageProcessor
 
+from ..checking import read_header, read_object
 from ..errors import ArgumentError, WriteError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from .files import put_in_place, refused_by_disk, replacing_files
+from .files import put_in_place, refused_by_disk, replacing_files, write_json
+from .reading import errors_in_one_line, read_yaml
+
+SCHEDULE, AVERAGE = "schedule.json", "average.safetensors"
+METADATA_MODULES = (
+    "torch", "collections", "pathlib", "torch.distributed.checkpoint.metadata",
+    "torch.distributed.checkpoint.filesystem",
+)  # fmt: skip
+LAYOUT = ("torch.serialization", "_get_layout")
+SCHEDULED = ("last_epoch", "_step_count", "base_lrs", "_last_lr")  # the numbers of a schedule
 
 # .replaced: the one of the same step, while another takes its place.
 OURS = re.compile(r"step-\d{8}(\.unfinished|\.replaced)?")
@@ -32,6 +48,10 @@ MAY_DIFFER_ON_RESUME = {
     "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
 MAY_DIFFER_BETWEEN_ROWS = {"mode", "compare", "shots", "trials"}  # more or fewer of them
+
+
+class DamagedCheckpoint(ArgumentError):
+    """A checkpoint that cannot be resumed from; the one before may be whole."""
 
 
 @dataclass
@@ -70,9 +90,14 @@ class Progress:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1
-) -> Path:
+    accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1, *,
+    scheduler: LRScheduler | None = None, average: nn.Module | None = None,
+) -> Path:  # fmt: skip
     """Everything to resume from. Once it is whole, all but the `keep` newest are removed.
+
+    Args:
+        scheduler, average: of the learning rate, and of the weights. What Accelerate registers for
+            checkpoints it would read with `pickle`.
 
     Raises:
         WriteError: the disk is full; the earlier ones are as they were.
@@ -88,6 +113,12 @@ def save_checkpoint(
             accelerator.save_state(str(unfinished))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
+                if scheduler is not None:
+                    state = scheduler.state_dict()
+                    numbers = {name: state[name] for name in SCHEDULED}
+                    (unfinished / SCHEDULE).write_text(json.dumps(numbers))
+                if average is not None:
+                    save_weights(average, str(unfinished / AVERAGE))
                 (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
                 put_in_place(unfinished, final)
     except WriteError:
@@ -100,6 +131,109 @@ def save_checkpoint(
             shutil.rmtree(other)
     accelerator.wait_for_everyone()
     return final
+
+
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, *,
+    scheduler: LRScheduler | None = None, average: nn.Module | None = None,
+) -> None:  # fmt: skip
+    """What `save_checkpoint` saved beside the progress, read as if it came from a stranger: nothing
+    in it can run code. (DeepSpeed alone unpickles its own files.)
+
+    Raises:
+        DamagedCheckpoint: it is damaged, or not of such a model.
+    """
+    with _damage(checkpoint):
+        if accelerator.is_main_process:
+            _convert_pickles(checkpoint)
+        accelerator.wait_for_everyone()
+        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        for path in [*checkpoint.glob("*.safetensors"), checkpoint / "model.safetensors"]:
+            if path.exists() or not sharded:
+                read_header(path)
+        for path in checkpoint.rglob(".metadata"):
+            with path.open("rb") as file:
+                _Metadata(file).load()
+        with _nothing_unpickled(accelerator):
+            accelerator.load_state(str(checkpoint))
+        if scheduler is not None:
+            numbers = read_object(checkpoint / SCHEDULE)
+            lengths = {len(numbers["base_lrs"]), len(numbers["_last_lr"]), len(scheduler.base_lrs)}
+            if (
+                lengths != {len(scheduler.base_lrs)}
+                or not torch.tensor(
+                    [numbers["last_epoch"], *numbers["base_lrs"], *numbers["_last_lr"]]
+                )
+                .isfinite()
+                .all()
+            ):
+                raise ValueError(f"{SCHEDULE} is that of another optimiser.")
+            known = {name: numbers[name] for name in SCHEDULED}
+            scheduler.load_state_dict(scheduler.state_dict() | known)
+        if average is not None:
+            load_model(average, str(checkpoint / AVERAGE))
+        _refuse_misfits(accelerator, average)
+
+
+def _damage(checkpoint: Path) -> AbstractContextManager[None]:
+    return errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint)
+
+
+@contextmanager
+def _nothing_unpickled(accelerator: Accelerator) -> Iterator[None]:
+    """torch.load reads weights only, also where a library asks it for more."""
+    before = os.environ.get(variable := "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # whose files hold its classes
+        os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
+
+
+class _Metadata(pickle.Unpickler):
+    """What torch writes of a sharded checkpoint is a pickle: of its own classes, and no others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = module in METADATA_MODULES or (module, name) == LAYOUT
+        found = super().find_class(module, name) if known else None
+        values = torch.dtype | torch.layout | torch.memory_format
+        if not (isinstance(found, type | values) or (module, name) == LAYOUT):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}.")
+        return found
+
+
+def _convert_pickles(checkpoint: Path) -> None:
+    """A checkpoint of version 0.1.0, whose schedule and average were pickled, as one of today."""
+    schedule, average = (checkpoint / f"custom_checkpoint_{i}.pkl" for i in range(2))
+    if schedule.exists():
+        state = torch.load(schedule, map_location="cpu", weights_only=True)
+        write_json(checkpoint / SCHEDULE, {name: state[name] for name in SCHEDULED})
+    if average.exists():
+        state = torch.load(average, map_location="cpu", weights_only=True)
+        save_file({k: v.contiguous() for k, v in state.items()}, checkpoint / AVERAGE)
+    for path in (schedule, average):
+        path.unlink(missing_ok=True)
+
+
+def _refuse_misfits(accelerator: Accelerator, average: nn.Module | None) -> None:
+    """
+    Raises:
+        ValueError: weights or a state of the optimiser that are not finite, or of another shape.
+    """
+    tensors = [t for model in accelerator._models for t in model.state_dict().values()]
+    tensors += [] if average is None else average.state_dict().values()
+    for optimizer in accelerator._optimizers:
+        for parameter, state in getattr(optimizer, "state", {}).items():
+            found = [value for value in state.values() if isinstance(value, Tensor) and value.dim()]
+            if any(value.shape != parameter.shape for value in found):
+                raise ValueError("its optimiser is that of another model.")
+            tensors += found
+    whole = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
+    if not all(t.isfinite().all() for t in whole if t.is_floating_point()):
+        raise ValueError("it holds values that are not finite.")
 
 
 def keep_unwrapped(accelerator: Accelerator) -> None:
@@ -131,8 +265,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    progress = json.loads((checkpoint / "progress.json").read_text())
-    return Progress(**progress | {"epoch_totals": tuple(progress["epoch_totals"])})
+    """
+    Raises:
+        DamagedCheckpoint: its file is damaged.
+    """
+    with _damage(checkpoint):
+        values = read_object(checkpoint / "progress.json")
+        progress = Progress(**values | {"epoch_totals": tuple(values["epoch_totals"])})
+        for field in fields(Progress):
+            value, kind = getattr(progress, field.name), type(field.default)
+            numbers = value if kind is tuple else [value]
+            if field.name == "sharding":
+                continue
+            if len(numbers) != (2 if kind is tuple else 1) or not all(
+                type(n) in ((int, float) if kind in (float, tuple) else (int,)) and n - n == 0
+                for n in numbers
+            ):
+                raise ValueError(f"its {field.name} is {value!r:.40}.")
+        if min(progress.step, progress.epoch, progress.step_in_epoch) < 0:
+            raise ValueError("it counts backwards.")
+    return progress
 
 
 def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
@@ -160,7 +312,7 @@ def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> list[str]:
-    before = yaml.safe_load(file.read_text()) or {}
+    before = read_yaml(file, "Give another --output_dir, or --overwrite.")
     return [
         f"--{name} was {before[name]!r}, is {value!r}"
         for name, value in arguments.items()

@@ -28,7 +28,10 @@ from ..errors import ArgumentError, TrainingError, TrainingInterrupted
 from ..evaluation.report import flat_record
 from ..inference.predictions import training_class_means
 from ..runs.checkpoints import (
+    DamagedCheckpoint,
     Progress,
+    complete_checkpoints,
+    load_checkpoint,
     newest_checkpoint,
     read_progress,
     refuse_changed_arguments,
@@ -164,15 +167,40 @@ class TrainingRun:
         )  # fmt: skip
 
     def _resume(self) -> Progress:
-        checkpoint = newest_checkpoint(self.output_dir / "checkpoints")
-        if checkpoint is None:
+        """Go on from the newest checkpoint that is whole, and say where that is.
+
+        Raises:
+            ArgumentError: there are some, but none is whole, or the run had other arguments.
+        """
+        checkpoints = complete_checkpoints(self.output_dir / "checkpoints")[::-1]
+        if not checkpoints:
             self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
             return self.progress
-        progress = read_progress(checkpoint)
-        refuse_changed_arguments(self.output_dir, self.record, progress, self.progress)
-        self.accelerator.load_state(str(checkpoint))
-        self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
-        return progress
+        damage = []
+        for checkpoint in checkpoints:
+            try:
+                progress = read_progress(checkpoint)
+                refuse_changed_arguments(self.output_dir, self.record, progress, self.progress)
+                load_checkpoint(self.accelerator, checkpoint, **self._saved_beside)
+            except DamagedCheckpoint as error:
+                damage.append(error)
+                continue
+            for error in damage:
+                self.accelerator.print(f"{error} Going on from the one before.")
+            self.accelerator.print(
+                f"Resuming at step {progress.step} (epoch {progress.epoch + 1})."
+            )
+            return progress
+        raise ArgumentError(
+            f"--resume: {damage[0]} No checkpoint in {self.output_dir} is whole: start again by "
+            "--overwrite."
+        ) from damage[0]
+
+    @property
+    def _saved_beside(self) -> dict[str, Any]:
+        """What checkpoints hold beside model and optimiser."""
+        step = self.optimizer_step
+        return {"scheduler": step.scheduler, "average": step.average}
 
     # Training
 
@@ -315,7 +343,7 @@ class TrainingRun:
     def _save_checkpoint(self) -> Path:
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
-        return save_checkpoint(self.accelerator, folder, self.progress, keep)
+        return save_checkpoint(self.accelerator, folder, self.progress, keep, **self._saved_beside)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -38,7 +38,7 @@ class OptimizerStep:
     Args:
         model: on its device, not wrapped.
         optimizer, scheduler: of it; the scheduler is stepped with every step.
-        accelerator: wraps model and optimiser here, and saves everything in its checkpoints.
+        accelerator: wraps model and optimiser here, and saves both in its checkpoints.
     """
 
     def __init__(
@@ -61,12 +61,10 @@ class OptimizerStep:
         trained = torch.compile(model) if arguments.compile else model
         self.prepared_model, self.optimizer = accelerator.prepare(trained, optimizer)
         self.scheduler = scheduler
-        accelerator.register_for_checkpointing(scheduler)
         self.average: ModelEmaV3 | None = None
         if arguments.ema_decay is not None:
             # Its warm-up forgets the first weights, of which a short run would keep too much.
             self.average = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
-            accelerator.register_for_checkpointing(self.average)
         self.mix: Mixup | None = None
         if arguments.mixup or arguments.label_smoothing:
             self.mix = Mixup(

@@ -1,14 +1,28 @@
 """What has its final name is whole, and what is half written is never found."""
 
+import io
 import json
+import pickle
 import shutil
+from contextlib import contextmanager, nullcontext
 
 import pytest
+import torch
+import torch.distributed.checkpoint as sharded
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
 
 from hf_protosphere.errors import WriteError
 from hf_protosphere.runs import checkpoints
-from hf_protosphere.runs.checkpoints import Progress, newest_checkpoint, save_checkpoint
+from hf_protosphere.runs.checkpoints import (
+    DamagedCheckpoint,
+    Progress,
+    load_checkpoint,
+    newest_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
 
 
 def names(folder):
@@ -83,3 +97,148 @@ def test_a_full_disk_keeps_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(WriteError, match="step-00000002 cannot be written: No space left"):
         save_checkpoint(accelerator, tmp_path, Progress(16, "none", step=2))
     assert names(tmp_path) == ["step-00000001"]
+
+
+class Parts:
+    """A tiny model with all that a checkpoint holds of it, trained for some steps."""
+
+    def __init__(self, steps=0, seed=0):
+        torch.manual_seed(seed)
+        self.accelerator = Accelerator(cpu=True)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.average = ModelEmaV3(model, decay=0.5)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        for _ in range(steps):
+            self.step()
+
+    def step(self):
+        self.model(torch.ones(4, 3)).square().sum().backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.model)
+
+    @property
+    def beside(self):
+        return {"scheduler": self.scheduler, "average": self.average}
+
+    def save(self, folder, step=1):
+        progress = Progress(4, "none", step=step)
+        return save_checkpoint(self.accelerator, folder, progress, keep=9, **self.beside)
+
+    def load(self, checkpoint):
+        load_checkpoint(self.accelerator, checkpoint, **self.beside)
+        return self
+
+
+def test_everything_comes_back_and_nothing_of_ours_is_pickled(tmp_path):
+    saved = Parts(steps=3)
+    checkpoint = saved.save(tmp_path)
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "average.safetensors", "model.safetensors", "optimizer.bin", "progress.json",
+        "random_states_0.pkl", "schedule.json",
+    }  # fmt: skip
+    loaded = Parts(seed=1).load(checkpoint)
+    for parts in (saved, loaded):
+        parts.step()
+    assert loaded.scheduler.get_last_lr() == saved.scheduler.get_last_lr() == [0.1 * 0.5**4]
+    for theirs, ours in ((loaded.model, saved.model), (loaded.average, saved.average)):
+        for name, value in ours.state_dict().items():
+            assert torch.equal(theirs.state_dict()[name], value), name
+
+
+@contextmanager
+def refused(checkpoint, message=""):
+    """In one line."""
+    with pytest.raises(DamagedCheckpoint, match=rf"^{checkpoint} is damaged: .*{message}") as error:
+        yield
+    assert len(str(error.value).splitlines()) == 1
+
+
+class Evil:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return open, (str(self.ran), "w")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl", "custom_checkpoint_2.pkl",
+     "optimizer.bin", "random_states_0.pkl", "pytorch_model.bin", "model.safetensors",
+     "scheduler.bin", "sampler.bin", "average.safetensors", "schedule.json", "progress.json",
+     "scaler.pt", ".metadata"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_hostile_pickle_runs_nowhere(tmp_path, name, zipped):
+    checkpoint, ran = Parts(steps=1).save(tmp_path / "run"), tmp_path / "ran"
+    if name == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    torch.save({"base_lrs": Evil(ran)}, archive := io.BytesIO())
+    written = archive.getvalue() if zipped else pickle.dumps(Evil(ran))
+    (checkpoint / name).write_bytes(written)
+    unread = ("random_states_0.pkl", "scheduler.bin", "sampler.bin", "scaler.pt")  # or not missed
+    with nullcontext() if name in unread else refused(checkpoint):
+        read_progress(checkpoint)
+        Parts().load(checkpoint)
+    assert not ran.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_shards_say_of_themselves_is_read_without_code(tmp_path):
+    checkpoint = Parts(steps=1).save(tmp_path)
+    saved = Parts(steps=1)
+    state = {"model": saved.model.state_dict(), "optimizer": saved.optimizer.state_dict()}
+    sharded.save(state, checkpoint_id=checkpoint / "sharded", no_dist=True)
+    assert (checkpoint / "sharded" / ".metadata").exists()
+    Parts().load(checkpoint)
+
+
+def nan(path):
+    tensors = {name: tensor * torch.nan for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+
+
+def other_moments(path):
+    state = torch.load(path, weights_only=True)
+    for of_parameter in state["state"].values():
+        of_parameter["exp_avg"] = torch.zeros(7)
+    torch.save(state, path)
+
+
+def change(**values):
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", nan, "values that are not finite"),
+        ("average.safetensors", nan, "values that are not finite"),
+        ("model.safetensors", lambda path: path.unlink(), "No such file"),
+        ("average.safetensors", lambda path: path.unlink(), "No such file"),
+        ("optimizer.bin", lambda path: path.write_bytes(path.read_bytes()[:-50]), ""),
+        ("optimizer.bin", other_moments, "its optimiser is that of another model"),
+        ("schedule.json", change(base_lrs=[1.0, 2.0]), "that of another optimiser"),
+        ("schedule.json", change(last_epoch="x"), ""),
+        ("schedule.json", lambda path: path.write_text("[1]"), "must hold a JSON object"),
+        ("progress.json", lambda path: path.write_text(""), "is not whole JSON"),
+        ("progress.json", change(step="x"), "its step is 'x'"),
+        ("progress.json", change(step=-1), "it counts backwards"),
+        ("progress.json", change(epoch_totals=[1]), "its epoch_totals is"),
+        ("progress.json", change(best_score=float("nan")), "its best_score is nan"),
+        ("progress.json", change(more=1), "unexpected keyword"),
+    ],
+)
+def test_damage_is_said_in_one_line(tmp_path, name, damage, message):
+    checkpoint = Parts(steps=1).save(tmp_path)
+    damage(checkpoint / name)
+    with refused(checkpoint, message):
+        read_progress(checkpoint)
+        Parts().load(checkpoint)
