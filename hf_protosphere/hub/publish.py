@@ -26,9 +26,9 @@ from huggingface_hub.utils import httpx
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ..errors import ArgumentError, PublishError
-from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.files import MODEL_FILES
 from ..runs.finished_run import RELIABILITY, FinishedRun
+from ..runs.loading import load_classifier
 from ..runs.snapshots import SNAPSHOT
 from .arguments import PublishArguments
 from .card import PICTURES, card_files, write_card
@@ -62,12 +62,10 @@ def publish(arguments: PublishArguments) -> str:
             as it was.
     """
     run = FinishedRun.read(arguments.folder)
-    try:
-        ProtoSphereForImageClassification.from_pretrained(run.folder)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{run.folder} holds no whole model: {error}") from error
-    write_card(run.folder, **_card_options(arguments))
-    files = publishable_files(run, arguments)
+    load_classifier(str(run.folder), "folder")
+    with run.reading():
+        write_card(run.folder, **_card_options(arguments))
+        files = publishable_files(run, arguments)
     try:
         address = _patiently(_upload, HfApi(), arguments, files)
     except CAUSES as error:
@@ -85,7 +83,9 @@ def is_published(arguments: PublishArguments) -> bool:
     Raises:
         PublishError: the Hub cannot be asked.
     """
-    files = publishable_files(FinishedRun.read(arguments.folder), arguments)
+    run = FinishedRun.read(arguments.folder)
+    with run.reading():
+        files = publishable_files(run, arguments)
     repo_id, revision = arguments.repo_id, arguments.revision or "main"
     try:
         return not _patiently(changed_files, HfApi(), repo_id, files, revision)

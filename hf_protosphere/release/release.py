@@ -172,6 +172,7 @@ def _print_summary(selected: list[Row], failures: dict[str, str]) -> None:
 
 def _metrics(row: Row) -> tuple[str, str]:
     run = FinishedRun.read(row.folder)
-    collapse = overall_collapse(run)
-    shown = "not defined" if collapse is None else f"{collapse:.1f} %"
-    return f"{run.results[run.reported]['accuracy']:.2%}", shown
+    with run.reading():
+        collapse = overall_collapse(run)
+        shown = "not defined" if collapse is None else f"{collapse:.1f} %"
+        return f"{run.results[run.reported]['accuracy']:.2%}", shown

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import yaml
-
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from .files import sweep
+from .loading import load_config
+from .reading import errors_in_one_line, read_json, read_yaml
 
 RELIABILITY = "reliability.png"  # drawn by `protosphere calibrate`
+# What other commands read of a run's arguments.
+KINDS: dict[str, Any] = {
+    "dataset_name": str, "backbone": str, "seed": int, "validation_fraction": int | float,
+    **dict.fromkeys(("train_split", "on_bad_image"), str), "check_images": bool,
+    **dict.fromkeys(("validation_split", "image_column", "label_column"), str | None),
+}  # fmt: skip
 # In calibration.json as in the configuration, unless the model has changed since.
 CALIBRATED = ("rejection_threshold", "false_rejection_rate", "calibration_temperature")
+
+
+class NotRecorded(ArgumentError, AttributeError):
+    """An argument that the version which wrote a run's arguments.yaml did not have."""
 
 
 class RecordedArguments(SimpleNamespace):
     """The arguments of a training run as it wrote them down; nothing is checked: what that machine
     and that version had need not be here."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotRecorded(f"the arguments of the run do not say its {name}.")
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"{name} is what the run was given: it cannot be changed.")
@@ -38,15 +51,11 @@ def read_run_arguments(folder: str | Path) -> RecordedArguments | None:
     path = Path(folder) / "arguments.yaml"
     if not path.is_file():
         return None
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"{path} is not whole ({error}): {_again(folder)}") from error
-    if not isinstance(values, dict):
-        raise ArgumentError(
-            f"{path} must hold 'name: value' lines, but got {values!r}: {_again(folder)}"
-        )
-    return RecordedArguments(**{str(name): value for name, value in values.items()})
+    values = read_yaml(path, again := _again(folder))
+    for name, kinds in KINDS.items():
+        if name in values and not isinstance(values[name], kinds):
+            raise ArgumentError(f"{path} has {name}: {values[name]!r:.60}, which is none: {again}")
+    return RecordedArguments(**values)
 
 
 def _again(folder: str | Path) -> str:
@@ -79,17 +88,20 @@ class FinishedRun:
         for name in ("config.json", "arguments.yaml", "results.json"):
             if not (folder / name).is_file():
                 raise ArgumentError(f"{folder} has no {name}: {again}")
-        try:
-            results = json.loads((folder / "results.json").read_text())
-        except ValueError as error:
-            raise ArgumentError(f"{folder}/results.json is not whole ({error}): {again}") from error
-        try:
-            config = ProtoSphereConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"{folder}/config.json cannot be read: {error}") from error
-        if "provenance" not in results:
+        results, config = (
+            read_json(folder / "results.json", again),
+            load_config(str(folder), "folder"),
+        )
+        if not isinstance(results.get("provenance"), dict):
             raise ArgumentError(f"{folder}/results.json has no provenance: {again}")
         return cls(folder, config, read_run_arguments(folder), results)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around what takes values out of the files, which anybody may have edited: what is not
+        there, or of another kind, is an `ArgumentError`."""
+        return errors_in_one_line(
+            f"{self.folder} does not hold what training writes", _again(self.folder)
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -116,13 +128,8 @@ class FinishedRun:
         path = self.folder / "calibration.json"
         if not path.is_file():
             return None
-        try:
-            report = json.loads(path.read_text())
-        except ValueError as error:
-            raise ArgumentError(
-                f"{path} is not whole ({error}): `protosphere calibrate {self.folder} ...` writes "
-                "it again."
-            ) from error
+        again = f"`protosphere calibrate {self.folder} ...` writes it again."
+        report = read_json(path, again)
         if any(report.get(name) != getattr(self.config, name) for name in CALIBRATED):
             return None
         del report["model"]

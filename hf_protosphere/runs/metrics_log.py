@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..errors import ArgumentError
 from .files import append_json, write_text
+from .reading import read_json_lines
 
 
 class MetricsLog:
@@ -23,8 +25,16 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        ArgumentError: another line is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    then = "Remove that line: what it measured is lost, and nothing else."
+    records = read_json_lines(path, then)
+    for number, record in enumerate(records, 1):
+        if not isinstance(record.get("step"), int | float):
+            raise ArgumentError(f"{path}, line {number}, has no step. {then}")
+    return records

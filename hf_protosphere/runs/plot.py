@@ -13,6 +13,7 @@ from ..plots.sphere import plot_cosines, plot_margins, plot_sphere
 from .arguments import PlotArguments
 from .files import writable_folder
 from .metrics_log import read_metrics
+from .reading import errors_in_one_line
 from .snapshots import SNAPSHOT, load_snapshot
 
 TRAINER_RECORDS = "neural_collapse.jsonl"  # what `NeuralCollapseCallback` writes
@@ -83,13 +84,12 @@ def plot(arguments: PlotArguments) -> list[Path]:
     folder = writable_folder(arguments.output_dir or runs[0], "--output_dir")
     suffix, target = f".{arguments.format}", arguments.nc_target
     if len(runs) == 1:
-        try:
+        with errors_in_one_line(f"--runs {runs[0]} cannot be drawn"):
             pictures = draw_run(runs[0], folder, suffix, classes=arguments.classes, target=target)
-        except ValueError as error:
-            raise ArgumentError(f"--runs {runs[0]}: {error}") from error
     else:
         pictures = [folder / f"neural_collapse_compared{suffix}"]
-        plot_collapse(_compared(runs), pictures[0], target)
+        with errors_in_one_line(f"--runs {' '.join(map(str, runs))} cannot be drawn"):
+            plot_collapse(_compared(runs), pictures[0], target)
     for path in pictures:
         print(path)
     return pictures

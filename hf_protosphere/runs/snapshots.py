@@ -7,13 +7,14 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..checking import read_header
 from ..metrics.snapshot import Snapshot
 from .files import whole_file
+from .reading import errors_in_one_line
 
 SNAPSHOT = "snapshot.safetensors"
 
@@ -30,14 +31,15 @@ def load_snapshot(path: Path) -> Snapshot:
     Raises:
         ArgumentError: a file that is cut short, or that is no snapshot.
     """
-    try:
+    with errors_in_one_line(f"{path} is not a whole snapshot", "Remove it, or write it again."):
+        read_header(path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
         metadata["class_names"] = json.loads(metadata["class_names"])
-        return Snapshot(**tensors, **metadata)
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ArgumentError(f"{path} is not a whole snapshot: {error}") from error
+        snapshot = Snapshot(**tensors, **metadata)
+        snapshot.check()
+    return snapshot
 
 
 def snapshot_of(name: str) -> Snapshot | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.files import MODEL_FILES, RUN_FILES, replacing_files, writable_folder, write_json
 from ..runs.loading import load_classifier
+from ..runs.reading import read_json
 from ..runs.snapshots import SNAPSHOT, save_snapshot, snapshot_of
 from .arguments import AddClassArguments
 
@@ -77,7 +77,7 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
         if snapshot is not None:
             save_snapshot(_with_classes(snapshot, model, means.cpu()), unfinished / SNAPSHOT)
         if (results := source / "results.json").exists():
-            content = json.loads(results.read_text())
+            content = read_json(results, "Remove it, or give --output_dir.")
             added = {name: len(of_class) for name, of_class in images.items()}
             content["added_classes"] = content.get("added_classes", {}) | added
             write_json(unfinished / results.name, content)

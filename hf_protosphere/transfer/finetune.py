@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from ..configuration_protosphere import ProtoSphereConfig
 from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
 from ..data.loaders import evaluation_loader
@@ -27,8 +26,9 @@ from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, prepare_output_dir, write_json, write_text, write_yaml
-from ..runs.loading import kind_of
+from ..runs.loading import kind_of, load_config
 from ..runs.processes import check_processes, main_process_first, on_main_process
+from ..runs.reading import errors_in_one_line, read_json_lines
 from ..training.arguments import TrainArguments
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
@@ -240,9 +240,12 @@ class Transfer:
 def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:
     """The finished rows of a transfer with --compare or --shots: by mode, shots and trial."""
     path = folder / ROWS
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last was cut short
-    rows = [json.loads(line) for line in lines]
-    return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
+    if not path.exists():
+        return {}
+    again = "Remove that line, or the file: its rows are then measured again."
+    rows = read_json_lines(path, again)
+    with errors_in_one_line(f"{path} is damaged", again):
+        return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +268,7 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     name, size = arguments.model, arguments.image_size
     if (kind := kind_of(name)) != "protosphere":
         return {"backbone": name, "backbone_source": kind, "pretrained": True, "image_size": size}
-    config = ProtoSphereConfig.from_pretrained(name)
+    config = load_config(name)
     if size not in (None, config.image_size):
         raise ArgumentError(
             f"--image_size {size} does not fit --model {name}, which takes {config.image_size}: "

@@ -19,8 +19,10 @@ from hf_protosphere.hub.arguments import DemoArguments, ExportArguments, Publish
         ({"notes": "none.md"}, r"--notes none.md cannot be read: .*No such file"),
         *(
             ({"revision": name}, rf"--revision must be a name .*got {re.escape(repr(name))}\.")
-            for name in ["../../main", "main", "refs/heads/x", "a..b", "-x", "v1.lock", "x/", "v1."]
-            + ["v1\n", "v1\nmain", "", "a b"]
+            for name in (
+                *("../../main", "main", "refs/heads/x", "a..b", "-x", "v1.lock", "x/", "v1."),
+                *("v1\n", "v1\nmain", "", "a b"),
+            )
         ),
     ],
 )

@@ -175,5 +175,5 @@ def test_a_calibration_of_other_classes_is_not_told(with_class):
 def test_a_report_that_is_cut_short_is_said(calibrated, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "run")
     (folder / "calibration.json").write_text('{"source": "te')
-    with pytest.raises(ArgumentError, match=r"calibration.json is not whole .* writes it again"):
+    with pytest.raises(ArgumentError, match=r"calibration.json cannot be read: .* writes it again"):
         render_card(folder)

@@ -81,10 +81,23 @@ def test_a_folder_without_arguments_has_none(folder):
 @pytest.mark.parametrize("text", ["", "[1, 2]", "epochs", "a: [", "\x00"])
 def test_arguments_that_are_no_mapping_are_refused_with_the_way_out(folder, text):
     (folder / "arguments.yaml").write_text(text)
-    with pytest.raises(
-        ArgumentError, match=r"(?s)arguments.yaml (is not whole|must hold).*--resume"
-    ):
+    with pytest.raises(ArgumentError, match=r"(?s)arguments.yaml (cannot be read).*--resume"):
         read_run_arguments(folder)
+
+
+def test_arguments_of_another_kind_are_refused(folder):
+    values = yaml.safe_load((folder / "arguments.yaml").read_text())
+    for changes in ({"seed": "x"}, {"dataset_name": None}, {"validation_split": 3}):
+        (folder / "arguments.yaml").write_text(yaml.safe_dump(values | changes))
+        with pytest.raises(ArgumentError, match=rf"has {next(iter(changes))}: .*--resume"):
+            read_run_arguments(folder)
+
+
+def test_results_of_another_kind_are_refused_where_they_are_read(folder):
+    run = FinishedRun.read(folder)
+    message = r"does not hold what training writes: KeyError: 'accuracy' `protosphere train"
+    with pytest.raises(ArgumentError, match=message), run.reading():
+        run.results["test"]["accuracy"]
 
 
 def test_what_a_run_needed_on_its_machine_need_not_be_here(tmp_path, monkeypatch):

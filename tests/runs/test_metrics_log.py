@@ -2,6 +2,9 @@
 
 import os
 
+import pytest
+
+from hf_protosphere.errors import ArgumentError
 from hf_protosphere.runs.metrics_log import MetricsLog, read_metrics
 
 
@@ -31,3 +34,11 @@ def test_a_record_is_read_at_once_and_costs_no_wait_for_the_disk(tmp_path, monke
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(AssertionError("waited")))
     log.append({"step": 1, "values": {"a": [0.1, float("inf")]}})
     assert read_metrics(log.path) == [{"step": 1, "values": {"a": [0.1, float("inf")]}}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"epoch": 1}', '{"step": "x"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ArgumentError, match=rf"^{path}, line 2, .* Remove that line"):
+        read_metrics(path)
