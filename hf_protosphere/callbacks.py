@@ -101,7 +101,7 @@ class NeuralCollapseCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         self._layer = _ClassificationLayer.of(self.trainer.model, self.classification_layer)
         self._datasets = self._choose_datasets()
-        self._started = time.perf_counter()
+        self.stopwatch, self._started = Stopwatch(), time.perf_counter()
         log = Path(args.output_dir) / TRAINER_RECORDS
         if state.is_world_process_zero:
             log.parent.mkdir(parents=True, exist_ok=True)

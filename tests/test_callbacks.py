@@ -159,6 +159,10 @@ def test_steps_that_do_not_divide_the_training_end_with_the_last_one(make_traine
     trainer.add_callback(callback)
     trainer.train()
     assert [record["step"] for record in callback.records] == [0, 3, 5]
+    callback.stopwatch.seconds += 1e6
+    trainer.train()  # another training, with records and times of its own
+    assert [record["step"] for record in callback.records] == [0, 3, 5]
+    assert trainer.state.log_history[-2]["neural_collapse_share_of_time"] < 1
     assert not any("train_neural_collapse" in record for record in callback.records)
 
 

@@ -1,118 +1,102 @@
 """What `NeuralCollapse` remembers of the embeddings it is fed: all of them, some, or their moments.
 
-Each has `append(embeddings (M, D), labels (M,))` and `counts` (K,). Nothing here knows a formula.
+All is in lists of tensors, the states of the metric: torchmetrics saves, copies and resets them.
+The classes here are how to read these lists and to add to them. Nothing here knows a formula.
 """
 
 from __future__ import annotations
 
 import errno
+import math
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from functools import cached_property, partial
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-# Embeddings are sorted by class and laid down in blocks of this size: large enough that a class
+# Embeddings are laid down in blocks of up to this size, sorted by class: large enough that a class
 # is a few hundred contiguous reads at ImageNet's size, small enough to be negligible in memory.
 BLOCK_BYTES = 2**26
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Rows (n, D) sorted by class, in memory or at `offset` in a file."""
-
-    ends: list[int]  # K + 1: first row of each class, and n
-    dtype: torch.dtype
-    rows: Tensor | None
-    offset: int
-
-
 class EmbeddingStore:
-    """Every embedding, by class: in memory up to `memory_limit` bytes, in a file beyond them.
+    """Embeddings in blocks: all of them or at most `size` of each class.
 
-    Embeddings keep the dtype they come in, so half precision takes half the room. They live on the
-    CPU. The file is temporary and has no name: it vanishes with the process, however that ends.
+    They keep the dtype they come in, so half precision takes half the room, and live on the CPU.
+    Of all of them, blocks beyond `memory_limit` bytes are in a temporary file without a name, which
+    vanishes with the process, however that ends; a block that still grows is in memory.
 
     Args:
+        rows, labels: of each block (n, D) and (n,), sorted by class. They are not changed.
+        size: keep a uniform sample. It is chosen by the values of the embeddings alone (`ranks`):
+            the same one in batches of any size, in any order, over any number of processes.
         directory: of the file; None is the system's folder for temporary files.
     """
 
     def __init__(
-        self, num_classes: int, dim: int, memory_limit: int, directory: str | None = None
-    ) -> None:
-        self.counts = torch.zeros(num_classes, dtype=torch.int64)
-        self.dim, self.memory_limit, self.directory = dim, memory_limit, directory
-        self.bytes_in_memory = self.bytes_on_disk = 0
-        self._blocks: list[_Block] = []
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self._pending_bytes = 0
-        self._file: IO[bytes] | None = None
+        self, num_classes: int, dim: int, rows: Sequence[Tensor | OnDisk] = (),
+        labels: Sequence[Tensor] = (), *, size: int | None = None,
+        memory_limit: float = math.inf, directory: str | None = None,
+    ) -> None:  # fmt: skip
+        self.num_classes, self.dim, self.size = num_classes, dim, size
+        self.memory_limit, self.directory = memory_limit, directory
+        self.rows, self.labels = [*rows], [*labels]
 
     def append(self, embeddings: Tensor, labels: Tensor) -> None:
-        # A copy: the caller may use the same buffer again.
-        rows, labels = embeddings.detach().to("cpu", copy=True), labels.detach().cpu().long()
-        if self._pending and self._pending[0][0].dtype != rows.dtype:
-            self._seal()
-        self.counts += labels.bincount(minlength=len(self.counts))
-        self._pending.append((rows, labels))
-        self._pending_bytes += rows.nbytes
-        if self._pending_bytes >= BLOCK_BYTES:
-            self._seal()
-
-    def rows(self, label: int) -> Tensor:
-        """(n_c, D) all embeddings of a class."""
-        self._seal()
-        parts = []
-        for block in self._blocks:
-            start, stop = block.ends[label : label + 2]
-            if start < stop:
-                parts.append(self._read(block, start, stop))
-        return torch.cat(parts) if parts else torch.empty(0, self.dim)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Everything, block by block, as (rows, labels)."""
-        self._seal()
-        classes = torch.arange(len(self.counts))
-        for block in self._blocks:
-            labels = classes.repeat_interleave(torch.tensor(block.ends).diff())
-            yield self._read(block, 0, len(labels)), labels
-
-    def __str__(self) -> str:
-        self._seal()
-        places = f"{_mebibytes(self.bytes_in_memory)} in memory"
-        if self.bytes_on_disk:
-            places += f", {_mebibytes(self.bytes_on_disk)} in a temporary file"
-        return f"all {self.counts.sum():,} embeddings: {places}"
+        """Embeddings (M, D) and labels (M,), on any device."""
+        if len(labels) == 0:
+            return
+        labels = labels.detach().cpu().long()
+        order = labels.argsort(stable=True)
+        # Indexing copies: the caller may use the same buffer again.
+        self._add(embeddings.detach().cpu()[order], labels[order])
 
     def merge(self, other: EmbeddingStore) -> None:
-        for rows, labels in other.batches():
-            self.append(rows, labels)
+        for rows, labels in zip(other.rows, other.labels):
+            self._add(rows, labels)
 
-    def _seal(self) -> None:
-        if not self._pending:
-            return
-        rows, labels = (torch.cat(parts) for parts in zip(*self._pending))
-        self._pending, self._pending_bytes = [], 0
-        rows = rows[labels.argsort(stable=True)]
-        ends = [0, *labels.bincount(minlength=len(self.counts)).cumsum(0).tolist()]
-        if self.bytes_in_memory + rows.nbytes <= self.memory_limit:
-            self.bytes_in_memory += rows.nbytes
-            self._blocks.append(_Block(ends, rows.dtype, rows, 0))
-        else:
-            offset = self.bytes_on_disk
-            self._write(rows)
-            self._blocks.append(_Block(ends, rows.dtype, None, offset))
+    def _add(self, rows: Tensor | OnDisk, labels: Tensor) -> None:
+        vars(self).pop("_starts", None)
+        self.rows.append(rows)
+        self.labels.append(labels)
+        # As one carries when counting: a block joins the one before it when it has grown as large.
+        while len(self.rows) > 1 and self._may_join(*self.rows[-2:]):
+            self._join(2)
+        self._move_to_disk()
 
-    def _write(self, rows: Tensor) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self.directory, buffering=0)  # noqa: SIM115
-        data = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+    def _may_join(self, before: Tensor | OnDisk, last: Tensor | OnDisk) -> bool:
+        if isinstance(before, OnDisk) or 2 * len(last) <= len(before):
+            return False
+        fits = before.dtype == last.dtype and before.nbytes + last.nbytes <= BLOCK_BYTES
+        return self.size is not None or fits
+
+    def _join(self, num: int) -> None:
+        """The last blocks become one, of a sample those with the lowest ranks in each class."""
+        rows, labels = torch.cat(self.rows[-num:]), torch.cat(self.labels[-num:])
+        order = torch.arange(len(labels)) if self.size is None else ranks(rows).argsort()
+        order = order[labels[order].argsort(stable=True)]
+        if self.size is not None:
+            order = order[places(labels[order]) < self.size]
+        self.rows[-num:], self.labels[-num:] = [rows[order]], [labels[order]]
+
+    def _move_to_disk(self) -> None:
+        in_memory = [i for i, block in enumerate(self.rows) if isinstance(block, Tensor)]
+        excess = sum(self.rows[i].nbytes for i in in_memory) - self.memory_limit
+        for i in in_memory:
+            if excess > 0 and self.rows[i].nbytes > BLOCK_BYTES / 2:  # one that grows no more
+                excess -= self.rows[i].nbytes
+                self.rows[i] = self._written(self.rows[i])
+
+    def _written(self, rows: Tensor) -> OnDisk:
+        files = (block.file for block in self.rows if isinstance(block, OnDisk))
         try:
-            self._file.seek(self.bytes_on_disk)
-            while data:
-                data = data[self._file.write(data) :]
+            # It closes with the last block in it.
+            new = partial(tempfile.TemporaryFile, dir=self.directory, buffering=0)
+            return OnDisk(next(files, None) or new(), rows)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -123,96 +107,132 @@ class EmbeddingStore:
                 "Give a directory with more room, a higher memory_limit, embeddings in half "
                 "precision, or keep='moments' or a number per class.",
             ) from error
-        self.bytes_on_disk += rows.nbytes
 
-    def _read(self, block: _Block, start: int, stop: int) -> Tensor:
-        if block.rows is not None:
-            return block.rows[start:stop]
-        row_bytes = self.dim * block.dtype.itemsize
-        self._file.seek(block.offset + start * row_bytes)
+    @property
+    def bytes_on_disk(self) -> int:
+        return sum(block.nbytes for block in self.rows if isinstance(block, OnDisk))
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) of those kept."""
+        counts = torch.zeros(self.num_classes, dtype=torch.int64)
+        return sum((labels.bincount(minlength=len(counts)) for labels in self.labels), counts)
+
+    @cached_property
+    def _starts(self) -> list[list[int]]:
+        """Of each block, the first row of each class, and the number of rows."""
+        counts = [labels.bincount(minlength=self.num_classes) for labels in self.labels]
+        return [[0, *of_block.cumsum(0).tolist()] for of_block in counts]
+
+    def of_class(self, label: int) -> Tensor:
+        """(n_c, D) in the order in which they came, or of their ranks."""
+        parts = [b[s[label] : s[label + 1]] for b, s in zip(self.rows, self._starts)]
+        parts = [part for part in parts if len(part)]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def settled(self) -> EmbeddingStore:
+        """Ready to be read: of a sample, no more than `size` of each class."""
+        if self.size is not None and self.rows:
+            self._join(len(self.rows))
+        return self
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Everything, block by block, as (rows, labels)."""
+        for block, labels in zip(self.rows, self.labels):
+            yield block[:], labels
+
+    def __str__(self) -> str:
+        on_disk = self.bytes_on_disk
+        places = f"{_mebibytes(sum(block.nbytes for block in self.rows) - on_disk)} in memory"
+        if on_disk:
+            places += f", {_mebibytes(on_disk)} in a temporary file"
+        kind = "all" if self.size is None else f"at most {self.size:,} of each class,"
+        return f"{kind} {sum(map(len, self.rows)):,} embeddings: {places}"
+
+
+class OnDisk:
+    """Rows (n, D) at the end of a file, which are read by slices. Its copies are in memory."""
+
+    def __init__(self, file: IO[bytes], rows: Tensor) -> None:
+        self.file, self.offset = file, file.seek(0, os.SEEK_END)
+        self.shape, self.dtype, self.nbytes = rows.shape, rows.dtype, rows.nbytes
+        data = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+        while data:
+            data = data[file.write(data) :]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(len(self))
+        row_bytes = self.nbytes // len(self)
+        if start == stop:
+            return torch.empty(0, self.shape[1], dtype=self.dtype)
+        self.file.seek(self.offset + start * row_bytes)
         data = bytearray((stop - start) * row_bytes)
         view, read = memoryview(data), 0
         while read < len(data):
-            read += self._file.readinto(view[read:])
-        return torch.frombuffer(data, dtype=block.dtype).view(-1, self.dim)
+            read += self.file.readinto(view[read:])
+        return torch.frombuffer(data, dtype=self.dtype).view(-1, self.shape[1])
+
+    def to(self, device: Any) -> OnDisk:  # torchmetrics, to "compute_on_cpu"
+        return self
+
+    def __reduce__(self) -> tuple:  # as pickle and deepcopy see it
+        return Tensor.contiguous, (self[:],)
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, _: Any, args: tuple, kwargs: Any = None) -> Any:
+        # torchmetrics compares the states of metrics in a collection by torch.allclose
+        return function(*(a[:] if isinstance(a, cls) else a for a in args), **(kwargs or {}))
 
 
-class EmbeddingSample:
-    """At most `size` embeddings of every class: a uniform sample, whatever comes in what order."""
-
-    def __init__(self, num_classes: int, dim: int, size: int) -> None:
-        self.counts = torch.zeros(num_classes, dtype=torch.int64)  # of what was seen
-        self.dim, self.size = dim, size
-        self._generator = torch.Generator().manual_seed(0)
-        no_rows, no_labels = torch.empty(0, dim), torch.empty(0, dtype=torch.int64)
-        self._kept = [(no_rows, no_labels, torch.empty(0, dtype=torch.float64))]  # and random ranks
-        self._num_kept = 0
-
-    def append(self, embeddings: Tensor, labels: Tensor) -> None:
-        rows, labels = embeddings.detach().to("cpu", copy=True), labels.detach().cpu().long()
-        self.counts += labels.bincount(minlength=len(self.counts))
-        ranks = torch.rand(len(labels), generator=self._generator, dtype=torch.float64)
-        self._kept.append((rows, labels, ranks))
-        self._num_kept += len(labels)
-        if self._num_kept > 2 * self.size * len(self.counts):
-            self._prune()
-
-    def rows(self, label: int) -> Tensor:
-        """(≤ size, D) the sample of a class, in random order."""
-        ((rows, labels),) = self.batches()
-        return rows[labels == label]
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples as (rows, labels), all in one."""
-        if len(self._kept) > 1:
-            self._prune()
-        yield self._kept[0][:2]
-
-    def __str__(self) -> str:
-        ((rows, _),) = self.batches()
-        return (
-            f"{len(rows):,} of {self.counts.sum():,} embeddings, at most {self.size} of each "
-            f"class: {_mebibytes(rows.nbytes)} in memory"
-        )
-
-    def merge(self, other: EmbeddingSample) -> None:
-        self.counts += other.counts
-        self._kept += other._kept
-        self._prune()
-
-    def _prune(self) -> None:
-        """Keep the embeddings of the lowest ranks: those would be kept in any order of batches."""
-        rows, labels, ranks = (torch.cat(parts) for parts in zip(*self._kept))
-        by_rank = ranks.argsort()
-        order = by_rank[labels[by_rank].argsort(stable=True)]  # by class, then by rank
-        present = labels.bincount(minlength=len(self.counts))
-        starts = present.cumsum(0) - present
-        place_in_class = torch.arange(len(order)) - starts.repeat_interleave(present)
-        kept = order[place_in_class < self.size]
-        self._kept, self._num_kept = [(rows[kept], labels[kept], ranks[kept])], len(kept)
+def ranks(rows: Tensor) -> Tensor:
+    """(n,) int64, as good as random, of the values of each of the rows (n, D) and nothing else."""
+    bits = rows.double().view(torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=generator) * 2 + 1
+    mixed = (bits * factors).sum(1) + factors[0]  # zeros too are anywhere
+    for shift in (32, 29, 32):
+        mixed = (mixed ^ (mixed >> shift)) * 0x2545F4914F6CDD1D
+    return mixed
 
 
+def places(labels: Tensor) -> Tensor:
+    """(n,) how many of the same class come before, of labels sorted by class."""
+    counts = labels.bincount()
+    return torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+
+
+@dataclass
 class ClassMoments:
     """Counts, sums and second moments: additive, in memory that does not grow.
 
     Everything is centred on the first embedding of its class, so that nothing cancels close to
     collapse, or far from the origin. float64.
-
-    Args:
-        per_class: (K, D, D) second moments, one per class; otherwise their sum (D, D), pooled.
     """
 
-    def __init__(self, num_classes: int, dim: int, per_class: bool, device: torch.device) -> None:
-        options = {"dtype": torch.float64, "device": device}
-        self.per_class = per_class
-        self.counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
-        self.origins = torch.zeros(num_classes, dim, **options)
-        self.sums = torch.zeros(num_classes, dim, **options)  # of h − origin
-        self.squares = torch.zeros(num_classes, **options)  # of ‖h − origin‖
-        shape = (num_classes, dim, dim) if per_class else (dim, dim)
-        self.second = torch.zeros(shape, **options)  # of (h − origin)(h − origin)ᵀ
+    counts: Tensor  # (K,) int64
+    origins: Tensor  # (K, D)
+    sums: Tensor  # (K, D) of h − origin
+    squares: Tensor  # (K,) of ‖h − origin‖²
+    second: Tensor  # (K, D, D) of (h − origin)(h − origin)ᵀ, or (D, D) their sum, pooled
+
+    @classmethod
+    def none(
+        cls, num_classes: int, dim: int, per_class: bool, device: torch.device
+    ) -> ClassMoments:
+        k, d = [num_classes], [dim]
+        counts = torch.zeros(k, dtype=torch.int64, device=device)
+        shapes = k + d, k + d, k, (k if per_class else []) + d + d
+        return cls(counts, *(torch.zeros(s, dtype=torch.float64, device=device) for s in shapes))
+
+    @property
+    def per_class(self) -> bool:
+        return self.second.ndim == 3
 
     def append(self, embeddings: Tensor, labels: Tensor) -> None:
+        """In place."""
         labels = labels.detach().to(self.counts.device).long()
         rows = embeddings.detach().to(self.counts.device).double()
         num_classes = len(self.counts)
@@ -234,35 +254,39 @@ class ClassMoments:
 
     def moved(self, origins: Tensor) -> ClassMoments:
         """The same moments around other origins (K, D)."""
-        moved = ClassMoments(*self.origins.shape, self.per_class, self.counts.device)
         counts = self.counts.double()
         offset = torch.where(self.counts[:, None] > 0, self.origins - origins, 0.0)  # (K, D)
-        moved.counts, moved.origins = self.counts.clone(), origins.clone()
-        moved.sums = self.sums + counts[:, None] * offset
-        moved.squares = (
-            self.squares + 2 * (self.sums * offset).sum(1) + counts * offset.square().sum(1)
-        )
+        sums = self.sums + counts[:, None] * offset
+        squares = self.squares + 2 * (self.sums * offset).sum(1) + counts * offset.square().sum(1)
         # S δᵀ + δ Sᵀ + n δ δᵀ = (S + n δ) δᵀ + δ Sᵀ, in every class
         if self.per_class:
-            moved.second = self.second + moved.sums[:, :, None] * offset[:, None]
-            moved.second += offset[:, :, None] * self.sums[:, None]
+            second = self.second + sums[:, :, None] * offset[:, None]
+            second += offset[:, :, None] * self.sums[:, None]
         else:
-            moved.second = self.second + moved.sums.T @ offset + offset.T @ self.sums
-        return moved
+            second = self.second + sums.T @ offset + offset.T @ self.sums
+        return ClassMoments(self.counts.clone(), origins.clone(), sums, squares, second)
 
-    def merge(self, other: ClassMoments) -> None:
+    def merged(self, other: ClassMoments) -> ClassMoments:
+        """Of both; neither is changed."""
+        theirs = [tensor.to(self.counts.device) for tensor in other.tensors]
         unseen = (self.counts == 0)[:, None]
-        self.origins = torch.where(unseen, other.origins.to(self.origins.device), self.origins)
-        for mine, theirs in zip(self.tensors(), other.moved(self.origins).tensors()):
-            mine += theirs.to(mine.device)
+        both = ClassMoments(*theirs).moved(torch.where(unseen, theirs[1], self.origins))
+        for mine, tensor in zip(self.additive, both.additive):
+            tensor += mine
+        return both
 
     def __str__(self) -> str:
         kind = "second moments of each class" if self.per_class else "pooled second moments"
-        return f"{kind}: {_mebibytes(sum(tensor.nbytes for tensor in self.tensors()))}"
+        return f"{kind}: {_mebibytes(sum(tensor.nbytes for tensor in self.tensors))}"
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.counts, self.origins, self.sums, self.squares, self.second]
+
+    @property
+    def additive(self) -> list[Tensor]:
         """What adds up over moments with the same origins."""
-        return self.counts, self.sums, self.squares, self.second
+        return [self.counts, self.sums, self.squares, self.second]
 
 
 def _mebibytes(size: int) -> str:

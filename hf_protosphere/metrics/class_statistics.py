@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .accumulators import ClassMoments, EmbeddingSample, EmbeddingStore
+from .accumulators import ClassMoments, EmbeddingStore, places, ranks
 
 # A root-mean-square deviation below this share of the vectors' own root-mean-square norm (1000
 # float64 epsilons) is what sums leave of equal vectors. It counts as zero.
@@ -53,7 +53,7 @@ class ClassStatistics:
 def class_statistics(embeddings: Tensor, labels: Tensor, num_classes: int) -> ClassStatistics:
     """Of embeddings (N, D) and integer labels (N,) at hand as tensors."""
     check_batch(embeddings, labels, num_classes, embeddings.shape[-1])
-    store = EmbeddingStore(num_classes, embeddings.shape[1], memory_limit=embeddings.nbytes)
+    store = EmbeddingStore(num_classes, embeddings.shape[1])
     store.append(embeddings, labels)
     return statistics_of_embeddings(store, torch.device("cpu"))
 
@@ -67,7 +67,7 @@ def statistics_of_embeddings(
     sums = torch.zeros(len(counts), store.dim, dtype=torch.float64, device=device)
     for rows, labels in store.batches():
         sums.index_add_(0, labels.to(device), rows.to(device).double())
-    means = _summed(sums, group) / counts[:, None].clamp(min=1)
+    means = summed(sums, group) / counts[:, None].clamp(min=1)
     between, directions = principal_directions(centre(means[classes])[1])  # (R,), (R, D)
 
     # Each process fills in its classes; the means again, as they were summed in a long row.
@@ -79,13 +79,13 @@ def statistics_of_embeddings(
         eigenvalues[c] = covariance_eigenvalues(residual)
         within += (residual @ directions.T).square().sum(0) / counts.sum()
     for tensor in (means, variances, eigenvalues, within):
-        _summed(tensor, group)
+        summed(tensor, group)
     of_classes = (tensor[classes] for tensor in (counts, means, variances, eigenvalues))
     return ClassStatistics(classes, *of_classes, centre(means[classes])[1], between, within)
 
 
 def statistics_of_moments(
-    moments: ClassMoments, sample: EmbeddingSample | None = None, group: Group = None
+    moments: ClassMoments, sample: EmbeddingStore | None = None, group: Group = None
 ) -> ClassStatistics:
     """From second moments per class; from pooled ones and, for the eigenvalues only, a sample."""
     device = moments.counts.device
@@ -105,10 +105,10 @@ def statistics_of_moments(
             covariance = moments.second[c] / counts[c] - torch.outer(offsets[c], offsets[c])
             eigenvalues[c] = torch.linalg.eigvalsh(covariance).clamp(min=0)
     else:
-        sizes = _sample_sizes(by_process, sample.size)
-        for c, rows in _shared_classes(sample, sizes, device, group):
+        kept = _gathered(sample.counts.to(device), group)
+        for c, rows in _shared_classes(sample, kept, device, group):
             eigenvalues[c] = covariance_eigenvalues(centre(rows)[1])
-        _summed(eigenvalues, group)
+        summed(eigenvalues, group)
     centred_means = centre(means[classes])[1]
     between, directions = principal_directions(centred_means)
     scatter = scatter - (offsets * counts[:, None]).T @ offsets
@@ -119,7 +119,7 @@ def statistics_of_moments(
 
 
 def _shared_classes(
-    source: EmbeddingStore | EmbeddingSample, sizes: Tensor, device: torch.device, group: Group
+    store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group
 ) -> Iterator[tuple[int, Tensor]]:
     """This process's share of the classes: label and rows (n_c, D) of all processes, float64.
 
@@ -137,7 +137,7 @@ def _shared_classes(
             here = [of_process[first + owner] for of_process in sizes]
             if not any(here):
                 continue
-            rows = source.rows(first + owner)[: here[rank]].to(device).double()
+            rows = store.of_class(first + owner).to(device).double()
             if group:
                 rows = _gather_rows(rows, here, owner, group)
             mine = rows if owner == rank else mine
@@ -162,18 +162,30 @@ def _added(moments: ClassMoments, by_process: Tensor, group: Group) -> ClassMome
     if not group:
         return moments
     has_origin = (by_process > 0).int().argmax(0) == dist.get_rank(group)  # (K,)
-    origins = _summed(torch.where(has_origin[:, None], moments.origins, 0.0), group)
+    origins = summed(torch.where(has_origin[:, None], moments.origins, 0.0), group)
     moments = moments.moved(origins)
-    for tensor in moments.tensors():
-        _summed(tensor, group)
+    for tensor in moments.additive:
+        summed(tensor, group)
     return moments
 
 
-def _sample_sizes(by_process: Tensor, size: int) -> Tensor:
-    """(P, K) shares, in proportion to what each process has seen, of `size` rows of each class."""
-    total, up_to_here = by_process.sum(0), by_process.cumsum(0)
-    shares = torch.where(total <= size, up_to_here, up_to_here * size // total.clamp(min=1))
-    return shares.diff(dim=0, prepend=torch.zeros_like(shares[:1]))
+def sample_of_all(sample: EmbeddingStore, device: torch.device, group: Group) -> EmbeddingStore:
+    """What one process that saw the images of all would keep, as far as it is here."""
+    sample.settled()
+    if not group:
+        return sample
+    nothing = torch.empty(0, sample.dim), torch.empty(0, dtype=torch.int64)
+    rows, labels = next(sample.batches(), nothing)
+    index = labels, places(labels)
+    here = torch.full((sample.num_classes, sample.size), torch.iinfo(torch.int64).max)
+    here[index] = ranks(rows)
+    everywhere = _gathered(here.to(device), group).transpose(0, 1).flatten(1)  # (K, P · size)
+    lowest = everywhere.argsort(dim=1, stable=True)[:, : sample.size]
+    chosen = torch.zeros_like(everywhere, dtype=torch.bool).scatter_(1, lowest, True)
+    mine = chosen.unflatten(1, (-1, sample.size))[:, dist.get_rank(group)].cpu()[index]
+    return EmbeddingStore(
+        sample.num_classes, sample.dim, [rows[mine]], [labels[mine]], size=sample.size
+    )
 
 
 def _gathered(counts: Tensor, group: Group) -> Tensor:
@@ -184,7 +196,7 @@ def _gathered(counts: Tensor, group: Group) -> Tensor:
     return torch.stack(parts)
 
 
-def _summed(tensor: Tensor, group: Group) -> Tensor:
+def summed(tensor: Tensor, group: Group) -> Tensor:
     """In place."""
     if group:
         dist.all_reduce(tensor, group=group)

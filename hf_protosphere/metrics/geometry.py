@@ -25,6 +25,10 @@ from .class_statistics import ROUNDING, ClassStatistics, centre, covariance_eige
 # The published ratios divide the mean of all embeddings by its norm. Below this share of the
 # embeddings' norm its direction is rounding of float32 networks. It counts as zero.
 GLOBAL_MEAN_FLOOR = 1e-6
+COINCIDING = (
+    "All {} class means coincide, so that NC1 to NC3 are undefined. "
+    "Look for a constant encoder, or for labels that were shuffled or constant."
+)
 _RANK_EPSILON = 1e-7  # published: added to every normalised singular value
 _ENTROPY_FLOOR = 1e-10  # published: smallest eigenvalue that enters a matrix entropy
 
@@ -238,7 +242,4 @@ def _unit(rows: Tensor, floor: float = 1e-12) -> Tensor:
 
 def _check_distinct_means(statistics: ClassStatistics) -> None:
     if not statistics.centred_means.any():
-        raise ValueError(
-            f"All {len(statistics.means)} class means coincide, so that NC1 to NC3 are undefined. "
-            "Look for a constant encoder, or for labels that were shuffled or constant."
-        )
+        raise ValueError(COINCIDING.format(len(statistics.means)))

@@ -6,6 +6,7 @@ The formulas are in `geometry.py`; here they are accumulated, named, and put on 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,15 +16,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.metric import CompositionalMetric
 
 from . import geometry
-from .accumulators import ClassMoments, EmbeddingSample, EmbeddingStore
+from .accumulators import ClassMoments, EmbeddingStore
 from .class_statistics import (
     ClassStatistics,
     check_batch,
     count_non_finite,
+    sample_of_all,
     statistics_of_embeddings,
     statistics_of_moments,
+    summed,
 )
 
 
@@ -127,8 +131,11 @@ class NeuralCollapse(Metric):
     """All metrics of `METRICS` over batches of embeddings (M, D) and labels (M,).
 
     Accumulate the whole data set with `update`, best with balanced classes and unit embeddings;
-    then `compute(prototypes)`, as often as you like. Over processes each updates with its own
-    samples, and `compute`, called by all, gives every one the metrics of all samples.
+    then `compute(prototypes)`, as often as you like. Called with a batch, it accumulates as well,
+    and returns the metrics of that batch. Over processes each updates with its own samples, and
+    `compute`, called by all, gives every one the metrics of all samples. As any torchmetrics metric
+    it can be cloned, pickled, saved by `state_dict()` after `persistent(True)`, and be in a
+    `MetricCollection`. A copy is in memory, whatever `memory_limit`, until its next update.
 
     Args:
         num_classes: K ≥ 2. Of classes without samples `compute` says which they are.
@@ -137,7 +144,8 @@ class NeuralCollapse(Metric):
             "embeddings": all of them, in the dtype they come in. Every metric is exact.
             "moments": K·D² second moments in float64, whatever N. All metrics are exact, but
             `nc4_agreement` is left out: it asks every sample about the final class means.
-            n, an int: D² pooled moments and a uniform sample of at most n embeddings of each class.
+            n, an int: D² pooled moments and a sample of at most n embeddings of each class, drawn
+            by a hash of their values: the same in any order, batches and processes.
             `intra_class_effective_rank` and `nc4_agreement` are those of the sample, and the result
             says so by "samples_per_class"; everything else is exact.
         memory_limit: bytes of embeddings to hold in memory (4 GiB). Those beyond go to a temporary
@@ -147,7 +155,7 @@ class NeuralCollapse(Metric):
     Raises:
         ValueError: sizes or `keep` out of range; moments beyond the memory limit; in `update`,
             shapes, dtypes, labels out of range, non-finite embeddings; in `compute`, no samples at
-            all, coinciding class means, or prototypes that do not fit.
+            all, or prototypes that do not fit; in `load_state_dict`, a state of other sizes.
 
     >>> points, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)  # a simplex ETF
     >>> metric = NeuralCollapse(num_classes=3, embedding_dim=3)
@@ -161,7 +169,7 @@ class NeuralCollapse(Metric):
 
     is_differentiable = False
     higher_is_better = None  # differs per metric, see METRICS
-    full_state_update = False
+    full_state_update = True  # `forward` puts what was kept aside: a batch refused costs none of it
 
     def __init__(
         self,
@@ -193,62 +201,103 @@ class NeuralCollapse(Metric):
         super().__init__(compute_with_cache=False, **kwargs)
         self.num_classes, self.embedding_dim = num_classes, embedding_dim
         self.keep, self.memory_limit, self.directory = keep, memory_limit, directory
-        self._start()
-
-    def _start(self) -> None:
-        # Not torchmetrics states: those are gathered whole, to every process.
-        self._moments: ClassMoments | None = None  # made on the device of the first embeddings
-        self._embeddings: EmbeddingStore | EmbeddingSample | None = None
-        if self.keep == "embeddings":
-            self._embeddings = EmbeddingStore(
-                self.num_classes, self.embedding_dim, self.memory_limit, self.directory
-            )
-        elif self.keep != "moments":
-            self._embeddings = EmbeddingSample(self.num_classes, self.embedding_dim, self.keep)
-        self._statistics: ClassStatistics | None = None
-
-    def reset(self) -> None:
-        super().reset()
-        self._start()
+        # What the states are of. Two metrics of a collection share them only if it is the same.
+        kind = {"embeddings": -1, "moments": 0}.get(keep, keep)
+        self.add_state("sizes", torch.tensor([num_classes, embedding_dim, kind], device="cpu"))
+        for name in ("rows", "labels", "moments"):  # of an `EmbeddingStore` and of `ClassMoments`
+            self.add_state(name, [])
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         check_batch(embeddings, labels, self.num_classes, self.embedding_dim)
-        self._statistics = None
-        if self._embeddings is not None:
-            self._embeddings.append(embeddings, labels)
+        if self.keep != "moments":
+            store = self._store
+            store.append(embeddings, labels)
+            self.rows, self.labels = store.rows, store.labels
         if self.keep != "embeddings":
-            self._ensure_moments().append(embeddings, labels)
+            moments = self._moments
+            moments.append(embeddings, labels)
+            self.moments = moments.tensors
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> dict[str, Any]:
+        if len(labels) or self.dist_sync_on_step:
+            return super().forward(embeddings, labels)
+        self.update(embeddings, labels)
+        return {"attained": {}, "absent_classes": list(range(self.num_classes))}
+
+    @property
+    def _store(self) -> EmbeddingStore:
+        """A copy of the lists, to read from and to append to."""
+        sizes = self.num_classes, self.embedding_dim, self.rows, self.labels
+        if isinstance(self.keep, int):
+            return EmbeddingStore(*sizes, size=self.keep)
+        return EmbeddingStore(*sizes, memory_limit=self.memory_limit, directory=self.directory)
+
+    @property
+    def _moments(self) -> ClassMoments:
+        """Of the states; before the first embeddings zeros, on the device of the metric."""
+        if self.moments:
+            return ClassMoments(*self.moments)
+        sizes = self.num_classes, self.embedding_dim, self.keep == "moments"
+        return ClassMoments.none(*sizes, self._float64_device)
 
     @property
     def storage(self) -> str:
         """In words, what this process remembers of the embeddings, and where."""
-        parts = [part for part in (self._embeddings, self._moments) if part is not None]
-        return "; ".join(map(str, parts))
+        parts = {"embeddings": (self._store,), "moments": (self._moments,)}
+        return "; ".join(map(str, parts.get(self.keep, (self._store.settled(), self._moments))))
 
     @property
     def optima(self) -> dict[str, float]:
         """What each metric is at neural collapse."""
         return {info.name: info.optimum(self.num_classes, self.embedding_dim) for info in METRICS}
 
-    def merge_state(self, incoming_state: NeuralCollapse) -> None:
+    def merge_state(self, incoming_state: NeuralCollapse | dict[str, Any]) -> None:
         """Add what another metric of the same sizes and the same `keep` has accumulated."""
-        other = incoming_state
-        sizes = [(m.num_classes, m.embedding_dim, m.keep) for m in (self, other)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"cannot merge metrics of (num_classes, embedding_dim, keep) {sizes}.")
-        self._statistics = None
-        self._update_count += other._update_count
-        if self._embeddings is not None:
-            self._embeddings.merge(other._embeddings)
-        if other._moments is not None:
-            self._ensure_moments().merge(other._moments)
+        state = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
+        self._check_sizes(state["sizes"])
+        self._update_count += 1
+        store, sizes = self._store, self.sizes[:2].tolist()
+        store.merge(EmbeddingStore(*sizes, state["rows"], state["labels"]))
+        self.rows, self.labels = store.rows, store.labels
+        if state["moments"]:
+            self.moments = self._moments.merged(ClassMoments(*state["moments"])).tensors
 
-    def _ensure_moments(self) -> ClassMoments:
-        if self._moments is None:
-            per_class = self.keep == "moments"
-            sizes = self.num_classes, self.embedding_dim
-            self._moments = ClassMoments(*sizes, per_class, self._float64_device)
-        return self._moments
+    def _check_sizes(self, sizes: Tensor) -> None:
+        if not torch.equal(sizes.cpu(), self.sizes):
+            raise ValueError(
+                "a state must be of the same num_classes, embedding_dim and keep "
+                "(-1 is 'embeddings', 0 'moments'), "
+                f"but has {sizes.tolist()}, and not {self.sizes.tolist()}."
+            )
+
+    def __getitem__(self, name: str) -> CompositionalMetric:
+        """One of the metrics, or "overall", as a metric of its own: a tensor, nan where it is not
+        defined. `BootStrapper`, `MetricTracker` and Lightning's `log` take such."""
+        if name not in self.optima | {"overall": 100.0}:
+            raise KeyError(f"{name} is none of {', '.join(self.optima)}, overall.")
+        value = partial(_one_of, name)
+        value.__name__ = name  # CompositionalMetric shows it
+        return CompositionalMetric(value, self, None)
+
+    # What torchmetrics does with states, where lists of tensors as large as these need care
+
+    def _copy_state_dict(self) -> dict[str, Any]:
+        # Of lists only: embeddings once laid down never change, and are the larger part of memory.
+        return {k: [*v] if isinstance(v, list) else v for k, v in self.metric_state.items()}
+
+    def _sync_dist(self, *_: Any, **__: Any) -> None:
+        """Nothing is gathered whole: `compute` exchanges what it needs of it."""
+
+    def _apply(self, fn: Callable, exclude_state: Any = ()) -> Metric:
+        # Embeddings stay on the CPU, moments on the device where they began, in float64.
+        return super()._apply(fn, tuple(self._defaults))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: Any) -> None:
+        self._check_sizes(state_dict.get(prefix + "sizes", self.sizes))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        # What was loaded stays as it is: a list of its own, and moments change in place.
+        self.rows, self.labels = [*self.rows], [*self.labels]
+        self.moments = [tensor.clone() for tensor in self.moments]
 
     @property
     def _float64_device(self) -> torch.device:
@@ -256,21 +305,8 @@ class NeuralCollapse(Metric):
 
     @property
     def _group(self) -> dist.ProcessGroup | None:
-        if not (self._to_sync and self.distributed_available_fn()):
-            return None
-        return self.process_group or dist.group.WORLD
-
-    def statistics(self) -> ClassStatistics:
-        """What the formulas in `geometry.py` take: class means, their spectrum, and more."""
-        if self._statistics is not None:
-            return self._statistics
-        if self.keep == "embeddings":
-            made = statistics_of_embeddings(self._embeddings, self._float64_device, self._group)
-        else:
-            made = statistics_of_moments(self._ensure_moments(), self._embeddings, self._group)
-        if self._group is None:  # else one process might have it, and leave the others waiting
-            self._statistics = made
-        return made
+        together = self._to_sync and self.distributed_available_fn()
+        return (self.process_group or dist.group.WORLD) if together else None
 
     def compute(self, prototypes: Tensor | None = None) -> dict[str, float | dict[str, float]]:
         """The metrics by name, and "attained": percentages of their optima (`MetricInfo.attained`)
@@ -279,19 +315,29 @@ class NeuralCollapse(Metric):
 
         Where classes have no samples, "absent_classes" lists them, and the others are measured.
         Then, and where no class has two samples, some metrics are not defined, and neither is
-        "overall": they are not in the result (`undefined_metrics`).
+        "overall": they are not in the result (`undefined_metrics`). The same, with a warning, where
+        all class means coincide.
         """
         if prototypes is not None:  # before the long work
             self._check_prototypes(prototypes)
-        s = self.statistics()
+        kept, device, group = self._store, self._float64_device, self._group
+        if self.keep == "embeddings":
+            s = statistics_of_embeddings(kept, device, group)
+        else:
+            kept = sample_of_all(kept, device, group) if isinstance(self.keep, int) else kept
+            s = statistics_of_moments(self._moments, kept, group)
         formulas: dict[str, Callable[[], float]] = {
             info.name: partial(getattr(geometry, info.name), s)
             for info in METRICS
             if not info.needs_prototypes
         }
         if prototypes is not None:
-            formulas |= self._against(prototypes.detach().to(s.means.device).double(), s)
+            formulas |= self._against(prototypes.detach().to(s.means.device).double(), s, kept)
         undefined = undefined_metrics(s.counts.tolist(), self.num_classes)
+        if len(s.classes) > 1 and not s.centred_means.any():
+            warnings.warn(geometry.COINCIDING.format(len(s.classes)), stacklevel=2)
+            undefined |= {"nc1_variability", "nc2_equinorm", "nc2_equiangular", "nc3_self_duality"}
+            undefined.add("overall")
         infos = [info for info in METRICS if info.name in formulas.keys() - undefined]
         result: dict[str, Any] = {info.name: formulas[info.name]() for info in infos}
         attained = {i.name: i.attained(result[i.name], self.optima[i.name], s) for i in infos}
@@ -305,7 +351,9 @@ class NeuralCollapse(Metric):
             result["samples_per_class"] = self.keep
         return result
 
-    def _against(self, w: Tensor, s: ClassStatistics) -> dict[str, Callable[[], float]]:
+    def _against(
+        self, w: Tensor, s: ClassStatistics, kept: EmbeddingStore
+    ) -> dict[str, Callable[[], float]]:
         """The formulas of the metrics that need the prototypes (K, D)."""
         own = w[s.classes]
         grams = cache(lambda: (geometry.prototype_gram(w), geometry.class_mean_gram(s)))
@@ -317,23 +365,22 @@ class NeuralCollapse(Metric):
             "entropy_difference_ratio": lambda: geometry.entropy_difference_ratio(*grams()),
             "nc3_self_duality": partial(geometry.nc3_self_duality, s, own),
         }
-        if self._embeddings is not None:
-            formulas["nc4_agreement"] = lambda: s.sample_mean(self._agreement_per_class(s, w))
+        if self.keep != "moments":
+            agreement = partial(self._agreement_per_class, kept, s, w)
+            formulas["nc4_agreement"] = lambda: s.sample_mean(agreement())
         return formulas
 
-    def _agreement_per_class(self, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
+    def _agreement_per_class(
+        self, store: EmbeddingStore, statistics: ClassStatistics, prototypes: Tensor
+    ) -> Tensor:
         """(K,) share of the kept embeddings of each class for which `nc4_agreement` is true."""
         device = prototypes.device
-        agreeing, kept = torch.zeros(2, self.num_classes, dtype=torch.float64, device=device)
-        for rows, labels in self._embeddings.batches():
-            labels = labels.to(device)
-            agrees = geometry.nc4_agreement(rows.to(device), statistics, prototypes).double()
-            agreeing.index_add_(0, labels, agrees)
-            kept.index_add_(0, labels, torch.ones_like(agrees))
-        if self._group is not None:
-            dist.all_reduce(agreeing, group=self._group)
-            dist.all_reduce(kept, group=self._group)
-        return agreeing / kept
+        kept = store.counts.to(device)
+        agreeing = torch.zeros_like(kept)
+        for rows, labels in store.batches():
+            agrees = geometry.nc4_agreement(rows.to(device), statistics, prototypes)
+            agreeing += labels.to(device)[agrees].bincount(minlength=self.num_classes)
+        return summed(agreeing, self._group).double() / summed(kept, self._group)
 
     def _check_prototypes(self, prototypes: Tensor) -> None:
         shape = (self.num_classes, self.embedding_dim)
@@ -344,3 +391,8 @@ class NeuralCollapse(Metric):
                 f"got shape {tuple(prototypes.shape)}, {zero_rows} zero rows and "
                 f"{count_non_finite(prototypes)} non-finite values."
             )
+
+
+def _one_of(name: str, values: dict[str, Any]) -> Tensor:
+    values = values["attained"] if name == "overall" else values
+    return torch.tensor(values.get(name, math.nan), dtype=torch.float64)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_protosphere.metrics.accumulators import ClassMoments, EmbeddingSample
+from hf_protosphere.metrics.accumulators import ClassMoments, EmbeddingStore
 from hf_protosphere.metrics.class_statistics import (
-    _sample_sizes,
     centre,
     check_batch,
     class_statistics,
@@ -57,8 +56,8 @@ def test_from_embeddings(dim):
 @pytest.mark.parametrize("per_class", [True, False])
 def test_from_moments(per_class):
     rows, labels = draw(4)
-    moments = ClassMoments(3, 4, per_class, CPU)
-    sample = EmbeddingSample(3, 4, size=len(rows))  # all of them: the eigenvalues are exact
+    moments = ClassMoments.none(3, 4, per_class, CPU)
+    sample = EmbeddingStore(3, 4, size=len(rows))  # all of them: the eigenvalues are exact
     for accumulator in (moments, sample):
         accumulator.append(torch.tensor(rows), torch.tensor(labels))
     assert_statistics(statistics_of_moments(moments, sample), rows, labels)
@@ -87,14 +86,6 @@ def test_rounding_around_a_mean_is_nothing():
     assert (centre(rows)[1] == 0).all()
     rows[0, 0] += 1e-6
     assert (centre(rows)[1] != 0).any()
-
-
-def test_shares_of_a_sample_are_in_proportion_and_add_up():
-    seen = torch.tensor([[10, 0, 3], [5, 7, 0], [85, 1, 1]])  # by three processes, of three classes
-    shares = _sample_sizes(seen, 20)
-    assert shares.sum(0).tolist() == [20, 8, 4]
-    assert shares[:, 0].tolist() == [2, 1, 17]
-    assert (shares <= seen).all()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
 """The metrics against published values, slow numpy oracles, exact collapse and impossible input."""
 
 import errno
+import io
 import math
+import pickle
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torchmetrics import MetricCollection
+from torchmetrics.wrappers import BootStrapper, MetricTracker
+from torchmetrics.wrappers.bootstrapping import _bootstrap_sampler
 
 from hf_protosphere.metrics import accumulators, geometry
-from hf_protosphere.metrics.class_statistics import _gathered, _sample_sizes, class_statistics
+from hf_protosphere.metrics.class_statistics import class_statistics
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from tests import FIXTURES
 
@@ -250,7 +256,7 @@ def test_low_precision_is_measured_in_float64(dtype):
     embeddings = embeddings.to(dtype).requires_grad_()
     metric = NeuralCollapse(3, 6)
     metric.update(embeddings, labels)
-    rows = metric._embeddings.rows(0)
+    rows = metric._store.of_class(0)
     assert rows.dtype == dtype
     assert not rows.requires_grad
     assert metric.compute(prototypes) == measure(embeddings.detach().double(), labels, prototypes)
@@ -410,7 +416,7 @@ def test_update_refuses(embeddings, labels, message):
     metric = NeuralCollapse(3, 2)
     with pytest.raises(ValueError, match=message):
         metric.update(embeddings, labels)
-    assert not metric._embeddings.counts.any()
+    assert not metric.rows
 
 
 def test_compute_refuses():
@@ -490,12 +496,8 @@ def test_beyond_the_memory_limit_a_file_holds_the_embeddings(monkeypatch, dtype)
         for batch in range(0, 60, 7):
             metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
         results.append(metric.compute(prototypes))
-        assert metric._embeddings.bytes_in_memory <= memory_limit
         assert "all 60 embeddings" in metric.storage
         assert ("temporary file" in metric.storage) == (memory_limit < 10**9)
-        assert metric._embeddings.bytes_in_memory + metric._embeddings.bytes_on_disk == (
-            embeddings.nbytes
-        )
         metric.update(embeddings[:7], labels[:7])  # and on after a look
     assert results[0] == results[1] == results[2]
 
@@ -513,18 +515,18 @@ def test_embeddings_of_several_dtypes():
 
 def test_a_full_disk_is_named(monkeypatch):
     class FullFile:
-        def seek(self, position):
-            pass
+        def seek(self, *position):
+            return 0
 
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(accumulators.tempfile, "TemporaryFile", lambda **_: FullFile())
+    monkeypatch.setattr(accumulators, "BLOCK_BYTES", 300)
     metric = NeuralCollapse(3, 6, memory_limit=0, directory="/scratch")
     embeddings, labels, _ = map(torch.from_numpy, random_case([20, 11, 30], 6, 0.3))
-    metric.update(embeddings, labels)
     with pytest.raises(OSError, match=r"memory_limit=0.*/scratch.*directory with more room"):
-        metric.compute()
+        metric.update(embeddings, labels)
 
 
 def test_a_sample_of_every_class():
@@ -533,13 +535,13 @@ def test_a_sample_of_every_class():
     metric = NeuralCollapse(3, 6, keep=50)
     for batch in range(0, len(labels), 64):
         metric.update(embeddings[batch : batch + 64], labels[batch : batch + 64])
-        assert metric._embeddings._num_kept <= 2 * 50 * 3 + 64
+        assert sum(map(len, metric.rows)) <= 2 * 50 * 3 + 64
     result = metric.compute(prototypes)
     assert result["samples_per_class"] == 50
-    assert "104 of 804 embeddings, at most 50 of each class" in metric.storage
+    assert "at most 50 of each class, 104 embeddings" in metric.storage
     assert "pooled second moments" in metric.storage
     assert "samples_per_class" not in whole
-    assert [len(metric._embeddings.rows(c)) for c in range(3)] == [50, 4, 50]
+    assert metric._store.settled().counts.tolist() == [50, 4, 50]
     for name in METRIC_TITLES - {"intra_class_effective_rank", "nc4_agreement"}:
         assert result[name] == pytest.approx(whole[name], rel=1e-8), name
     # Of 6 directions, and of 50 random samples.
@@ -588,21 +590,17 @@ def test_merged_states_equal_one_metric(keep):
     assert metric.compute(prototypes)["absent_classes"] == [2, 3]
     metric.merge_state(other)
     assert kept(metric.compute(prototypes)) == pytest.approx(whole(keep), rel=1e-9)
-    with pytest.raises(ValueError, match="cannot merge"):
+    with pytest.raises(ValueError, match=r"but has \[4, 7, .*, and not \[4, 6"):
         metric.merge_state(NeuralCollapse(4, 7, keep=keep))
 
 
 def _compute_in_process(rank, rendezvous, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
-    for keep in KEEPS:
+    for keep in [*KEEPS, 4]:  # 4: fewer than there are
         metric, prototypes = parts(rank, 3, keep)
         queue.put((keep, metric.compute(prototypes)))
         queue.put((keep, parts(rank, 3, keep, num_classes=6)[0].compute()))
-    sample = NeuralCollapse(4, 6, keep=4)  # three of ten, one of one
-    sample.merge_state(parts(rank, 3, 4)[0])
-    sizes = _sample_sizes(_gathered(sample._embeddings.counts, dist.group.WORLD), 4)
-    queue.put(("sizes", sizes.tolist()))
     dist.destroy_process_group()
 
 
@@ -612,16 +610,187 @@ def test_three_processes_equal_one(tmp_path, forkserver):
     processes = [forkserver.Process(target=_compute_in_process, args=args) for args in arguments]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=240) for _ in range(len(processes) * (2 * len(KEEPS) + 1))]
+    results = [queue.get(timeout=240) for _ in range(len(processes) * 2 * (len(KEEPS) + 1))]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
     for keep, result in results:
-        if keep == "sizes":
-            assert result == [[4, 0, 0, 0], [0, 4, 4, 1], [0, 0, 0, 0]]
-        elif "absent_classes" in result:
+        expected = whole(keep)
+        if "absent_classes" in result:
             assert result.pop("absent_classes") == [4, 5]
-            expected = whole(keep)
-            assert kept(result) == pytest.approx({name: expected[name] for name in kept(result)})
-        else:
-            assert kept(result) == pytest.approx(whole(keep), rel=1e-9), keep
+            expected = {name: expected[name] for name in kept(result)}
+        assert kept(result) == pytest.approx(expected, rel=1e-9), keep
+
+
+# A metric of torchmetrics.
+
+WAYS = {
+    "in memory": {},
+    "on disk": {"memory_limit": 0},
+    "moments": {"keep": "moments"},
+    "a sample of all": {"keep": 500},
+    "a sample": {"keep": 4},
+}
+
+
+@pytest.fixture(params=WAYS)
+def make(request, monkeypatch):
+    """A new metric of four classes, which has each of its own ways to keep what it is fed."""
+    monkeypatch.setattr(accumulators, "BLOCK_BYTES", 300)
+    return partial(NeuralCollapse, 4, 6, **WAYS[request.param])
+
+
+def batches():
+    """Of 60 embeddings 12; the last class is in two of them only, and the first is alone in one."""
+    embeddings, labels, _ = map(torch.from_numpy, random_case([20, 10, 25, 5], 6, 0.3))
+    order = torch.cat([labels.argsort()[:5], labels.argsort()[5:].flip(0)])
+    return list(zip(embeddings[order].split(5), labels[order].split(5)))
+
+
+def updated(metric, start=0, stop=12):
+    for embeddings, labels in batches()[start:stop]:
+        metric.update(embeddings, labels)
+    return metric
+
+
+def called(metric):
+    for embeddings, labels in batches():
+        alone = NeuralCollapse(4, 6, keep=metric.keep)
+        alone.update(embeddings, labels)
+        assert metric(embeddings, labels) == alone.compute()
+    return metric
+
+
+def saved(metric):
+    metric.persistent(True)
+    file = io.BytesIO()
+    torch.save(updated(metric, 0, 7).state_dict(prefix="metric."), file)
+    file.seek(0)
+    state = {k.removeprefix("metric."): v for k, v in torch.load(file, weights_only=True).items()}
+    for _ in range(2):  # what was loaded stays as it was
+        metric.reset()
+        metric.load_state_dict(state)
+        updated(metric, 7)
+    return metric
+
+
+def merged(metric):
+    updated(metric, 0, 4)
+    for start, stop in ((4, 4), (4, 9), (9, 12)):
+        other = metric.clone()
+        other.reset()
+        updated(other, start, stop)
+        before = kept(other.compute()) if stop > start else None
+        metric.merge_state(other if start == 4 else other.metric_state)
+        assert before is None or kept(other.compute()) == before
+    return metric
+
+
+def in_a_collection(metric):
+    others = {"same": metric.clone(), "larger": NeuralCollapse(5, 6)}
+    return updated(MetricCollection({"it": metric, **others}))["same"]
+
+
+def on_the_cpu(metric):
+    options = {"memory_limit": metric.memory_limit, "compute_on_cpu": True}
+    return updated(NeuralCollapse(4, 6, keep=metric.keep, **options))
+
+
+def tracked(metric):
+    tracker = MetricTracker(metric, maximize=False)
+    for _ in range(2):
+        tracker.increment()
+        updated(tracker)
+    first, second = tracker.compute_all()
+    assert first == second
+    return tracker[-1]
+
+
+JOURNEYS = {
+    "called": called,
+    "saved": saved,
+    "merged": merged,
+    "cloned": lambda metric: updated(updated(metric, 0, 7).clone(), 7),
+    "pickled": lambda metric: updated(pickle.loads(pickle.dumps(updated(metric, 0, 7))), 7),
+    "moved": lambda metric: updated(updated(metric, 0, 7).to("cpu").set_dtype(torch.half), 7),
+    "computed on the CPU": on_the_cpu,
+    "in a collection": in_a_collection,
+    "tracked": tracked,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_the_figures_are_the_same_whatever_torchmetrics_does_with_it(make, journey):
+    prototypes = torch.from_numpy(random_case([20, 10, 25, 5], 6, 0.3)[2])
+    expected = kept(updated(make()).compute(prototypes))
+    metric = JOURNEYS[journey](make())
+    for _ in range(2):  # and computing changes nothing
+        assert kept(metric.compute(prototypes)) == pytest.approx(expected, rel=1e-9)
+    if journey in ("called", "saved", "merged", "cloned"):
+        assert ("temporary file" in metric.storage) == (metric.memory_limit == 0)
+
+
+def test_a_bootstrap_is_of_one_of_the_metrics(make):
+    bootstrap = BootStrapper(make()["nc1_cdnv"], num_bootstraps=3, raw=True, quantile=0.5)
+    torch.manual_seed(0)
+    updated(bootstrap)
+    expected = [NeuralCollapse(4, 6) for _ in range(3)]
+    torch.manual_seed(0)
+    for embeddings, labels in batches():
+        for metric in expected:
+            drawn = _bootstrap_sampler(len(labels))
+            metric.update(embeddings[drawn], labels[drawn])
+    values = [metric.compute()["nc1_cdnv"] for metric in expected]
+    assert bootstrap.compute()["raw"].tolist() == pytest.approx(values)
+
+
+def test_one_of_the_metrics_is_a_tensor():
+    one, values = updated(NeuralCollapse(4, 6))["overall"], updated(NeuralCollapse(4, 6)).compute()
+    assert one.compute() == values["attained"]["overall"]
+    assert pickle.loads(pickle.dumps(one)).compute() == one.compute()
+    assert "overall" in repr(one)
+    one.reset()
+    assert one(*batches()[0]).isnan()  # of one class
+    tracker = MetricTracker(NeuralCollapse(4, 6)["nc1_cdnv"], maximize=False)
+    tracker.increment()
+    updated(tracker)
+    assert tracker.best_metric() == values["nc1_cdnv"]
+    with pytest.raises(KeyError, match=r"cdnv is none of .*nc1_cdnv"):
+        NeuralCollapse(4, 6)["cdnv"]
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.ones(3, 6), torch.tensor([0, 1, 4]), "got 4"),
+        (torch.full((1, 6), math.nan), torch.tensor([0]), "6 non-finite"),
+        (torch.ones(3, 6), torch.tensor([0, 1, 3]), None),  # the means of these coincide
+        (torch.ones(0, 6), torch.tensor([], dtype=torch.long), None),
+    ],
+)
+def test_no_batch_costs_what_was_kept(make, embeddings, labels, message):
+    metric = updated(make(), 0, 11)
+    before = kept(metric.compute())
+    if message:
+        with pytest.raises(ValueError, match=message):
+            metric(embeddings, labels)
+        assert kept(metric.compute()) == before
+    elif len(labels):
+        with pytest.warns(UserWarning, match="All 3 class means coincide"):
+            assert "nc1_variability" not in metric(embeddings, labels)
+    else:
+        assert metric(embeddings, labels)["absent_classes"] == [0, 1, 2, 3]
+    updated(metric, 11)
+    expected = updated(make())
+    if not message:
+        expected.update(embeddings, labels)
+    assert kept(metric.compute()) == pytest.approx(kept(expected.compute()))
+
+
+def test_a_state_of_other_sizes_is_refused():
+    state = updated(NeuralCollapse(4, 6))
+    state.persistent(True)
+    for other in (NeuralCollapse(5, 6), NeuralCollapse(4, 6, keep=4)):
+        with pytest.raises(ValueError, match=r"has \[4, 6, -1\], and not \[[45], 6, "):
+            other.load_state_dict(state.state_dict())
+        assert not other.rows
