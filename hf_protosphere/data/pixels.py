@@ -61,10 +61,13 @@ HIDDEN, OTHER, LOOP = "hidden", "of other kinds", "links back to where they lie"
 NOWHERE, EMPTY = "links to nothing", "folders without images"
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files of a folder, as `walk_images` finds them; what was found is said."""
-    files, left_out = walk_images(folder)
-    announce(in_words(folder, files, left_out))
+def image_files(path: Path) -> list[Path]:
+    """All image files of a folder, as `walk_images` finds them, and what was found is said; or the
+    file itself."""
+    if path.is_file():
+        return _with_text_names([path])
+    files, left_out = walk_images(path)
+    announce(in_words(path, files, left_out))
     return files
 
 
@@ -109,19 +112,20 @@ def walk_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
                 left_out[NOWHERE].append(path)
             else:
                 (files if path.suffix.lower() in suffixes else left_out[OTHER]).append(path)
-    if unreadable := [path for path in files if not _is_text(path)]:
-        raise DataError(
-            f"{len(unreadable)} images in {str(folder)!a} have names that are not UTF-8: "
-            f"{some(map(ascii, map(str, unreadable)))}. Rename them or their folders."
-        )
     full = {parent for path in {file.parent for file in files} for parent in (path, *path.parents)}
     left_out[EMPTY] += [top for top in seen if top not in full and top.parent in full]
-    return sorted(files), {why: sorted(paths) for why, paths in left_out.items() if paths}
+    files = sorted(_with_text_names(files))
+    return files, {why: sorted(paths) for why, paths in left_out.items() if paths}
 
 
-def _is_text(path: Path) -> bool:
-    """Bytes of a name that are no UTF-8 stand for themselves in it, and cannot be encoded."""
-    return str(path).encode(errors="replace").decode() == str(path)
+def _with_text_names(files: list[Path]) -> list[Path]:
+    # Bytes of a name that are no UTF-8 stand for themselves in it, and cannot be encoded.
+    if strange := [p for p in files if str(p).encode(errors="replace").decode() != str(p)]:
+        raise DataError(
+            f"{len(strange)} images have names that are not UTF-8: "
+            f"{some(ascii(str(path)) for path in strange)}. Rename them or their folders."
+        )
+    return files
 
 
 def in_words(folder: Path, files: list[Path], left_out: Mapping[str, list[Path]]) -> str:

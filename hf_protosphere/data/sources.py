@@ -101,9 +101,9 @@ def _load_folder(
     path: Path, config: str | None, streaming: bool, flag: str, named: Collection[str]
 ) -> DatasetDict | IterableDatasetDict:
     card = path / "README.md"
-    files, left_out = walk_images(path)
     described = card.is_file() and "configs" in (metadata_load(card) or {})
-    if described or not _outnumber_tables(files, left_out):
+    files, left_out = walk_images(path)
+    if described or not outnumber_tables(files, left_out):
         return datasets.load_dataset(str(path), config, streaming=streaming)
     if config is not None:
         raise DataError(f"--dataset_config {config}: {path} is a folder of images: leave it out.")
@@ -167,12 +167,8 @@ def folder_labels(folder: Path, files: Sequence[Path], flag: str) -> dict[Path, 
     return {file: class_name(name or file.resolve().parent.name) for file, name in rows}
 
 
-def is_image_folder(path: Path) -> bool:
-    """Whether `load_splits` reads a folder's image files, not its tables."""
-    return _outnumber_tables(*walk_images(path))
-
-
-def _outnumber_tables(files: list[Path], left_out: Mapping[str, list[Path]]) -> bool:
+def outnumber_tables(files: list[Path], left_out: Mapping[str, list[Path]]) -> bool:
+    """Whether `load_splits` reads the image files that `walk_images` found, or tables."""
     packed = (".parquet", ".arrow", ".tar", ".zip")
     return len(files) > sum(path.suffix in packed for path in left_out.get(OTHER, []))
 

@@ -77,7 +77,7 @@ class _IndexOptions:
         "Folder of images, at any depth, without labels; or give --dataset_name."
     )
     labels_from_folders: bool = flag(
-        "The label of an image is the name of the folder it lies in.", False
+        "The label of an image is the class that its folder says, as in training.", False
     )
     index_dir: PathName = flag(
         "Folder for the index. One that is there is brought up to date.", "outputs/index"
@@ -109,7 +109,7 @@ class _SearchOptions:
         "Folder or Hub id of the checkpoint, where it is not any more where the index was made."
     )
     labels_from_folders: bool = flag(
-        "The label of a query is the name of the folder it lies in, for the colours of --picture. "
+        "The label of a query is the class that its folder says, for the colours of --picture. "
         "Images of the index have theirs from it.",
         False,
     )

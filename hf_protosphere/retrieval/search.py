@@ -62,7 +62,7 @@ def _embedded_queries(
     known: dict[Path, str] = {}
     paths: list[Path] = []
     for query in map(Path, arguments.queries):
-        files = image_files(query) if query.is_dir() else [query]
+        files = image_files(query)
         known |= folder_labels(query if query.is_dir() else query.parent, files, "--queries")
         paths += files
     if not paths:

@@ -101,7 +101,11 @@ def _images_of(
     """Functions that load the images of each new class."""
     known = {*map(class_name, model.config.class_names)}
     if arguments.dataset_name is None:
-        paths = [path for given in arguments.images or [] for path in _files(Path(given))]
+        paths: list[Path] = []
+        for given in map(Path, arguments.images or []):
+            if not given.exists():
+                raise ArgumentError(f"--images {given}: there is no such file or folder.")
+            paths += image_files(given)
         if not paths:
             raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
         name = class_name(arguments.name)
@@ -109,7 +113,7 @@ def _images_of(
         return {name: [partial(open_image, path) for path in paths]}
     loaded = load_image_dataset(
         arguments.dataset_name, train_split=arguments.split, flags={"train": "--split"},
-        validation_fraction=0,
+        validation_fraction=0, roles=["train"],
     )  # fmt: skip
     split = loaded.splits["train"]
     labels = labels_of(split)
@@ -124,14 +128,6 @@ def _images_of(
         name: [(lambda row=row: split[row]["image"]) for row in (labels == i).nonzero()[0].tolist()]
         for i, name in new.items()
     }
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return image_files(path)
-    if not path.exists():
-        raise ArgumentError(f"--images {path}: there is no such file or folder.")
-    return [path]
 
 
 def _with_classes(

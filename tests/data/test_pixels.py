@@ -121,7 +121,12 @@ def test_names_that_are_not_utf_8_are_named(tmp_path, name):
     path = tmp_path / os.fsdecode(name)
     path.parent.mkdir()
     image().save(str(path))
-    for read in (image_files, lambda folder: load_image_dataset(str(folder))):
+    readers = (
+        image_files,
+        lambda folder: load_image_dataset(str(folder)),
+        lambda _: image_files(path),
+    )
+    for read in readers:
         with pytest.raises(DataError, match=r"1 images .* not UTF-8: '.*caf.udce9.*Rename them"):
             read(tmp_path)
 

@@ -143,6 +143,8 @@ def test_all_new_classes_of_a_data_set(make_run, letters, tmp_path):
     shutil.copytree(letters / "A", tmp_path / "data" / "train" / "digit_1")  # known: left alone
     for letter in "AB":
         shutil.copytree(letters / letter, tmp_path / "data" / "train" / letter)
+    (tmp_path / "data" / "test" / "A").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "A" / "0.png").write_bytes(b"")  # of a split that is not read
     add_class(arguments(run.folder, dataset_name=str(tmp_path / "data")))
     model, _ = load_classifier(str(run.folder))
     assert list(model.config.id2label.values()) == [*NAMES, "A", "B"]

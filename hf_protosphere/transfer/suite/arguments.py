@@ -9,7 +9,6 @@ from typing import Any
 
 from ...arguments.fields import Arguments, PathName, check, check_known, decide, expanded, flag
 from ...arguments.parsing import field_names
-from ...data.sources import is_image_folder
 from ...errors import ArgumentError, UserError
 from ..arguments import MODES, FinetuneArguments
 
@@ -105,6 +104,10 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData, Arguments):
             check_known([self.metric(name)], METRIC_TITLES, f"datasets, {name}: there is no metric")
 
     def _replaced(self, text: str) -> tuple[str, dict[str, Any]]:
+        # Here, since a command's --help shall not wait for libraries.
+        from ...data.pixels import walk_images
+        from ...data.sources import outnumber_tables
+
         name, equals, folder = text.partition("=")
         if not equals:
             raise ArgumentError(f"--data takes NAME=FOLDER, but got {text!r}.")
@@ -112,7 +115,8 @@ class TransferSuiteArguments(_SuiteOptions, _SuiteData, Arguments):
         path = Path(expanded(folder))
         if not path.is_dir():
             raise ArgumentError(f"--data {text}: there is no such folder.")
-        dropped = OF_THE_HUB + OF_THE_LAYOUT if is_image_folder(path) else OF_THE_HUB
+        images = outnumber_tables(*walk_images(path))
+        dropped = OF_THE_HUB + OF_THE_LAYOUT if images else OF_THE_HUB
         kept = {key: value for key, value in self.datasets[name].items() if key not in dropped}
         return name, kept | {"dataset_name": str(path)}
 
