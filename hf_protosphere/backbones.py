@@ -6,14 +6,18 @@ Travels to the Hub with every checkpoint.
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from .checking import (
@@ -86,6 +90,99 @@ def pooled_features(output: Tensor | ModelOutput) -> Tensor:
         return output.pooler_output.flatten(1)
     hidden = output.last_hidden_state
     return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+
+
+def features_of(
+    backbone: nn.Module, images: Tensor, hidden_states: bool = False, attentions: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    """(M, F) pooled features; hidden states, and attention weights, of all layers, where asked for.
+
+    Raises:
+        ValueError: the backbone does not give what is asked for.
+    """
+    if not (hidden_states or attentions):
+        return pooled_features(backbone(images)), None, None
+    asked = {"hidden_states": hidden_states, "attentions": attentions}
+    found: dict[str, Any] = {}
+    if isinstance(backbone, PreTrainedModel):
+        found = backbone(images, **{f"output_{name}": True for name in asked if asked[name]})
+        pooled = pooled_features(found)
+    elif hasattr(backbone, "forward_intermediates"):
+        last, found["hidden_states"] = backbone.forward_intermediates(images)
+        pooled = backbone.forward_head(last)
+    for name in asked:
+        if asked[name] and not found.get(name):
+            raise ValueError(
+                f"output_{name}=True: {type(backbone).__name__} gives none. Attentions need "
+                "backbone_source='transformers' and attn_implementation='eager'."
+            )
+    return pooled, *(tuple(found[name]) if asked[name] else None for name in asked)
+
+
+def attention_of(backbone: nn.Module, asked: str | None) -> str:
+    """Sets how a backbone computes attention, "eager", "sdpa", ...; None leaves it as it is.
+
+    Returns:
+        What it uses.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if isinstance(backbone, PreTrainedModel):
+        if asked is not None:
+            backbone.set_attn_implementation(asked)
+        return backbone.config._attn_implementation
+    layers = [module for module in backbone.modules() if hasattr(module, "fused_attn")]
+    if asked not in (None, "eager", *(["sdpa"] if layers else [])):
+        raise ValueError(
+            f'Specified `attn_implementation="{asked}"` is not supported by timm\'s '
+            f'{type(backbone).__name__}: take "eager", "sdpa" where it has attention, or '
+            "backbone_source='transformers'."
+        )
+    for layer in layers if asked else []:
+        layer.fused_attn = asked == "sdpa"
+    return "sdpa" if any(layer.fused_attn for layer in layers) else "eager"
+
+
+def load_weights(
+    backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem: bool = False
+) -> None:
+    """Those of a backbone of the same kind, maybe for another image size: what it learned about
+    positions is then resampled.
+
+    Args:
+        new_stem: a stem for small images stays as it is.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    ours, theirs = backbone.state_dict(), dict(weights)
+    for name in ours.keys() & theirs.keys():
+        if theirs[name].shape != ours[name].shape:
+            theirs[name] = _resampled(theirs[name], name, ours[name].shape, backbone)
+    fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
+    misfits = sorted(ours.keys() - fitting.keys()) or sorted(theirs.keys() - ours.keys())
+    if misfits and not new_stem:
+        raise ValueError(
+            f"the weights do not fit {type(backbone).__name__}: {', '.join(misfits[:3])}. It is "
+            "another backbone, or takes no other image size, or no other number of channels."
+        )
+    backbone.load_state_dict(fitting, strict=False)
+
+
+def _resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    if last == "relative_position_bias_table":
+        return resize_rel_pos_bias_table(weight, backbone.get_submodule(owner).window_size, shape)
+    if "pos" not in name or len(shape) not in (2, 3) or weight.shape[-1] != shape[-1]:
+        return weight
+    # A token for each place in a square grid, behind those of no place.
+    old, new = math.isqrt(weight.shape[-2]), math.isqrt(shape[-2])
+    others = weight.shape[-2] - old**2
+    if others != shape[-2] - new**2:
+        return weight
+    embedding = weight.reshape(1, -1, shape[-1])
+    return resample_abs_pos_embed(embedding, [new, new], [old, old], others).reshape(shape)
 
 
 def use_small_image_stem(backbone: nn.Module, name: str) -> None:
@@ -218,9 +315,10 @@ def _model_class(config: Any) -> tuple[type[nn.Module], dict[str, Any]]:
 
 
 def _architecture(config: Any) -> dict[str, Any]:
-    """What differs from the model type's defaults and describes the network, not its labels."""
+    """What differs from the model type's defaults and describes the network, not its labels, nor
+    the image size, which our configuration has."""
     skip = {
         "architectures", "id2label", "label2id", "transformers_version", "model_type", "dtype",
-        "auto_map", "quantization_config", "return_dict",
+        "image_size", "auto_map", "quantization_config", "return_dict",
     }  # fmt: skip
     return {k: v for k, v in config.to_diff_dict().items() if k not in skip and k[0] != "_"}

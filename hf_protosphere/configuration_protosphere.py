@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import re
 import reprlib
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PretrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils import IMAGE_PROCESSOR_NAME, TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
+logger = logging.getLogger(__name__)
 BACKBONE_SOURCES = ("timm", "transformers")
 PROJECTIONS = ("none", "linear", "mlp")
 PROTOTYPES = ("learned", "simplex_etf", "class_means")
@@ -23,6 +28,8 @@ INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 # The largest whole numbers: what is beyond them is no network, but fills the memory.
 MAX_CLASSES, MAX_OPTION = 10**6, 2**17
 WHOLE = {"projection_dim": 2**20, "projection_hidden_dim": 2**20, "image_size": 2**14}
+
+TRANSFORM = ("size", "crop_size", "resample", "image_mean", "image_std")  # of an image processor
 
 OPEN_SET_TASK = "open-set-image-classification"
 OPEN_SET_PIPELINE = "pipeline_protosphere.OpenSetImageClassificationPipeline"
@@ -293,6 +300,23 @@ def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> Ba
         do_rescale=True, rescale_factor=1 / 255,
         do_normalize=True, image_mean=mean, image_std=std,
     )  # fmt: skip
+
+
+def save_image_processor(config: ProtoSphereConfig, folder: str | Path) -> None:
+    """Beside a model. One that is there stays, with a warning where it makes other images."""
+    processor, file = build_image_processor(config), Path(folder) / IMAGE_PROCESSOR_NAME
+    if not file.exists():
+        processor.save_pretrained(folder)
+        return
+    described = json.loads(processor.to_json_string())
+    with suppress(ValueError, AttributeError):  # what is damaged is another one
+        saved = json.loads(file.read_text())
+        if all(saved.get(name) == described[name] for name in TRANSFORM):
+            return
+    logger.warning(
+        f"{file} makes other images than the model's configuration describes, and stays as it is: "
+        "delete it and save the model again, if it is that of an earlier model."
+    )
 
 
 def three_channels(values: list[float]) -> list[float]:

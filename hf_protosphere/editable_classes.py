@@ -150,6 +150,33 @@ class EditableClasses:
             raise ValueError(f"the model has a class {twice[0]!r} already: give another name.")
         self._replace_head(rows[kept], names)
 
+    @torch.no_grad()
+    def set_prototypes(self, prototypes: Tensor) -> None:
+        """Replace the prototypes, for instance by `class_means`. An earlier calibration, which was
+        that of the old ones, is forgotten.
+
+        Args:
+            prototypes: (K, D), any norm but zero; stored with unit norm.
+
+        Raises:
+            ValueError: another shape, zero or non-finite rows, or a cross-entropy model.
+        """
+        if not self.config.has_prototypes:
+            raise ValueError(
+                "a cross_entropy model has a linear head, no prototypes: build the model with "
+                "another objective, or classify by `embeddings @ prototypes.T` yourself."
+            )
+        if prototypes.shape != self.head.weight.shape:
+            raise ValueError(
+                f"expected prototypes (K, D) = {tuple(self.head.weight.shape)}, one row per class, "
+                f"but got {tuple(prototypes.shape)}."
+            )
+        norms = prototypes.double().norm(dim=-1)
+        if wrong := (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist():
+            raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
+        self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
+        self.config.forget_calibration()
+
     def _pixels(
         self, images: Mapping[str, Any], processor: Any, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:

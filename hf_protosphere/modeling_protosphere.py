@@ -5,8 +5,7 @@ Travels to the Hub with every checkpoint, beside the files it imports.
 
 from __future__ import annotations
 
-import json
-import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,23 +16,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import IMAGE_PROCESSOR_NAME, can_return_tuple
+from transformers.utils import can_return_tuple
 
-from .backbones import build_backbone, load_timm, load_transformers, pooled_features, source_of
+from .backbones import (
+    attention_of,
+    build_backbone,
+    features_of,
+    load_timm,
+    load_transformers,
+    load_weights,
+    source_of,
+)
 from .checking import check_fit, has_new_head, no_larger_than, stored_tensors
-from .configuration_protosphere import ProtoSphereConfig, build_image_processor
+from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
-from .prototypes import cosines_to, nearest_cosines, simplex_etf
+from .prototypes import PrototypeHead, cosines_to, nearest_cosines, simplex_etf, whole
 
 if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.
     from .pipeline_protosphere import OpenSetImageClassificationPipeline  # noqa: F401
 
-logger = logging.getLogger(__name__)
 PROTOTYPE_LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
-TRANSFORM = ("size", "crop_size", "resample", "image_mean", "image_std")  # of an image processor
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's convert("L")
 
 
@@ -44,11 +49,15 @@ class ProtoSphereModelOutput(ModelOutput):
         embeddings: (M, D) or (M, V, D), unit norm, float32 or wider.
         pooler_output: (M, F) or (M, V, F), the backbone's pooled features.
         projected: (M, D) or (M, V, D), the projection before normalisation.
+        hidden_states, attentions: of all layers, as the backbone's library gives them for M images
+            or M·V; None where they are not asked for.
     """
 
     embeddings: Tensor | None = None
     pooler_output: Tensor | None = None
     projected: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -61,38 +70,15 @@ class ProtoSphereImageClassifierOutput(ModelOutput):
         embeddings: (M, D) or (M, V, D), unit norm.
         is_unknown: (M,) bool, where the largest cosine to a prototype is below the configuration's
             `rejection_threshold`; None without one.
+        hidden_states, attentions: as in `ProtoSphereModelOutput`.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     embeddings: Tensor | None = None
     is_unknown: Tensor | None = None
-
-
-class PrototypeHead(nn.Module):
-    """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed."""
-
-    def __init__(self, num_classes: int, dim: int, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        weight = torch.empty(num_classes, dim)
-        if kind == "learned":
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer("weight", weight)
-
-    @property
-    def prototypes(self) -> Tensor:
-        """(K, D), unit rows, float32 or wider. Of a sharded model all processes ask together."""
-        weight = _whole(self.weight)
-        return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
-
-    @torch.no_grad()
-    def initial_weight(self) -> Tensor:
-        num_classes, dim = self.weight.shape
-        if self.kind == "simplex_etf":
-            return simplex_etf(num_classes, dim)
-        return F.normalize(torch.randn(num_classes, dim), dim=-1)
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class ProtoSpherePreTrainedModel(PreTrainedModel):
@@ -101,9 +87,39 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = False  # the objectives average over the batch by themselves
+    supports_gradient_checkpointing = True  # but for some backbones, which are then named
 
-    def get_input_embeddings(self) -> None:
-        """Images have no table of embeddings: Accelerate asks when it shards a model (FSDP2)."""
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Of patches, in a transformers backbone; timm's have no common name for them: None.
+        Accelerate asks when it shards a model (FSDP2)."""
+        with suppress(AttributeError, NotImplementedError):
+            return self.base_model.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.backbone.set_input_embeddings(value)  # timm's have no such method
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **options: Any) -> None:
+        """
+        Raises:
+            ValueError: the backbone cannot.
+        """
+        base = self.base_model
+        try:
+            if not hasattr(base.backbone, "set_grad_checkpointing"):
+                return super()._set_gradient_checkpointing(enable, **options)
+            # timm's, of every block; the options are those of transformers' layers.
+            base.backbone.set_grad_checkpointing(enable)
+            base.gradient_checkpointing = enable  # what `is_gradient_checkpointing` looks for
+        except (AssertionError, ValueError) as error:
+            if enable:
+                raise ValueError(
+                    f"gradient checkpointing is not for backbone {self.config.backbone!r}: leave "
+                    "it out, or take another backbone."
+                ) from error
+
+    def _check_and_adjust_attn_implementation(self, asked: Any, *args: Any, **kwargs: Any) -> Any:
+        backbone = getattr(self.base_model, "backbone", None)  # it knows, once it is built
+        return asked if backbone is None else attention_of(backbone, asked)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,6 +132,10 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
             # timm's position indices and the like are not saved: built on the meta device while
             # loading, they would stay uninitialised memory. timm initialised everything else.
             module.init_non_persistent_buffers()
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
 
     @classmethod
     def from_pretrained(
@@ -165,22 +185,10 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         }
         super().save_pretrained(save_directory, *args, **kwargs)
         if args[:1] != (False,) and kwargs.get("is_main_process", True):
-            self._save_image_processor(save_directory)
-
-    def _save_image_processor(self, folder: Any) -> None:
-        processor, file = build_image_processor(self.config), Path(folder) / IMAGE_PROCESSOR_NAME
-        if not file.exists():
-            processor.save_pretrained(folder)
-            return
-        saved, described = map(json.loads, (file.read_text(), processor.to_json_string()))
-        if any(saved.get(name) != described[name] for name in TRANSFORM):
-            logger.warning(
-                f"{file} makes other images than the model's configuration describes, and stays as "
-                "it is: delete it and save the model again, if it is that of an earlier model."
-            )
+            save_image_processor(self.config, save_directory)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        self._save_image_processor(working_dir)  # `save_pretrained(..., push_to_hub=True)` is here
+        save_image_processor(self.config, working_dir)  # before `save_pretrained` comes to it
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
@@ -194,16 +202,29 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
     def __init__(self, config: ProtoSphereConfig) -> None:
         super().__init__(config)
         self.backbone, feature_dim = build_backbone(config)
+        asked = config._attn_implementation
+        config._attn_implementation_internal = attention_of(self.backbone, asked)
         self.projection, self.embedding_dim = _build_projection(config, feature_dim)
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> ProtoSphereModelOutput:
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, **kwargs: Any,
+    ) -> ProtoSphereModelOutput:  # fmt: skip
         """Embed images.
 
         Args:
             pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
+            output_hidden_states, output_attentions: by default the configuration's.
+
+        Raises:
+            ValueError: another shape, or the backbone does not give what is asked for.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         views = pixel_values.shape[1] if pixel_values.dim() == 5 else None
         images = pixel_values.flatten(0, 1) if views else pixel_values
         if images.dim() != 4:
@@ -215,7 +236,9 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
             weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
             images = (images * weights).sum(1, keepdim=True)
         # All views in one forward: two would break DistributedDataParallel with batch norm.
-        features = pooled_features(self.backbone(images.to(self.dtype)))  # (M·V, F)
+        features, hidden_states, attentions = features_of(
+            self.backbone, images.to(self.dtype), output_hidden_states, output_attentions
+        )  # (M·V, F)
         projected = self.projection(features)  # (M·V, D)
         with full_precision(projected):
             embeddings = F.normalize(
@@ -225,7 +248,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
             features, projected, embeddings = (
                 x.unflatten(0, (-1, views)) for x in (features, projected, embeddings)
             )
-        return ProtoSphereModelOutput(embeddings, features, projected)
+        return ProtoSphereModelOutput(embeddings, features, projected, hidden_states, attentions)
 
 
 class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedModel):
@@ -247,6 +270,11 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         super().__init__(config)
         if not config.num_labels or config.num_labels < 2:
             raise ValueError(f"num_labels must be at least 2, but got {config.num_labels}.")
+        if config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"problem_type must be 'single_label_classification', but got "
+                f"{config.problem_type!r}: an image is of one class here."
+            )
         self.protosphere = ProtoSphereModel(config)
         dim = self.protosphere.embedding_dim
         if not config.has_prototypes:
@@ -262,47 +290,25 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     def prototypes(self) -> Tensor:
         """(K, D), unit norm; of a cross-entropy model, the directions of its linear head."""
         if not self.config.has_prototypes:
-            return F.normalize(_whole(self.classifier.weight).float(), dim=-1)
+            return F.normalize(whole(self.classifier.weight).float(), dim=-1)
         return self.head.prototypes
-
-    @torch.no_grad()
-    def set_prototypes(self, prototypes: Tensor) -> None:
-        """Replace the prototypes, for instance by `class_means`. An earlier calibration, which was
-        that of the old ones, is forgotten.
-
-        Args:
-            prototypes: (K, D), any norm but zero; stored with unit norm.
-
-        Raises:
-            ValueError: another shape, zero or non-finite rows, or a cross-entropy model.
-        """
-        if not self.config.has_prototypes:
-            raise ValueError(
-                "a cross_entropy model has a linear head, no prototypes: build the model with "
-                "another objective, or classify by `embeddings @ prototypes.T` yourself."
-            )
-        if prototypes.shape != self.head.weight.shape:
-            raise ValueError(
-                f"expected prototypes (K, D) = {tuple(self.head.weight.shape)}, one row per class, "
-                f"but got {tuple(prototypes.shape)}."
-            )
-        norms = prototypes.double().norm(dim=-1)
-        if wrong := (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist():
-            raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
-        self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
-        self.config.forget_calibration()
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
-    ) -> ProtoSphereImageClassifierOutput:
+        self, pixel_values: Tensor, labels: Tensor | None = None,
+        output_hidden_states: bool | None = None, output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> ProtoSphereImageClassifierOutput:  # fmt: skip
         """Classify images, and with labels compute the objective.
 
         Args:
             pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
             labels: (M,) int64 in [0, K).
+            output_hidden_states, output_attentions: as in `ProtoSphereModel.forward`.
         """
-        output = self.protosphere(pixel_values, return_dict=True)
+        output = self.protosphere(
+            pixel_values, output_hidden_states, output_attentions, return_dict=True
+        )
         embeddings = output.embeddings  # (M[, V], D)
         with full_precision(embeddings):
             if not self.config.has_prototypes:
@@ -322,7 +328,9 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if logits.dim() == 3:
             logits = logits.mean(1)
         logits = logits / self.config.calibration_temperature  # by 1.0 nothing changes
-        return ProtoSphereImageClassifierOutput(loss, logits, embeddings, is_unknown)
+        return ProtoSphereImageClassifierOutput(
+            loss, logits, embeddings, is_unknown, output.hidden_states, output.attentions
+        )
 
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The configured loss of embeddings (M[, V], D) and logits (M[, V], K): what `forward`
@@ -364,10 +372,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         config = ProtoSphereConfig(backbone_source=backbone_source, **{**defaults, **config_kwargs})
         model = cls(config)
         if source is not None:
-            # With a small-image stem the first convolution has another shape and stays new.
-            ours = model.protosphere.backbone.state_dict()
-            fitting = {k: v for k, v in source.state_dict().items() if ours[k].shape == v.shape}
-            model.protosphere.backbone.load_state_dict(fitting, strict=not config.small_images)
+            backbone, new_stem = model.protosphere.backbone, config.small_images
+            load_weights(backbone, source.state_dict(), new_stem=new_stem)
         return model
 
 
@@ -383,11 +389,6 @@ def _build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.M
     for layer in layers:
         layer.is_projection_or_head = True
     return nn.Sequential(*layers), dim
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """FSDP2 leaves a shard of a DTensor in each process, put together within `forward` only."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 ProtoSphereConfig.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""Prototypes on the unit sphere: the simplex ETF, exact class means, and the nearest of them.
+"""Prototypes on the unit sphere: a head of them, the simplex ETF, exact class means, the nearest.
 
 Travels to the Hub with every checkpoint and imports nothing but torch.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .contrast import Group, resolve_group
 
@@ -165,3 +165,34 @@ def nearest_cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     if embeddings.dim() == 3:
         embeddings = F.normalize(embeddings.mean(1), dim=-1)
     return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
+
+
+class PrototypeHead(nn.Module):
+    """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed."""
+
+    def __init__(self, num_classes: int, dim: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        weight = torch.empty(num_classes, dim)
+        if kind == "learned":
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """(K, D), unit rows, float32 or wider. Of a sharded model all processes ask together."""
+        weight = whole(self.weight)
+        return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
+
+    @torch.no_grad()
+    def initial_weight(self) -> Tensor:
+        num_classes, dim = self.weight.shape
+        if self.kind == "simplex_etf":
+            return simplex_etf(num_classes, dim)
+        return F.normalize(torch.randn(num_classes, dim), dim=-1)
+
+
+def whole(weight: Tensor) -> Tensor:
+    """FSDP2 leaves a shard of a DTensor in each process, put together within `forward` only."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight

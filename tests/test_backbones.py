@@ -5,14 +5,21 @@ import json
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from hf_protosphere import ProtoSphereForImageClassification
-from hf_protosphere.backbones import pooled_features, source_of, timm_name, use_small_image_stem
-from tests.models import TRANSFORMERS, build, images
+from hf_protosphere.backbones import (
+    load_weights,
+    pooled_features,
+    source_of,
+    timm_name,
+    use_small_image_stem,
+)
+from tests.models import TIMM, TRANSFORMERS, build, images
 
 
 @pytest.mark.parametrize(
@@ -80,6 +87,10 @@ def test_from_backbone_starts_from_a_transformers_checkpoint(tmp_path):
     source.save_pretrained(tmp_path / "vit")
     model = ProtoSphereForImageClassification.from_backbone(str(tmp_path / "vit"), num_labels=4)
     assert (model.config.backbone_source, model.config.backbone) == ("transformers", "vit")
+    larger = ProtoSphereForImageClassification.from_backbone(
+        str(tmp_path / "vit"), num_labels=4, image_size=64
+    )
+    assert larger(images(2, 3, 64, 64)).logits.shape == (2, 4)
     for name, value in source.state_dict().items():
         assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
     model.save_pretrained(tmp_path / "ours")  # and what it saves needs the checkpoint no more
@@ -87,6 +98,67 @@ def test_from_backbone_starts_from_a_transformers_checkpoint(tmp_path):
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
     pixels = images(2, 3, 32, 32)
     assert torch.equal(again(pixels).logits, model.eval()(pixels).logits)
+
+
+SIZED = {
+    "vit": (1, "embeddings.position_embeddings"),
+    "deit": (2, "embeddings.position_embeddings"),
+    "siglip_vision_model": (0, "embeddings.position_embedding.weight"),
+    "test_vit": (1, "pos_embed"),
+}
+
+
+@pytest.mark.parametrize("backbone", SIZED)
+@pytest.mark.parametrize("size", [16, 64])
+def test_positions_are_resampled_for_another_image_size(backbone, size):
+    others, name = SIZED[backbone]
+    timms = backbone == "test_vit"
+    options = {
+        "backbone_source": "timm" if timms else "transformers",
+        "backbone_kwargs": {"patch_size": 8} if timms else TRANSFORMERS["vit"],
+    }
+    old, new = (build(backbone, image_size=s, **options).eval().protosphere for s in (32, size))
+    weights, before = old.backbone.state_dict(), new.backbone.state_dict()
+    load_weights(new.backbone, weights)
+    for key, value in new.backbone.state_dict().items():
+        assert value.shape == before[key].shape
+        assert key == name or torch.equal(value, weights[key]), key
+    embedding = weights[name].reshape(others + 16, -1)
+    got = new.backbone.state_dict()[name].reshape(others + (size // 8) ** 2, -1)
+    assert torch.equal(got[:others], embedding[:others])
+    grid = embedding[others:].T.reshape(1, -1, 4, 4)
+    expected = F.interpolate(grid, 2 * [size // 8], mode="bicubic", antialias=True)
+    torch.testing.assert_close(got[others:].T, expected[0].flatten(1))
+    assert new(images(2, 3, size, size)).embeddings.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+def test_biases_of_relative_positions_are_resampled():
+    kwargs = {"backbone_kwargs": TIMM["beit_base_patch16_224"]}
+    old, new = (build("beit_base_patch16_224", image_size=s, **kwargs) for s in (32, 64))
+    table = old.protosphere.backbone.blocks[0].attn.relative_position_bias_table
+    with torch.no_grad():
+        table.copy_(torch.arange(52.0).view(-1, 1).clamp(max=49) * torch.tensor([0.0, 1.0]))
+    load_weights(new.protosphere.backbone, old.protosphere.backbone.state_dict())
+    got = new.protosphere.backbone.blocks[0].attn.relative_position_bias_table
+    assert torch.equal(got[-3:], table[-3:])  # those of the class token
+    for corner, theirs in ((0, 0), (14, 6), (15 * 15 - 1, 48)):
+        torch.testing.assert_close(got[corner], table[theirs])
+
+
+def test_a_transformer_that_takes_any_size_needs_no_resampling():
+    kwargs = {"patch_size": 8, "dynamic_img_size": True}
+    model = build("test_vit", backbone_kwargs=kwargs).eval()
+    assert model(images(2, 3, 64, 48)).logits.shape == (2, 5)
+
+
+def test_weights_that_do_not_fit_are_named():
+    vit = {"backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["vit"]}
+    for other in (build(), build("vit", **vit, num_channels=1)):
+        with pytest.raises(ValueError, match=r"do not fit ViTModel: .*embeddings\..* number"):
+            load_weights(
+                build("vit", **vit).protosphere.backbone, other.protosphere.backbone.state_dict()
+            )
 
 
 def test_from_backbone_names_what_it_cannot_find():

@@ -315,7 +315,7 @@ def test_loads_where_the_package_is_missing(python, tmp_path):
     model = build(projection="linear", projection_dim=8).eval()
     model.save_pretrained(tmp_path / "model")
     code = f"""
-import sys
+import os, sys
 sys.modules["hf_protosphere"] = None
 import torch
 from transformers import AutoModel, AutoModelForImageClassification
@@ -326,6 +326,12 @@ pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 with torch.no_grad():
     output = model(pixels)
     assert torch.equal(output.embeddings, embedder(pixels).embeddings)
+    assert len(model(pixels, output_hidden_states=True).hidden_states) > 1
+model.activation_checkpointing_enable()
+model.train()(pixels, labels=torch.tensor([0, 1])).loss.backward()
+model.add_classes({{"new": pixels}})
+model.save_pretrained("again")
+assert os.path.exists("again/losses.py") and os.path.exists("again/preprocessor_config.json")
 print(output.logits.tolist())
 """
     result = python("-c", code, cwd=tmp_path)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbones import load_weights
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -50,18 +51,16 @@ def with_new_classes(
         **config: of `ProtoSphereConfig`, over the source's: objective, prototypes, ...
     """
     config = {name: getattr(source.config, name) for name in NETWORK} | config
+    if config["image_size"] != source.config.image_size:
+        kwargs = config["backbone_kwargs"].items()
+        config["backbone_kwargs"] = {k: v for k, v in kwargs if k not in ("image_size", "img_size")}
     made_of = ProtoSphereConfig(**config, id2label=dict(enumerate(class_names)))
     model = ProtoSphereForImageClassification(made_of)
-    weights = source.protosphere.state_dict()
+    network, trained = model.protosphere, source.protosphere
+    load_weights(network.backbone, trained.backbone.state_dict())
     another_space = model.config.projection != source.config.projection
-    if another_space:
-        weights = {k: v for k, v in weights.items() if not k.startswith("projection.")}
-    misfits = model.protosphere.load_state_dict(weights, strict=False)
-    if unexpected := [
-        *misfits.unexpected_keys,
-        *(key for key in misfits.missing_keys if not key.startswith("projection.")),
-    ]:
-        raise ValueError(f"the backbones differ: {', '.join(unexpected[:3])}.")
+    if not another_space:
+        network.projection.load_state_dict(trained.projection.state_dict())
     if another_space or model.config.has_prototypes != source.config.has_prototypes:
         return model
     known = classes_in_common(source.config, class_names)

@@ -50,6 +50,8 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
                 continue
             value, asked = getattr(config, name), getattr(arguments, argument)
             option = name if name == "backbone_kwargs" else argument
+            if name == "image_size" and arguments.resume_from is None and asked is not None:
+                value = asked  # position embeddings are resampled
             if name == "backbone" and arguments.backbone_source == "timm":
                 asked = timm_name(asked)
             if option in arguments.given and asked != value:
@@ -88,6 +90,7 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
         if arguments.finetune_from is not None:
             source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
             head = {name: getattr(arguments, argument) for name, argument in HEAD.items()}
+            head["image_size"] = arguments.image_size or source.config.image_size
             return with_new_classes(source, images.label_names, **head)
         if arguments.pretrained:
             backbone = config.pop("backbone")

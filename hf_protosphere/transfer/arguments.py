@@ -58,8 +58,8 @@ class TransferArguments:
         "Cosines are divided by it; by default the checkpoint's, else 0.1."
     )
     image_size: Count | None = flag(
-        "Side of the square input of a timm or transformers backbone; by default what it was "
-        "trained with. A ProtoSphere checkpoint keeps its own."
+        "Side of the square input; by default what the model was trained with. At another one "
+        "the position embeddings of a transformer are resampled."
     )
     decay: Annotated[float, "(0, 1]"] = flag(
         "Of the learning rate from layer to layer, with layerwise.", 0.75

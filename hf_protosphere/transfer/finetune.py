@@ -20,7 +20,6 @@ from ..data.labels import labels_of
 from ..data.loaders import evaluation_loader
 from ..data.subsets import drawn
 from ..data.transforms import build_image_processor
-from ..errors import ArgumentError
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -263,17 +262,12 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     """What the model to start from says of the arguments of training.
 
     Raises:
-        ArgumentError: there is no such model, or it has an image size of its own.
+        ArgumentError: there is no such model.
     """
     name, size = arguments.model, arguments.image_size
     if (kind := kind_of(name)) != "protosphere":
         return {"backbone": name, "backbone_source": kind, "pretrained": True, "image_size": size}
     config = load_config(name)
-    if size not in (None, config.image_size):
-        raise ArgumentError(
-            f"--image_size {size} does not fit --model {name}, which takes {config.image_size}: "
-            "leave it out."
-        )
     objective = arguments.objective or config.objective
     start = {"finetune_from": name, "objective": objective}
     if arguments.temperature is None:

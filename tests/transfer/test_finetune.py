@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoImageProcessor
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.transforms import build_image_processor
@@ -40,8 +41,10 @@ def run(source, digits_folder, tmp_path):
         defaults = {
             "model": str(source), "dataset_name": str(digits_folder), "epochs": 1,
             "batch_size": 16, "num_workers": 0, "report_to": ["none"], "pictures": False,
-            "output_dir": str(tmp_path / "out"), "probe_epochs": 5, "neighbors": 5,
+            "output_dir": str(tmp_path / "out"), "probe_epochs": 5,
         }  # fmt: skip
+        if options.get("compare") == "all":
+            options["neighbors"] = 5
         return finetune(FinetuneArguments(**defaults | options))
 
     return finetuned
@@ -149,8 +152,21 @@ def test_a_backbone_that_is_no_protosphere(run, source, tmp_path):
     save_for_hf(timm.create_model("test_vit"), tmp_path / "vit", safe_serialization=True)
     result = run(model=str(tmp_path / "vit"), mode="knn", image_size=32)
     assert result["rows"][0]["num_images"] == 45
-    with pytest.raises(ArgumentError, match=r"--image_size 64 does not fit --model .* takes 32"):
-        run(image_size=64)
+
+
+@pytest.mark.parametrize("mode", ["head", "prototypes"])
+def test_a_transformer_at_another_image_size(run, tmp_path, mode):
+    config = ProtoSphereConfig(
+        backbone="test_vit", backbone_kwargs={"patch_size": 8}, image_size=32, num_labels=2
+    )
+    ProtoSphereForImageClassification(config).save_pretrained(tmp_path / "vit")
+    run(model=str(tmp_path / "vit"), mode=mode, image_size=48)
+    model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.image_size == 48
+    assert model.protosphere.backbone.pos_embed.shape[1] == 36 + 1
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 48
+    if mode == "head":
+        assert FinishedRun.read(tmp_path / "out").arguments.image_size == 48
 
 
 def test_dry_run_plans_and_leaves_nothing(run, tmp_path, capsys):
