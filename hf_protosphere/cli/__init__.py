@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from ..errors import TrainingInterrupted, UserError
+from ..plots.text import say
 from .commands import COMMANDS
 
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # of this process among those of its launcher
@@ -19,6 +20,9 @@ PATIENCE = 15  # seconds, more than the first process takes to end
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 for what the user can mend, 128 + signal for an interruption."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's may be known to its own Python only
+    if hasattr(sys.stdout, "reconfigure"):  # ASCII, say, lacks letters that are printed
+        sys.stdout.reconfigure(errors="replace")
     run = _run
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         # An error is the launcher's too: its summary tells the first, of many that follow from it.
@@ -38,20 +42,20 @@ def _run(argv: Sequence[str] | None) -> None:
         from ..arguments.fields import did_you_mean
 
         near = did_you_mean(command, COMMANDS) or " protosphere --help lists them."
-        print(f"protosphere: error: there is no command {command!r}.{near}", file=sys.stderr)
+        say(f"protosphere: error: there is no command {command!r}.{near}", file=sys.stderr)
         raise SystemExit(2)
     try:
         COMMANDS[command](rest)
     except TrainingInterrupted as interruption:  # of all processes together
         if LOCAL_RANK == 0:
-            print(f"protosphere {command}: {interruption}", file=sys.stderr)
+            say(f"protosphere {command}: {interruption}", file=sys.stderr)
         raise SystemExit(128 + interruption.signal) from None
     except UserError as error:
         if LOCAL_RANK > 0:
             # Mostly all processes fail alike. The first one says why, and the launcher ends the
             # others; one that is alone with its error lives on and says it itself.
             time.sleep(PATIENCE)
-        print(f"protosphere {command}: error: {error}", file=sys.stderr)
+        say(f"protosphere {command}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -29,16 +29,22 @@ class DataArguments:
     check_images: bool = flag(
         "Decode every image once before the work starts (remembered for the next time).", True
     )
-    cache_images: bool | None = flag(
-        "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
-        "cache of datasets, and augments whole batches on the device. By default where they fit on "
-        "the disk; else, and with false, worker processes decode them in every epoch."
-    )
     max_train_samples: Count | None = flag("Use only so many training images, balanced by class.")
     max_eval_samples: Count | None = flag("Use only so many images of each other split.")
     num_workers: CountOrZero = flag(
         "Processes that load images, for each training process. The result does not depend on it.",
         2,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheArguments:
+    _argument_group_name = "cache"
+
+    cache_images: bool | None = flag(
+        "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
+        "cache of datasets, and augments whole batches on the device. By default where they fit on "
+        "the disk; else, and with false, worker processes decode them in every epoch."
     )
 
 

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from ..editable_classes import class_name
 from ..errors import DataError
+from ..plots.text import printable
 from ..runs.processes import announce
 
 SHOWN = 5  # names listed in a message
@@ -157,6 +158,6 @@ def labels_of(split: Dataset, role: str = "") -> np.ndarray:
 
 
 def some(names: Iterable[Any]) -> str:
-    names = list(map(str, names))
+    names = [printable(name).replace("\n", " ")[:200] for name in names]
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + rest

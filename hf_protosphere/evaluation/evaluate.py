@@ -19,12 +19,13 @@ from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..open_set.plots import plot_unknown
 from ..open_set.scores import Detection, detect_unknown, format_detection, load_unknown_images
+from ..plots.text import say
 from ..robustness.measure import corruption_errors, format_robustness
 from ..robustness.plots import draw_robustness
-from ..runs.files import writable_folder
+from ..runs.files import writable_folder, write_json
 from ..runs.loading import load_classifier
 from ..runs.plot import draw_snapshot
-from ..runs.processes import check_processes, main_process_first
+from ..runs.processes import check_processes, main_process_first, own_accelerate_state
 from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .arguments import EvaluateArguments
 from .classifier_metrics import evaluate_model
@@ -33,15 +34,14 @@ from .report import format_report
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint on its device, and the images that it is measured on: split "test" or "train",
-    and "train" where class means or distances are taken from it, and there is one."""
+    """A checkpoint on its device, and the images that it is measured on, as split "test", whatever
+    it is called; and "train" where class means or distances are taken from it, and there is one."""
 
     arguments: EvaluateArguments
     accelerator: Accelerator
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
     images: ImageDataset
-    role: str  # of the split that is measured
     unknown_images: Dataset | None  # of --ood_dataset
 
     @classmethod
@@ -50,23 +50,22 @@ class Evaluation:
         check_processes(accelerator)
         model, processor = load_classifier(arguments.model)
         model.to(accelerator.device)
-        on_train, unknown = arguments.split == arguments.train_split, None
-        role = "train" if on_train else "test"
+        unknown = None
         with_train = arguments.class_means or arguments.ood_dataset is not None
         with main_process_first(accelerator):
             images = load_data(
-                arguments, test_split=None if on_train else arguments.split,
-                flags={"test": "--split"}, validation_fraction=0.0, need_train=on_train,
+                arguments, test_split=arguments.split,
+                flags={"test": "--split"}, validation_fraction=0.0, need_train=False,
                 need_all_classes=False, label_names=model.config.class_names,
-                roles={role, "train"} if with_train else {role},
+                roles={"test", "train"} if with_train else {"test"},
             )  # fmt: skip
             if arguments.ood_dataset is not None:
                 unknown = load_unknown_images(arguments)
-        return cls(arguments, accelerator, model, processor, images, role, unknown)
+        return cls(arguments, accelerator, model, processor, images, unknown)
 
     @property
     def measured(self) -> Dataset:
-        return self.images.splits[self.role]
+        return self.images.splits["test"]
 
     @property
     def train(self) -> Dataset | None:
@@ -77,6 +76,7 @@ class Evaluation:
         return evaluation_loader(split, self.processor, *sizes, self.accelerator)
 
 
+@own_accelerate_state()
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does.
 
@@ -106,12 +106,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         )  # fmt: skip
         report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
     if evaluation.accelerator.is_main_process:
-        print(json.dumps(report, indent=2) if arguments.json else _tables(evaluation, report))
+        if arguments.output:
+            write_json(Path(arguments.output), report)
+        say(json.dumps(report, indent=2) if arguments.json else _tables(evaluation, report))
         if snapshot is not None:
             for path in _draw(evaluation, report, snapshot, detection):
-                print(path)
-        if arguments.output:
-            Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+                say(path)
     return report
 
 

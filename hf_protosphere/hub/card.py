@@ -27,10 +27,11 @@ from ..arguments.fields import check_license
 from ..errors import ArgumentError
 from ..evaluation.report import CLASSIFIERS, FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
+from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
 from .comparison import applicable_metrics, compare
-from .markdown import duration, inline, listed, one_line, percent
+from .markdown import duration, inline, listed, percent
 from .objectives import OBJECTIVES
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

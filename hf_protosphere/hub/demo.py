@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..open_set.threshold import Answer, OpenSetClassifier
 from ..plots.sphere import plot_sphere
+from ..plots.text import say
 from ..runs.files import writable_folder
 from .arguments import DemoArguments
 
@@ -69,7 +70,7 @@ def demo(arguments: DemoArguments) -> None:
         raise ArgumentError("the page needs gradio, which is not installed: pip install gradio.")
     if arguments.space is not None:
         for path in write_space(arguments.model, arguments.space, arguments.unknown_angle):
-            print(path)
+            say(path)
         return
     try:
         socket.create_server((arguments.host, arguments.port or 0)).close()
@@ -82,7 +83,7 @@ def demo(arguments: DemoArguments) -> None:
         server_name=arguments.host, server_port=arguments.port, css=CSS, share=False, quiet=True,
         prevent_thread_lock=True, footer_links=[], run_history=False,
     )  # fmt: skip
-    print(f"{arguments.model}: {url} (Ctrl-C ends it)", flush=True)
+    say(f"{arguments.model}: {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 

@@ -16,6 +16,7 @@ from ..data.dataset import load_image_dataset
 from ..data.pixels import pixels_of
 from ..errors import ExportError
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots.text import say
 from ..runs.files import replacing_files, writable_folder
 from ..runs.loading import load_classifier
 from .arguments import ExportArguments
@@ -72,7 +73,7 @@ def export(arguments: ExportArguments) -> Path:
             dim=model.protosphere.embedding_dim, **metadata["preprocessing"], **RUNTIMES[name],
         )  # fmt: skip
         (unfinished / "README.md").write_text(readme)
-    print(f"{folder / name}: {verdict}")
+    say(f"{folder / name}: {verdict}")
     return folder / name
 
 

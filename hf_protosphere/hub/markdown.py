@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..plots.text import shorten
+
 NAME_LENGTH, NAMES_SHOWN = 60, 10
 
 
@@ -19,15 +21,7 @@ def inline(text: object) -> str:
     # Entities: the Hub reads a backslash escape of a backslash before "(" as a formula. An
     # underscore between letters is no markup.
     special = r"[!-&*.:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])"
-    line = one_line(text)
-    line = line if len(line) <= NAME_LENGTH else f"{line[: NAME_LENGTH - 1]}…"
-    return re.sub(special, lambda found: f"&#{ord(found[0])};", line)
-
-
-def one_line(text: object) -> str:
-    """Foreign text without line breaks and other characters that cannot be seen."""
-    printable = "".join(c if c.isprintable() else " " for c in str(text))
-    return " ".join(printable.split()) or "unnamed"
+    return re.sub(special, lambda found: f"&#{ord(found[0])};", shorten(text, NAME_LENGTH))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from huggingface_hub.utils import httpx
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ..errors import ArgumentError, PublishError
+from ..plots.text import say
 from ..runs.files import MODEL_FILES
 from ..runs.finished_run import RELIABILITY, FinishedRun
 from ..runs.loading import load_classifier
@@ -73,7 +74,7 @@ def publish(arguments: PublishArguments) -> str:
             f"{arguments.repo_id} was not published: {_reason(error, arguments.repo_id)}\n"
             f"{run.folder} is complete. To try again:\n  {command(arguments)}"
         ) from error
-    print(address)
+    say(address)
     return address
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, required
 from ..data.arguments import DataArguments
+from ..errors import ArgumentError
 
 OfUnknown = Annotated[str, Beside("ood_dataset")]
 
@@ -49,3 +50,5 @@ class CalibrateArguments(_CalibrationArguments, DataArguments, Arguments):
 
     def __post_init__(self) -> None:
         check(self)
+        if self.max_train_samples is not None:
+            raise ArgumentError("--max_train_samples is of training images: --max_eval_samples.")

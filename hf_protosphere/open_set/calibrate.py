@@ -16,12 +16,13 @@ from ..errors import ArgumentError
 from ..inference.predictions import predictions
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
+from ..plots.text import say
 from ..prototypes import nearest_cosines
 from ..runs.checkpoints import save_model
 from ..runs.files import writable_folder, write_json
 from ..runs.finished_run import read_run_arguments
 from ..runs.loading import load_classifier
-from ..runs.processes import check_processes, main_process_first
+from ..runs.processes import check_processes, main_process_first, own_accelerate_state
 from .arguments import CalibrateArguments
 from .confidence import (
     Reliability,
@@ -35,6 +36,7 @@ from .plots import plot_reliability
 CALIBRATION, PICTURE = "calibration.json", "reliability.png"
 
 
+@own_accelerate_state()
 def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
     """Choose a checkpoint's rejection threshold and temperature, and save it with them.
 
@@ -123,9 +125,17 @@ def calibration_images(
     split = arguments.split or (run.validation_split if run else None)
     fraction = run.validation_fraction if run and split is None else 0.0
     train_split = run.train_split if run else arguments.train_split
+    # What it held out is counted as it was then.
+    of_run = ("train_split", "on_bad_image", "check_images")[: 3 if fraction else 1] if run else ()
+    for name in of_run:
+        if name in arguments.given and getattr(arguments, name) != getattr(run, name):
+            raise ArgumentError(
+                f"--{name} {getattr(arguments, name)} does not fit the run in --model "
+                f"{arguments.model}, which had {getattr(run, name)}: leave it out."
+            )
     if split == train_split:
         raise _trained_on(split)
-    given = run if fraction else arguments  # what it held out is counted as it was then
+    given = run if fraction else arguments
     images = load_image_dataset(
         arguments.dataset_name, dataset_config=arguments.dataset_config,
         revision=arguments.dataset_revision,
@@ -197,11 +207,11 @@ def format_calibration(report: dict[str, Any]) -> str:
 
 
 def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -> None:
-    print(format_calibration(report))
-    if missing := report["classes_without_images"]:
-        print(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
     write_json(folder / CALIBRATION, report)
     after = f"After, temperature {report['calibration_temperature']:.3f}"
     plot_reliability({"Before": bins["before"], after: bins["after"]}, folder / PICTURE)
+    say(format_calibration(report))
+    if missing := report["classes_without_images"]:
+        say(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")
     for name in ("config.json", CALIBRATION, PICTURE):
-        print(folder / name)
+        say(folder / name)

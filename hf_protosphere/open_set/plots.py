@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..plots.style import COLORS, STYLES, new_figure
+from ..plots.style import COLORS, STYLES, new_figure, save_figure
 from .confidence import Reliability
 from .scores import SCORES, Detection
 
@@ -43,7 +43,7 @@ def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("images")
     panels[0, 0].legend(loc="upper left")
-    figure.savefig(picture, dpi=120)
+    save_figure(figure, picture, 120)
 
 
 def plot_unknown(detection: Detection, picture: Path, threshold: float | None = None) -> None:
@@ -86,4 +86,4 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
     roc.plot((0, 1), (0, 1), color="0.6", linewidth=1)
     roc.set(title="ROC", xlabel="unknown images accepted", ylabel="known images accepted")
     roc.legend(loc="lower right")
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, 110)

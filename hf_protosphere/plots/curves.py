@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..metrics.monitoring import COLLAPSE
 from ..metrics.neural_collapse import METRICS, MetricInfo
-from .style import COLORS, STYLES, new_figure
+from .style import COLORS, STYLES, new_figure, save_figure
+from .text import for_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def plot_curves(records: Records, picture: Path) -> None:
     _legend(collapse, loc="lower right", fontsize="small")
     for axes in (loss, accuracy, collapse):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(picture, dpi=120)
+    save_figure(figure, picture, 120)
 
 
 def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95.0) -> None:
@@ -110,7 +111,7 @@ def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95
         va="top", transform=rest[-1].transAxes,
     )  # fmt: skip
     figure.suptitle("Neural collapse over training: every metric and its optimum", fontsize="large")
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, 110)
 
 
 def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str]]:
@@ -125,9 +126,9 @@ def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str
             )
         # The last is the validation split: the training images are measured first.
         if len(runs) > 1:
-            lines.append((name, records, splits[-1]))
+            lines.append((for_figure(name, 40), records, splits[-1]))
         else:
-            lines += [(f"{split} images", records, split) for split in splits]
+            lines += [(f"{for_figure(split)} images", records, split) for split in splits]
     return lines
 
 

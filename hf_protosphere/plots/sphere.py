@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..metrics.snapshot import Snapshot
-from .style import COLORS, new_figure
+from .style import COLORS, new_figure, save_figure
+from .text import for_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
     num_classes, dim = snapshot.prototypes.shape
     ideal = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).fill_diagonal_(1)
     matrices = {
-        f"Class means of the {snapshot.split} images": _cosines(snapshot.class_means),
+        f"Class means of the {for_figure(snapshot.split)} images": _cosines(snapshot.class_means),
         "Prototypes": _cosines(snapshot.prototypes),
         f"Simplex ETF: 1 and −1/{num_classes - 1}": ideal,
     }
@@ -53,7 +54,7 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
         )
         axes.set_title(title)
         if num_classes <= NAMED_CLASSES:
-            names = [_shorten(name) for name in snapshot.class_names]
+            names = [for_figure(name) for name in snapshot.class_names]
             axes.set_xticks(range(num_classes), names, rotation=90)
             axes.set_yticks(range(num_classes), names)
         else:
@@ -69,7 +70,7 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
     if num_classes > dim + 1:
         title += f" (no simplex ETF of {num_classes} classes exists in {dim} dimensions)"
     figure.suptitle(title)
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, 110)
 
 
 def plot_margins(snapshot: Snapshot, picture: Path) -> None:
@@ -94,11 +95,12 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
     axes.set(
         xlabel="cosine between embedding and prototype",
         ylabel="share of the images (%)",
-        title=f"{len(own):,} {snapshot.split} images, {right:.1%} nearest to their own prototype",
+        title=f"{len(own):,} {for_figure(snapshot.split)} images, {right:.1%} nearest to their own "
+        "prototype",
     )
     axes.margins(y=0.25)  # room for the legend
     axes.legend(loc="upper center")
-    figure.savefig(picture, dpi=120)
+    save_figure(figure, picture, 120)
 
 
 def plot_sphere(
@@ -123,7 +125,7 @@ def plot_sphere(
     """
     shown = _classes_to_show(snapshot, classes, query)
     dim = snapshot.prototypes.shape[1]
-    images = f"{snapshot.split} images" if len(snapshot.embeddings) else "Prototypes"
+    images = f"{for_figure(snapshot.split)} images" if len(snapshot.embeddings) else "Prototypes"
     if dim in (2, 3):
         figure = new_figure(9, 8 if dim == 3 else 7.5)
         axes = figure.add_subplot(projection="3d" if dim == 3 else None)
@@ -140,7 +142,7 @@ def plot_sphere(
         title += f": {len(shown)} of {len(snapshot.class_names)} classes{which}"
     figure.suptitle(title)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center")
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, 110)
 
 
 def _draw_projections(
@@ -206,7 +208,7 @@ def _draw_points(
     flat, with_images = directions.shape[1] == 2, len(snapshot.embeddings) > 0
     on_top = {"zorder": 5} if flat else {"depthshade": False}
     for c, (color, marker) in styles.items():
-        name = _shorten(snapshot.class_names[c])
+        name = for_figure(snapshot.class_names[c])
         ends = torch.stack([snapshot.class_means[c], snapshot.prototypes[c]]) @ directions
         outlined = {"color": color, "edgecolors": "black", **on_top}
         if with_images:
@@ -256,9 +258,3 @@ def _plane(points: Tensor) -> Tensor:
 def _cosines(vectors: Tensor) -> Tensor:
     vectors = F.normalize(vectors, dim=1)
     return vectors @ vectors.T
-
-
-def _shorten(name: str) -> str:
-    # matplotlib reads $...$ as mathematics, and a leading underscore as "not in the legend".
-    name = name.replace("$", r"\$").lstrip("_")
-    return name if len(name) <= 20 else f"{name[:19]}…"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .text import printable
+
 
 def format_table(
     rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False
@@ -21,6 +23,7 @@ def format_table(
         ───────────────
         test     97.1 %  of 300 images
     """
+    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     if remarks:
         widths[-1] = 0

@@ -17,6 +17,7 @@ from ..hub.arguments import PublishArguments
 from ..hub.comparison import overall_collapse
 from ..hub.publish import account, is_published, publish, publish_collection
 from ..plots.table import format_table
+from ..plots.text import say
 from ..runs.files import lock_for_children, writable_folder, write_yaml
 from ..runs.finished_run import FinishedRun
 from ..runs.signals import interruptions
@@ -72,14 +73,14 @@ def release(arguments: ReleaseArguments) -> None:
 
 def _train(row: Row, place: str) -> str | None:
     """Train the row if it is not finished; why that failed, if it did."""
-    print(f"{place} {row.name}:", end=" ", flush=True)
+    say(f"{place} {row.name}:", end=" ", flush=True)
     # When a release was killed and started again, it waits for the one that is still training.
     with row.log.open("a") as log, lock_for_children(log):
         code = 0 if row.state() == FINISHED else _run(row, log)
     if code == 0 and row.state() == FINISHED:
-        print(f"finished, {_metrics(row)[0]} accuracy")
+        say(f"finished, {_metrics(row)[0]} accuracy")
         return None
-    print("failed")
+    say("failed")
     last = row.log.read_text(errors="replace").strip().split("\n")[-1].split("\r")[-1]
     how = f"ended by signal {-code}" if code < 0 else f"ended with {code}"
     return f"{how}: {last}\n  log:       {row.log}\n  to repeat: {shlex.join(row.command)}"
@@ -88,14 +89,14 @@ def _train(row: Row, place: str) -> str | None:
 def _run(row: Row, log: IO[str]) -> int:
     """Train the row; how its process ended. Interruptions are passed on, its end waited for."""
     write_yaml(row.config, row.arguments.given)
-    print("training ...", end=" ", flush=True)
+    say("training ...", end=" ", flush=True)
     process = subprocess.Popen(
         row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
         return process.wait()
     except KeyboardInterrupt as interruption:
-        print("stopping ...", flush=True)
+        say("stopping ...", flush=True)
         if os.name == "posix":  # the processes that it started too
             os.killpg(process.pid, interruption.args[0])
         else:
@@ -110,7 +111,7 @@ def _publish(
     """Publish the wanted of these siblings, if all of them are finished; what failed, and why."""
     unfinished = [row.name for row in siblings if row.state() != FINISHED]
     if unfinished:
-        print(f"{siblings[0].recipe}: not published before {', '.join(unfinished)} finished.")
+        say(f"{siblings[0].recipe}: not published before {', '.join(unfinished)} finished.")
         return {}
     failures, published = {}, []
     for row in wanted:
@@ -126,7 +127,7 @@ def _publish(
                 arguments.collection, published, namespace=namespace,
                 description=arguments.description, private=arguments.private,
             )  # fmt: skip
-            print(address)
+            say(address)
         except UserError as error:
             failures[f"the collection, {siblings[0].recipe}"] = str(error)
     return failures
@@ -158,7 +159,7 @@ def _print_plan(
         if namespace and will_finish and state != "published":
             steps.append(f"publish as {namespace}/{row.name}")
         table.append([row.name, state, ", ".join(steps) or "nothing"])
-    print(format_table(table, text_columns=3))
+    say(format_table(table, text_columns=3))
 
 
 def _print_summary(selected: list[Row], failures: dict[str, str]) -> None:
@@ -167,7 +168,7 @@ def _print_summary(selected: list[Row], failures: dict[str, str]) -> None:
         finished = row.state() == FINISHED
         state = "failed" if row.name in failures else FINISHED if finished else MISSING
         table.append([row.name, state, *(_metrics(row) if finished else ("", ""))])
-    print(f"\n{format_table(table, text_columns=2)}")
+    say(f"\n{format_table(table, text_columns=2)}")
 
 
 def _metrics(row: Row) -> tuple[str, str]:

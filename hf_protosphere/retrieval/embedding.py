@@ -23,6 +23,7 @@ from ..data.pixels import UNDECODABLE, decode, pixels_of, rgb
 from ..errors import DataError
 from ..modeling_protosphere import ProtoSphereModel
 from ..runs.loading import load_classifier
+from ..runs.processes import own_accelerate_state
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ class Embedder:
         classifier, processor = load_classifier(name)
         model = classifier.base_model.eval()
         fingerprint = _fingerprint(model, processor)
-        return cls(name, model.to(Accelerator().device), processor, fingerprint)
+        with own_accelerate_state():
+            device = Accelerator().device
+        return cls(name, model.to(device), processor, fingerprint)
 
     @property
     def dim(self) -> int:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from ..errors import ArgumentError
+from ..plots.text import say
 from ..runs.files import writable_folder
 from .arguments import IndexArguments
 from .embedding import Embedder
@@ -43,7 +44,7 @@ def index(arguments: IndexArguments) -> ImageIndex:
     before = {image.file_state for image in previous.images} if previous else set()
     now = {image.file_state for image in made.images}
     kept = len(before & now)
-    print(
+    say(
         f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
         f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
         f"({time.perf_counter() - started:.1f} s)"

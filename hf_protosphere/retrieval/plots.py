@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.pixels import rgb
-from ..plots.style import COLORS, new_figure
+from ..plots.style import COLORS, new_figure, save_figure
+from ..plots.text import for_figure
 
 RIGHT, WRONG = COLORS[2], COLORS[1]  # green and vermilion, told apart by the colour-blind
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 20, 12
@@ -41,7 +42,7 @@ def plot_neighbours(
             small = rgb(shown.image)
             small.thumbnail((224, 224))
             panel.imshow(small)
-            panel.set_title(shown.caption, fontsize=8)
+            panel.set_title(for_figure(shown.caption, 30), fontsize=8)
             panel.set(xticks=[], yticks=[])
             color = {True: RIGHT, False: WRONG, None: "0.7"}[shown.is_right]
             color, width = ("black", 1) if shown is query else (color, 3)
@@ -54,4 +55,4 @@ def plot_neighbours(
     if any(shown.is_right is not None for _, neighbours in rows for shown in neighbours):
         title += "\ngreen: of the query's class; dashed red: of another"
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, 110)

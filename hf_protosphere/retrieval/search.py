@@ -13,6 +13,7 @@ from ..data.pixels import image_files, open_image
 from ..data.sources import folder_labels
 from ..errors import ArgumentError
 from ..plots.table import format_table
+from ..plots.text import say, shorten
 from ..runs.files import writable_folder
 from .arguments import SearchArguments
 from .embedding import Embedder
@@ -34,7 +35,7 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
     found = ImageIndex.load(arguments.index)
     if arguments.evaluate:
         report = _evaluate(found, arguments)
-        print(json.dumps(report, indent=2) if arguments.json else _metrics_table(report))
+        say(json.dumps(report, indent=2) if arguments.json else _metrics_table(report))
         return report
     paths, labels, embeddings = _embedded_queries(found, arguments)
     neighbours = found.search(embeddings, arguments.k)
@@ -47,11 +48,11 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
         ]
         for path, own in zip(paths, near)
     }
-    print(json.dumps(report, indent=2) if arguments.json else _neighbours_table(report))
+    say(json.dumps(report, indent=2) if arguments.json else _neighbours_table(report))
     if arguments.picture is not None:
         _draw(found, paths, labels, near, Path(arguments.picture))
         if not arguments.json:
-            print(arguments.picture)
+            say(arguments.picture)
     return report
 
 
@@ -148,7 +149,7 @@ def _draw(
         for row, cosine in neighbours:
             own = found.images[row].label
             known = own is not None and label is not None
-            caption = f"{cosine:.3f}" if own is None else f"{own}  {cosine:.3f}"
+            caption = f"{cosine:.3f}" if own is None else f"{shorten(own, 20)}  {cosine:.3f}"
             shown.append(PicturedImage(found.image(row), caption, own == label if known else None))
         rows.append((PicturedImage(open_image(path), label or path.name), shown))
     plot_neighbours(rows, picture)

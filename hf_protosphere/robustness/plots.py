@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plots.style import COLORS, new_figure
+from ..plots.style import COLORS, new_figure, save_figure
+from ..plots.text import for_figure
 from .corrupted_data import ResizedImages
 from .corruptions import corrupt
 
@@ -44,7 +45,7 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
     if (baseline := report.get("baseline")) is None:
         _draw(axes, report, 0, "o", COLORS[0], "the model")
     else:
-        label = f"baseline {baseline.get('model', '')}".rstrip()
+        label = for_figure(f"baseline {baseline.get('model', '')}", 60)
         _draw(axes, report, -0.15, "o", COLORS[0], "the model")
         _draw(axes, baseline, 0.15, "s", COLORS[1], label)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
@@ -55,7 +56,7 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
     )  # fmt: skip
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="best")
-    figure.savefig(picture, dpi=120)
+    save_figure(figure, picture, 120)
 
 
 def plot_corrupted_images(
@@ -74,7 +75,7 @@ def plot_corrupted_images(
     for axes in panels:
         axes.axis("off")
     figure.suptitle(f"One image under every corruption at severity {severity}")
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, 110)
 
 
 def _draw(

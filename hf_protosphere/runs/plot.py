@@ -10,6 +10,7 @@ from ..errors import ArgumentError
 from ..metrics.monitoring import COLLAPSE
 from ..plots.curves import Records, plot_collapse, plot_curves
 from ..plots.sphere import plot_cosines, plot_margins, plot_sphere
+from ..plots.text import say
 from .arguments import PlotArguments
 from .files import writable_folder
 from .metrics_log import read_metrics
@@ -91,7 +92,7 @@ def plot(arguments: PlotArguments) -> list[Path]:
         with errors_in_one_line(f"--runs {' '.join(map(str, runs))} cannot be drawn"):
             plot_collapse(_compared(runs), pictures[0], target)
     for path in pictures:
-        print(path)
+        say(path)
     return pictures
 
 

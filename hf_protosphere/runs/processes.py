@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..errors import ArgumentError, UserError
+from ..plots.text import say
 
 
 def check_processes(accelerator: Accelerator, *, accumulates: bool = False) -> None:
@@ -77,4 +79,20 @@ def on_main_process(accelerator: Accelerator, job: Callable[[], None]) -> None:
 def announce(text: str) -> None:
     """Say something to people, once of all processes: standard output is for results."""
     if os.environ.get("RANK", "0") == "0":
-        print(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        say(text, file=sys.stderr)
+
+
+@contextmanager
+def own_accelerate_state() -> Iterator[None]:
+    """For a job: Accelerate's state in this process, of which the first Accelerator decides the
+    precision, as if there had been none before; thereafter as it was. Processes stay connected."""
+    states = [kind._shared_state for kind in (AcceleratorState, GradientState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, values in zip(states, before):
+            state.clear()
+            state.update(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
     then sends it to every process again.
     """
     stop = Stop()
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in _signals()}
 
     def ask(number: int, frame: Any) -> None:
         if not stop.signal and is_main_process:
@@ -63,9 +64,15 @@ def interruptions() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
 
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, interrupt) for s in _signals()}
     try:
         yield
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def _signals() -> tuple[int, ...]:
+    """Those that may be handled here: none in a thread, whose process is somebody else's."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return (signal.SIGINT, signal.SIGTERM) if is_main else ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arguments.fields import Arguments, check, decide
-from ..data.arguments import DataArguments, SplitArguments, StreamingArguments
+from ..data.arguments import CacheArguments, DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
@@ -20,7 +20,7 @@ BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(
     RunArguments, OptimizationArguments, AdaptationArguments, ModelArguments, StreamingArguments,
-    SplitArguments, DataArguments, Arguments,
+    SplitArguments, CacheArguments, DataArguments, Arguments,
 ):  # fmt: skip
     """Everything that defines a training run. Invalid values raise `ArgumentError` at once.
 

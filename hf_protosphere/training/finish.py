@@ -17,6 +17,7 @@ from ..inference.probes import frozen_images, train_probe
 from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots.text import say
 from ..runs.checkpoints import save_model
 from ..runs.files import write_json
 from ..runs.metrics_log import read_metrics
@@ -72,9 +73,9 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         pictures = draw_run(run.output_dir, target=target) if arguments.pictures else []
         # Last, and whole: where it is, the run is finished.
         write_json(run.output_dir / "results.json", results)
-        print(f"\n{_summary(run, results, held_out[-1])}")
+        say(f"\n{_summary(run, results, held_out[-1])}")
         written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
-        print(f"\n{run.output_dir}: the model, {', '.join(written)}")
+        say(f"\n{run.output_dir}: the model, {', '.join(written)}")
     accelerator.wait_for_everyone()
     return results
 

@@ -10,6 +10,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ..data.dataset import ImageDataset
+from ..plots.text import say
+from ..runs.processes import own_accelerate_state
 from ..runs.signals import stop_signals
 from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments
@@ -17,6 +19,7 @@ from .finish import finish
 from .run import TrainingRun
 
 
+@own_accelerate_state()
 def train(
     arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True
 ) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def train(
     """
     transformers_logging.disable_progress_bar()
     run = TrainingRun(arguments, images)
-    run.accelerator.print(announcement(run))
+    if run.accelerator.is_main_process:
+        say(announcement(run))
     with stop_signals(run.accelerator.is_main_process) as stop:
         while not run.is_over:
             run.train_epoch(stop)
@@ -85,6 +89,7 @@ def announcement(run: TrainingRun) -> str:
     return "\n".join(lines)
 
 
+@own_accelerate_state()
 def dry_run(
     arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True
 ) -> dict[str, Any]:
@@ -103,7 +108,8 @@ def dry_run(
     """
     transformers_logging.disable_progress_bar()
     run = TrainingRun(arguments.but(dry_run=True), images)
-    run.accelerator.print(announcement(run))
+    if run.accelerator.is_main_process:
+        say(announcement(run))
     batches, device = run.groups_of_batches(), run.accelerator.device
     synchronize = torch.get_device_module(device).synchronize
     run.optimizer_step.train_mode()

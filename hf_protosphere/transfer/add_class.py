@@ -20,6 +20,7 @@ from ..editable_classes import class_name
 from ..errors import ArgumentError, DataError
 from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots.text import say
 from ..runs.files import MODEL_FILES, RUN_FILES, replacing_files, writable_folder, write_json
 from ..runs.loading import load_classifier
 from ..runs.reading import read_json
@@ -81,14 +82,14 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
             added = {name: len(of_class) for name, of_class in images.items()}
             content["added_classes"] = content.get("added_classes", {}) | added
             write_json(unfinished / results.name, content)
-    print(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
+    say(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
     if center is None and model.config.prototypes == "learned":
-        print(
+        say(
             "The prototypes were not centred, for want of "
             + (f"a {SNAPSHOT}." if snapshot is None else "--center.")
         )
     if model.config.rejection_threshold is not None:
-        print(
+        say(
             "Its threshold and temperature are those of the classes before: to choose them again, "
             f"`protosphere calibrate {folder} --dataset_name ...`, with images of all classes."
         )

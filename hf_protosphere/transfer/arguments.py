@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, Positive, check, flag, required
 from ..arguments.parsing import field_names
-from ..data.arguments import DataArguments, SplitArguments
+from ..data.arguments import CacheArguments, DataArguments, SplitArguments
 from ..errors import ArgumentError
 from ..training.arguments import TrainArguments
 from ..training.groups import OptimizationArguments, RunArguments
@@ -73,7 +73,8 @@ class TransferArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneArguments(
-    RunArguments, OptimizationArguments, SplitArguments, DataArguments, TransferArguments, Arguments
+    RunArguments, OptimizationArguments, SplitArguments, CacheArguments, DataArguments,
+    TransferArguments, Arguments,
 ):  # fmt: skip
     """A transfer, or several to compare. Invalid values raise `ArgumentError` at once.
 

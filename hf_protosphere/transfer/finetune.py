@@ -23,10 +23,16 @@ from ..data.transforms import build_image_processor
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots.text import say
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, prepare_output_dir, write_json, write_text, write_yaml
 from ..runs.loading import kind_of, load_config
-from ..runs.processes import check_processes, main_process_first, on_main_process
+from ..runs.processes import (
+    check_processes,
+    main_process_first,
+    on_main_process,
+    own_accelerate_state,
+)
 from ..runs.reading import errors_in_one_line, read_json_lines
 from ..training.arguments import TrainArguments
 from ..training.setup import build_model, load_training_data, resolve
@@ -38,6 +44,7 @@ from .report import format_summary, plot_shots, summarize
 ROWS = "rows.jsonl"
 
 
+@own_accelerate_state()
 def finetune(
     arguments: FinetuneArguments, *, images: ImageDataset | None = None, last: bool = True
 ) -> dict[str, Any]:
@@ -63,11 +70,11 @@ def finetune(
     job = Transfer(arguments, images)
     if arguments.dry_run:
         for mode in arguments.modes:
-            print(f"\n{mode}:")
+            say(f"\n{mode}:")
             if mode in TRAINED_MODES:
                 dry_run(job.training(mode), images=job.images, last=False)
             else:
-                print("one pass over the images, nothing to plan")
+                say("one pass over the images, nothing to plan")
         return {}
     rows = list(job.rows())
     summary = summarize(rows)
@@ -75,8 +82,8 @@ def finetune(
     if job.accelerator.is_main_process:
         write_json(job.folder / "comparison.json", result)
         split = f"{rows[0]['split']}, {rows[0]['num_images']:,} images"
-        print(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
-        print(format_summary(summary))
+        say(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
+        say(format_summary(summary))
         if len(arguments.shot_counts) > 1:
             plot_shots(summary, job.folder / "shots.png")
     if last:
@@ -173,7 +180,7 @@ class Transfer:
     def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         training = self.training(mode, shots, trial)
         if self.accelerator.is_main_process:
-            print(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
+            say(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
         results = train(training, images=self.images, last=False)
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ..plots.style import COLORS, STYLES, new_figure
+from ..plots.style import COLORS, STYLES, new_figure, save_figure
 from ..plots.table import format_table
 
 Row = dict[str, Any]
@@ -117,4 +117,4 @@ def plot_shots(summary: Sequence[Row], picture: Path) -> None:
     axes.set_ylim(max(bottom, 0), min(top, 100))  # of few trials, intervals go beyond
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(picture, dpi=150)
+    save_figure(figure, picture, 150)

@@ -1,6 +1,8 @@
 """`protosphere`: its usage, exit codes, messages without tracebacks, and the ways to start it."""
 
+import io
 import json
+import os
 import runpy
 import signal
 import subprocess
@@ -50,6 +52,22 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("protosphere train: error: --dataset_name")
     assert "Traceback" not in error
+
+
+def test_terminals_show_messages_and_do_not_obey_them(capsys, monkeypatch):
+    error = ArgumentError("no \x1b[2J\u202e\udcff class\nhere")
+    monkeypatch.setitem(COMMANDS, "train", failing(error))
+    assert exit_code("train") == 2
+    assert capsys.readouterr().err == "protosphere train: error: no �[2J�� class\nhere\n"
+
+
+def test_output_that_lacks_letters_ends_no_work(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setitem(COMMANDS, "train", lambda argv: print("─→ done"))
+    cli.main(["train"])
+    output.flush()
+    assert output.buffer.getvalue() == b"?? done\n"
 
 
 def test_of_several_processes_the_first_one_speaks(tmp_path, capsys, monkeypatch):
@@ -119,8 +137,13 @@ for argv in [["--help"], *([name, "--help"] for name in {[*COMMANDS]})]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         main(argv)
 print(*(name for name in {HEAVY} if name in sys.modules))
+import matplotlib  # which refuses a notebook's MPLBACKEND where there is no such package
 """
     loaded = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MPLBACKEND": "module://no_notebook.backend_inline"},
     )
     assert loaded.stdout.split() == []

@@ -8,6 +8,7 @@ import pytest
 from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.data.arguments import (
     BatchOptions,
+    CacheArguments,
     DataArguments,
     SplitArguments,
     StreamingArguments,
@@ -16,7 +17,7 @@ from hf_protosphere.errors import ArgumentError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AllOfData(StreamingArguments, SplitArguments, DataArguments):
+class AllOfData(StreamingArguments, SplitArguments, CacheArguments, DataArguments):
     """Every group that is about data."""
 
 

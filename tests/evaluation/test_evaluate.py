@@ -172,6 +172,8 @@ def test_a_broken_image_in_a_split_that_is_not_read_stops_nothing(
     (folder / "test" / "digit_1" / "broken.png").write_bytes(b"no image")
     broken.unlink()
     assert run(split="train")["num_images"] == 120
+    few = run(split="train", max_eval_samples=24, max_train_samples=60)  # of the class means
+    assert few["num_images"] == 24
 
 
 def test_pictures_on_request_and_folders_checked_first(checkpoint, digits_folder, tmp_path):

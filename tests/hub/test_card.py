@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.hub.card import render_card, render_evaluation_results, write_card
-from hf_protosphere.hub.markdown import one_line
 from hf_protosphere.metrics.neural_collapse import METRICS
 from hf_protosphere.metrics.paper import PAPER_BIBTEX
+from hf_protosphere.plots.text import one_line
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
 from tests import ROOT

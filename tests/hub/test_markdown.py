@@ -2,12 +2,12 @@
 
 import html
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_protosphere.hub.markdown import NAMES_SHOWN, duration, inline, listed, one_line, percent
+from hf_protosphere.hub.markdown import NAMES_SHOWN, duration, inline, listed, percent
+from hf_protosphere.plots.text import one_line
 
 MARKDOWN = MarkdownIt("gfm-like")
 NASTY = st.sampled_from(["|", "`x`", "*x*", "_x_", "~~x~~", "<b>", "[x](y)", "\\(", "&lt;", "$$"])
@@ -29,14 +29,6 @@ def test_any_name_is_shown_as_it_is(name):
     assert html.unescape(MARKDOWN.renderInline(f"a {inline(name)} b")) == f"a {shown} b"
     (row,) = (t for t in MARKDOWN.parse(f"|x|\n|-|\n|a {inline(name)}|")[-6:] if t.type == "inline")
     assert [child.type for child in row.children if not child.type.startswith("text")] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [(" a\n\tb ", "a b"), ("a\u202eb\x00", "a b"), ("\ud800", "unnamed"), (7, "7")],
-)
-def test_one_line(text, line):
-    assert one_line(text) == line
 
 
 def test_of_many_names_the_first_are_listed():

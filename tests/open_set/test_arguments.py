@@ -23,6 +23,7 @@ def test_a_share_lies_between_none_and_all(rate):
         ({"batch_size": 0}, "--batch_size must be a whole number of at least 1, but got 0"),
         ({"max_eval_samples": 2.5}, "--max_eval_samples must be a whole number"),
         ({"num_workers": -1}, "--num_workers must be a whole number of at least 0"),
+        ({"max_train_samples": 9}, "--max_train_samples is of training images"),
         ({"on_bad_image": "drop"}, "--on_bad_image must be one of error, skip, but got 'drop'"),
     ],
 )

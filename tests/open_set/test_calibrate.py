@@ -129,6 +129,10 @@ def test_the_held_out_images_of_a_run_are_found_again(
     model = ProtoSphereForImageClassification.from_pretrained(model_folder)
     images, source = calibration_images(arguments(model_folder, digits_folder, split=None), model)
     assert source == "held out of train by the run"
+    for name, value in {"on_bad_image": "skip", "train_split": "test"}.items():
+        given = arguments(model_folder, digits_folder, split=None, **{name: value})
+        with pytest.raises(ArgumentError, match=f"--{name} {value} does not fit the run in --mo"):
+            calibration_images(given, model)
     expected = load_training_data(run)
 
     def pixels(split):

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from hf_protosphere.metrics.neural_collapse import METRICS
-from hf_protosphere.plots.curves import CURVES, plot_collapse, plot_curves
+from hf_protosphere.plots.curves import CURVES, _collapse_lines, plot_collapse, plot_curves
 
 
 def collapse(share):
@@ -78,3 +78,10 @@ def test_what_was_never_measured_is_said(tmp_path):
 
 def test_every_curve_is_a_metric():
     assert set(CURVES) <= {metric.name for metric in METRICS}
+
+
+def test_names_of_runs_and_splits_are_no_mathematics():
+    records = [{"$a$_neural_collapse": {}}]
+    both = _collapse_lines({r"$\frac$": records, "_b": records})
+    assert [label for label, *_ in both] == [r"\$\frac\$", " _b"]
+    assert _collapse_lines({"x": records})[0][0] == r"\$a\$ images"

@@ -37,7 +37,7 @@ def test_every_query_leads_its_neighbours(drawn):
     assert "dashed red: of another" in figure.get_suptitle()
     panels = figure.axes
     captions = [axes.get_title() for axes in panels]
-    assert captions == ["one", "a  0.9", "b  0.8", "0.7", "two", "a  0.9", "", ""]
+    assert captions == ["one", "a 0.9", "b 0.8", "0.7", "two", "a 0.9", "", ""]
     assert [axes.axison for axes in panels] == [True] * 6 + [False] * 2
     spines = [axes.spines["left"] for axes in panels[:4]]
     colors = [spine.get_edgecolor() for spine in spines]

@@ -45,15 +45,15 @@ def test_a_dot_for_every_error(tmp_path, figures):
 
 
 def test_a_baseline_stands_beside_it(tmp_path, figures):
-    baseline = {**REPORT, "model": "user/alexnet", "errors": {"fog": [0, 0.5], "snow": [0.1, 0.2]}}
+    baseline = {**REPORT, "model": "user/a$x$net", "errors": {"fog": [0, 0.5], "snow": [0.1, 0.2]}}
     plot_corruption_errors(REPORT | {"baseline": baseline}, tmp_path / "corruptions.svg")
     (axes,) = figures[0].axes
     ours, _, theirs, _ = dots(axes)
     assert ours == [[-0.15, 20], [0.85, 30]]
     assert theirs == [[0.15, 0], [1.15, 10]]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert "baseline user/alexnet" in labels
-    assert "baseline user/alexnet, clean images" in labels
+    assert r"baseline user/a\$x\$net" in labels
+    assert r"baseline user/a\$x\$net, clean images" in labels
 
 
 def test_one_image_clean_and_under_each_corruption(tmp_path, figures, photo):

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from hf_protosphere.errors import ArgumentError, UserError
-from hf_protosphere.runs.processes import check_processes, on_main_process
+from hf_protosphere.runs.processes import check_processes, on_main_process, own_accelerate_state
 
 
 def sharded(kind, stage=None):
@@ -51,3 +51,12 @@ def test_a_job_of_the_main_process():
 
     with pytest.raises(UserError, match="no"):
         on_main_process(Accelerator(cpu=True), refuse)
+
+
+def test_a_job_has_a_state_of_its_own():
+    with own_accelerate_state():
+        outer = Accelerator(cpu=True, mixed_precision="bf16")
+        with own_accelerate_state():
+            assert Accelerator(cpu=True).mixed_precision == "no"
+            assert Accelerator(cpu=True, mixed_precision="no").gradient_state.sync_gradients
+        assert outer.mixed_precision == Accelerator(cpu=True).mixed_precision == "bf16"

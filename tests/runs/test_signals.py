@@ -1,6 +1,7 @@
 """A signal asks for an end, a second Ctrl-C insists, and afterwards all is as it was."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -67,3 +68,12 @@ def test_interruptions_come_at_once_with_their_number(number):
     with pytest.raises(KeyboardInterrupt) as interruption, interruptions():
         signal.raise_signal(number)
     assert interruption.value.args == (number,)
+
+
+def test_in_a_thread_the_signals_are_left_alone():
+    def handlers():
+        with stop_signals() as stop, interruptions():
+            return stop.signal, [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(handlers).result() == (0, [*map(signal.getsignal, SIGNALS)])

@@ -1,10 +1,12 @@
 """The training loop on a handful of digits: what it says and leaves, how it resumes and fails."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
@@ -12,6 +14,10 @@ from transformers import AutoModelForImageClassification
 from hf_protosphere import ProtoSphereForImageClassification
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, DataError
+from hf_protosphere.evaluation.arguments import EvaluateArguments
+from hf_protosphere.evaluation.evaluate import evaluate
+from hf_protosphere.open_set.arguments import CalibrateArguments
+from hf_protosphere.open_set.calibrate import calibrate
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import run as training
 from hf_protosphere.training.train import announcement, dry_run, train
@@ -179,3 +185,24 @@ def test_the_plan_is_that_of_the_whole_run(arguments, tmp_path, monkeypatch):
     assert plan["hours"] == pytest.approx(5 * plan["seconds_per_epoch"] / 3600)
     assert decoded == []  # of 108 images two steps take 64
     assert not (tmp_path / "run").exists()
+
+
+def test_jobs_of_one_process_have_each_their_own_precision(
+    arguments, digits_folder, tmp_path, monkeypatch
+):
+    found = []
+    for job in ("training.setup", "evaluation.evaluate", "open_set.calibrate"):
+        monkeypatch.setattr(
+            f"hf_protosphere.{job}.check_processes",
+            lambda accelerator, **_: found.append(accelerator.mixed_precision),
+        )
+    before = dict(AcceleratorState._shared_state)
+    with ThreadPoolExecutor(1) as thread:  # a sweep, say, or the back end of a notebook
+        results = thread.submit(train, arguments(mixed_precision="bf16", epochs=1)).result()
+    given = {"model": str(tmp_path / "run"), "dataset_name": str(digits_folder), "num_workers": 0}
+    report = evaluate(EvaluateArguments(**given, class_means=False))
+    calibrate(CalibrateArguments(**given, split="test"))
+    dry_run(arguments())
+    assert found == ["bf16", "no", "no", "no"]
+    assert AcceleratorState._shared_state == before
+    assert results["test"]["num_images"] == report["num_images"] == 45

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...plots.style import COLORS, new_figure
+from ...plots.style import COLORS, new_figure, save_figure
 from ...plots.table import format_table, markdown_table
+from ...plots.text import for_figure
 from .arguments import METRIC_TITLES
 
 Results = dict[str, Any]  # of `transfer_suite.compare`
@@ -106,7 +107,8 @@ def plot_improvements(results: Results, picture: Path) -> None:
         picture: the file to write; its suffix says the format.
     """
     models, modes = results["models"][1:], results["modes"]
-    names = dict(zip(results["models"], short_names(results["models"])))
+    short = (for_figure(name, 40) for name in short_names(results["models"]))
+    names = dict(zip(results["models"], short))
     groups = [*results["datasets"], "mean"]
     means = [row | {"dataset": "mean"} for row in results["means"]]
     bars = {(r["mode"], r["dataset"], r["model"]): r for r in (*results["rows"], *means)}
@@ -129,4 +131,4 @@ def plot_improvements(results: Results, picture: Path) -> None:
         axes.set(title=mode, ylabel=f"over {names[results['baseline']]} (%)")
         axes.grid(axis="y", alpha=0.3)
     panels[0].legend(frameon=False, fontsize="small")
-    figure.savefig(picture, dpi=120)
+    save_figure(figure, picture, 120)

@@ -17,9 +17,11 @@ from accelerate.utils import parse_flag_from_env
 
 from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
 from ...plots.table import format_table
+from ...plots.text import say
 from ...runs.checkpoints import refuse_changed_transfer
 from ...runs.files import writable_folder, write_json, write_text
 from ...runs.loading import kind_of
+from ...runs.processes import own_accelerate_state
 from ...runs.signals import interruptions
 from ..arguments import FinetuneArguments
 from ..finetune import finetune, rows_on_disk, transfer_images
@@ -57,6 +59,7 @@ class Entry:
         return [mode for mode in self.arguments.modes if mode not in rows]
 
 
+@own_accelerate_state()
 def transfer_suite(arguments: TransferSuiteArguments) -> Results:
     """Transfer what is missing, as `protosphere transfer-suite` does; then table.md, results.json
     and, with a baseline, improvements.png in `output_dir`.
@@ -82,7 +85,7 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
     for model in dict.fromkeys(entry.model for entry in missing):
         kind_of(model, "--models")
     folder = writable_folder(arguments.output_dir, "--output_dir")
-    # Not an Accelerator: the first one decides the precision of all others.
+    # Not an Accelerator, whose precision is that of the data set's transfers.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     state.wait_for_everyone()  # all have seen the same rows
     failures: dict[tuple[str, str], str] = {}
@@ -97,11 +100,11 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
     state.wait_for_everyone()  # the last row is written
     results = compare(entries, failures)
     if state.is_main_process:
-        print(f"\n{format_suite(results)}")
         write_text(folder / "table.md", markdown(results))
         write_json(folder / "results.json", results)
         if any(row["improvement"] is not None for row in results["rows"]):
             plot_improvements(results, folder / "improvements.png")
+        say(f"\n{format_suite(results)}")
     state.destroy_process_group()
     if failures:
         models: dict[tuple[str, str], list[str]] = {}  # that failed alike
@@ -215,4 +218,4 @@ def _print_plan(entries: list[Entry]) -> None:
     for entry in entries:
         done, missing = ", ".join(entry.rows()) or "-", ", ".join(entry.missing()) or "nothing"
         table.append([entry.dataset, entry.model, done, missing])
-    print(format_table(table, text_columns=4))
+    say(format_table(table, text_columns=4))

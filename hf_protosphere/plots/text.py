@@ -1,0 +1,48 @@
+"""Foreign text, such as names of classes, files and runs, where people read it: in terminals and in
+figures. In Markdown it is `hub.markdown`'s."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+JOINERS = "\u200c\u200d"  # cannot be seen, but words and emoji are written with them
+
+
+def printable(text: object, encoding: str = "utf-8") -> str:
+    """Text that a terminal shows and does not obey, in lines as they are: � for what steers it, or
+    turns its direction, and ? for what the encoding lacks.
+
+    >>> printable("caf\\u00e9 \\x1b[2J", "ascii")
+    'caf? ?[2J'
+    """
+    seen = "".join(
+        c if c.isprintable() or c in "\n\t" or c in JOINERS else " " if c.isspace() else "\ufffd"
+        for c in str(text)
+    )
+    return seen.encode(encoding, "replace").decode(encoding)
+
+
+def say(*words: object, **options: Any) -> None:
+    """Print, whatever the words are and whatever the output takes."""
+    encoding = getattr(options.get("file", sys.stdout), "encoding", None) or "utf-8"
+    print(printable(" ".join(map(str, words)), encoding), **options)
+
+
+def one_line(text: object) -> str:
+    """Foreign text without line breaks and other characters that cannot be seen."""
+    seen = "".join(c if c.isprintable() else " " for c in str(text))
+    return " ".join(seen.split()) or "unnamed"
+
+
+def shorten(text: object, length: int) -> str:
+    """One line of at most so many characters."""
+    line = one_line(text)
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def for_figure(text: object, length: int = 20) -> str:
+    """A short line that matplotlib shows as it is: "$" is no mathematics, and a leading "_" hides
+    nothing from a legend."""
+    line = shorten(text, length).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
