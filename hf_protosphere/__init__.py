@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig
 
 from .configuration_protosphere import OPEN_SET_TASK, ProtoSphereConfig
-from .moved import OldPaths, lazily
+from .imports.lazily import lazily
+from .imports.moved import OldPaths
 
 if TYPE_CHECKING:
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel

@@ -3,6 +3,6 @@
 Imports `inference` and below. Start at `calibrate.py`, or `scores.py` for the scores.
 """
 
-from ..moved import lazily
+from ..imports.lazily import lazily
 
 __getattr__ = lazily(__name__, OpenSetClassifier="threshold")

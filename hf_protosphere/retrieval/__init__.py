@@ -3,6 +3,6 @@
 Imports `inference` and below. Start at `image_index.py`; `neighbours.py` is the search itself.
 """
 
-from ..moved import lazily
+from ..imports.lazily import lazily
 
 __getattr__ = lazily(__name__, Embedder="embedding", ImageIndex="image_index")

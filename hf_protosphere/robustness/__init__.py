@@ -3,6 +3,6 @@
 Imports `inference` and below. Start at `measure.py`: `corruption_errors`.
 """
 
-from ..moved import lazily
+from ..imports.lazily import lazily
 
 __getattr__ = lazily(__name__, corruption_errors="measure")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+PACKAGE = __package__.rpartition(".")[0]
 CAME_INTO = {  # room: old modules that are in it now, as old=new where the name is another
     "hub": "card comparison demo_page=demo export markdown objectives sharing_arguments=arguments",
     "metrics": "accumulators class_statistics geometry monitoring objectives=paper "
@@ -52,28 +52,13 @@ class OldPaths(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
-        return ModuleSpec(fullname, self) if package == __package__ and name in MODULES else None
+        return ModuleSpec(fullname, self) if package == PACKAGE and name in MODULES else None
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__.rpartition(".")[2]
-        places = [f"{__package__}.{place}" for place in MODULES[name]]
+        places = [f"{PACKAGE}.{place}" for place in MODULES[name]]
         message = f"{module.__name__} is now {' and '.join(places)}; the old path works until"
         warnings.warn(f"{message} version 0.3.0.", FutureWarning, stacklevel=2)
         for place in places:
             names = vars(importlib.import_module(place)).items()
             vars(module).update({key: value for key, value in names if not key.startswith("__")})
-
-
-def lazily(package: str, **modules: str) -> Callable[[str], Any]:
-    """`__getattr__` of a package: names that it offers, imported when they are asked for.
-
-    Args:
-        modules: the module of the package that each name is in.
-    """
-
-    def __getattr__(name: str) -> Any:
-        if name not in modules:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
-
-    return __getattr__

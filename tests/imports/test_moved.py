@@ -8,7 +8,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 
-from hf_protosphere.moved import MODULES
+from hf_protosphere.imports.moved import MODULES
 from tests import ROOT
 
 # `ls hf_protosphere/*.py` of version 0.1.0.
