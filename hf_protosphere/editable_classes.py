@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .checking import load_image_processor
 from .configuration_protosphere import build_image_processor
 from .prototypes import class_means
+from .rgb import pixels_and_labels
 
 
 def class_name(name: str) -> str:
@@ -182,18 +183,18 @@ class EditableClasses:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixel values and labels (m,) of all classes, in batches that cross their borders."""
         pairs = ((image, i) for i, of_class in enumerate(images.values()) for image in of_class)
-        while batch := list(islice(pairs, batch_size)):
-            items, labels = zip(*batch)
-            if isinstance(items[0], Tensor):
-                pixels = torch.stack(items)
+        for first in pairs:
+            batch = chain([first], islice(pairs, batch_size - 1))
+            if isinstance(first[0], Tensor):
+                pixels, labels = zip(*batch)
+                pixels = torch.stack(pixels)
             else:
                 if processor is None:
                     name = self.config._name_or_path
                     processor = (
                         load_image_processor(name) if name else build_image_processor(self.config)
                     )
-                items = [image.convert("RGB") for image in items]
-                pixels = processor(items, return_tensors="pt")["pixel_values"]
+                pixels, labels = pixels_and_labels(batch, processor)
             yield pixels, torch.tensor(labels)
 
     def _require_prototypes(self, method: str) -> None:

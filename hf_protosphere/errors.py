@@ -4,6 +4,11 @@
 class UserError(ValueError):
     """Something the user gave cannot work. The command line prints it without a traceback."""
 
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught "):  # by torch in a worker process, which adds a traceback
+            message = message.rpartition(f"{type(self).__name__}: ")[2].strip()
+        super().__init__(message)
+
 
 class ArgumentError(UserError):
     """An argument, or a combination of arguments, that cannot work."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import reprlib
+from io import BytesIO
 from typing import Any
 
 import torch
+from PIL import Image, UnidentifiedImageError
 from transformers import ImageClassificationPipeline
+from transformers.image_utils import httpx
 
 from .prototypes import nearest_cosines
+from .rgb import formats, narrowed, rgb
 
 UNKNOWN = "unknown"
 
@@ -45,6 +52,13 @@ class OpenSetImageClassificationPipeline(ImageClassificationPipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return super()._sanitize_parameters(top_k=top_k, timeout=timeout)
 
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
+        """Of an image, a file, a URL, base64, or an array, which is taken as it is."""
+        if isinstance(image, str | Image.Image):
+            # Before transformers does, to whom 16-bit images are white and transparent ones black.
+            image = narrowed(rgb(_opened(image, timeout)))
+        return super().preprocess(image, timeout=timeout)
+
     def postprocess(self, model_outputs: Any, top_k: int = 5) -> list[dict[str, Any]]:
         """The `top_k` answers, {"label": str, "score": float in [0, 1]}, the best first."""
         config = self.model.config
@@ -58,3 +72,20 @@ class OpenSetImageClassificationPipeline(ImageClassificationPipeline):
         # Of equal scores the first stays first: at the threshold itself an image is known.
         order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]
         return [{"label": names[i], "score": scores[i]} for i in order]
+
+
+def _opened(image: str | Image.Image, timeout: float | None) -> Image.Image:
+    """As transformers' `load_image` finds it, but not converted yet."""
+    if not isinstance(image, str):
+        return image
+    file: str | BytesIO = image
+    if image.startswith(("http://", "https://")):
+        file = BytesIO(httpx.get(image, timeout=timeout, follow_redirects=True).content)
+    elif not os.path.isfile(image):
+        file = BytesIO(base64.decodebytes(image.split(",")[-1].encode()))
+    try:
+        return Image.open(file, formats=formats())
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{reprlib.repr(image)} is no image, and no file, URL or base64 of one."
+        ) from error

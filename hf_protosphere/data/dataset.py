@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -15,14 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, IterableDataset
-from PIL import Image as PILImage
+from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
 from ..runs.processes import announce
 from .arguments import DataArguments
 from .labels import find_class_names, labels_of, map_labels, some
-from .pixels import UNDECODABLE, decode, rgb
+from .pixels import decode, images_key, read, reason, undecoded
 from .sources import (
     choose_splits,
     find_image_column,
@@ -31,7 +31,7 @@ from .sources import (
     two_columns,
     with_joined,
 )
-from .streaming import decoded, downloaded, stream_length
+from .streaming import downloaded, stream_length
 from .subsets import balanced_sample, with_held_out
 
 logger = logging.getLogger(__name__)
@@ -86,21 +86,28 @@ class ImageDataset:
 
     def suggested_image_size(self) -> int:
         """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
-        sides = [min(image.size) for image in self._first_images]
+        sides = [side for _, side in self._first_images]
         return min(224, -(-int(median(sides)) // 32) * 32)
 
     @property
     def num_channels(self) -> int:
         """1 when the first images are grayscale, else 3."""
-        gray = all(image.mode in ("1", "L", "I", "I;16", "F") for image in self._first_images)
-        return 1 if gray else 3
+        modes = {mode for mode, _ in self._first_images}
+        return 1 if all(mode in ("1", "L", "LA", "F") or mode[0] == "I" for mode in modes) else 3
 
     @cached_property  # leaving a stream early takes seconds
-    def _first_images(self) -> list[PILImage.Image]:
-        if self.is_streamed:
-            rows = decoded(self.splits["train"].take(100), skip_bad=True)
-            return [image for image, _ in rows]
-        return self.splits["train"][:100]["image"]
+    def _first_images(self) -> list[tuple[str, int]]:
+        """Mode and shorter side of those of the first hundred that can be decoded."""
+        split, found = self.splits["train"], []
+        if not self.is_streamed:
+            split = undecoded(split.select(range(min(100, len(split)))))
+        for row in split.take(100) if self.is_streamed else split:
+            with suppress(DataError):
+                image = decode(row["image"])
+                found.append((image.mode, min(image.size)))
+        if not found:
+            raise DataError("none of the first 100 training images can be decoded.")
+        return found
 
 
 def load_image_dataset(
@@ -241,20 +248,22 @@ def load_split(
 
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
     """Decode every image once. Returns the split without the bad ones, and their names."""
-    raw = split.select_columns("image").cast_column("image", Image(decode=False))
+    raw = undecoded(split.select_columns("image"))
     checked = raw.map(
-        _decodable, batched=True, batch_size=256, remove_columns="image",
-        desc=f"decoding the {role} images once",
+        _decodable, batched=True, batch_size=32, remove_columns="image",
+        desc=f"decoding the {role} images once", new_fingerprint=images_key(split),
     )  # fmt: skip
-    good = np.asarray(checked[:]["good"], dtype=bool)
+    wrong = checked[:]["wrong"]
+    good = np.asarray([not why for why in wrong], dtype=bool)
     if good.all():
         return split, []
     bad = np.flatnonzero(~good).tolist()
-    names = [raw[i]["image"]["path"] or f"{role} image {i}" for i in bad]
+    values = [raw[i]["image"] for i in bad]
+    names = [(value and value["path"]) or f"{role} image {i}" for i, value in zip(bad, values)]
     if on_bad_image == "error":
         raise DataError(
-            f"{len(bad)} of the {role} images cannot be decoded: {some(names)}. Mend or remove "
-            "them, or leave them out by --on_bad_image skip."
+            f"{len(bad)} of the {role} images cannot be decoded: {some(names)} ({wrong[bad[0]]}). "
+            "Mend or remove them, or leave them out by --on_bad_image skip."
         )
     logger.warning("Left out %d %s images that cannot be decoded: %s.", len(bad), role, some(names))
     if not good.any():
@@ -262,14 +271,15 @@ def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Da
     return split.select(np.flatnonzero(good)), names
 
 
-def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[bool]]:
-    def good(value: dict[str, Any] | None) -> bool:
+def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+    def wrong(value: dict[str, Any] | None) -> str:
         try:
-            return value is not None and rgb(decode(value)) is not None
-        except UNDECODABLE:
-            return False
+            read(value)
+        except DataError as error:
+            return reason(error)
+        return ""
 
-    return {"good": [good(value) for value in batch["image"]]}
+    return {"wrong": [wrong(value) for value in batch["image"]]}
 
 
 def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:

@@ -1,16 +1,17 @@
 """Images decoded and resized once, as uint8 in a memory-mapped file.
 
-The file lies in the cache of 🤗 datasets, named after the fingerprint of the split: the next run on
-the same images finds it. The operating system keeps it in memory as far as there is room.
+The file lies in the cache of 🤗 datasets, named after all that its pixels depend on, the images and
+the processor: the next run on the same images finds it. The operating system keeps it in memory as
+far as there is room.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..errors import CacheError, WriteError
+from ..errors import CacheError, DataError, WriteError
 from ..runs.files import sweep, whole_file
-from .pixels import pixels_of
+from .pixels import DecodedImages, images_key
 
 if TYPE_CHECKING:
     import datasets
@@ -58,8 +59,8 @@ class CachedImages(Dataset):
 def cache_path(split: datasets.Dataset, processor: BaseImageProcessor) -> Path:
     import datasets
 
-    side = processor.crop_size["height"]
-    name = f"{split._fingerprint}-{side}-{processor.resample}.uint8"
+    made_by = hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:16]
+    name = f"{images_key(split)}-{made_by}.uint8"
     return Path(datasets.config.HF_DATASETS_CACHE) / "protosphere" / name
 
 
@@ -75,6 +76,7 @@ def cached_pixels(
 
     Raises:
         CacheError: the disk is full all the same, or cannot be written.
+        DataError: an image cannot be decoded.
     """
     path, side = cache_path(split, processor), processor.crop_size["height"]
     sweep(path.parent)
@@ -87,8 +89,6 @@ def cached_pixels(
                 return None
             _write(path, split, processor, num_workers, description)
         except (OSError, WriteError) as error:
-            if getattr(error, "errno", 0) is None:  # Pillow's, of an image that it cannot read
-                raise
             raise CacheError(
                 f"the decoded {description} images cannot be written to {path.parent}: {error}. "
                 "Make room, set HF_DATASETS_CACHE to another folder, or give --cache_images false."
@@ -100,16 +100,13 @@ def _write(
     path: Path, split: datasets.Dataset, processor: BaseImageProcessor, num_workers: int,
     description: str,
 ) -> None:  # fmt: skip
-    images, stored = split.select_columns("image"), partial(_stored, processor)
-    loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=stored)
+    images = DecodedImages(split, processor, do_rescale=False, do_normalize=False)
+    loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=tuple)
     bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
     # Not by the map: a disk that is full would end the process without a word.
     with bar, whole_file(path) as unfinished, unfinished.open("wb") as out:
-        for batch in loader:
-            out.write(batch.numpy().tobytes())
-            bar.update(len(batch))
-
-
-def _stored(processor: BaseImageProcessor, rows: list[dict[str, Any]]) -> Tensor:
-    images = [row["image"] for row in rows]
-    return pixels_of(images, processor, do_rescale=False, do_normalize=False)
+        for pixels, rows, bad in loader:
+            for error in bad.values():
+                raise DataError(f"the {description} images: {error}") from error
+            out.write(pixels.numpy().tobytes())
+            bar.update(len(rows))

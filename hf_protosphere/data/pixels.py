@@ -1,37 +1,82 @@
 """From files and decoded images to the RGB pixels that an image processor takes: one way for all.
 
 Every reader of images (training, evaluation, indexes, the demo page, new classes) comes through
-here, so that the same file is the same image everywhere.
+here, so that the same file is the same image everywhere. How any image becomes RGB says `..rgb`,
+which travels with checkpoints too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Image as ImageFeature
-from PIL import Image, UnidentifiedImageError
+from datasets.utils.file_utils import is_local_path, xopen
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
 from ..errors import DataError
+from ..rgb import formats, pixels_and_labels, shorter_side
+from ..rgb import pixels_of as pixels_of
+from ..rgb import rgb as rgb
 from ..runs.processes import announce
 from .labels import some
 
-# What Pillow raises for broken images; SyntaxError for a broken PNG.
-UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
+CONVERSION = 2  # in the name of what is kept of pixels: raise it when files become other pixels
+# JPEG files are decoded at a half, a quarter or an eighth of their size where that is still this
+# many times the model's: no value then differs by more than 5 of 255 levels, in the mean by 0.3.
+DRAFT = 5
 
 
-def decode(value: dict[str, Any]) -> Image.Image:
-    """The image in {"path", "bytes"}, as 🤗 datasets hold an image that is not decoded.
+def decode(value: Any, side: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    """An image, loaded and upright, in its own mode.
+
+    Args:
+        value: {"path", "bytes"}, as 🤗 datasets hold an image that is not decoded; or an image.
+        side: of what a model sees: a much larger JPEG file is decoded at a part of its size.
+        max_pixels: more are refused before they are decoded.
 
     Raises:
-        One of `UNDECODABLE`.
+        DataError: there is none, or it cannot be decoded.
     """
-    return ImageFeature().decode_example(value)
+    if isinstance(value, Image.Image):
+        return value
+    if value is None or (value["path"] is None and value["bytes"] is None):
+        raise DataError("an image is missing: the data set holds null in its place.")
+    with _errors_in_one_line(value):
+        image = _opened(value["path"], value["bytes"])
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width} × {image.height} are more than {max_pixels:,} pixels")
+        if side is not None:
+            _draft(image, side)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def read(value: Any, side: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    """The image as every processor here is given it: decoded as by `decode`, in RGB.
+
+    Raises:
+        DataError: as `decode`; or its values cannot be colours.
+    """
+    image = decode(value, side, max_pixels)
+    with _errors_in_one_line(value):
+        return rgb(image)
+
+
+def reason(error: DataError) -> str:
+    """Why an image cannot be decoded, without its path."""
+    return str(error).rpartition(" as an image: ")[2]
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -40,20 +85,63 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         DataError: it cannot be decoded.
     """
-    try:
-        return decode({"path": str(path), "bytes": None})
-    except UNDECODABLE as error:
-        raise DataError(f"{path} cannot be decoded as an image: {error}") from error
+    return decode({"path": str(path), "bytes": None})
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """The image with three channels, as every processor here is given it."""
-    return image.convert("RGB")
+def undecoded(split: datasets.Dataset) -> datasets.Dataset:
+    """The split with values for `decode` in its column "image".
+
+    A batch of photographs that datasets decode by itself would be in memory at once.
+    """
+    if not isinstance(split.features.get("image"), ImageFeature):  # made by a transform
+        return split
+    return split.with_format(None).cast_column("image", ImageFeature(decode=False))
 
 
-def pixels_of(images: list[Image.Image], processor: BaseImageProcessor, **options: Any) -> Tensor:
-    """(M, 3, S, S) what the processor makes of the images."""
-    return processor(list(map(rgb, images)), return_tensors="pt", **options)["pixel_values"]
+class DecodedImages(Dataset):
+    """Batches (pixels, rows, bad) of a split, decoded one image after the other: what `pixels_of`
+    makes of the images in (m,) rows, and the errors of the others, by row."""
+
+    def __init__(
+        self, split: datasets.Dataset, processor: BaseImageProcessor, **options: Any
+    ) -> None:
+        self.images, self.processor = undecoded(split.select_columns("image")), processor
+        self.options = options
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, list[int], dict[int, DataError]]:
+        bad: dict[int, DataError] = {}
+
+        def good() -> Iterator[tuple[Image.Image, int]]:
+            for row in indices:
+                try:
+                    yield read(self.images[row]["image"], shorter_side(self.processor)), row
+                except DataError as error:
+                    bad[row] = error
+
+        return *pixels_and_labels(good(), self.processor, **self.options), bad
+
+    def name(self, row: int) -> str:
+        value = self.images[row]["image"]
+        return (value and value["path"]) or f"image {row}"
+
+
+def images_key(split: datasets.Dataset) -> str:
+    """A hash of a split's images, for the names of what is made of them.
+
+    Data sets know files by their path. Files that were replaced under it have another inode, size
+    or time, of which that of the last change cannot be set back.
+    """
+    digest = hashlib.sha256(f"{CONVERSION} {split._fingerprint}".encode())
+    for chunk in split.data.column("image").chunks:
+        for path in chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist():
+            with suppress(OSError, TypeError):  # on the Hub, gone, or null: nothing to look at
+                found = os.stat(path)
+                state = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+                digest.update(f"{path} {state}".encode())
+    return digest.hexdigest()[:32]
 
 
 # Why something in a folder of images is left out.
@@ -83,10 +171,8 @@ def walk_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     Raises:
         DataError: a folder that cannot be read, or names that are not UTF-8.
     """
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    # PDF and the like Pillow writes only; of what it opens, these are films.
-    suffixes -= {".mpg", ".mpeg"}
+    opened = formats()
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in opened}
     files: list[Path] = []
     left_out: dict[str, list[Path]] = defaultdict(list)
     seen, folders = [], [(folder, frozenset())]
@@ -135,3 +221,30 @@ def in_words(folder: Path, files: list[Path], left_out: Mapping[str, list[Path]]
     words = f"{folder}: {len(files):,} images" + (f" ({names(files)})" if files else "")
     gone = [f"{len(paths):,} {why} ({names(paths)})" for why, paths in left_out.items()]
     return words + ("; left out: " + ", ".join(gone) if gone else "")
+
+
+def _opened(path: str | None, content: bytes | None) -> Image.Image:
+    if content is None and not is_local_path(path):
+        with xopen(path, "rb") as file:
+            content = file.read()
+    return Image.open(path if content is None else BytesIO(content), formats=formats())
+
+
+def _draft(image: Image.Image, side: int) -> None:
+    width, height = image.size
+    for part in (8, 4, 2):
+        if width % part == height % part == 0 and min(width, height) >= DRAFT * part * side:
+            image.draft(None, (width // part, height // part))  # of JPEG files; others stay
+            return
+
+
+@contextmanager
+def _errors_in_one_line(value: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of damaged files Pillow raises some twenty kinds
+        path = value["path"] if isinstance(value, dict) else None
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if isinstance(error, UnidentifiedImageError):  # which would name the file again
+            why = "Pillow does not know what it is"
+        raise DataError(f"{path or 'an image'} cannot be decoded as an image: {why}") from error

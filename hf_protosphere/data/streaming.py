@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
+from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import IterableDataset as TorchIterableDataset
@@ -16,8 +17,9 @@ from transformers import BaseImageProcessor
 
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import DataError
+from ..rgb import pixels_and_labels, shorter_side
 from .arguments import BatchOptions
-from .pixels import UNDECODABLE, decode, pixels_of
+from .pixels import read
 from .transforms import RandomViews, TrainTransform, collate
 
 
@@ -142,30 +144,28 @@ class EvaluationStream(TorchIterableDataset):
         self.stream, self.processor, self.skip_bad = stream, processor, skip_bad
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows = decoded(self.stream, self.skip_bad)
-        while group := list(itertools.islice(rows, 64)):  # one by one, processors are slow
-            images, labels = zip(*group)
-            for pixels, label in zip(pixels_of(list(images), self.processor), labels):
+        rows = decoded(self.stream, self.skip_bad, shorter_side(self.processor))
+        for first in rows:  # in groups: one by one, processors are slow
+            group = itertools.chain([first], itertools.islice(rows, 63))
+            for pixels, label in zip(*pixels_and_labels(group, self.processor)):
                 yield {"pixel_values": pixels, "labels": label}
 
 
-def decoded(stream: IterableDataset, skip_bad: bool) -> Iterator[tuple[Any, int]]:
-    """Images and labels.
+def decoded(
+    stream: IterableDataset, skip_bad: bool, side: int | None = None
+) -> Iterator[tuple[PILImage.Image, int]]:
+    """Images in RGB, as `read` makes them for a side, and labels.
 
     Raises:
         DataError: an image that cannot be decoded, unless it is to be skipped; a hidden label.
     """
     for row in stream:
         try:
-            image = decode(row["image"])
-            image.load()
-        except UNDECODABLE as error:
+            image = read(row["image"], side)
+        except DataError as error:
             if skip_bad:
                 continue
-            raise DataError(
-                f"a streamed image cannot be decoded: {row['image']['path'] or error}. Leave such "
-                "images out by --on_bad_image skip."
-            ) from error
+            raise DataError(f"{error}. Leave such images out by --on_bad_image skip.") from error
         if row["label"] is None or row["label"] < 0:
             raise DataError(
                 f"a streamed training image has the label {row['label']} (hidden labels?): train "

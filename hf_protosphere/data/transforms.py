@@ -17,7 +17,9 @@ from transformers import BaseImageProcessor
 
 from ..configuration_protosphere import ProtoSphereConfig, three_channels
 from ..configuration_protosphere import build_image_processor as build_image_processor
-from .pixels import pixels_of, rgb
+from ..rgb import narrowed, pixels_of, rgb, shorter_side
+from .labels import labels_of
+from .pixels import read, undecoded
 
 if TYPE_CHECKING:
     import datasets
@@ -39,6 +41,7 @@ class TrainTransform:
         size = config.image_size
         interpolation = InterpolationMode(config.interpolation)
         fit = [
+            v2.Lambda(narrowed),
             v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True),
             v2.CenterCrop(size),
         ]
@@ -80,12 +83,14 @@ class _Images(Dataset):
     """Items {"pixel_values", "labels"} of a split with columns "image" and "label".
 
     Subclasses define `__getitems__`, a whole batch at once, which torch's DataLoader prefers.
+    Images are decoded one after the other.
     """
 
-    split: datasets.Dataset
+    def __init__(self, split: datasets.Dataset) -> None:
+        self.images, self.labels = undecoded(split.select_columns("image")), labels_of(split)
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -132,7 +137,7 @@ class TrainingImages(_Images):
     def __init__(
         self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0
     ) -> None:
-        self.split = split
+        super().__init__(split)
         self.views = RandomViews(transform, views=views, seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
@@ -140,10 +145,12 @@ class TrainingImages(_Images):
         self.views.set_epoch(epoch)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self.split[[index % len(self) for index in indices]]
         return [
-            {"pixel_values": self.views(image, index), "labels": label}
-            for image, label, index in zip(rows["image"], rows["label"], indices)
+            {
+                "pixel_values": self.views(read(self.images[row]["image"]), index),
+                "labels": int(self.labels[row]),
+            }
+            for index, row in ((index, index % len(self)) for index in indices)
         ]
 
 
@@ -151,14 +158,15 @@ class EvaluationImages(_Images):
     """Images under the saved image processor, a batch at a time."""
 
     def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor) -> None:
-        self.split, self.processor = split, processor
+        super().__init__(split)
+        self.processor = processor
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self.split[indices]
-        pixel_values = pixels_of(rows["image"], self.processor)
+        side = shorter_side(self.processor)
+        images = (read(self.images[i]["image"], side) for i in indices)
         return [
-            {"pixel_values": pixels, "labels": label}
-            for pixels, label in zip(pixel_values, rows["label"])
+            {"pixel_values": pixels, "labels": int(self.labels[i])}
+            for pixels, i in zip(pixels_of(images, self.processor), indices)
         ]
 
 

@@ -21,7 +21,8 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..data.pixels import read
+from ..errors import ArgumentError, DataError
 from ..open_set.threshold import Answer, OpenSetClassifier
 from ..plots.sphere import plot_sphere
 from ..plots.text import say
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN_ANGLES, SHOWN_SCORES = 10, 5
+# Of an upload: what a telephone's camera makes fits, and needs no more than a gigabyte of memory.
+MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 CSS = """
 .gradio-container h1 { margin-bottom: 0 }
 #image img { width: 100%; height: 100%; object-fit: contain }
@@ -81,7 +84,7 @@ def demo(arguments: DemoArguments) -> None:
     page = build_page(classifier, arguments.model)
     _, url, _ = page.launch(
         server_name=arguments.host, server_port=arguments.port, css=CSS, share=False, quiet=True,
-        prevent_thread_lock=True, footer_links=[], run_history=False,
+        prevent_thread_lock=True, footer_links=[], run_history=False, max_file_size=MAX_BYTES,
     )  # fmt: skip
     say(f"{arguments.model}: {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
@@ -90,10 +93,13 @@ def demo(arguments: DemoArguments) -> None:
 def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
     import gradio as gr
 
-    def show(image: Image.Image | None) -> tuple[Any, ...]:
-        if image is None:
+    def show(upload: str | None) -> tuple[Any, ...]:
+        if upload is None:
             return no_image, {}, "", _sphere(classifier)
-        answer = classifier(image)
+        try:
+            answer = classifier(_uploaded(Path(upload)))
+        except DataError as error:
+            return f"<p>{escape(str(error))}</p>", {}, "", _sphere(classifier)
         sphere = _sphere(classifier, answer.embedding)
         return _verdict(answer), answer.scores, _angles(answer, threshold.degrees), sphere
 
@@ -109,9 +115,11 @@ def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
         )
         with gr.Row():
             image = gr.Image(
-                type="pil", label="Image", sources=["upload", "clipboard"], buttons=[],
+                type="filepath", label="Image", sources=["upload", "clipboard"], buttons=[],
                 height=360, elem_id="image",
             )  # fmt: skip
+            # Gradio would open the file, and convert it in its own way.
+            image.preprocess = lambda upload: upload and upload.path
             with gr.Column():
                 verdict = gr.HTML(no_image, elem_id="verdict")
                 scores = gr.Label(
@@ -169,6 +177,13 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
     for name, text in files.items():
         (folder / name).write_text(text)
     return [folder / name for name in files]
+
+
+def _uploaded(file: Path) -> Image.Image:
+    if file.stat().st_size > MAX_BYTES:
+        raise DataError(f"{file.name} has more than {MAX_BYTES // 2**20} MiB.")
+    # The name alone: where it lies is no visitor's business.
+    return read({"path": file.name, "bytes": file.read_bytes()}, max_pixels=MAX_PIXELS)
 
 
 def _verdict(answer: Answer) -> str:

@@ -4,6 +4,7 @@ model on images before it gets its final name."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
+from .. import rgb
 from ..data.dataset import load_image_dataset
-from ..data.pixels import pixels_of
+from ..data.pixels import pixels_of, read, undecoded
 from ..errors import ExportError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
@@ -73,6 +75,7 @@ def export(arguments: ExportArguments) -> Path:
             dim=model.protosphere.embedding_dim, **metadata["preprocessing"], **RUNTIMES[name],
         )  # fmt: skip
         (unfinished / "README.md").write_text(readme)
+        shutil.copyfile(rgb.__file__, unfinished / "rgb.py")
     say(f"{folder / name}: {verdict}")
     return folder / name
 
@@ -121,7 +124,8 @@ def _images(
     )  # fmt: skip
     split = images.splits["test"]
     source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"
-    return pixels_of(split[:]["image"], processor), source
+    images = (read(row["image"]) for row in undecoded(split))
+    return pixels_of(images, processor), source
 
 
 def _example(image_size: int) -> tuple[tuple[Tensor], dict[str, dict[int, object]]]:
@@ -181,8 +185,10 @@ import json
 import numpy as np
 {imports}from PIL import Image
 
+from rgb import narrowed, rgb  # the file beside this one
+
 {load}
-image = Image.open("image.png").convert("RGB")
+image = narrowed(rgb(Image.open("image.png")))
 width, height = image.size
 short = min(width, height)
 size = {resize_shorter_side} * width // short, {resize_shorter_side} * height // short

@@ -14,12 +14,12 @@ from datasets import Dataset as ImageTable
 from datasets import Features, Image
 from PIL import Image as PILImage
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.labels import some
-from ..data.pixels import UNDECODABLE, decode, pixels_of, rgb
+from ..data.pixels import DecodedImages, pixels_of, reason
 from ..errors import DataError
 from ..modeling_protosphere import ProtoSphereModel
 from ..runs.loading import load_classifier
@@ -56,7 +56,7 @@ class Embedder:
 
     def __call__(self, images: Sequence[PILImage.Image]) -> Tensor:
         """(M, D) float32 on the CPU, unit rows, of a batch of images."""
-        return self._embed(pixels_of(list(images), self.processor))
+        return self._embed(pixels_of(images, self.processor))
 
     def embed_all(
         self, images: ImageTable | Sequence[Path], *, on_bad_image: str = "error",
@@ -77,25 +77,24 @@ class Embedder:
         if not isinstance(images, ImageTable):
             features = Features({"image": Image()})
             images = ImageTable.from_dict({"image": [*map(str, images)]}, features=features)
-        raw = images.with_format(None).select_columns("image")
-        raw = raw.cast_column("image", Image(decode=False))
-        workers = num_workers if len(raw) > batch_size else 0
-        batches = _Decoded(raw, self.processor)  # which `tuple` leaves as they are
+        workers = num_workers if len(images) > batch_size else 0
+        batches = DecodedImages(images, self.processor)  # which `tuple` leaves as they are
         loader = DataLoader(batches, batch_size, num_workers=workers, collate_fn=tuple)
-        embeddings, rows = [torch.empty(0, self.dim)], []
-        with tqdm(total=len(raw), desc="embedding", unit=" images", leave=False) as bar:
-            for pixels, good, seen in loader:
+        embeddings, rows, bad = [torch.empty(0, self.dim)], [], {}
+        with tqdm(total=len(images), desc="embedding", unit=" images", leave=False) as bar:
+            for pixels, good, wrong in loader:
                 if good:
                     embeddings.append(self._embed(pixels))
-                    rows += good
-                bar.update(seen)
-        if len(rows) < len(raw):
-            bad = sorted(set(range(len(raw))) - set(rows))
-            names = [raw[i]["image"]["path"] or f"image {i}" for i in bad]
+                rows += good
+                bad |= wrong
+                bar.update(len(good) + len(wrong))
+        if bad:
+            names = [batches.name(row) for row in bad]
             if on_bad_image == "error":
                 raise DataError(
-                    f"{len(bad)} of the images cannot be decoded: {some(names)}. Mend or remove "
-                    "them, or leave them out by --on_bad_image skip."
+                    f"{len(bad)} of the images cannot be decoded: {some(names)} "
+                    f"({reason(next(iter(bad.values())))}). Mend or remove them, or leave them out "
+                    "by --on_bad_image skip."
                 )
             logger.warning("Left out %d images that cannot be decoded: %s.", len(bad), some(names))
         return torch.cat(embeddings), rows
@@ -103,26 +102,6 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, pixels: Tensor) -> Tensor:
         return self.model(pixels.to(self.model.device)).embeddings.float().cpu()
-
-
-class _Decoded(Dataset):
-    """Batches (pixels (m, 3, S, S), rows of those m that could be decoded, how many were tried)."""
-
-    def __init__(self, images: ImageTable, processor: BaseImageProcessor) -> None:
-        self.images, self.processor = images, processor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor | None, list[int], int]:
-        images, good = [], []
-        for index, value in zip(indices, self.images[indices]["image"]):
-            try:
-                images.append(rgb(decode(value)))
-            except UNDECODABLE:
-                continue
-            good.append(index)
-        return pixels_of(images, self.processor) if good else None, good, len(indices)
 
 
 def _fingerprint(model: ProtoSphereModel, processor: BaseImageProcessor) -> str:

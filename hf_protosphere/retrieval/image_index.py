@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..data.dataset import load_split
 from ..data.labels import labels_of
-from ..data.pixels import image_files, open_image
+from ..data.pixels import decode, image_files, open_image, undecoded
 from ..data.sources import folder_labels
 from ..errors import ArgumentError, DataError
 from ..runs.files import whole_file
@@ -35,7 +35,7 @@ INDEX = "index.parquet"
 KEY = b"protosphere_index"  # of the origin, in the metadata of the file
 COLUMNS = {  # as the fields of `IndexedImage`
     "path": pa.string(), "row": pa.int64(), "label": pa.string(), "size": pa.int64(),
-    "modified": pa.int64(),
+    "modified": pa.int64(), "changed": pa.int64(),
 }  # fmt: skip
 
 
@@ -48,11 +48,12 @@ class IndexedImage:
     label: str | None = None
     size: int | None = None  # of the file, in bytes
     modified: int | None = None  # the file, in nanoseconds
+    changed: int | None = None  # anything of it, these two included: what nobody can set back
 
     @property
-    def file_state(self) -> tuple[str | None, int | None, int | None]:
+    def file_state(self) -> tuple[str | int | None, ...]:
         """What tells whether a file changed."""
-        return self.path, self.size, self.modified
+        return self.path, self.size, self.modified, self.changed
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class ImageIndex:
         Args:
             labels_from_folders: the label of an image is its class, as training on the folder
                 finds it; where it finds none, the name of the folder that the image lies in.
-            previous: an index of the same model: files of the same path, size and time of
-                modification are not embedded again.
+            previous: an index of the same model: files of the same path, size and times are not
+                embedded again.
             options: of `Embedder.embed_all`.
 
         Raises:
@@ -111,6 +112,7 @@ class ImageIndex:
                 label=labels.get(path),
                 size=(status := path.stat()).st_size,
                 modified=status.st_mtime_ns,
+                changed=status.st_ctime_ns,
             )
             for path in files
         ]
@@ -188,7 +190,9 @@ class ImageIndex:
             vectors = table["embedding"].combine_chunks()
             flat = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).copy())
             embeddings = flat.view(len(table), -1)
-            images = [IndexedImage(**row) for row in table.select([*COLUMNS]).to_pylist()]
+            # Version 0.1.0 did not write the last one.
+            columns = [c for c in COLUMNS if c != "changed" or c in table.column_names]
+            images = [IndexedImage(**row) for row in table.select(columns).to_pylist()]
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             raise ArgumentError(
                 f"{path} is damaged or no index: {str(error) or type(error).__name__}. Remove it, "
@@ -239,7 +243,7 @@ class ImageIndex:
             return open_image(Path(self.origin.folder) / image.path)
         if image.row >= len(self._split):
             raise DataError(f"{self.origin.dataset['dataset_name']} is shorter than when indexed.")
-        return self._split[image.row]["image"]
+        return decode(self._split[image.row]["image"])
 
     def name(self, row: int) -> str:
         """The path of an image in its folder, or such as "test 17" of a data set."""
@@ -252,7 +256,7 @@ class ImageIndex:
 
     @cached_property
     def _split(self) -> Dataset:
-        return load_split(**self.origin.dataset)
+        return undecoded(load_split(**self.origin.dataset))
 
 
 def _embedder(model: str | Embedder) -> Embedder:

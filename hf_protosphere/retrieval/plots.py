@@ -39,7 +39,7 @@ def plot_neighbours(
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (query, neighbours) in zip(grid, rows):
         for panel, shown in zip(axes, [query, *neighbours]):
-            small = rgb(shown.image)
+            small = rgb(shown.image).copy()
             small.thumbnail((224, 224))
             panel.imshow(small)
             panel.set_title(for_figure(shown.caption, 30), fontsize=8)

@@ -22,7 +22,7 @@ from transformers import BaseImageProcessor
 
 from ..data.image_cache import cached_pixels
 from ..data.labels import labels_of, map_labels
-from ..data.pixels import pixels_of, rgb, walk_images
+from ..data.pixels import pixels_of, read, undecoded, walk_images
 from ..data.sources import by_split
 from ..data.subsets import balanced_sample
 from ..errors import DataError
@@ -48,7 +48,7 @@ class ResizedImages(Dataset):
         pixels: np.memmap | None = None,
         ready_made: bool = False,
     ) -> None:
-        self.split, self.processor, self.ready_made = split, processor, ready_made
+        self.split, self.processor, self.ready_made = undecoded(split), processor, ready_made
         self.labels = labels_of(split)
         # By its name: what is opened anew in each worker need not be sent to it.
         self.file, self.shape = (pixels.filename, pixels.shape) if pixels is not None else ("", ())
@@ -61,7 +61,7 @@ class ResizedImages(Dataset):
         if self.file:
             pixels = torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=self.shape)[i])
         else:
-            image = rgb(self.split[i]["image"])
+            image = read(self.split[i]["image"])
             resized = resized or image.size != input_size(self.processor)
             if resized:
                 pixels = pixels_of([image], self.processor, do_rescale=False, do_normalize=False)[0]

@@ -38,7 +38,7 @@ RUN_FOLDERS = (
 MODEL_FILES = (
     "config.json", "model*.safetensors", "model.safetensors.index.json",
     "preprocessor_config.json", "*_protosphere.py", "backbones.py", "checking.py", "contrast.py",
-    "editable_classes.py", "losses.py", "prototypes.py",
+    "editable_classes.py", "losses.py", "prototypes.py", "rgb.py",
 )  # fmt: skip
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.dataset import load_image_dataset
 from ..data.labels import announce_cases, labels_of, some
-from ..data.pixels import image_files, open_image
+from ..data.pixels import image_files, open_image, read, undecoded
 from ..editable_classes import class_name
 from ..errors import ArgumentError, DataError
 from ..metrics.snapshot import Snapshot
@@ -116,7 +116,7 @@ def _images_of(
         arguments.dataset_name, train_split=arguments.split, flags={"train": "--split"},
         validation_fraction=0, roles=["train"],
     )  # fmt: skip
-    split = loaded.splits["train"]
+    split = undecoded(loaded.splits["train"])
     labels = labels_of(split)
     new = {i: name for i, name in enumerate(loaded.label_names) if name not in known}
     if not new:
@@ -125,8 +125,12 @@ def _images_of(
             f"{some(loaded.label_names)}."
         )
     announce_cases(new.values(), known)
+
+    def image(row: int) -> Image.Image:
+        return read(split[row]["image"])
+
     return {
-        name: [(lambda row=row: split[row]["image"]) for row in (labels == i).nonzero()[0].tolist()]
+        name: [partial(image, row) for row in (labels == i).nonzero()[0].tolist()]
         for i, name in new.items()
     }
 

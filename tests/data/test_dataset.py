@@ -84,13 +84,13 @@ def test_images_of_any_mode_are_good(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The paths of images as they are decoded."""
-    paths, decode = [], datasets_of_images.decode
+    paths, read = [], datasets_of_images.read
 
     def counted(value):
         paths.append(value["path"])
-        return decode(value)
+        return read(value)
 
-    monkeypatch.setattr(datasets_of_images, "decode", counted)
+    monkeypatch.setattr(datasets_of_images, "read", counted)
     return paths
 
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.data import image_cache
 from hf_protosphere.data.image_cache import CachedImages, cache_path, cached_pixels
 from hf_protosphere.data.transforms import EvaluationImages, build_image_processor, collate
-from hf_protosphere.errors import CacheError
+from hf_protosphere.errors import CacheError, DataError
 from hf_protosphere.runs.files import whole_file
 
 
@@ -60,10 +59,11 @@ def test_it_is_made_once_and_found_by_what_it_holds(split, monkeypatch):
     paths = {
         cache_path(split, processor()),
         cache_path(split, processor(interpolation="bilinear")),
+        cache_path(split, processor(crop_pct=0.875)),  # read each other's pixels once
         cache_path(split, build_image_processor(ProtoSphereConfig(image_size=64, num_labels=2))),
         cache_path(split.select(range(5)), processor()),
     }
-    assert len(paths) == 4
+    assert len(paths) == 5
     monkeypatch.undo()
 
 
@@ -97,7 +97,7 @@ def test_what_a_killed_run_left_half_written_goes_and_that_of_others_stays(split
     path.parent.mkdir(parents=True, exist_ok=True)
     with monkeypatch.context() as killed:
         killed.setattr(shutil, "rmtree", lambda *_, **__: None)
-        killed.setattr(image_cache, "pixels_of", lambda *_, **__: 1 / 0)
+        killed.setattr(image_cache.DecodedImages, "__getitems__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cached_pixels(split, processor(), 0, "train")
     assert len(list(path.parent.iterdir())) == 1
@@ -110,20 +110,20 @@ def test_what_a_killed_run_left_half_written_goes_and_that_of_others_stays(split
     assert {entry.name for entry in path.parent.iterdir()} == {path.name, "notes.unfinished"}
 
 
-def test_an_image_that_cannot_be_read_is_not_called_a_full_disk(split, monkeypatch):
-    def unreadable(*_, **__):
-        raise UnidentifiedImageError("cannot identify image file")
-
-    monkeypatch.setattr(image_cache, "pixels_of", unreadable)
-    with pytest.raises(UnidentifiedImageError):
-        cached_pixels(split, processor(), 0, "train")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_not_called_a_full_disk(split, tmp_path, num_workers):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    bad = split.select([0]).map(lambda _: {"image": str(tmp_path / "bad.png")})
+    with pytest.raises(DataError, match=r"^the train images: .*bad\.png cannot be decoded [^\n]*$"):
+        cached_pixels(bad, processor(), num_workers, "train")
+    assert list(cache_path(split, processor()).parent.iterdir()) == []
 
 
 def test_an_interrupted_run_leaves_nothing_behind(split, monkeypatch):
     def interrupted(*_, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_cache, "pixels_of", interrupted)
+    monkeypatch.setattr(image_cache.DecodedImages, "__getitems__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached_pixels(split, processor(), 0, "train")
     assert list(cache_path(split, processor()).parent.iterdir()) == []

@@ -3,24 +3,29 @@
 import io
 import os
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from hf_protosphere import ProtoSphereConfig
-from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.dataset import load_image_dataset, without_bad_images
 from hf_protosphere.data.pixels import (
-    UNDECODABLE,
+    DRAFT,
+    DecodedImages,
     decode,
     image_files,
+    images_key,
     open_image,
     pixels_of,
+    read,
     rgb,
 )
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import DataError
-from tests.data import image, photos
+from tests.data import image, image_folder, photos
 
 
 def as_array(picture):
@@ -53,18 +58,103 @@ def test_what_cannot_be_decoded_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.png cannot be decoded as an image: "):
         open_image(path)
-    with pytest.raises(UNDECODABLE):
+    with pytest.raises(DataError, match=r"^an image cannot be decoded as an image: "):
         decode({"path": None, "bytes": content})
     with pytest.raises(DataError, match=r"nothing\.png cannot be decoded"):
         open_image(tmp_path / "nothing.png")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
-def test_every_mode_becomes_the_same_rgb(mode):
-    picture = image().convert(mode)
-    assert rgb(picture).mode == "RGB"
-    expected = np.asarray(picture.convert("RGB"))
-    assert np.array_equal(as_array(picture), expected)
+@pytest.mark.parametrize("value", [None, {"path": None, "bytes": None}])
+def test_null_is_no_image(value):
+    with pytest.raises(DataError, match="the data set holds null in its place"):
+        read(value)
+
+
+def test_values_that_cannot_be_colours_are_an_error_of_the_file(tmp_path):
+    path = tmp_path / "depth.tif"
+    Image.fromarray(np.float32([[0, 3.5]])).save(path)
+    with pytest.raises(DataError, match=r"depth\.tif cannot be decoded .*mode F must hold values"):
+        read({"path": str(path), "bytes": None})
+
+
+def test_eps_files_are_not_given_to_ghostscript(tmp_path, monkeypatch):
+    image().save(tmp_path / "program.eps")
+    (tmp_path / "program.eps").rename(tmp_path / "program.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("run"))
+    with pytest.raises(DataError, match="Pillow does not know what it is"):
+        open_image(tmp_path / "program.png")
+
+
+def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    image(size=20).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="20 × 20 are more than 399 pixels"):
+        decode({"path": str(tmp_path / "a.png"), "bytes": None}, max_pixels=399)
+
+
+@pytest.mark.parametrize(("subsampling", "size"), [(0, (800, 640)), (2, (1600, 1280))])
+def test_large_jpeg_files_are_decoded_smaller_within_a_tolerance(subsampling, size):
+    photograph = Image.fromarray(load_sample_images().images[0]).resize(size, Image.LANCZOS)
+    noise = np.random.default_rng(0).normal(0, 6, (size[1], size[0], 1))
+    noisy = (np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=90, subsampling=subsampling)
+    value = {"path": None, "bytes": file.getvalue()}
+    config = ProtoSphereConfig(image_size=64, image_mean=[0.0] * 3, image_std=[1 / 255] * 3)
+    assert decode(value).size == size
+    part = size[0] // (2 if subsampling == 0 else 4)
+    assert read(value, 64).width == part
+    assert min(read(value, 64).size) >= DRAFT * 64
+    processor = build_image_processor(config)
+    whole, small = (pixels_of([read(value, side)], processor) for side in (None, 64))
+    difference = (whole - small).abs()
+    assert difference.max() <= 5
+    assert difference.mean() <= 0.3
+    odd = io.BytesIO()
+    Image.fromarray(noisy[:-1]).save(odd, "JPEG")  # whose rows no part divides
+    assert decode({"path": None, "bytes": odd.getvalue()}, 64).size == (size[0], size[1] - 1)
+
+
+def test_rows_that_cannot_be_decoded_are_told_from_the_others(tmp_path):
+    folder = image_folder(tmp_path, train={"a": 3})
+    (folder / "train" / "a" / "1.png").write_bytes(b"")
+    features = datasets.Features(image=datasets.Image())
+    paths = [str(path) for path in image_files(folder)]
+    split = datasets.Dataset.from_dict({"image": [*paths, None]}, features)
+    images = DecodedImages(split, build_image_processor(ProtoSphereConfig(image_size=32)))
+    pixels, rows, bad = images.__getitems__([3, 2, 1, 0])
+    assert (len(pixels), rows, sorted(bad)) == (2, [2, 0], [1, 3])
+    assert "holds null" in str(bad[3])
+    assert [images.name(row)[-5:] for row in (1, 3)] == ["1.png", "age 3"]
+    assert len(images.__getitems__([1, 3])[0]) == 0
+
+
+def replace(path, content):
+    """Another file of the same name, size and time."""
+    before = path.stat()
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    new.rename(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_images_replaced_under_their_names_have_another_key(tmp_path):
+    folder, features = (
+        image_folder(tmp_path, train={"a": 2}),
+        datasets.Features(image=datasets.Image()),
+    )
+    paths = image_files(folder)
+    split = datasets.Dataset.from_dict({"image": [*map(str, paths)]}, features)
+    first = images_key(split)
+    assert images_key(split) == first
+    assert images_key(split.select([0])) != first
+    assert without_bad_images(split, "train", "error")[1] == []
+    replace(paths[1], bytes(paths[1].stat().st_size))  # no image any more
+    assert images_key(split) != first
+    assert without_bad_images(split, "train", "skip")[1] == [str(paths[1])]  # decoded again
+    paths[0].unlink()
+    assert images_key(split) != first
 
 
 def test_pixels_are_what_the_processor_makes_of_rgb():
@@ -126,9 +216,9 @@ def test_names_that_are_not_utf_8_are_named(tmp_path, name):
         lambda folder: load_image_dataset(str(folder)),
         lambda _: image_files(path),
     )
-    for read in readers:
+    for reader in readers:
         with pytest.raises(DataError, match=r"1 images .* not UTF-8: '.*caf.udce9.*Rename them"):
-            read(tmp_path)
+            reader(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import SpaceCard
+from PIL import Image
 
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.hub import demo as demo_page
@@ -93,18 +95,60 @@ def test_the_page_answers_and_is_cleared(tmp_path, with_snapshot):
     classifier = OpenSetClassifier.load(str(tmp_path), unknown_angle=180)
     page = build_page(classifier, "user/<pets>")
     (show,) = (event.fn for event in page.fns.values())
-    verdict, scores, angles, sphere = show(noise())
+    (image,) = (block for block in page.blocks.values() if block.elem_id == "image")
+    noise().save(tmp_path / "noise.png")
+    upload = image.preprocess(SimpleNamespace(path=str(tmp_path / "noise.png")))
+    verdict, scores, angles, sphere = show(upload)
     expected = classifier(noise())
     assert f"<h2>{expected.label}</h2>" in verdict
     assert scores == expected.scores
     assert angles.count("<tr") == 4
-    cleared = show(None)
+    cleared = show(image.preprocess(None))
     assert cleared[:3] == ("<p>Upload or paste an image to see its class.</p>", {}, "")
     assert sphere.size == cleared[3].size
     assert sphere.tobytes() != cleared[3].tobytes()
     heading = page.blocks[min(page.blocks)].value
     assert "user/&lt;pets&gt;" in heading
     assert "180.0° from all of them an image is <b>unknown</b> (as asked for)" in heading
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"\x89PNG no image",
+            "<p>&lt;a&gt;.png cannot be decoded as an image: Pillow",
+        ),
+        (bytes(demo_page.MAX_BYTES + 1), "<p>&lt;a&gt;.png has more than 20 MiB.</p>"),
+        ((20_000, 2501), "are more than 50,000,000 pixels"),
+    ],
+)
+def test_an_upload_that_is_too_much_or_no_image_is_told(tmp_path, content, message):
+    pytest.importorskip("gradio")
+    save_checkpoint(tmp_path, with_snapshot=False)
+    page = build_page(OpenSetClassifier.load(str(tmp_path)), "pets")
+    (show,) = (event.fn for event in page.fns.values())
+    upload = tmp_path / "<a>.png"
+    if isinstance(content, tuple):
+        Image.new("1", content).save(upload)
+    else:
+        upload.write_bytes(content)
+    verdict, scores, angles, _ = show(str(upload))
+    assert message in verdict
+    assert str(tmp_path) not in verdict
+    assert (scores, angles) == ({}, "")
+
+
+def test_gradio_takes_no_larger_file_either(tmp_path, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    save_checkpoint(tmp_path, with_snapshot=False)
+    launched = {}
+    monkeypatch.setattr(
+        gradio.Blocks, "launch", lambda _, **options: launched.update(options) or (0, "url", 0)
+    )
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda _: None)
+    demo(DemoArguments(model=str(tmp_path)))
+    assert launched["max_file_size"] == demo_page.MAX_BYTES == 20 * 2**20
 
 
 @pytest.fixture

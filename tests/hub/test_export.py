@@ -132,8 +132,11 @@ def test_the_readme_runs_without_transformers(
 ):
     file = exported("resnet", format)
     readme = file.with_name("README.md").read_text()
-    shutil.copy(file, tmp_path)
+    shutil.copytree(file.parent, tmp_path, dirs_exist_ok=True)
     shutil.copy(images[0][4], tmp_path / "image.png")
+    monkeypatch.syspath_prepend(tmp_path)  # as where Python is started there
+    monkeypatch.delitem(sys.modules, "rgb", raising=False)
+    capsys.readouterr()
     scores = expected(resnet, [images[1][4]])[1][0]
     monkeypatch.chdir(tmp_path)
     for name in ("transformers", "hf_protosphere"):
