@@ -88,7 +88,7 @@ def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str]
         )
     labels = labels_of(split, role)
     if "int" not in kind:
-        own, labels = np.unique(labels.astype(str), return_inverse=True)
+        own, labels = np.unique(labels, return_inverse=True)
         return own.tolist(), labels
     smallest, largest = (labels.min(), labels.max()) if len(labels) else (0, -1)
     if smallest < 0:
@@ -96,14 +96,13 @@ def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str]
             f"--label_column: labels count from 0, but the {role} split has labels of {smallest} "
             "(hidden labels?): take a split with labels."
         )
-    if isinstance(feature, ClassLabel):
-        return list(feature.names), labels
-    if largest >= MAX_CLASSES:
+    names = list(feature.names) if isinstance(feature, ClassLabel) else None
+    if largest >= (MAX_CLASSES if names is None else len(names)):
         raise DataError(
             f"--label_column: the {role} split has the label {largest}, but labels are numbers of "
-            "classes, from 0."
+            f"classes, from 0{'' if names is None else f' to {len(names) - 1}'}."
         )
-    return [str(i) for i in range(largest + 1)], labels
+    return names or [str(i) for i in range(largest + 1)], labels
 
 
 def _translation(own: list[str], used: np.ndarray, names: list[str], role: str) -> np.ndarray:

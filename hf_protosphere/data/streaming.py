@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 from accelerate import Accelerator
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetsError
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -36,14 +38,21 @@ def stream_length(stream: IterableDataset, split: str) -> int:
 
 def downloaded(stream: IterableDataset, role: str) -> Dataset:
     """All of a stream, in the cache of datasets, where the next run finds it."""
-    dataset = Dataset.from_generator(_rows, features=stream.features, gen_kwargs={"stream": stream})
+    features, generated = stream.features, {"stream": stream, "role": role}
+    try:
+        dataset = Dataset.from_generator(_rows, features=features, gen_kwargs=generated)
+    except DatasetsError as error:
+        raise DataError(f"{error.__cause__ or error}") from error
     if len(dataset) == 0:
         raise DataError(f"the {role} split of the data set holds no images.")
     return dataset.cast_column("image", Image())
 
 
-def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
-    yield from stream
+def _rows(stream: IterableDataset, role: str = "train") -> Iterator[dict[str, Any]]:
+    try:
+        yield from stream
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise DataError(f"the {role} split cannot be read: {error}") from error
 
 
 class StreamedBatches:
@@ -159,7 +168,7 @@ def decoded(
     Raises:
         DataError: an image that cannot be decoded, unless it is to be skipped; a hidden label.
     """
-    for row in stream:
+    for row in _rows(stream):
         try:
             image = read(row["image"], side)
         except DataError as error:

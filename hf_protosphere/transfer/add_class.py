@@ -110,6 +110,8 @@ def _images_of(
         if not paths:
             raise ArgumentError(f"--images {' '.join(arguments.images or [])}: no images in there.")
         name = class_name(arguments.name)
+        if not name or name.encode(errors="replace").decode() != name:
+            raise ArgumentError(f"--name {arguments.name!a}: give a name in UTF-8.")
         announce_cases([name], known)
         return {name: [partial(open_image, path) for path in paths]}
     loaded = load_image_dataset(

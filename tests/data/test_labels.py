@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.labels import find_class_names, labels_of, map_labels, some
+from hf_protosphere.data.streaming import decoded, downloaded
 from hf_protosphere.errors import DataError
 from tests.data import NAMES, image, image_folder, photos, write
 
@@ -173,6 +174,27 @@ def test_class_folders_in_two_forms_are_one_class(tmp_path):
     folder = photos(tmp_path, f"train/{NFC}/0.png", f"train/{NFD}/1.png", "train/hat/2.png")
     data = load_image_dataset(str(folder), validation_fraction=0)
     assert (data.label_names, data.class_counts("train")) == ([NFC, "hat"], [2, 1])
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["dog", "cat"]])
+def test_labels_beyond_the_declared_classes(tmp_path, names):
+    folder = write(tmp_path, [0, 1, 7], Value("int64"))
+    declared = Dataset.from_dict(
+        {"image": [image()], "label": [0]}, Features(image=Image(), label=NAMES)
+    )
+    schema = declared.features.arrow_schema  # 7 of two classes, as no writer of datasets leaves it
+    table = pq.read_table(f"{folder}/train.parquet").replace_schema_metadata(schema.metadata)
+    pq.write_table(table, f"{folder}/train.parquet")
+    options = {"label_names": names, "validation_fraction": 0}
+    with pytest.raises(DataError, match=r"the train split has the label 7, .* from 0 to 1"):
+        load_image_dataset(folder, **options)
+    stream = load_image_dataset(
+        folder, **options, streaming=True, num_train_images=3, roles=["train"]
+    )
+    with pytest.raises(DataError, match="train split cannot be read: Class label 7 greater"):
+        list(decoded(stream.splits["train"], skip_bad=False))
+    with pytest.raises(DataError, match="the test split cannot be read: Class label 7 greater"):
+        downloaded(stream.splits["train"], "test")
 
 
 def test_names_that_are_not_utf_8(tmp_path):

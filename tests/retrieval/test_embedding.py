@@ -46,7 +46,9 @@ def test_batches_and_workers_change_nothing(embedder, files, batch_size, num_wor
 def test_a_data_set_and_its_files_are_embedded_alike(embedder, files):
     features = Features({"image": ImageFeature(), "name": Value("string")})
     table = Dataset.from_dict({"image": [*map(str, files)], "name": ["x"] * 4}, features)
-    assert torch.equal(embedder.embed_all(table)[0], embedder.embed_all(files)[0])
+    for format in (None, "numpy", "torch"):  # one may be stored with it
+        formatted = table.with_format(format)
+        assert torch.equal(embedder.embed_all(formatted)[0], embedder.embed_all(files)[0])
 
 
 def test_of_no_images_there_are_no_embeddings(embedder):

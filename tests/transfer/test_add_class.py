@@ -218,6 +218,8 @@ def test_errors_come_before_anything_is_written(make_run, letters, tmp_path):
     fails(r"--images .*nothing: there is no such", images=[str(tmp_path / "nothing")])
     fails(r"--images .*empty: no images in there", images=[str(tmp_path / "empty")])
     fails(r"--folder .*run: the model has a class 'digit_1' already", name="digit_1")
+    fails(r"--name '  ': give a name", name="  ")
+    fails(r"--name 'caf.udce9': give a name in UTF-8", name=os.fsdecode(b"caf\xe9"))
     fails(r"user/digits is not a folder here: give --output_dir", folder="user/digits")
     linear = make_run("linear", objective="cross_entropy").folder
     fails(r"--folder .*linear: add_classes needs prototypes", folder=linear)
