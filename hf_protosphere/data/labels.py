@@ -1,8 +1,7 @@
 """The labels of a data set, whatever they come as: class names, numbers, features of another split.
 
 Splits are matched by class name, never by number: each split of a folder numbers its own classes.
-Numbers without names are the names of classes where any class is called by a number; else they
-can only be positions.
+Numbers without names are names where any class is called by a number; else they are positions.
 """
 
 from __future__ import annotations
@@ -96,11 +95,11 @@ def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str]
             f"--label_column: labels count from 0, but the {role} split has labels of {smallest} "
             "(hidden labels?): take a split with labels."
         )
-    names = list(feature.names) if isinstance(feature, ClassLabel) else None
-    if largest >= (MAX_CLASSES if names is None else len(names)):
+    names = list(feature.names) if isinstance(feature, ClassLabel) else []
+    if largest >= (len(names) or MAX_CLASSES):
         raise DataError(
             f"--label_column: the {role} split has the label {largest}, but labels are numbers of "
-            f"classes, from 0{'' if names is None else f' to {len(names) - 1}'}."
+            f"classes, below {len(names) or MAX_CLASSES:,}."
         )
     return names or [str(i) for i in range(largest + 1)], labels
 

@@ -11,8 +11,6 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import (
-    Array2D,
-    Array3D,
     ClassLabel,
     Dataset,
     DatasetDict,
@@ -20,8 +18,6 @@ from datasets import (
     Image,
     IterableDataset,
     IterableDatasetDict,
-    SplitDict,
-    SplitInfo,
     Value,
     concatenate_datasets,
 )
@@ -41,6 +37,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category",
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 SPLIT_FOLDERS = ("train", *VALIDATION_SPLITS, "test")
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+PIXELS = datasets.Array2D | datasets.Array3D
 STREAMED_SHARDS = 1024  # at most, of a folder of images
 
 
@@ -122,7 +119,9 @@ def _load_folder(
         # Shuffled once: a folder has class after class, and a stream is shuffled in a buffer alone.
         table = _table(rows, names, seed=0)
         streams[split] = table.to_iterable_dataset(min(STREAMED_SHARDS, len(rows)))
-        streams[split].info.splits = SplitDict({split: SplitInfo(split, num_examples=len(rows))})
+        streams[split].info.splits = datasets.SplitDict(
+            {split: datasets.SplitInfo(split, num_examples=len(rows))}
+        )
     return streams
 
 
@@ -253,7 +252,7 @@ def _can_be_images(feature: Any) -> bool:
     if isinstance(feature, Value):
         return feature.dtype in ("string", "large_string", "binary", "large_binary")
     encoded = isinstance(feature, dict) and bool({"bytes", "path"} & {*feature})
-    return encoded or isinstance(feature, Image | Array2D | Array3D)
+    return encoded or isinstance(feature, Image | PIXELS)
 
 
 def find_label_column(split: Dataset, name: str | None) -> str:
@@ -301,20 +300,14 @@ def two_columns(
     # First of all: what comes later would decode images of a stream and encode them again.
     image = Image(decode=not isinstance(split, IterableDataset))
     split, feature = split.select_columns([*columns]), split.features[image_column]
-    if isinstance(feature, Array2D | Array3D | Value) and "binary" not in str(feature.dtype):
-        encode = partial(_encoded, image_column, feature, _folder_of(source))
-        split = split.map(
-            encode, features=Features(split.features | {image_column: Image(decode=False)})
-        )
+    if isinstance(feature, PIXELS | Value) and "binary" not in str(feature.dtype):
+        path = Path(source).expanduser().absolute()
+        folder = path if path.is_dir() else path.parent if path.is_file() else None
+        features = Features(split.features | {image_column: Image(decode=False)})
+        split = split.map(partial(_encoded, image_column, feature, folder), features=features)
     if split.features[image_column] != image:
         split = split.cast_column(image_column, image)
     return split.rename_columns({old: new for old, new in columns.items() if old != new})
-
-
-def _folder_of(source: str) -> Path | None:
-    """What paths in a data set are relative to; None of one that is not on the disk."""
-    path = Path(source).expanduser().absolute()
-    return path if path.is_dir() else path.parent if path.is_file() else None
 
 
 def _encoded(column: str, feature: Any, folder: Path | None, row: dict[str, Any]) -> dict[str, Any]:
