@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -258,9 +258,10 @@ def load_timm(
     if cfg.fixed_input_size:
         kwargs = {"img_size": config.get("image_size", defaults["image_size"]), **kwargs}
     overlay = {} if pretrained is True else {"pretrained_cfg_overlay": {"file": str(pretrained)}}
-    source = timm.create_model(
-        name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs
-    )
+    with _shapes_in_one_line(name):
+        source = timm.create_model(
+            name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs
+        )
     return source, defaults
 
 
@@ -289,11 +290,22 @@ def load_transformers(
     model_class, options = _model_class(backbone_config)
     if not (stored := stored_tensors(name)):
         raise ValueError(_only_pickles(name))
-    with no_larger_than(stored):
+    with no_larger_than(stored), _shapes_in_one_line(name):
         source = model_class.from_pretrained(
             name, config=backbone_config, use_safetensors=True, **options
         )
     return source, defaults
+
+
+@contextmanager
+def _shapes_in_one_line(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights of {name} do not fit the image size, the channels or the "
+            f"backbone_kwargs that are asked for: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _only_pickles(name: str | Path) -> str:

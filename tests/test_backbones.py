@@ -161,6 +161,22 @@ def test_weights_that_do_not_fit_are_named():
             )
 
 
+def test_weights_for_other_options_are_an_error_in_one_line(tmp_path):
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    AutoModel.from_config(AutoConfig.for_model("vit", **TRANSFORMERS["vit"])).save_pretrained(
+        tmp_path / "vit"
+    )
+    for name, pretrained, kwargs in (
+        ("test_vit", tmp_path / "vit.safetensors", {"mlp_ratio": 2}),
+        (str(tmp_path / "vit"), True, {"intermediate_size": 8}),
+    ):
+        with pytest.raises(ValueError, match="do not fit the image size, the chan") as error:
+            ProtoSphereForImageClassification.from_backbone(
+                name, pretrained=pretrained, num_labels=3, backbone_kwargs=kwargs
+            )
+        assert "\n" not in str(error.value)
+
+
 def test_from_backbone_names_what_it_cannot_find():
     with pytest.raises(ValueError, match=r"neither a timm model .*resnet18"):
         ProtoSphereForImageClassification.from_backbone("resnet1818", num_labels=4)
