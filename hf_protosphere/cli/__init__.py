@@ -57,6 +57,18 @@ def _run(argv: Sequence[str] | None) -> None:
             time.sleep(PATIENCE)
         say(f"protosphere {command}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        from ..runs.files import disk_refusal
+
+        if (reason := disk_refusal(error)) is None:
+            raise
+        place = getattr(error, "filename", None) or "a file of a library, such as a cache,"
+        say(
+            f"protosphere {command}: error: {place} cannot be written: {reason}. Make room, and "
+            "run the same command again.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def _usage() -> str:

@@ -22,7 +22,8 @@ from ..open_set.scores import Detection, detect_unknown, format_detection, load_
 from ..plots.text import say
 from ..robustness.measure import corruption_errors, format_robustness
 from ..robustness.plots import draw_robustness
-from ..runs.files import writable_folder, write_json
+from ..runs.files import replacing_files, writable_folder, write_json
+from ..runs.folders import held_for_all
 from ..runs.loading import load_classifier
 from ..runs.plot import draw_snapshot
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
@@ -30,6 +31,12 @@ from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .arguments import EvaluateArguments
 from .classifier_metrics import evaluate_model
 from .report import format_report
+
+# What --pictures may leave.
+PICTURE_FILES = (
+    SNAPSHOT, "cosines.png", "margins.png", "sphere.png", "corruptions.png",
+    "corrupted_images.png", "unknown.png",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         if path is not None:  # before the work
             writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
     evaluation = Evaluation.start(arguments)
+    with held_for_all(evaluation.accelerator, arguments.pictures, "--pictures", PICTURE_FILES):
+        return _measure(evaluation)
+
+
+def _measure(evaluation: Evaluation) -> dict[str, Any]:
+    arguments = evaluation.arguments
     snapshot = SnapshotCollector(evaluation.model.prototypes) if arguments.pictures else None
     named = {"model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split}
     report = named | _metrics(evaluation, snapshot)
@@ -163,13 +176,15 @@ def _draw(
     """Into the folder of --pictures: everything that was measured."""
     folder = Path(evaluation.arguments.pictures)
     taken = snapshot.snapshot(evaluation.images.label_names, evaluation.arguments.split)
-    save_snapshot(taken, folder / SNAPSHOT)
-    pictures = draw_snapshot(folder, folder)
-    if "robustness" in report:
-        pictures += draw_robustness(
-            report["robustness"], evaluation.measured, evaluation.processor, folder
-        )
-    if detection is not None:
-        pictures.append(folder / "unknown.png")
-        plot_unknown(detection, pictures[-1], evaluation.model.config.rejection_threshold)
-    return pictures
+    with replacing_files(folder) as new:
+        save_snapshot(taken, new / SNAPSHOT)
+        pictures = draw_snapshot(new, new)
+        if "robustness" in report:
+            pictures += draw_robustness(
+                report["robustness"], evaluation.measured, evaluation.processor, new
+            )
+        if detection is not None:
+            pictures.append(new / "unknown.png")
+            threshold = evaluation.model.config.rejection_threshold
+            plot_unknown(detection, pictures[-1], threshold)
+    return [folder / path.name for path in pictures]

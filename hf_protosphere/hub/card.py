@@ -30,6 +30,7 @@ from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
 from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
+from ..runs.folders import CARD_FILES, held_folder
 from .comparison import applicable_metrics, compare
 from .markdown import duration, inline, listed, percent
 from .objectives import OBJECTIVES
@@ -131,10 +132,10 @@ def write_card(folder: str | Path, **options: Any) -> list[Path]:
     Returns:
         The files.
     """
-    files = {Path(folder) / name: text for name, text in card_files(folder, **options).items()}
-    for path, text in files.items():
-        path.parent.mkdir(exist_ok=True)
-        write_text(path, text)
+    with held_folder(folder, "--folder", CARD_FILES) as folder:
+        files = {folder / name: text for name, text in card_files(folder, **options).items()}
+        for path, text in files.items():
+            write_text(path, text)
     return list(files)
 
 

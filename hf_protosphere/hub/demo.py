@@ -26,7 +26,7 @@ from ..errors import ArgumentError, DataError
 from ..open_set.threshold import Answer, OpenSetClassifier
 from ..plots.sphere import plot_sphere
 from ..plots.text import say
-from ..runs.files import writable_folder
+from ..runs.files import replacing_files, writable_folder
 from .arguments import DemoArguments
 
 if TYPE_CHECKING:
@@ -174,8 +174,9 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
     for name in files:
         if (folder / name).exists():
             raise ArgumentError(f"--space {folder} has a {name} already: give a new folder.")
-    for name, text in files.items():
-        (folder / name).write_text(text)
+    with replacing_files(folder) as new:
+        for name, text in files.items():
+            (new / name).write_text(text)
     return [folder / name for name in files]
 
 

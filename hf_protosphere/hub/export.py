@@ -19,7 +19,8 @@ from ..data.pixels import pixels_of, read, undecoded
 from ..errors import ExportError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
-from ..runs.files import replacing_files, writable_folder
+from ..runs.files import replacing_files
+from ..runs.folders import held_folder
 from ..runs.loading import load_classifier
 from .arguments import ExportArguments
 
@@ -51,12 +52,17 @@ def export(arguments: ExportArguments) -> Path:
     Raises:
         ExportError: the file does not compute what the model does. It is not kept.
     """
+    writes = (f"{FORMATS[arguments.format][0]}*", "README.md")
+    with held_folder(arguments.output_dir, "--output_dir", writes) as folder:
+        return _export(arguments, folder)
+
+
+def _export(arguments: ExportArguments, folder: Path) -> Path:
     model, processor = load_classifier(arguments.model)
-    folder = writable_folder(arguments.output_dir, "--output_dir")
+    name, write, read = FORMATS[arguments.format]
     images, source = _images(arguments, processor, model.config.image_size)
     network = PlainOutputs(model.float()).eval()
     metadata = {"labels": model.config.class_names, "preprocessing": preprocessing(processor)}
-    name, write, read = FORMATS[arguments.format]
     # Large ONNX files name the file beside them that holds the weights: only a folder can be
     # written under another name.
     with replacing_files(folder) as unfinished:

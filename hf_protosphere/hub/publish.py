@@ -27,8 +27,8 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ..errors import ArgumentError, PublishError
 from ..plots.text import say
-from ..runs.files import MODEL_FILES
 from ..runs.finished_run import RELIABILITY, FinishedRun
+from ..runs.folders import MODEL_FILES
 from ..runs.loading import load_classifier
 from ..runs.snapshots import SNAPSHOT
 from .arguments import PublishArguments

@@ -19,8 +19,9 @@ from ..plots.table import format_table
 from ..plots.text import say
 from ..prototypes import nearest_cosines
 from ..runs.checkpoints import save_model
-from ..runs.files import writable_folder, write_json
+from ..runs.files import whole_file, writable_folder, write_json
 from ..runs.finished_run import read_run_arguments
+from ..runs.folders import CALIBRATION_FILES, MODEL_FILES, held_for_all
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
 from .arguments import CalibrateArguments
@@ -33,7 +34,7 @@ from .confidence import (
 )
 from .plots import plot_reliability
 
-CALIBRATION, PICTURE = "calibration.json", "reliability.png"
+CALIBRATION, PICTURE = CALIBRATION_FILES
 
 
 @own_accelerate_state()
@@ -53,6 +54,13 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
     folder = _output_folder(arguments)
     accelerator = Accelerator()
     check_processes(accelerator)
+    with held_for_all(accelerator, folder, "--output_dir", (*MODEL_FILES, *CALIBRATION_FILES)):
+        return _calibrate(arguments, accelerator, folder)
+
+
+def _calibrate(
+    arguments: CalibrateArguments, accelerator: Accelerator, folder: Path
+) -> dict[str, Any]:
     model, processor = load_classifier(arguments.model)
     with main_process_first(accelerator):
         images, source = calibration_images(arguments, model)
@@ -209,7 +217,8 @@ def format_calibration(report: dict[str, Any]) -> str:
 def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -> None:
     write_json(folder / CALIBRATION, report)
     after = f"After, temperature {report['calibration_temperature']:.3f}"
-    plot_reliability({"Before": bins["before"], after: bins["after"]}, folder / PICTURE)
+    with whole_file(folder / PICTURE) as unfinished:
+        plot_reliability({"Before": bins["before"], after: bins["after"]}, unfinished)
     say(format_calibration(report))
     if missing := report["classes_without_images"]:
         say(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")

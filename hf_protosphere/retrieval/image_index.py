@@ -259,5 +259,13 @@ class ImageIndex:
         return undecoded(load_split(**self.origin.dataset))
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file is one that `ImageIndex.save` wrote, by its header."""
+    try:
+        return KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def _embedder(model: str | Embedder) -> Embedder:
     return Embedder.load(model) if isinstance(model, str) else model

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..errors import ArgumentError
 from ..plots.text import say
-from ..runs.files import writable_folder
+from ..runs.folders import held_folder
 from .arguments import IndexArguments
 from .embedding import Embedder
-from .image_index import INDEX, ImageIndex
+from .image_index import INDEX, ImageIndex, is_index
 
 
 def index(arguments: IndexArguments) -> ImageIndex:
@@ -20,7 +20,12 @@ def index(arguments: IndexArguments) -> ImageIndex:
         ArgumentError: no such model, no images, or an index of another model or other images.
         DataError: no such data set, or images cannot be decoded.
     """
-    folder = writable_folder(arguments.index_dir, "--index_dir")
+    own = is_index(Path(arguments.index_dir) / INDEX)
+    with held_folder(arguments.index_dir, "--index_dir", () if own else (INDEX,)) as folder:
+        return _index(arguments, folder)
+
+
+def _index(arguments: IndexArguments, folder: Path) -> ImageIndex:
     model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
     embedder = Embedder.load(str(model.resolve()) if model.is_dir() else arguments.model)
     previous = None

@@ -14,7 +14,7 @@ from ..data.sources import folder_labels
 from ..errors import ArgumentError
 from ..plots.table import format_table
 from ..plots.text import say, shorten
-from ..runs.files import writable_folder
+from ..runs.files import whole_file, writable_folder
 from .arguments import SearchArguments
 from .embedding import Embedder
 from .image_index import ImageIndex
@@ -50,7 +50,8 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
     }
     say(json.dumps(report, indent=2) if arguments.json else _neighbours_table(report))
     if arguments.picture is not None:
-        _draw(found, paths, labels, near, Path(arguments.picture))
+        with whole_file(Path(arguments.picture)) as unfinished:
+            _draw(found, paths, labels, near, unfinished)
         if not arguments.json:
             say(arguments.picture)
     return report

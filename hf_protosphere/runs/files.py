@@ -31,49 +31,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 OF_THE_DISK = re.compile(r"\(os error (\d+)\)|inline_container|PytorchStreamWriter failed writing")
 
 
-RUN_FOLDERS = (
-    "checkpoints", "best", "tensorboard", "wandb", ".eval_results", "onnx", "torch_export"
-)  # fmt: skip
-# Configuration, weights, image processor and the code that travels with them.
-MODEL_FILES = (
-    "config.json", "model*.safetensors", "model.safetensors.index.json",
-    "preprocessor_config.json", "*_protosphere.py", "backbones.py", "checking.py", "contrast.py",
-    "editable_classes.py", "losses.py", "prototypes.py", "rgb.py",
-)  # fmt: skip
-RUN_FILES = (
-    *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
-    "snapshot.safetensors", "curves.png", "neural_collapse.png", "cosines.png", "margins.png",
-    "sphere.png", "calibration.json", "reliability.png", "transfer.yaml", "rows.jsonl",
-    "comparison.json", "shots.png",
-)  # fmt: skip
-
-
-def prepare_output_dir(folder: Path, *, resume: bool, overwrite: bool, bytes_needed: int) -> None:
-    """Make the folder, or say why it cannot be used, before any long work.
-
-    Raises:
-        ArgumentError: not empty (without resume or overwrite), not writable, or the disk too full.
-    """
-    writable_folder(folder, "--output_dir")
-    if any(folder.iterdir()) and not resume:
-        if not overwrite:
-            raise ArgumentError(
-                f"--output_dir {folder} is not empty: go on with that run by --resume, replace it "
-                "by --overwrite, or give another folder."
-            )
-        for name in RUN_FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in RUN_FILES:
-            for path in folder.glob(pattern):
-                path.unlink()
-    free = shutil.disk_usage(folder).free
-    if free < bytes_needed:
-        raise ArgumentError(
-            f"--output_dir {folder}: the run needs {_megabytes(bytes_needed)} on disk, but "
-            f"{_megabytes(free)} are free."
-        )
-
-
 def writable_folder(folder: str | Path, flag: str) -> Path:
     """The folder, made if it is missing.
 
@@ -275,7 +232,3 @@ def lock_for_children(file: IO[Any]) -> Iterator[None]:
         return
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

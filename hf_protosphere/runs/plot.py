@@ -12,7 +12,8 @@ from ..plots.curves import Records, plot_collapse, plot_curves
 from ..plots.sphere import plot_cosines, plot_margins, plot_sphere
 from ..plots.text import say
 from .arguments import PlotArguments
-from .files import writable_folder
+from .files import replacing_files, whole_file, writable_folder
+from .folders import PICTURES, claim
 from .metrics_log import read_metrics
 from .reading import errors_in_one_line
 from .snapshots import SNAPSHOT, load_snapshot
@@ -38,22 +39,23 @@ def draw_run(
     Raises:
         ArgumentError: nothing in the folder can be drawn.
     """
-    folder, records, pictures = folder or run, _records(run), []
-    if any("train_loss" in record for record in records):
-        pictures.append(folder / f"curves{suffix}")
-        plot_curves(records, pictures[-1])
-    if _is_measured(records):
-        pictures.append(folder / f"neural_collapse{suffix}")
-        plot_collapse({run.name: records}, pictures[-1], target)
-    if (run / SNAPSHOT).exists():
-        pictures += draw_snapshot(run, folder, suffix, classes)
-    if not pictures:
+    records, names = _records(run), []
+    with replacing_files(folder or run) as new:
+        if any("train_loss" in record for record in records):
+            names.append(f"curves{suffix}")
+            plot_curves(records, new / names[-1])
+        if _is_measured(records):
+            names.append(f"neural_collapse{suffix}")
+            plot_collapse({run.name: records}, new / names[-1], target)
+        if (run / SNAPSHOT).exists():
+            names += [path.name for path in draw_snapshot(run, new, suffix, classes)]
+    if not names:
         raise ArgumentError(
             f"{run} holds nothing to draw: it must be the --output_dir of a run, with "
             f"{' or '.join(RECORDS)}, or have {SNAPSHOT}, which `protosphere evaluate --pictures` "
             "writes."
         )
-    return pictures
+    return [(folder or run) / name for name in names]
 
 
 def draw_snapshot(
@@ -84,13 +86,18 @@ def plot(arguments: PlotArguments) -> list[Path]:
             raise ArgumentError(f"--runs {run}: there is no such folder.")
     folder = writable_folder(arguments.output_dir or runs[0], "--output_dir")
     suffix, target = f".{arguments.format}", arguments.nc_target
+    compared = f"neural_collapse_compared{suffix}"
+    claim(folder, "--output_dir", (*(f"{name}{suffix}" for name in PICTURES), compared))
     if len(runs) == 1:
         with errors_in_one_line(f"--runs {runs[0]} cannot be drawn"):
             pictures = draw_run(runs[0], folder, suffix, classes=arguments.classes, target=target)
     else:
-        pictures = [folder / f"neural_collapse_compared{suffix}"]
-        with errors_in_one_line(f"--runs {' '.join(map(str, runs))} cannot be drawn"):
-            plot_collapse(_compared(runs), pictures[0], target)
+        pictures, named = [folder / compared], " ".join(map(str, runs))
+        with (
+            errors_in_one_line(f"--runs {named} cannot be drawn"),
+            whole_file(pictures[0]) as unfinished,
+        ):
+            plot_collapse(_compared(runs), unfinished, target)
     for path in pictures:
         say(path)
     return pictures

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, broadcast_object_list
 
@@ -59,7 +59,7 @@ def main_process_first(accelerator: Accelerator, *, local: bool = False) -> Iter
             accelerator.wait_for_everyone()
 
 
-def on_main_process(accelerator: Accelerator, job: Callable[[], None]) -> None:
+def on_main_process(accelerator: Accelerator | PartialState, job: Callable[[], object]) -> None:
     """Do the job on the main process; the others wait for it, and raise what it raises.
 
     Raises:

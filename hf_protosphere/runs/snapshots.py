@@ -29,7 +29,7 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
 def load_snapshot(path: Path) -> Snapshot:
     """
     Raises:
-        ArgumentError: a file that is cut short, or that is no snapshot.
+        ArgumentError: a file that is cut short, that is no snapshot, or has values not finite.
     """
     with errors_in_one_line(f"{path} is not a whole snapshot", "Remove it, or write it again."):
         read_header(path)

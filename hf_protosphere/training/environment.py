@@ -47,7 +47,8 @@ def record_start(
     """
     path = folder / ENVIRONMENT
     record = {"run_id": uuid.uuid4().hex, "starts": []}
-    if arguments.resume and path.exists():
+    # Of no length is what a machine left that went down.
+    if arguments.resume and path.exists() and path.stat().st_size:
         record = read_json(path, "Remove it, and a new one is begun.")
         if not isinstance(record.get("starts"), list) or not isinstance(record.get("run_id"), str):
             raise ArgumentError(

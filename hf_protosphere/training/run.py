@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -38,7 +38,8 @@ from ..runs.checkpoints import (
     save_checkpoint,
     save_model,
 )
-from ..runs.files import prepare_output_dir, write_yaml
+from ..runs.files import write_yaml
+from ..runs.folders import run_folder
 from ..runs.metrics_log import MetricsLog
 from ..runs.processes import main_process_first, on_main_process
 from ..runs.signals import Stop
@@ -62,9 +63,17 @@ LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 
 
 class TrainingRun:
-    """A training run: built, and checked, by the constructor; then driven epoch by epoch."""
+    """A training run: built, and checked, by the constructor; then driven epoch by epoch.
 
-    def __init__(self, arguments: TrainArguments, images: ImageDataset | None = None) -> None:
+    Args:
+        images: as of `train`.
+        held: has the output folder for this run alone until it is closed.
+    """
+
+    def __init__(
+        self, arguments: TrainArguments, images: ImageDataset | None = None,
+        held: ExitStack | None = None,
+    ) -> None:  # fmt: skip
         self.arguments, self.checkpoint = resolve(arguments)
         arguments = self.arguments
         self.output_dir = Path(arguments.output_dir)
@@ -81,6 +90,7 @@ class TrainingRun:
             self.model = with_synchronized_batchnorm(self.model, self.accelerator)
         self.processor = build_image_processor(self.model.config)
         if not arguments.dry_run:
+            self.held = held or ExitStack()
             self._prepare_output_dir()  # before images are decoded
         self.batches = self._training_batches()
         self.eval_loaders = {
@@ -131,11 +141,11 @@ class TrainingRun:
         # while it replaces another; and there are two copies of the model.
         copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
         weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
-        prepare = partial(
-            prepare_output_dir, self.output_dir, resume=self.arguments.resume,
-            overwrite=self.arguments.overwrite, bytes_needed=copies * weights + 2**24,
+        folder = run_folder(
+            self.output_dir, resume=self.arguments.resume, overwrite=self.arguments.overwrite,
+            bytes_needed=copies * weights + 2**24,
         )  # fmt: skip
-        on_main_process(self.accelerator, prepare)
+        on_main_process(self.accelerator, lambda: self.held.enter_context(folder))
         if not self.output_dir.is_dir():
             raise ArgumentError(
                 f"--output_dir {self.output_dir} must be a folder that all machines share, but "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -42,14 +43,15 @@ def train(
         TrainingInterrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     transformers_logging.disable_progress_bar()
-    run = TrainingRun(arguments, images)
-    if run.accelerator.is_main_process:
-        say(announcement(run))
-    with stop_signals(run.accelerator.is_main_process) as stop:
-        while not run.is_over:
-            run.train_epoch(stop)
-            run.finish_epoch()
-    results = finish(run)
+    with ExitStack() as held:
+        run = TrainingRun(arguments, images, held)
+        if run.accelerator.is_main_process:
+            say(announcement(run))
+        with stop_signals(run.accelerator.is_main_process) as stop:
+            while not run.is_over:
+                run.train_epoch(stop)
+                run.finish_epoch()
+        results = finish(run)
     if last:
         run.accelerator.end_training()
     else:

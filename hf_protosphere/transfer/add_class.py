@@ -21,7 +21,8 @@ from ..errors import ArgumentError, DataError
 from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
-from ..runs.files import MODEL_FILES, RUN_FILES, replacing_files, writable_folder, write_json
+from ..runs.files import replacing_files, write_json
+from ..runs.folders import MODEL_FILES, RUN_FILES, held_folder
 from ..runs.loading import load_classifier
 from ..runs.reading import read_json
 from ..runs.snapshots import SNAPSHOT, save_snapshot, snapshot_of
@@ -43,10 +44,22 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
         raise ArgumentError(
             f"{arguments.folder} is not a folder here: give --output_dir for the new checkpoint."
         )
-    folder = writable_folder(arguments.output_dir or source, "--output_dir")
+    flag = "--folder" if arguments.output_dir is None else "--output_dir"
+    with held_folder(arguments.output_dir or source, flag, RUN_FILES) as folder:
+        return _add_class(arguments, source, folder)
+
+
+def _add_class(
+    arguments: AddClassArguments, source: Path, folder: Path
+) -> ProtoSphereForImageClassification:
     model, processor = load_classifier(arguments.folder, "--folder")
     images = _images_of(arguments, model)
     snapshot = snapshot_of(arguments.folder)
+    if snapshot is not None and snapshot.class_names != model.config.class_names:
+        raise ArgumentError(
+            f"--folder {arguments.folder}: its {SNAPSHOT} is of other classes than the model: "
+            "remove it, or write it again by `protosphere evaluate --pictures`."
+        )
     # (D,) mean embedding of the classes, each as much as another.
     wanted = arguments.center and model.config.prototypes != "class_means"
     known = snapshot is not None and snapshot.labels.numel() > 0
@@ -82,6 +95,7 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
             added = {name: len(of_class) for name, of_class in images.items()}
             content["added_classes"] = content.get("added_classes", {}) | added
             write_json(unfinished / results.name, content)
+        load_classifier(str(unfinished), "the new checkpoint")  # or it is not kept
     say(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
     if center is None and model.config.prototypes == "learned":
         say(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Iterator
-from functools import cached_property, partial
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs.checkpoints import refuse_changed_transfer, save_model
-from ..runs.files import append_json, prepare_output_dir, write_json, write_text, write_yaml
+from ..runs.files import append_json, whole_file, write_json, write_text, write_yaml
+from ..runs.folders import HELD, MODEL_FILES, RUN, TRANSFER_FILES, remove_run, run_folder
 from ..runs.loading import kind_of, load_config
 from ..runs.processes import (
     check_processes,
@@ -67,7 +68,12 @@ def finetune(
         TrainingInterrupted: after SIGINT or SIGTERM; --resume goes on.
     """
     transformers_logging.disable_progress_bar()
-    job = Transfer(arguments, images)
+    with ExitStack() as held:
+        return _finetune(Transfer(arguments, images, held), last)
+
+
+def _finetune(job: Transfer, last: bool) -> dict[str, Any]:
+    arguments = job.arguments
     if arguments.dry_run:
         for mode in arguments.modes:
             say(f"\n{mode}:")
@@ -85,7 +91,8 @@ def finetune(
         say(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
         say(format_summary(summary))
         if len(arguments.shot_counts) > 1:
-            plot_shots(summary, job.folder / "shots.png")
+            with whole_file(job.folder / "shots.png") as unfinished:
+                plot_shots(summary, unfinished)
     if last:
         job.accelerator.end_training()
     return result
@@ -99,9 +106,16 @@ def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> I
 
 
 class Transfer:
-    """Everything that a transfer is made of, checked by the constructor before any work."""
+    """Everything that a transfer is made of, checked by the constructor before any work.
 
-    def __init__(self, arguments: FinetuneArguments, images: ImageDataset | None = None) -> None:
+    Args:
+        images: as of `finetune`.
+        held: has the output folder for this transfer alone until it is closed.
+    """
+
+    def __init__(
+        self, arguments: FinetuneArguments, images: ImageDataset | None, held: ExitStack
+    ) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
@@ -112,19 +126,25 @@ class Transfer:
         self.batches_per_step = accumulated * self.accelerator.num_processes
         self.images = images or transfer_images(arguments, self.accelerator)
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
-            prepare = partial(
-                prepare_output_dir, self.folder, resume=arguments.resume,
-                overwrite=arguments.overwrite, bytes_needed=2**24,
+            folder = run_folder(
+                self.folder, resume=arguments.resume, overwrite=arguments.overwrite,
+                bytes_needed=2**24, writes=self.writes,
             )  # fmt: skip
-            on_main_process(self.accelerator, prepare)
+            on_main_process(self.accelerator, lambda: held.enter_context(folder))
             if arguments.resume:
                 refuse_changed_transfer(self.folder, vars(arguments))
-            if arguments.overwrite and self.accelerator.is_main_process:
-                for name in (*arguments.modes, "trials"):
-                    shutil.rmtree(self.folder / name, ignore_errors=True)
             if self.accelerator.is_main_process:
                 write_yaml(self.folder / "transfer.yaml", vars(arguments))
             self.accelerator.wait_for_everyone()
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Patterns of what it leaves: its model, or in sub-folders those of several, and rows."""
+        if self.is_single:
+            return MODEL_FILES + TRANSFER_FILES
+        folders = (*self.arguments.modes, "trials/*-*-*")
+        of_models = (f"{folder}/{name}" for folder in folders for name in (*RUN, HELD))
+        return (*of_models, *TRANSFER_FILES)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each mode, number of shots and trial; written down as they come."""
@@ -184,7 +204,7 @@ class Transfer:
         results = train(training, images=self.images, last=False)
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:
-            shutil.rmtree(training.output_dir)
+            remove_run(Path(training.output_dir))
         return {
             "split": split,
             **_metrics(results[split]),

@@ -70,6 +70,28 @@ def test_output_that_lacks_letters_ends_no_work(monkeypatch):
     assert output.buffer.getvalue() == b"?? done\n"
 
 
+def test_a_disk_that_is_full_is_one_line_wherever_a_library_says_so(capsys, monkeypatch):
+    def write():
+        raise OSError(28, "No space left on device", "/cache/a.arrow")
+
+    def generate(argv):
+        try:
+            write()
+        except OSError as error:
+            raise KeyError("cannot generate the data set") from error
+
+    for command, place in ((lambda argv: write(), "/cache/a.arrow"), (generate, "a file of a lib")):
+        monkeypatch.setitem(COMMANDS, "plot", command)
+        assert exit_code("plot") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"protosphere plot: error: {place}")
+        assert "cannot be written: No space left on device. Make room" in said
+        assert said.count("\n") == 1
+    monkeypatch.setitem(COMMANDS, "plot", failing(KeyError("another")))
+    with pytest.raises(KeyError):
+        cli.main(["plot"])
+
+
 def test_of_several_processes_the_first_one_speaks(tmp_path, capsys, monkeypatch):
     argv = ("train", "--dataset_name", str(tmp_path / "nothing"))
     waited = []

@@ -20,7 +20,6 @@ from hf_protosphere.runs import files
 from hf_protosphere.runs.files import (
     append_json,
     lock_for_children,
-    prepare_output_dir,
     put_in_place,
     replacing_files,
     sweep,
@@ -180,38 +179,6 @@ def test_a_mounted_folder_for_real(tmp_path):
     assert len(names(tmp_path / "disk")) == 4
 
 
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture
-def kill(monkeypatch):
-    """`kill(call, job)`: the process ends when it asks for the file system the `call`-th time."""
-
-    def kill(call, job):
-        left = [call]
-
-        def counted(function):
-            def counting(*arguments, **options):
-                left[0] -= 1
-                if left[0] < 0:  # and nothing that it would do then is done
-                    raise Killed
-                return function(*arguments, **options)
-
-            return counting
-
-        with monkeypatch.context() as patch:
-            for name in ("replace", "fsync", "mkdir", "unlink", "rmdir", "chmod"):
-                patch.setattr(os, name, counted(getattr(os, name)))
-            try:
-                job()
-            except Killed:
-                return True
-        return False
-
-    return kill
-
-
 def test_killed_anywhere_it_has_all_files_or_none_and_leaves_nothing(tmp_path, kill):
     def job():
         with replacing_files(folder) as unfinished:
@@ -305,25 +272,6 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
         write_text(tmp_path / "step", "a file takes the place of files only")
     assert names(tmp_path) == ["step"]
     assert names(tmp_path / "step" / "deep") == ["new"]
-
-
-def test_only_a_runs_own_files_are_replaced(tmp_path):
-    (tmp_path / "notes.txt").write_text("keep")
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
-    (tmp_path / "best").mkdir()
-    with pytest.raises(ArgumentError, match="is not empty"):
-        prepare_output_dir(tmp_path, resume=False, overwrite=False, bytes_needed=1)
-    prepare_output_dir(tmp_path, resume=True, overwrite=False, bytes_needed=1)
-    assert (tmp_path / "metrics.jsonl").exists()
-    prepare_output_dir(tmp_path, resume=False, overwrite=True, bytes_needed=1)
-    assert names(tmp_path) == ["notes.txt"]
-
-
-def test_what_does_not_fit_on_the_disk_is_said_before_the_work(tmp_path):
-    with pytest.raises(ArgumentError, match=r"run needs 1,048,576,000 MiB on disk, but .* free"):
-        prepare_output_dir(
-            tmp_path / "run", resume=False, overwrite=False, bytes_needed=1000 * 2**40
-        )
 
 
 def test_a_folder_is_made_or_its_flag_named(tmp_path):

@@ -1,5 +1,6 @@
 """`protosphere add-class`: from images on disk to a checkpoint that knows them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -80,7 +81,7 @@ def mean_embedding(run, files):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,33 @@ def test_errors_come_before_anything_is_written(make_run, letters, tmp_path):
     fails(r"user/digits is not a folder here: give --output_dir", folder="user/digits")
     linear = make_run("linear", objective="cross_entropy").folder
     fails(r"--folder .*linear: add_classes needs prototypes", folder=linear)
+    assert contents(run.folder) == before
+    snapshot = load_snapshot(run.folder / SNAPSHOT)
+    for change, message in (
+        ({"class_names": ["a", "b"]}, r"its snapshot\.safetensors is of other classes"),
+        ({"class_means": snapshot.class_means * float("nan")}, r"snapshot\.safetensors .*finite"),
+    ):
+        save_snapshot(dataclasses.replace(snapshot, **change), run.folder / SNAPSHOT)
+        fails(message)
+    assert before == contents(run.folder) | {SNAPSHOT: before[SNAPSHOT]}
+
+
+def test_a_checkpoint_that_would_not_load_does_not_replace_one_that_does(make_run, letters):
+    run = make_run()
+    before = contents(run.folder)
+    add = ProtoSphereForImageClassification.add_classes
+
+    def add_badly(model, *args, **options):
+        means = add(model, *args, **options)
+        with torch.no_grad():
+            model.head.weight[-1] = float("nan")
+        return means
+
+    with (
+        patch.object(ProtoSphereForImageClassification, "add_classes", add_badly),
+        pytest.raises(ArgumentError, match=r"^the new checkpoint .*finite"),
+    ):
+        add_class(arguments(run.folder, name="A", images=[str(letters / "A")]))
     assert contents(run.folder) == before
 
 

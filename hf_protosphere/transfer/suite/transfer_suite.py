@@ -19,7 +19,8 @@ from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted,
 from ...plots.table import format_table
 from ...plots.text import say
 from ...runs.checkpoints import refuse_changed_transfer
-from ...runs.files import writable_folder, write_json, write_text
+from ...runs.files import whole_file, writable_folder, write_json, write_text
+from ...runs.folders import held_for_all
 from ...runs.loading import kind_of
 from ...runs.processes import own_accelerate_state
 from ...runs.signals import interruptions
@@ -27,6 +28,8 @@ from ..arguments import FinetuneArguments
 from ..finetune import finetune, rows_on_disk, transfer_images
 from .arguments import TransferSuiteArguments
 from .report import Results, format_suite, markdown, plot_improvements
+
+SUITE_FILES = ("table.md", "results.json", "improvements.png")
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,17 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
     # Not an Accelerator, whose precision is that of the data set's transfers.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     state.wait_for_everyone()  # all have seen the same rows
-    failures: dict[tuple[str, str], str] = {}
-    try:
-        with interruptions():
-            for _, group in groupby(missing, key=lambda entry: entry.dataset):
-                failures |= _transfer(list(group))
-    except KeyboardInterrupt as interruption:
-        raise TrainingInterrupted(
-            "stopped; the same command goes on from here.", interruption.args[0]
-        ) from None
-    state.wait_for_everyone()  # the last row is written
-    results = compare(entries, failures)
-    if state.is_main_process:
-        write_text(folder / "table.md", markdown(results))
-        write_json(folder / "results.json", results)
-        if any(row["improvement"] is not None for row in results["rows"]):
-            plot_improvements(results, folder / "improvements.png")
-        say(f"\n{format_suite(results)}")
+    with held_for_all(state, folder, "--output_dir", SUITE_FILES):
+        failures = _transfer_all(missing)
+        state.wait_for_everyone()  # the last row is written
+        results = compare(entries, failures)
+        if state.is_main_process:
+            write_text(folder / "table.md", markdown(results))
+            write_json(folder / "results.json", results)
+            if any(row["improvement"] is not None for row in results["rows"]):
+                with whole_file(folder / "improvements.png") as unfinished:
+                    plot_improvements(results, unfinished)
+            say(f"\n{format_suite(results)}")
     state.destroy_process_group()
     if failures:
         models: dict[tuple[str, str], list[str]] = {}  # that failed alike
@@ -119,6 +116,20 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
             f"command tries these again.\n\n{details}"
         )
     return results
+
+
+def _transfer_all(entries: list[Entry]) -> dict[tuple[str, str], str]:
+    """What failed, and why."""
+    failures: dict[tuple[str, str], str] = {}
+    try:
+        with interruptions():
+            for _, group in groupby(entries, key=lambda entry: entry.dataset):
+                failures |= _transfer(list(group))
+    except KeyboardInterrupt as interruption:
+        raise TrainingInterrupted(
+            "stopped; the same command goes on from here.", interruption.args[0]
+        ) from None
+    return failures
 
 
 def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:

@@ -1,0 +1,253 @@
+"""The folders that commands write: held by one process at a time, and nothing in them is replaced
+or removed but what this package has written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from filelock import FileLock, Timeout
+
+from ..errors import ArgumentError
+from .files import STAGED, move_files, refused_by_disk, sweep, writable_folder, write_json
+from .processes import on_main_process
+from .reading import read_json, read_yaml
+
+# Configuration, weights, image processor and the code that travels with them.
+MODEL_FILES = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json",
+    "preprocessor_config.json", "*_protosphere.py", "backbones.py", "checking.py", "contrast.py",
+    "editable_classes.py", "losses.py", "prototypes.py", "rgb.py",
+)  # fmt: skip
+PICTURES = ("curves", "neural_collapse", "cosines", "margins", "sphere")
+CALIBRATION_FILES = ("calibration.json", "reliability.png")
+TRANSFER_FILES = ("transfer.yaml", "rows.jsonl", "comparison.json", "shots.png")
+RUN_FILES = (
+    *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
+    "snapshot.safetensors", *(f"{name}.png" for name in PICTURES), *CALIBRATION_FILES,
+    *TRANSFER_FILES,
+)  # fmt: skip
+CARD_FILES = ("README.md", ".eval_results/hf_protosphere.yaml")
+HELD = ".protosphere"  # in a folder: its lock, a record of what was written, what is replaced
+_STEP = f"checkpoints/step-{'[0-9]' * 8}"
+RUN = (  # patterns of all that training leaves
+    *RUN_FILES, *(f"best/{name}" for name in MODEL_FILES),
+    _STEP, f"{_STEP}.unfinished", f"{_STEP}.replaced",
+    "tensorboard/**/events.out.tfevents.*", "tensorboard/**/hparams.yml",
+    "wandb/run-*", "wandb/offline-run-*", "wandb/latest-run", "wandb/debug*.log", "wandb/settings",
+)  # fmt: skip
+# A run that has one of these stands: it can be resumed, or used.
+STANDING = re.compile(r"step-\d{8}|model.*\.safetensors|results\.json|rows\.jsonl")
+
+
+@contextmanager
+def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterator[Path]:
+    """The folder, made if it is missing, for this process (and thread) alone until it ends.
+
+    Args:
+        flag: that gave the folder, for messages.
+        writes: patterns of what will be written, and may be replaced.
+
+    Raises:
+        ArgumentError: nothing can be written there, another process writes, or something there
+            would be replaced that this package has not written.
+    """
+    folder, writes = writable_folder(folder, flag), tuple(writes)
+    _refuse_foreign(folder, flag, writes)
+    with refused_by_disk(folder):
+        held = folder.resolve() / HELD
+        held.mkdir(exist_ok=True)
+        # One for the process: what a command calls may hold the same folder again.
+        lock = FileLock(held / "lock", timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            by = _record(folder).get("held_by", "another process")
+            raise ArgumentError(
+                f"{flag} {folder} is being written by {by}: wait until it ends, or give another "
+                "folder."
+            ) from None
+        try:
+            sweep(folder)
+            since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            by = f"process {os.getpid()} on {gethostname()} ({' '.join(sys.argv)}) since {since}"
+            claim(folder, flag, writes, held_by=by)
+            yield folder
+        finally:
+            lock.release()
+
+
+@contextmanager
+def held_for_all(
+    accelerator: Accelerator | PartialState,
+    folder: str | Path | None,
+    flag: str,
+    writes: Iterable[str],
+) -> Iterator[None]:
+    """As `held_folder`, where there is one, by the main process; errors are raised on every one."""
+    with ExitStack() as held:
+        if folder is not None:
+            hold = held_folder(folder, flag, writes)
+            on_main_process(accelerator, lambda: held.enter_context(hold))
+        yield
+
+
+@contextmanager
+def run_folder(
+    folder: Path, *, resume: bool, overwrite: bool, bytes_needed: int, writes: Iterable[str] = RUN
+) -> Iterator[None]:
+    """As `held_folder`, for a run. The run that it replaces goes when this one stands, and comes
+    back if it ends before that; if it is killed, with the next command.
+
+    Raises:
+        ArgumentError: not empty (without resume or overwrite), or the disk too full.
+    """
+    writes = tuple(writes)
+    with held_folder(folder, "--output_dir", writes):
+        _settle(folder, writes)
+        if not resume:
+            if _is_in_the_way(folder, writes) and not overwrite:
+                raise ArgumentError(
+                    f"--output_dir {folder} is not empty: go on with that run by --resume, replace "
+                    "it by --overwrite, or give another folder."
+                )
+            (moving := folder / HELD / "moving").mkdir()
+            _clear(folder, (*writes, *_exports(folder)), moving)
+            moving.rename(folder / HELD / "replaced")
+        free = shutil.disk_usage(folder).free
+        try:
+            if free < bytes_needed:
+                raise ArgumentError(
+                    f"--output_dir {folder}: the run needs {_megabytes(bytes_needed)} on disk, but "
+                    f"{_megabytes(free)} are free."
+                )
+            yield
+        finally:
+            _settle(folder, writes)
+
+
+def remove_run(folder: Path) -> None:
+    """What a run left, and the folder, unless something else lies there."""
+    _clear(folder, (*RUN, HELD))
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def claim(folder: Path, flag: str, writes: tuple[str, ...], **more: str) -> None:
+    """Write down that this package writes such files, also in a folder that another one holds.
+
+    Raises:
+        ArgumentError: something there would be replaced that it has not written.
+    """
+    _refuse_foreign(folder, flag, writes)
+    before = _written(folder, writes)
+    if more or {*writes} - {*before}:
+        (folder / HELD).mkdir(exist_ok=True)
+        record = {"writes": sorted({*before, *writes}), **more}
+        write_json(folder / HELD / "record.json", record)
+
+
+def _refuse_foreign(folder: Path, flag: str, writes: tuple[str, ...]) -> None:
+    if foreign := _found(folder, writes) - _found(folder, _written(folder, writes)):
+        names = sorted(str(path.relative_to(folder)) for path in foreign)
+        shown = ", ".join(names[:5]) + (" and more" if names[5:] else "")
+        raise ArgumentError(
+            f"{flag} {folder} holds {shown}, not written by this package, which would replace it: "
+            "move it, or give another folder."
+        )
+
+
+def _found(folder: Path, patterns: Iterable[str]) -> set[Path]:
+    return {path for pattern in patterns for path in folder.glob(pattern)}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    with suppress(ArgumentError):
+        record = read_json(folder / HELD / "record.json")
+        if isinstance(record.get("writes"), list):
+            return record
+    return {}
+
+
+def _written(folder: Path, writes: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of what this package has written there, as far as that can be told."""
+    if record := _record(folder):
+        return tuple(record["writes"])
+    return (*RUN, *CARD_FILES, *writes) if _is_of_version_0_1(folder) else ()
+
+
+def _is_of_version_0_1(folder: Path) -> bool:
+    """Or a model that `save_pretrained` wrote: by what only this package writes."""
+    with suppress(ArgumentError):
+        if read_json(folder / "config.json").get("model_type") == "protosphere":
+            return True
+    records = (*folder.glob("arguments.yaml"), *folder.glob("transfer.yaml"))
+    for path in (*records, *folder.glob("*/*/transfer.yaml")):  # the last are a suite's
+        with suppress(ArgumentError):
+            if {"dataset_name", "output_dir"} <= read_yaml(path).keys():
+                return True
+    return False
+
+
+def _is_in_the_way(folder: Path, writes: tuple[str, ...]) -> bool:
+    """Whether there is anything but a start that failed."""
+    ours = {path.relative_to(folder).parts[0] for path in _found(folder, writes)} | {HELD}
+    others = (path for path in folder.iterdir() if path.name not in ours)
+    return _stands(folder, writes) or any(
+        not STAGED.fullmatch(path.name) and (not path.is_dir() or any(path.iterdir()))
+        for path in others
+    )
+
+
+def _stands(folder: Path, writes: tuple[str, ...]) -> bool:
+    return any(STANDING.fullmatch(path.name) for path in _found(folder, writes))
+
+
+def _exports(folder: Path) -> list[str]:
+    """Patterns of what `protosphere export` wrote of the run, in the folders that it chooses."""
+    found = []
+    for name in ("onnx", "torch_export"):
+        if record := _record(folder / name):
+            found += [f"{name}/{what}" for what in (*record["writes"], HELD)]
+    return found
+
+
+def _clear(folder: Path, writes: Iterable[str], target: Path | None = None) -> None:
+    """Remove what was written, or move it to `target`; and the folders that hold nothing else."""
+    for path in _found(folder, writes):
+        if target is not None:
+            moved = target / path.relative_to(folder)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, moved)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        with suppress(OSError):
+            for parent in path.relative_to(folder).parents[:-1]:
+                (folder / parent).rmdir()
+
+
+def _settle(folder: Path, writes: tuple[str, ...]) -> None:
+    """What a run replaces goes if that one stands, and else comes back."""
+    moving, replaced = folder / HELD / "moving", folder / HELD / "replaced"
+    if replaced.exists() and not _stands(folder, writes):
+        _clear(folder, writes)
+        replaced.rename(moving)
+    if moving.exists():
+        move_files(moving, folder)
+        shutil.rmtree(moving)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
