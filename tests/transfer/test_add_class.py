@@ -227,7 +227,7 @@ def test_errors_come_before_anything_is_written(make_run, letters, tmp_path):
     assert contents(run.folder) == before
     snapshot = load_snapshot(run.folder / SNAPSHOT)
     for change, message in (
-        ({"class_names": ["a", "b"]}, r"its snapshot\.safetensors is of other classes"),
+        ({"class_names": ["a", "b", "c"]}, r"its snapshot\.safetensors is of other classes"),
         ({"class_means": snapshot.class_means * float("nan")}, r"snapshot\.safetensors .*finite"),
     ):
         save_snapshot(dataclasses.replace(snapshot, **change), run.folder / SNAPSHOT)
