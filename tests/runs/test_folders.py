@@ -170,7 +170,7 @@ def test_the_old_run_goes_when_the_new_one_stands(old, written, error, stands):
         assert {*tree(old).values()} == {"mine"}
         write(old, "new", *written)
         if error is not None:
-            raise error
+            raise error("it ends")
     found = tree(old)
     ours = {name for name, content in found.items() if content != "mine"}
     assert len(found) - len(ours) == 4
