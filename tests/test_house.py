@@ -8,6 +8,7 @@ import pytest
 from tests import ROOT
 
 PACKAGE = ROOT / "hf_protosphere"
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "evaluate_modules" not in p.parts)
 
 
@@ -103,7 +104,7 @@ def test_files_and_functions_stay_small(path):
     assert ast.get_docstring(ast.parse(source))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_windows_lacks_is_imported_only_where_it_is_used(path):
     names = set()
     for statement in ast.parse(path.read_text()).body:

@@ -5,12 +5,12 @@ Every `ArgumentError` names flag, value and the way out.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
+import reprlib
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,10 @@ CountOrZero = Annotated[int, 0]
 Seed = Annotated[CountOrZero, "[0, 4294967296)"]  # what NumPy takes
 Positive = Annotated[float, "(0, inf)"]
 PathName = Annotated[str, Path]  # of a file or folder, or an id on the Hub; "~" is the home folder
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+WORDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
+    dict: "a mapping, such as {name: value}",
+}  # fmt: skip
 
 
 class Arguments:
@@ -106,7 +109,7 @@ def check(arguments: Any) -> None:
             # YAML 1.1 reads 1e-4 as a string.
             is_word = isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value)
             hint = " (in YAML write 1.0e-4, not 1e-4)" if is_word else ""
-            raise ArgumentError(f"--{name} must be {wanted}, but got {value!r}{hint}.")
+            raise ArgumentError(f"--{name} must be {wanted}, but got {brief(value)}{hint}.")
         decide(arguments, **{name: value})
         for bound in getattr(kinds[0], "__metadata__", ()):
             if isinstance(bound, Beside) and not bound.is_met(arguments):
@@ -130,23 +133,29 @@ def expanded(path: str | Path) -> str:
 def _unmet(value: Any, kind: Any) -> str | None:
     """What the value must be and is not, in words."""
     parts, bounds = get_args(kind), ()
+    if kind is Any:
+        return None
     if get_origin(kind) is Literal:
         return None if value in parts else f"one of {', '.join(map(str, parts))}"
-    if get_origin(kind) is list:
-        wanted = next(filter(None, (_unmet(each, parts[0]) for each in value)), None)
-        return wanted and f"a list, and each of it {wanted}"
+    if get_origin(kind) in WORDS:
+        origin = get_origin(kind)
+        if not isinstance(value, origin):
+            return WORDS[origin]
+        several = value.values() if origin is dict else value
+        wanted = next(filter(None, (_unmet(each, parts[-1]) for each in several)), None)
+        return wanted and f"{WORDS[origin]}, and each of it {wanted}"
     if get_origin(kind) is Annotated:
         kind, *bounds = parts
     if isinstance(value, tuple(bound for bound in bounds if isinstance(bound, type))):
         return None
-    wanted = int | float if kind is float else get_origin(kind) or kind
-    fits = isinstance(value, wanted) and isinstance(value, bool) == (kind is bool)
+    fits = isinstance(value, int | float if kind is float else kind)
+    fits = fits and isinstance(value, bool) == (kind is bool)
     for bound in bounds:
         if isinstance(bound, int) and not (fits and value >= bound):
             return f"a whole number of at least {bound}"
         if isinstance(bound, str) and not (fits and _is_within(value, bound)):
             return "positive and finite" if bound == "(0, inf)" else f"in {bound}"
-    return None if fits else NAMES.get(kind, "a mapping, such as {name: value}")
+    return None if fits else WORDS[kind]
 
 
 def _is_within(value: float, interval: str) -> bool:
@@ -156,11 +165,17 @@ def _is_within(value: float, interval: str) -> bool:
 
 
 def _refuse_alone(arguments: Any, name: str, bound: Beside) -> None:
-    own = next(own for own in dataclasses.fields(arguments) if own.name == name)
-    several = own.default_factory is not dataclasses.MISSING
-    if (value := getattr(arguments, name)) != (own.default_factory() if several else own.default):
+    value, own = getattr(arguments, name), {own.name: own for own in fields(arguments)}[name]
+    if value != own.default:
         needed = f"--{bound.other}" + (f" {bound.value}" if bound.value else "")
         raise ArgumentError(f"--{name} {value} is for {needed} only: give that, or leave it out.")
+
+
+def brief(value: Any) -> str:
+    """As Python writes it, in a line: a few lines of YAML may stand for more than memory holds."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 1, 100, 100
+    return shown.repr(value)
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

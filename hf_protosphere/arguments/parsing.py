@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import ArgumentError
-from .fields import check_known, expanded, flag
+from .fields import brief, check_known, expanded, flag
 from .help import Parser
 
 T = TypeVar("T")
@@ -91,7 +91,9 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
         reason = " ".join(str(error).split())
         raise ArgumentError(f"--config {path} cannot be read: {reason}") from error
     if not values or not isinstance(values, dict):
-        raise ArgumentError(f"--config {path} must hold 'name: value' lines, but got {values!r}.")
+        raise ArgumentError(
+            f"--config {path} must hold 'name: value' lines, but got {brief(values)}."
+        )
     base = values.pop("base", None)
     if path in above:
         raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")

@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, check, decide, flag, required
 from ..arguments.parsing import read_text
+from ..data.arguments import LabelledImages
 from ..errors import ArgumentError
-
-OfData = Annotated[str, Beside("dataset_name")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,7 @@ def _is_tag(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportArguments(Arguments):
-    """What to export, and how. Invalid values raise `ArgumentError` at once."""
-
+class _ExportOptions:
     _argument_group_name = "export"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
@@ -82,17 +79,16 @@ class ExportArguments(Arguments):
         "Folder for the exported model and its README; by default one called as the format, in "
         "that of the model."
     )
-    dataset_name: PathName | None = flag(
-        "Compare the exported model with the checkpoint on images of this data set; by default on "
-        "noise. As for `protosphere evaluate`."
-    )
-    dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
-    image_column: OfData | None = flag("Column of images; found by its type when not given.")
-    label_column: OfData | None = flag("Column of labels; found by its type when not given.")
-    split: OfData = flag("Split to take images from.", "test")
     num_images: Annotated[Count, Beside("dataset_name")] = flag(
-        "How many of them, balanced by class.", 64
+        "Images, balanced by class, that the exported model is compared with the checkpoint on; "
+        "without a data set noise.",
+        64,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments(_ExportOptions, LabelledImages, Arguments):
+    """What to export, and how. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -137,3 +133,6 @@ class DemoArguments(Arguments):
 
     def __post_init__(self) -> None:
         check(self)
+        for name in ("host", "port"):
+            if self.space is not None and name in self.given:
+                raise ArgumentError(f"--{name} is of a page here, and --space shows none.")

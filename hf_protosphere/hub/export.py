@@ -123,10 +123,9 @@ def _images(
         noise = torch.randn(NOISE, 3, image_size, image_size, generator=generator)
         return noise, f"{NOISE} images of noise"
     images = load_image_dataset(
-        arguments.dataset_name, dataset_config=arguments.dataset_config,
-        image_column=arguments.image_column, label_column=arguments.label_column,
-        test_split=arguments.split, flags={"test": "--split"},
-        max_eval_samples=arguments.num_images, need_train=False, check_images=False,
+        arguments.dataset_name, **arguments.columns, test_split=arguments.split,
+        flags={"test": "--split"}, max_eval_samples=arguments.num_images,
+        need_train=False, check_images=False,
     )  # fmt: skip
     split = images.splits["test"]
     source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"

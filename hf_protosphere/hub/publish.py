@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shlex
@@ -256,9 +255,8 @@ def _first_line(error: Exception) -> str:
 def command(arguments: PublishArguments) -> str:
     """The command line with these arguments."""
     words = ["protosphere", "publish", arguments.folder]
-    for field in dataclasses.fields(arguments):
-        value = getattr(arguments, field.name)
-        if field.name != "folder" and value != field.default:
+    for name, value in arguments.given.items():
+        if name != "folder":
             values = value if isinstance(value, list) else [value]
-            words += [f"--{field.name}", *([] if value is True else map(str, values))]
+            words += [f"--{name}", *map(str, values)]
     return shlex.join(words)

@@ -67,22 +67,11 @@ class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix, Arguments):
     """A matrix of runs to train and publish. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("recipes", str), ("objectives", str), ("seeds", int)):
-            values = getattr(self, name)
-            of_kind = isinstance(values, list) and all(isinstance(v, kind) for v in values)
-            if not of_kind or not values or len({*values}) < len(values):
-                what = {str: "different names", int: "different whole numbers"}[kind]
-                raise ArgumentError(f"{name} must be a list of {what}, but got {values!r}.")
-        for name, kind, example in (
-            ("overrides", dict, '"*-nonl-*": {epochs: 10}'),
-            ("launch", str, '"*": --num_processes 8'),
-        ):
-            values = getattr(self, name)
-            if not isinstance(values, dict) or not all(
-                isinstance(v, kind) for v in values.values()
-            ):
-                raise ArgumentError(f"{name} must be such as {example}, but got {values!r}.")
         check(self)
+        for name in ("recipes", "objectives", "seeds"):
+            values = getattr(self, name)
+            if not values or len({*values}) < len(values):
+                raise ArgumentError(f"{name} must be a list of different ones, but got {values!r}.")
         check_license(self.license)
         known = get_args(get_type_hints(TrainArguments)["objective"])
         check_known(self.objectives, known, f"objectives are {', '.join(known)}, but there is")

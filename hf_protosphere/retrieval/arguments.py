@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from ..arguments.fields import (
     Arguments,
-    Beside,
     Count,
     CountOrZero,
     PathName,
@@ -16,33 +15,8 @@ from ..arguments.fields import (
     flag,
     required,
 )
+from ..data.arguments import LabelledImages
 from ..errors import ArgumentError
-
-OfData = Annotated[str, Beside("dataset_name")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledImages:
-    """A split of a data set, its columns found as `protosphere evaluate` finds them."""
-
-    _argument_group_name = "labelled images"
-
-    dataset_name: PathName | None = flag("Data set with labels, as for `protosphere evaluate`.")
-    dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
-    dataset_revision: OfData | None = flag("Branch, tag or commit of the data set on the Hub.")
-    image_column: OfData | None = flag("Column of images; found by its type when not given.")
-    label_column: OfData | None = flag("Column of labels; found by its type when not given.")
-    split: OfData = flag("Split of the data set.", "test")
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """What `load_split` takes beside names of data set and split."""
-        return {
-            "dataset_config": self.dataset_config,
-            "revision": self.dataset_revision,
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

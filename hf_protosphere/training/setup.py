@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
                     "leave it out."
                 )
             decided[option] = value
+    # That of `accelerate launch` comes by the environment.
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", arguments.mixed_precision):
+        if given := arguments.given.get("mixed_precision"):
+            raise ArgumentError(
+                f"--mixed_precision {given} is not what `accelerate launch` was given, {launched}: "
+                "leave out one of the two."
+            )
+        decided["mixed_precision"] = launched
     if arguments.dry_run:
         no = dict.fromkeys(("cache_images", "check_images", "resume", "overwrite"), False)
         decided |= no | {"report_to": ["none"]}

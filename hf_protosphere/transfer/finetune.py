@@ -120,7 +120,7 @@ class Transfer:
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
         self.is_single = arguments.compare is None and not arguments.shot_counts
-        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+        self.accelerator = Accelerator(mixed_precision=arguments.given.get("mixed_precision"))
         accumulated = arguments.gradient_accumulation_steps
         check_processes(self.accelerator, accumulates=accumulated > 1)
         self.batches_per_step = accumulated * self.accelerator.num_processes

@@ -219,14 +219,14 @@ def measure_memory(name: str, size: tuple[int, ...], device: str, dtype: torch.d
         return torch.cuda.max_memory_allocated() - before - kept
     small = make_inputs((8, *size[1:-2], 4, 8), device, dtype)
     method(*small).backward()  # libraries load and thread pools start
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
     before = _status("VmRSS")
     method(*inputs).backward()
     return _status("VmHWM") - before - kept
 
 
 def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 

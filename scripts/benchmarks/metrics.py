@@ -11,7 +11,6 @@ classes, from which the time of all follows.
 
 import argparse
 import math
-import resource
 import time
 from collections.abc import Iterator
 
@@ -79,6 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     result = metric.compute(prototypes)
     computing = time.perf_counter() - start
+    import resource  # which Windows lacks
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     rows = [["metric", "value", "optimum", "attained (%)"]]

@@ -233,7 +233,7 @@ def memory(a: argparse.Namespace, folder: str) -> None:
 
 
 def _resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 

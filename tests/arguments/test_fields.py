@@ -188,6 +188,16 @@ def test_what_is_of_another_kind(name, value, wanted):
     assert str(error.value) == f"--{name} must be {wanted}, but got {value!r}."
 
 
+def test_giant_values_are_told_in_a_line():
+    bomb = ["lol"]
+    for _ in range(100):
+        bomb = [bomb] * 9
+    for value in (bomb, "x" * 10**6, {"a": bomb}):
+        with pytest.raises(ArgumentError) as error:
+            check(Checked(seed=value))
+        assert len(str(error.value)) < 300
+
+
 def test_what_yaml_python_and_shells_write_in_their_own_way(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     given = Checked(

@@ -8,6 +8,8 @@ import pytest
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.hub.arguments import DemoArguments, ExportArguments, PublishArguments
 
+NO_TEXT = sys.executable  # a file that is not UTF-8
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -16,6 +18,7 @@ from hf_protosphere.hub.arguments import DemoArguments, ExportArguments, Publish
         ({"repo_id": "/digits"}, r"--repo_id must be 'user/name', but got '/digits'"),
         ({"repo_id": "a/b/c"}, r"--repo_id must be 'user/name', but got 'a/b/c'"),
         ({"create_pr": True, "revision": "v1"}, r"--revision v1 .*--create_pr makes none: leave"),
+        ({"notes": NO_TEXT}, rf"--notes {NO_TEXT} cannot be read: 'utf-8' codec [^\n]*$"),
         ({"notes": "none.md"}, r"--notes none.md cannot be read: .*No such file"),
         *(
             ({"revision": name}, rf"--revision must be a name .*got {re.escape(repr(name))}\.")

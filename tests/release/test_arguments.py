@@ -28,14 +28,14 @@ def test_flags_win_over_the_file(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipes": []}, r"recipes must be a list of different names, but got \[\]"),
-        ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
-        ({"objectives": "nonl"}, "objectives must be a list of different names, but got 'nonl'"),
+        ({"recipes": []}, r"recipes must be a list of different ones, but got \[\]"),
+        ({"seeds": [0, 0]}, "seeds must be a list of different ones"),
+        ({"seeds": [0.0]}, "seeds must be a list, and each of it a whole number of at least 0"),
         ({"objectives": ["nolm"]}, "objectives are nonl, .*, but there is 'nolm'. Did .* 'nonl'"),
         ({"overrides": {"*": {"epocs": 3}}}, r"cannot set 'epocs'\. Did you mean 'epochs'"),
         ({"overrides": {"*": {"seed": 3}}}, "cannot set 'seed'"),
-        ({"overrides": ["*"]}, "overrides must be such as"),
-        ({"launch": {"*": 8}}, "launch must be such as"),
+        ({"overrides": ["*"]}, "overrides must be a mapping, such as"),
+        ({"launch": {"*": 8}}, "launch must be a mapping, .* and each of it text, but"),
         ({"license": "Apache 2"}, "license must be an identifier"),
     ],
 )

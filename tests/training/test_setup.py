@@ -72,6 +72,14 @@ def test_what_goes_on_keeps_the_objective_too(arguments, checkpoint):
         resolve(arguments(resume_from="nowhere/at/all"))
 
 
+def test_the_precision_of_the_launcher_is_obeyed_or_refused(arguments, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert resolve(arguments())[0].mixed_precision == "bf16"
+    assert resolve(arguments(mixed_precision="bf16"))[0].mixed_precision == "bf16"
+    with pytest.raises(ArgumentError, match=r"--mixed_precision no is not what .*launch.*, bf16"):
+        resolve(arguments(mixed_precision="no"))
+
+
 def test_without_a_checkpoint_nothing_is_decided(arguments):
     given = arguments()
     assert resolve(given) == (given, None)

@@ -136,7 +136,7 @@ def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:
     """Transfer models to one data set, loaded once; what failed, and why."""
     failures, first = {}, entries[0].arguments
     try:
-        images = transfer_images(first, Accelerator(mixed_precision=first.mixed_precision))
+        images = transfer_images(first, Accelerator())
     except DataError as error:
         return {(entry.dataset, entry.model): str(error) for entry in entries}
     for entry in entries:
