@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from inspect import signature
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +30,7 @@ from ..data.pixels import decode, image_files, open_image, undecoded
 from ..data.sources import folder_labels
 from ..errors import ArgumentError, DataError
 from ..runs.files import whole_file
+from ..runs.reading import errors_in_one_line
 from .embedding import Embedder
 from .neighbours import Neighbours, nearest
 
@@ -184,20 +187,18 @@ class ImageIndex:
             raise ArgumentError(
                 f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}."
             )
-        try:
+        again = "Remove it, and write it again by `protosphere index`."
+        with errors_in_one_line(f"{path} is damaged or no index", again):
+            _refuse_giants(path)
             table = pq.read_table(path, page_checksum_verification=True)
             origin = Origin(**json.loads(table.schema.metadata[KEY]))
             vectors = table["embedding"].combine_chunks()
             flat = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).copy())
-            embeddings = flat.view(len(table), -1)
+            embeddings = flat.view(len(table), vectors.type.list_size)
             # Version 0.1.0 did not write the last one.
             columns = [c for c in COLUMNS if c != "changed" or c in table.column_names]
             images = [IndexedImage(**row) for row in table.select(columns).to_pylist()]
-        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
-            raise ArgumentError(
-                f"{path} is damaged or no index: {str(error) or type(error).__name__}. Remove it, "
-                "and write it again by `protosphere index`."
-            ) from error
+            _check(embeddings, images, origin)
         if origin.folder is not None:
             root = os.path.normpath(Path(folder).resolve() / origin.folder)
             origin = dataclasses.replace(origin, folder=root)
@@ -269,3 +270,42 @@ def is_index(path: Path) -> bool:
 
 def _embedder(model: str | Embedder) -> Embedder:
     return Embedder.load(model) if isinstance(model, str) else model
+
+
+def _refuse_giants(path: Path) -> None:
+    """
+    Raises:
+        ValueError: other columns, or more numbers than fit into a file of this size.
+    """
+    kinds = {field.name: field.type for field in pq.read_schema(path)}
+    embedding = kinds.pop("embedding", None)
+    is_list = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
+    if not is_list or {"changed": COLUMNS["changed"]} | kinds != COLUMNS:
+        raise ValueError(f"it has the columns {kinds} and embedding: {embedding}.")
+    rows, dim = pq.read_metadata(path).num_rows, embedding.list_size
+    if rows * max(dim, 1) > 64 * path.stat().st_size:
+        raise ValueError(f"{rows:,} rows of {dim:,} numbers are more than the file can hold.")
+
+
+def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> None:
+    """
+    Raises:
+        ValueError: vectors that are no points of the sphere, or an image that is none of the folder
+            or split that the index was made from.
+    """
+    if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
+        raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
+    known = {*signature(load_split).parameters}
+    texts = [origin.model, origin.fingerprint, *filter(None, origin.dataset.values())]
+    texts += [] if origin.folder is None else [origin.folder]
+    if not all(isinstance(text, str) for text in texts) or not {*origin.dataset} <= known:
+        raise ValueError("what it was made from is not said in words.")
+    if origin.folder is None and not {"dataset_name", "split"} <= {*origin.dataset}:
+        raise ValueError("it says of no folder or data set that it was made from.")
+    for image in images:
+        path = PurePath(image.path or "")
+        outside = path.is_absolute() or path.drive or ".." in re.split(r"[/\\]", image.path or "")
+        if origin.folder is not None and (not image.path or outside or "\0" in image.path):
+            raise ValueError(f"{image.path!r} is no path in the folder that it was made from.")
+        if origin.folder is None and (image.path is not None or image.row is None or image.row < 0):
+            raise ValueError(f"{image} is no row of the split that it was made from.")

@@ -1,9 +1,12 @@
 """An index of images on disk: what it holds, how it comes back, and what is found in it."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -12,7 +15,7 @@ from PIL import Image
 import hf_protosphere.retrieval
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.retrieval.embedding import Embedder
-from hf_protosphere.retrieval.image_index import INDEX, ImageIndex
+from hf_protosphere.retrieval.image_index import INDEX, KEY, ImageIndex
 
 
 def test_images_at_any_depth_are_embedded_as_the_model_does(photos, model, built):
@@ -58,6 +61,68 @@ def test_a_damaged_index_is_refused(built, how):
     path.write_bytes(content)
     with pytest.raises(ArgumentError, match=r"is damaged or no index"):
         ImageIndex.load(folder)
+
+
+def images(**values):
+    return lambda index: {"images": [dataclasses.replace(i, **values) for i in index.images]}
+
+
+def origin(**values):
+    return lambda index: {"origin": dataclasses.replace(index.origin, **values)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (images(path="../secret.png"), "'../secret.png' is no path in the folder"),
+        (images(path="a/../../secret.png"), "is no path in the folder"),
+        (images(path="..\\\\secret.png"), "is no path in the folder"),
+        (images(path="/etc/secret.png"), "is no path in the folder"),
+        (images(path="a\0b.png"), "is no path in the folder"),
+        (images(path=None), "None is no path in the folder"),
+        (images(path=None, row=3), "None is no path in the folder"),
+        (origin(folder=None), "says of no folder or data set"),
+        (
+            origin(folder=None, dataset={"dataset_name": "x", "split": "y"}),
+            "is no row of the split",
+        ),
+        (origin(dataset={"dataset_name": "x", "trust_remote_code": "y"}), "not said in words"),
+        (origin(dataset={"split": 3}), "not said in words"),
+        (origin(folder=["x"]), "not said in words"),
+        (origin(model=None), "not said in words"),
+        (origin(model=5), "not said in words"),
+        (lambda index: {"embeddings": index.embeddings * torch.nan}, "not finite"),
+        (lambda index: {"embeddings": index.embeddings * torch.inf}, "not finite"),
+        (lambda index: {"embeddings": index.embeddings * 2}, "not of unit norm"),
+        (lambda index: {"embeddings": index.embeddings[:0], "images": []}, "are none"),
+        (lambda index: {"embeddings": index.embeddings.double()}, "has the columns"),
+    ],
+)
+def test_what_an_index_says_is_not_believed(built, change, message):
+    folder, made = built
+    changes = change(made)
+    if isinstance(getattr(changes.get("origin"), "folder", ""), list):
+        made.save(folder)  # which would not write this
+        table = pq.read_table(folder / INDEX)
+        said = json.dumps(dataclasses.asdict(changes["origin"]))
+        pq.write_table(table.replace_schema_metadata({KEY: said}), folder / INDEX)
+    else:
+        dataclasses.replace(made, **changes).save(folder)
+    with pytest.raises(ArgumentError, match=rf"is damaged or no index: .*{message}"):
+        ImageIndex.load(folder)
+
+
+def test_ragged_and_giant_tables_are_refused(built):
+    folder, _ = built
+    whole = pq.read_table(folder / INDEX)
+    for embedding, message in (
+        (pa.array([[1.0], [1.0, 0.0], [], None], pa.list_(pa.float32())), "has the columns"),
+        (pa.nulls(4, pa.list_(pa.float32(), 10**7)), "are more than the file can hold"),
+    ):
+        column = whole.schema.get_field_index("embedding")
+        pq.write_table(whole.set_column(column, "embedding", embedding), folder / INDEX)
+        with pytest.raises(ArgumentError, match=message):
+            ImageIndex.load(folder)
 
 
 def test_no_index(tmp_path):
