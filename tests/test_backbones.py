@@ -224,3 +224,47 @@ def test_from_backbone_takes_a_folder_that_timm_saved(tmp_path):
     assert (model.config.backbone, model.config.image_mean) == ("test_resnet", [0.1, 0.2, 0.3])
     for name, value in source.state_dict().items():
         assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("source", ["timm", "transformers"])
+def test_a_folder_that_holds_only_pickles_says_how_to_convert_it(tmp_path, monkeypatch, source):
+    config = {"model_type": "resnet", "hidden_sizes": [8, 16], "depths": [1, 1]}
+    saved = config if source == "transformers" else {"architecture": "test_resnet"}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(
+        ValueError, match=r"nothing is unpickled\..*save_pretrained\(\.\.\.\)"
+    ) as error:
+        ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=2)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_weights_of_a_backbone_are_checked_and_fetch_nothing(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(ValueError, match="cut short or no safetensors file"):
+        ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=2)
+    with pytest.raises(ValueError, match="must not hold 'checkpoint_path'"):
+        ProtoSphereForImageClassification.from_backbone(
+            "test_resnet", num_labels=2, backbone_kwargs={"checkpoint_path": "x"}
+        )
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="model type 'bert' of transformers takes no images"):
+        ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=2)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"global_pool": ""}, {"global_pool": None}, {"features_only": True}]
+)
+def test_a_backbone_pools_its_features(kwargs):
+    with pytest.raises(ValueError, match=r"must leave the pooling to the backbone"):
+        build("test_resnet", backbone_kwargs=kwargs)
+    with pytest.raises(ValueError, match=r"pool its features to one vector.*\(2, 5, 8\)"):
+        pooled_features(torch.ones(2, 5, 8))
+
+
+def test_a_configuration_that_returns_tuples_is_asked_for_the_names(tmp_path):
+    options = {"backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["vit"]}
+    options["backbone_kwargs"] = options["backbone_kwargs"] | {"return_dict": False}
+    assert build("vit", **options)(images(2, 3, 32, 32)).logits.shape == (2, 5)

@@ -89,3 +89,55 @@ def test_calibration_is_forgotten_and_absent_from_older_checkpoints(tmp_path):
     config = ProtoSphereConfig.from_pretrained(tmp_path)
     assert config.rejection_threshold is config.false_rejection_rate is None
     assert config.calibration_temperature == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        *(
+            ({"backbone_kwargs": {name: value}}, f"must not hold '{name}'")
+            for name, value in (
+                ("pretrained", True), ("pretrained_cfg", "resnet18.a1_in1k"),
+                ("pretrained_cfg_overlay", {"file": "x"}), ("checkpoint_path", "x.pth"),
+                ("file", "x.bin"), ("url", "http://x"), ("hf_hub_id", "user/x"), ("cache_dir", "x"),
+                ("use_pretrained_backbone", True), ("state_dict", {"x": 1}),
+                ("trust_remote_code", True), ("auto_map", {"AutoModel": "x.Y"}),
+            )
+        ),
+        ({"backbone_kwargs": {"a": [{"pretrained": 1}]}}, r"backbone_kwargs\['a'\] must not hold"),
+        ({"backbone_kwargs": {"architecture": "hf-hub:user/x"}}, "must name no file or repository"),
+        ({"backbone_kwargs": {"backbone": "user/x"}}, "must name no file or repository"),
+        ({"backbone_kwargs": {"act_layer": "local-dir:x"}}, "must name no file or repository"),
+        ({"backbone_kwargs": {"depth": 10**9}}, "must be at most 131072"),
+        ({"backbone_kwargs": {"depth": float("nan")}}, "must be at most 131072"),
+        ({"backbone_kwargs": [1]}, "backbone_kwargs must be a dict"),
+        *(({"backbone": name}, "backbone must be the name of an architecture, such as 'resnet18'")
+          for name in ("hf-hub:timm/resnet18", "local-dir:x", None, 5)),
+        ({"attn_implementation": "user/kernel"}, "must be one of transformers' own"),
+        ({"attn_implementation": ["sdpa"]}, "must be one of transformers' own"),
+        ({"transformers_weights": "x.bin"}, "transformers_weights must not be set"),
+        ({"small_images": "no"}, "small_images must be true or false"),
+        ({"image_mean": ["a"] * 3}, "image_mean must hold one number per channel"),
+        ({"image_std": [float("nan")] * 3}, "image_std must hold one number per channel"),
+        ({"image_mean": 5}, "image_mean must hold one number per channel"),
+        ({"projection_dim": 2.5}, "projection_dim must be a whole number"),
+        ({"projection_hidden_dim": -1}, "projection_hidden_dim must be positive"),
+        ({"image_size": 10**400}, "image_size must be a whole number up to 16384"),
+        ({"crop_pct": 1e-9}, "crop_pct must be larger for image_size 224"),
+        ({"num_labels": "5"}, "num_labels must be a number up to 1,000,000"),
+        ({"num_labels": 2.5}, "num_labels must be a number up to 1,000,000"),
+        ({"id2label": {"0": "a", "1": None}}, "id2label must map 0, 1, 2"),
+        ({"torch_dtype": "float33"}, "dtype must be one of float32"),
+    ],
+)  # fmt: skip
+def test_what_a_file_may_not_ask_for(values, message):
+    for make in (lambda: ProtoSphereConfig(**values), lambda: ProtoSphereConfig.from_dict(values)):
+        with pytest.raises(ValueError, match=message) as error:
+            make()
+        assert len(str(error.value)) < 400
+
+
+def test_numbers_of_classes_are_those_of_their_names_whatever_a_file_says():
+    values = {"id2label": {"0": "a", "1": "b"}, "label2id": {"b": 0, "c": 7}}
+    assert ProtoSphereConfig.from_dict(values).label2id == {"a": 0, "b": 1}
+    assert ProtoSphereConfig.from_dict({"label2id": [1]}).label2id == {"LABEL_0": 0, "LABEL_1": 1}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..errors import DataError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 
@@ -73,8 +74,15 @@ def predictions(
 def training_class_means(
     model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator
 ) -> Tensor:
-    """(K, D) exact class means of the embeddings of the training images, in one forward pass."""
+    """(K, D) exact class means of the embeddings of the training images, in one forward pass.
+
+    Raises:
+        DataError: a class without images, or whose embeddings have no direction in the mean.
+    """
     batches = predictions(model, loader, accelerator, "class means")
     pairs = ((embeddings, labels) for embeddings, _, labels in batches)
     # Gathered batches are whole on every process: nothing is left to reduce.
-    return class_means(pairs, num_classes=model.config.num_labels, group="local")
+    try:
+        return class_means(pairs, num_classes=model.config.num_labels, group="local")
+    except ValueError as error:
+        raise DataError(f"the model's embeddings of the training images: {error}") from error

@@ -282,7 +282,9 @@ def read_progress(checkpoint: Path) -> Progress:
                 for n in numbers
             ):
                 raise ValueError(f"its {field.name} is {value!r:.40}.")
-        if min(progress.step, progress.epoch, progress.step_in_epoch) < 0:
+        if min(progress.step, progress.epoch, progress.step_in_epoch) < 0 or (
+            progress.step > 0 and not progress.training_seconds > 0
+        ):
             raise ValueError("it counts backwards.")
     return progress
 

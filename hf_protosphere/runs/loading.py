@@ -124,5 +124,6 @@ def _classify_noise(
             f"config.json asks for {(3, size, size)}."
         )
     output = model.eval()(pixels)
-    if not (output.logits.isfinite().all() and output.embeddings.isfinite().all()):
-        raise ValueError("what it says of one is not finite: take an earlier checkpoint.")
+    on_sphere = (output.embeddings.norm(dim=-1) - 1).abs() < 0.01  # NaN is not
+    if not (on_sphere.all() and output.logits.isfinite().all()):
+        raise ValueError("what it makes of one is no point of the sphere: take an earlier one.")

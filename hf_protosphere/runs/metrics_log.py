@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
+from ..metrics.monitoring import first_reached
 from .files import append_json, write_text
-from .reading import read_json_lines
+from .reading import errors_in_one_line, read_json_lines
 
 
 class MetricsLog:
@@ -37,4 +38,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, record in enumerate(records, 1):
         if not isinstance(record.get("step"), int | float):
             raise ArgumentError(f"{path}, line {number}, has no step. {then}")
+        with errors_in_one_line(f"{path}, line {number}, is damaged", then):
+            first_reached([record])
     return records

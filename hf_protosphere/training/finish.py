@@ -22,6 +22,7 @@ from ..runs.checkpoints import save_model
 from ..runs.files import write_json
 from ..runs.metrics_log import read_metrics
 from ..runs.plot import draw_run
+from ..runs.reading import errors_in_one_line
 from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments
@@ -35,7 +36,9 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     """Evaluate the best epoch's model on the held-out splits and write everything."""
     arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
     loaders = run.eval_loaders
-    model = ProtoSphereForImageClassification.from_pretrained(run.output_dir / "best")
+    best = run.output_dir / "best"
+    with errors_in_one_line(f"{best} was damaged meanwhile", "The checkpoints are beside it."):
+        model = ProtoSphereForImageClassification.from_pretrained(best)
     model.to(accelerator.device)
     started = time.perf_counter()
     means = training_class_means(model, loaders["train"], accelerator)

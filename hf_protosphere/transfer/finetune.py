@@ -43,6 +43,7 @@ from .frozen import as_model, fit
 from .report import format_summary, plot_shots, summarize
 
 ROWS = "rows.jsonl"
+ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 
 
 @own_accelerate_state()
@@ -83,13 +84,15 @@ def _finetune(job: Transfer, last: bool) -> dict[str, Any]:
                 say("one pass over the images, nothing to plan")
         return {}
     rows = list(job.rows())
-    summary = summarize(rows)
+    with errors_in_one_line(f"{job.folder / ROWS} is damaged", ROW_AGAIN):
+        summary = summarize(rows)
+        table = format_summary(summary)
+        split = f"{rows[0]['split']}, {rows[0]['num_images']:,} images"
     result = {"rows": rows, "summary": summary}
     if job.accelerator.is_main_process:
         write_json(job.folder / "comparison.json", result)
-        split = f"{rows[0]['split']}, {rows[0]['num_images']:,} images"
         say(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
-        say(format_summary(summary))
+        say(table)
         if len(arguments.shot_counts) > 1:
             with whole_file(job.folder / "shots.png") as unfinished:
                 plot_shots(summary, unfinished)
@@ -268,9 +271,8 @@ def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, An
     path = folder / ROWS
     if not path.exists():
         return {}
-    again = "Remove that line, or the file: its rows are then measured again."
-    rows = read_json_lines(path, again)
-    with errors_in_one_line(f"{path} is damaged", again):
+    rows = read_json_lines(path, ROW_AGAIN)
+    with errors_in_one_line(f"{path} is damaged", ROW_AGAIN):
         return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
 
 

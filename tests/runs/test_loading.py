@@ -1,5 +1,6 @@
 """Loading is strict: what is damaged, or does not fit its configuration, is refused in one line."""
 
+import json
 import shutil
 
 import pytest
@@ -110,3 +111,55 @@ def test_the_command_line_refuses_in_one_line(folder, digits_folder, capfd, dama
     error = capfd.readouterr().err
     assert error.startswith(f"protosphere evaluate: error: --model {folder} ")
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"return_dict": False}, None),
+        ({"dtype": None}, None),
+        ({"label2id": {}}, None),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "its weights are quantised"),
+        ({"backbone": None}, "backbone must be the name of an architecture"),
+        ({"per_layer_config": {"0": {}}}, "AttributeError"),
+        ({"architectures": 5}, "TypeError"),
+        ({"image_size": 64}, r"makes images \(3, 32, 32\), but its config.json asks for .3, 64"),
+        ({"backbone_kwargs": {"layers": "many"}}, "cannot be loaded: "),
+    ],
+)
+def test_a_configuration_by_a_stranger(folder, values, message):
+    change_config(folder, **values)
+    if message is None:
+        assert load_classifier(str(folder))[0](torch.zeros(1, 3, 32, 32)).logits.shape == (1, 5)
+        return
+    with pytest.raises(ArgumentError, match=f"^--model {folder} .*{message}") as error:
+        load_classifier(str(folder))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": {"height": 10**9, "width": 10**9}}, "must name a crop_size but 1000000000"),
+        ({"size": {"shortest_edge": -1}}, "must name a size but -1"),
+        ({"image_mean": ["a"]}, "cannot classify an image"),
+        ({"rescale_factor": float("nan")}, "no point of the sphere"),
+        ({"image_processor_type": "Evil"}, "cannot be loaded: "),
+        ({"do_resize": 5, "resample": "x"}, ""),
+    ],
+)
+def test_an_image_processor_by_a_stranger(folder, values, message):
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(ArgumentError, match=f"^--model {folder} .*{message}") as error:
+        load_classifier(str(folder))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 10**5, "null", "\x00"])
+@pytest.mark.parametrize("read", [kind_of, load_config, load_classifier])
+def test_a_configuration_that_is_none(folder, read, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ArgumentError, match=rf"^--model {folder} is no.*: .*config.json") as error:
+        read(str(folder))
+    assert len(str(error.value).splitlines()) == 1

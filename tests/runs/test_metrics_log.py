@@ -36,7 +36,10 @@ def test_a_record_is_read_at_once_and_costs_no_wait_for_the_disk(tmp_path, monke
     assert read_metrics(log.path) == [{"step": 1, "values": {"a": [0.1, float("inf")]}}]
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"epoch": 1}', '{"step": "x"}'])
+UNMEASURED = '{"step": 1, "train_neural_collapse": {"attained": 3}}'
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"epoch": 1}', '{"step": "x"}', UNMEASURED])
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n')

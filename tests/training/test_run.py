@@ -1,5 +1,6 @@
 """A training run epoch by epoch: resumed to the bit, stopped, averaged, ended early."""
 
+import json
 import os
 import signal
 
@@ -53,6 +54,29 @@ def test_resuming_from_nothing_starts_and_with_other_arguments_is_refused(argume
     assert "starting from the start" in capsys.readouterr().out
     with pytest.raises(ArgumentError, match=r"--temperature was 0.1, is 0.2.*--epochs|epochs"):
         train(arguments(resume=True, epochs=2, temperature=0.2))
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(arguments, tmp_path, capsys):
+    options = {"epochs": 2, "keep_checkpoints": 2, "pictures": False}
+    train(arguments(**options))
+    weights, checkpoints = tmp_path / "run" / "model.safetensors", tmp_path / "run" / "checkpoints"
+    whole, (first, last) = load_file(weights), sorted(checkpoints.iterdir())
+    (last / "optimizer.bin").write_bytes((last / "optimizer.bin").read_bytes()[:-100])
+    capsys.readouterr()
+    train(arguments(**options, resume=True))
+    said = capsys.readouterr().out
+    assert f"{last} is damaged: " in said
+    assert "Going on from the one before.\nResuming at step 3 (epoch 2)." in said
+    assert all(torch.equal(value, whole[name]) for name, value in load_file(weights).items())
+
+    (first / "progress.json").write_text('{"step": 3}')
+    progress = json.loads((last / "progress.json").read_text())
+    for changes in ({"step": 5}, {"epoch": 1, "step_in_epoch": 3}, {"epoch": 9}):
+        (last / "progress.json").write_text(json.dumps(progress | changes))
+        none = rf"^--resume: {last} is damaged.* is whole: start again by --overwrite\.$"
+        with pytest.raises(ArgumentError, match=none) as error:
+            train(arguments(**options, resume=True))
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
