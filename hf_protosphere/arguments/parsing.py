@@ -8,11 +8,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from ..errors import ArgumentError
 from .fields import brief, check_known, expanded, flag
 from .help import Parser
+from .yaml_files import parse_yaml
 
 T = TypeVar("T")
 
@@ -84,12 +83,11 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
     """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
     beside it that it names as its `base`, if it does."""
     try:
-        values = yaml.safe_load(read_text(path, "--config"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        if isinstance(error, ArgumentError):
-            raise
-        reason = " ".join(str(error).split())
-        raise ArgumentError(f"--config {path} cannot be read: {reason}") from error
+        values = parse_yaml(read_text(path, "--config"))
+    except ArgumentError:
+        raise
+    except ValueError as error:
+        raise ArgumentError(f"--config {path} cannot be read: {error}") from error
     if not values or not isinstance(values, dict):
         raise ArgumentError(
             f"--config {path} must hold 'name: value' lines, but got {brief(values)}."

@@ -177,7 +177,13 @@ def _folder_split(path: Path) -> datasets.Dataset:
 
 def _array_split(path: Path, severity: int) -> datasets.Dataset:
     labels_file = path.with_name("labels.npy")
-    labels, count = np.load(labels_file), len(np.load(path, mmap_mode="r"))
+    labels, pixels = _array(labels_file, 1), _array(path, 4)
+    if not np.issubdtype(labels.dtype, np.integer) or pixels.dtype != np.uint8:
+        raise DataError(
+            f"--corrupted_dataset: {path} holds {pixels.dtype} and {labels_file.name} "
+            f"{labels.dtype}, but pixels must be uint8, and labels whole numbers."
+        )
+    count = len(pixels)
     if count != len(labels) or count % 5:
         raise DataError(
             f"--corrupted_dataset: {path} holds {count} images and {labels_file.name} "
@@ -189,5 +195,20 @@ def _array_split(path: Path, severity: int) -> datasets.Dataset:
 
 
 def _images_of_rows(path: Path, batch: dict[str, list]) -> dict[str, list]:
-    pixels = np.load(path, mmap_mode="r")  # (N, H, W, 3) uint8
+    pixels = _array(path, 4)  # (N, H, W, 3) uint8
     return {"image": [Image.fromarray(pixels[row]) for row in batch["row"]]}
+
+
+def _array(path: Path, dimensions: int) -> np.ndarray:
+    """Of a .npy file, read as it is needed.
+
+    Raises:
+        DataError: it is damaged, or pickled, or has other dimensions.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"--corrupted_dataset: {path} cannot be read: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != dimensions:
+        raise DataError(f"--corrupted_dataset: {path} is no array of {dimensions} dimensions.")
+    return array

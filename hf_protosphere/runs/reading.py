@@ -9,12 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..arguments.yaml_files import parse_yaml
 from ..checking import read_object
 from ..errors import ArgumentError, UserError
-
-MAX_YAML = 2**20  # bytes
 
 
 @contextmanager
@@ -73,24 +70,13 @@ def read_json_lines(path: Path, then: str = "") -> list[dict[str, Any]]:
     return records
 
 
-class _NoAliases(yaml.SafeLoader):
-    """A few lines of aliases to aliases stand for more than any memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read.")
-        return super().compose_node(parent, index)
-
-
 def read_yaml(path: Path, then: str = "") -> dict[str, Any]:
     """
     Raises:
         ArgumentError: the file does not hold 'name: value' lines, or holds giant ones.
     """
     with errors_in_one_line(f"{path} cannot be read", then):
-        if (size := path.stat().st_size) > MAX_YAML:
-            raise ValueError(f"it has {size:,} bytes, more than the {MAX_YAML:,} that are read.")
-        values = yaml.load(path.read_text(encoding="utf-8"), _NoAliases)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"it must hold 'name: value' lines, but holds {values!r:.40}.")
         return {str(name): value for name, value in values.items()}

@@ -128,7 +128,7 @@ class TrainArguments(
             return self.backbone_kwargs
         try:
             options = json.loads(self.backbone_kwargs or "{}")
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ArgumentError(
                 f"--backbone_kwargs must be JSON, such as '{{\"patch_size\": 4}}', but got "
                 f"{self.backbone_kwargs!r} ({error})."

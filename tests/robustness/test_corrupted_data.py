@@ -146,6 +146,17 @@ def test_arrays_as_of_cifar(split, tmp_path):
     np.save(tmp_path / "labels.npy", np.array(few["label"], dtype=np.uint8))
     with pytest.raises(DataError, match=r"fog.npy holds 75 images and labels.npy 15"):
         read_corrupted(tmp_path, NAMES, processor(), ["fog"], [3])
+    for labels, message in (
+        (np.array([{}, print], dtype=object), "labels.npy cannot be read: .*objects"),
+        (np.ones((3, 2)), "labels.npy is no array of 1 dimensions"),
+        (np.ones(3), "labels.npy float64, but pixels must be uint8, and labels whole numbers"),
+    ):
+        np.save(tmp_path / "labels.npy", labels)
+        with pytest.raises(DataError, match=message):
+            read_corrupted(tmp_path, NAMES, processor(), ["fog"], [3])
+    (tmp_path / "labels.npy").write_bytes(b"\x80\x04.")
+    with pytest.raises(DataError, match=r"labels.npy cannot be read"):
+        read_corrupted(tmp_path, NAMES, processor(), ["fog"], [3])
 
 
 def test_what_a_folder_lacks_is_named(split, tmp_path):

@@ -5,20 +5,13 @@ import pytest
 from hf_protosphere.errors import ArgumentError, DataError, TrainingError
 from hf_protosphere.runs.reading import errors_in_one_line, read_json, read_json_lines, read_yaml
 
-LAUGHS = "\n".join(
-    ["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
-)
-
 
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (read_yaml, LAUGHS, r"aliases \(\*name\) are not read"),
-        (read_yaml, "a: " + "x" * 2**20, "more than the 1,048,576 that are read"),
-        (read_yaml, "[" * 1500, "RecursionError"),
+        (read_yaml, "a: &a [*a]", r"aliases \(\*name\) are not read"),
         (read_yaml, "", "must hold 'name: value' lines, but holds None"),
         (read_yaml, "- 1", "must hold 'name: value' lines, but holds .1"),
-        (read_yaml, "a: !!python/object/apply:os.system [ls]", "could not determine a constr"),
         (read_yaml, b"\xff\xfe\x00", "codec can't decode"),
         (read_json, "[" * 10**5, "is not whole JSON"),
         (read_json, "[]", "must hold a JSON object"),
