@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ def load_image_dataset(
 
     Args:
         dataset_name: a Hub id, a folder of Parquet files, a folder of images (one sub-folder per
-            class), a .parquet file, or a folder written by `save_to_disk`.
+            class), a Parquet, CSV or JSON file, or a folder written by `save_to_disk`.
         image_column, label_column: found by feature type, then by name, when None.
         train_split: several, joined by "+" as in "train+validation", are one.
         validation_split: when None, one called validation, valid, val or dev; else a share of
@@ -172,7 +173,8 @@ def load_image_dataset(
         splits |= {role: downloaded(splits[role], role) for role in {*splits} - {"train"}}
     names = label_names or find_class_names(splits)
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
-    announce("\n".join([dataset_name, *_found(splits, names, loaded, sources)]))
+    found = dict.fromkeys(loaded, "not read") | _found(splits, names, sources)
+    announce("\n  ".join([dataset_name, *map(": ".join, found.items())]))
     stream = splits.pop("train") if streaming and "train" in splits else None
     if stream is not None:
         num_train_images = num_train_images or stream_length(stream, train_split)
@@ -191,23 +193,18 @@ def load_image_dataset(
 
 
 def _found(
-    splits: Mapping[str, Dataset | IterableDataset], names: list[str], loaded: Mapping[str, Any],
-    sources: Mapping[str, str],
-) -> list[str]:  # fmt: skip
-    """What was found, before anything starts: a line for each split."""
-    lines = []
+    splits: Mapping[str, Dataset | IterableDataset], names: list[str], sources: Mapping[str, str]
+) -> dict[str, str]:
+    """What is in the data set's own splits, in words."""
+    found = {}
     for role, split in splits.items():
-        of = role if sources[role] == role else f"{role} ({sources[role]})"
         if isinstance(split, IterableDataset):
-            lines.append(f"  {of}: a stream of {len(names)} classes: {some(names)}")
+            found[sources[role]] = f"a stream of {len(names)} classes: {some(names)}"
             continue
-        counts = np.bincount(labels_of(split), minlength=len(names)).tolist()
-        there = [f"{name} {count:,}" for name, count in zip(names, counts) if count]
-        lines.append(f"  {of}: {len(split):,} images of {len(there)} classes: {some(there)}")
-    taken = {part for name in sources.values() for part in name.split("+")}
-    if others := [name for name in loaded if name not in taken]:
-        lines.append(f"  not read: {some(others)}")
-    return lines
+        counts = sorted(Counter(labels_of(split).tolist()).items())
+        there = some(f"{names[label]} {count:,}" for label, count in counts)
+        found[sources[role]] = f"{len(split):,} images of {len(counts)} classes: {there}"
+    return found
 
 
 def _checked(
@@ -227,23 +224,17 @@ def _require_training_images(images: ImageDataset) -> None:
         )
 
 
-def load_split(
-    dataset_name: str, split: str, *, dataset_config: str | None = None,
-    revision: str | None = None, image_column: str | None = None, label_column: str | None = None,
-) -> Dataset:  # fmt: skip
-    """One split by itself, with its own classes; arguments and columns are as above. Images are not
-    checked."""
-    loaded = load_splits(dataset_name, dataset_config, revision, named={split})
-    if split not in loaded or len(loaded[split]) == 0:
-        raise DataError(f"--split {split}: of the splits {', '.join(loaded)} none has such images.")
-    chosen = loaded[split]
-    label_column = find_label_column(chosen, label_column)
-    columns = find_image_column(chosen, image_column), label_column
-    chosen = two_columns(chosen, *columns, dataset_name)
-    names = find_class_names({split: chosen})
-    chosen = map_labels(chosen, split, names)
-    announce("\n".join([dataset_name, *_found({split: chosen}, names, loaded, {split: split})]))
-    return chosen
+def load_split(dataset_name: str, split: str, **columns: Any) -> Dataset:
+    """One split by itself, with its own classes. Images are not checked.
+
+    Args:
+        columns: `dataset_config`, `revision`, `image_column` and `label_column`, as above.
+    """
+    loaded = load_image_dataset(
+        dataset_name, test_split=split, roles=["test"], flags={"test": "--split"},
+        need_train=False, check_images=False, **columns,
+    )  # fmt: skip
+    return loaded.splits["test"]
 
 
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:

@@ -175,13 +175,9 @@ def outnumber_tables(files: list[Path], left_out: Mapping[str, list[Path]]) -> b
 def _table(
     rows: list[tuple[Path, str | None]], names: list[str], seed: int | None = None
 ) -> Dataset:
-    """Paths and classes in the cache of datasets, where they are found while no file changes."""
+    """Paths and classes, in the cache of datasets."""
     features = Features({"image": Image()} | ({"label": ClassLabel(names=names)} if names else {}))
-    digest = hashlib.sha256(f"{names} {seed}".encode())
-    for path, name in rows:
-        status = path.stat()
-        state = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-        digest.update(f"{path}\0{name}\0{state}\0".encode())
+    digest = hashlib.sha256(f"{names} {seed} {[(str(path), name) for path, name in rows]}".encode())
     if seed is not None:
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     return Dataset.from_generator(
@@ -324,10 +320,10 @@ def _encoded(column: str, feature: Any, folder: Path | None, row: dict[str, Any]
     pixels = np.asarray(value, dtype=feature.dtype)
     if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, 2)  # channels first, as torch has them
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    if pixels.ndim == 3 and (pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8):
+    pixels = np.squeeze(pixels, 2) if pixels.shape[2:] == (1,) else pixels
+    if pixels.shape[2:] not in ((), (3,), (4,)) or (pixels.ndim == 3 and pixels.dtype != np.uint8):
         raise DataError(
-            f"--image_column {column} holds pixels of shape {pixels.shape} and type "
-            f"{pixels.dtype}: colour images must be (H, W, 3) or (3, H, W), of type uint8."
+            f"--image_column {column}: pixels of shape {pixels.shape} and type {pixels.dtype} are "
+            "no image: colours must be (H, W, 3) or (3, H, W), of type uint8."
         )
     return {column: Image().encode_example(pixels)}

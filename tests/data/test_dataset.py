@@ -160,5 +160,7 @@ def test_one_split_with_classes_of_its_own(tmp_path):
     split = load_split(folder, "test")
     assert split.features["label"].names == ["ant", "bee"]
     assert split[:]["label"] == [0, 1, 1]
-    with pytest.raises(DataError, match=r"--split dev: of the splits train, test none has"):
+    with pytest.raises(
+        DataError, match=r"--split dev: the data set has no such split, but train, test"
+    ):
         load_split(folder, "dev")

@@ -174,6 +174,9 @@ def test_class_folders_in_two_forms_are_one_class(tmp_path):
     folder = photos(tmp_path, f"train/{NFC}/0.png", f"train/{NFD}/1.png", "train/hat/2.png")
     data = load_image_dataset(str(folder), validation_fraction=0)
     assert (data.label_names, data.class_counts("train")) == ([NFC, "hat"], [2, 1])
+    photos(folder, "train/beside.png")
+    with pytest.raises(DataError, match=r"1 images without a label, such as .*beside\.png: give"):
+        load_image_dataset(str(folder))
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], ["dog", "cat"]])

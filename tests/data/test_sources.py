@@ -1,6 +1,5 @@
 """Splits and columns are found, or named with the flag that gives them."""
 
-import os
 import shutil
 from collections import Counter
 
@@ -180,7 +179,7 @@ def test_what_was_found_is_said_before_anything_starts(tmp_path, capsys, monkeyp
         f"{folder}: 7 images (extra/emu/0.png, test/dog/0.png, test/dog/1.png, train/cat/0.png, "
         "train/cat/1.png and 2 more); left out: 1 of other kinds (train/notes.txt)\n"
         f"{folder}\n  train: 4 images of 2 classes: dog 1, cat 3\n"
-        "  test: 2 images of 1 classes: dog 2\n  not read: extra\n"
+        "  test: 2 images of 1 classes: dog 2\n  extra: not read\n"
     )
     monkeypatch.setenv("RANK", "1")  # one process speaks
     load_split(str(folder), "extra")
@@ -216,21 +215,6 @@ def test_every_reader_finds_the_same_images(tmp_path):
     )
     assert stream_length(stream, "train") == 5
     assert outnumber_tables(*walk_images(folder))
-
-
-def test_a_folder_is_read_anew_when_a_file_changed(tmp_path):
-    path = photos(tmp_path, "cat/0.png", "dog/1.png") / "cat" / "0.png"
-
-    def fingerprint():
-        return load_splits(str(tmp_path), None)["train"]._fingerprint
-
-    first, status = fingerprint(), path.stat()
-    assert fingerprint() == first
-    content = bytearray(path.read_bytes())
-    content[-20] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # of the same size and time
-    assert fingerprint() != first
 
 
 PIXELS = [np.asarray(image(i)) for i in range(4)]
@@ -300,13 +284,13 @@ def test_gray_pixels_keep_their_type(tmp_path):
         (
             [np.zeros((8, 8, 3))] * 4,
             Array3D((8, 8, 3), "float32"),
-            r"type float32: colour .* uint8",
+            r"type float32 are no image: colours .* uint8",
         ),
         (["https://host/0.png"] * 4, Value("string"), r"text, such as 'https://host/0.png'"),
     ],
 )
 def test_columns_that_are_no_images_after_all(tmp_path, images, feature, message):
-    with pytest.raises(DataError, match=f"--image_column image holds .*{message}"):
+    with pytest.raises(DataError, match=f"--image_column image.*{message}"):
         load_image_dataset(str(saved(tmp_path, images, feature)))
 
 
