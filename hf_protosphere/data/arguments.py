@@ -16,7 +16,7 @@ class DataArguments:
 
     dataset_name: PathName = required(
         "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of images with "
-        "one sub-folder per class, or a folder written by save_to_disk."
+        "one sub-folder per class, a Parquet, CSV or JSON file, or a folder by save_to_disk."
     )
     dataset_config: str | None = flag("Configuration (subset) of the data set.")
     dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")

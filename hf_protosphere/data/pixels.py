@@ -189,12 +189,12 @@ def walk_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
         seen.append(top)
         for entry in entries:
             path = top / entry.name
-            entry = path if entry.is_symlink() else entry  # a path answers for what a link leads to
+            linked = entry.is_symlink()  # what it leads to may be out of reach
             if path.name.startswith(".") or path.name == "__MACOSX":
                 left_out[HIDDEN].append(path)
-            elif entry.is_dir():
+            elif os.path.isdir(path) if linked else entry.is_dir():
                 folders.append((path, above | {own}))
-            elif not entry.is_file():
+            elif not (os.path.isfile(path) if linked else entry.is_file()):
                 left_out[NOWHERE].append(path)
             else:
                 (files if path.suffix.lower() in suffixes else left_out[OTHER]).append(path)

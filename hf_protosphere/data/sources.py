@@ -60,30 +60,23 @@ def load_splits(
                 )
             loaded = datasets.load_from_disk(str(path))
         elif path.is_file() and path.suffix in TABLES:
-            loaded = datasets.load_dataset(
-                TABLES[path.suffix], data_files=str(path), streaming=streaming
-            )
+            kind = TABLES[path.suffix]
+            loaded = datasets.load_dataset(kind, data_files=str(path), streaming=streaming)
         elif path.is_dir():
             loaded = _load_folder(path, config, streaming, flag, named)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise DataError(f"{flag} {name}: there is no such file or folder.")
         else:
             loaded = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
-    except RuntimeError as error:
-        if "Dataset scripts are no longer supported" not in str(error):
-            raise
-        raise DataError(
-            f"{flag} {name} needs a loading script, which datasets no longer runs: use a "
-            "Parquet version of it (see its page on the Hub), or a folder of images with one "
-            "sub-folder per class."
-        ) from error
-    except (OSError, ValueError, DatasetsError, YAMLError, httpx.HTTPError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    # RuntimeError: a loading script, which datasets no longer runs.
+    except (OSError, ValueError, RuntimeError, DatasetsError, YAMLError, httpx.HTTPError) as error:
         raise DataError(
             f"{flag} {name} cannot be loaded: {type(error).__name__}: {error}\n"
-            "It must be a data set on the Hub that can be reached, a folder of Parquet files, or a "
-            "folder of images with one sub-folder per class."
+            "It must be a data set on the Hub that can be reached (as Parquet, if it needed a "
+            "script before), a folder of Parquet files, or a folder of images with one sub-folder "
+            "per class."
         ) from error
     if isinstance(loaded, IterableDatasetDict):
         if any(split.features is None for split in loaded.values()):
@@ -117,8 +110,8 @@ def _load_folder(
     streams = IterableDatasetDict()
     for split, rows in splits.items():
         # Shuffled once: a folder has class after class, and a stream is shuffled in a buffer alone.
-        table = _table(rows, names, seed=0)
-        streams[split] = table.to_iterable_dataset(min(STREAMED_SHARDS, len(rows)))
+        shards = min(STREAMED_SHARDS, len(rows))
+        streams[split] = _table(rows, names, seed=0).to_iterable_dataset(shards)
         streams[split].info.splits = datasets.SplitDict(
             {split: datasets.SplitInfo(split, num_examples=len(rows))}
         )
