@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := hf_protosphere scripts tests
 
-.PHONY: help demo hub test test-slow test-gpu study quality style clean
+.PHONY: help demo hub test test-slow fuzz test-gpu study quality style clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ test-slow: $(VENV)/.installed  ## The slow tests, which `make test` leaves out
 
 test-gpu: $(VENV)/.installed  ## The tests that need a CUDA device
 	PROTOSPHERE_TEST_GPU=1 $(BIN)/python -m pytest tests/integration/test_gpu.py
+
+fuzz: $(VENV)/.installed  ## Damaged images and damaged runs by the thousand, with their figures (minutes)
+	$(BIN)/python -m pytest -m slow -s -q tests/integration/test_mutated_images.py \
+		tests/integration/test_damaged_runs.py
 
 study: $(VENV)/.installed  ## The study of scripts/study on CIFAR-10 (under 90 minutes on two cores)
 	$(BIN)/python -m scripts.study $(STUDY)

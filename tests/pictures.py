@@ -31,18 +31,18 @@ def over_white(pixels, opacity):
     return (pixels * share + 255 * (1 - share)).round().astype(np.uint8)
 
 
-def png(pixels):
+def png_chunk(kind, content):
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+def png_of(pixels):
     """A PNG of uint16 RGB, which Pillow does not write."""
-
-    def chunk(kind, content):
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    parts = header, png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def netpbm(kind, pixels):
@@ -75,7 +75,7 @@ PICTURES = {
     "floats (F)": (
         "tif", Image.fromarray(GRAY.astype(np.float32) / 255), {}, in_three_channels(GRAY)
     ),
-    "16-bit RGB PNG": ("png", png(COLOUR.astype(np.uint16) * 257), {}, COLOUR),
+    "16-bit RGB PNG": ("png", png_of(COLOUR.astype(np.uint16) * 257), {}, COLOUR),
     "16-bit RGB PPM": ("ppm", netpbm("P6", COLOUR.astype(np.uint16) * 257), {}, COLOUR),
     "alpha (RGBA)": (
         "png", Image.fromarray(np.dstack([COLOUR, OPACITY])), {}, over_white(COLOUR, OPACITY)
