@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -146,10 +144,7 @@ AutoModel.from_pretrained("user/digits", **options)
 print(pipeline("image-classification", model="user/digits", **options)(sys.argv[1])[0]["label"])
 """
     file = next((digits_folder / "test").rglob("*.png"))
-    online = subprocess.run(
-        [sys.executable, "-c", script, file], env=hub.environment, text=True,
-        capture_output=True, cwd=tmp_path,
-    )  # fmt: skip
+    online = python("-c", script, file, cwd=tmp_path, hub=hub)
     assert online.returncode == 0, online.stderr[-2000:]
     requests = len(hub.requests)
     offline = "import huggingface_hub\nhuggingface_hub.constants.HF_HUB_OFFLINE = True"
@@ -175,8 +170,9 @@ def test_a_refused_commit_leaves_everything_as_it_was(hub, finished, fault, mess
     files = sorted(path.name for path in finished.iterdir())
     hub.fail("POST", r"/commit/", times=3, **fault)
     with pytest.raises(PublishError, match=message) as failed:
-        publish(arguments(finished, license="mit", revision="v 2"))
-    again = f"protosphere publish {finished} --repo_id user/digits --revision 'v 2' --license mit"
+        publish(arguments(finished, revision="v2", license="mit", commit_message="Better digits"))
+    again = f"protosphere publish {finished} --repo_id user/digits --revision v2 --license mit "
+    again += "--commit_message 'Better digits'"
     assert f"{finished} is complete" in str(failed.value)
     assert again in str(failed.value)
     assert HfApi().model_info(REPOSITORY).sha == before

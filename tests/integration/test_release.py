@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_protosphere.cli import main
 from hf_protosphere.hub import publish as publishing
+from hf_protosphere.release import release
 from hf_protosphere.release.arguments import ReleaseArguments
 from hf_protosphere.release.rows import matrix
 from hf_protosphere.runs.checkpoints import newest_checkpoint
@@ -75,6 +76,22 @@ def prepared(release_of, tmp_path, monkeypatch):
     return prepare
 
 
+@pytest.fixture
+def _forked(python, monkeypatch):
+    """The processes of a release need not import torch again, as those of the slow tests do."""
+
+    class Forked:
+        def __init__(self, command, stdout, **_):
+            ended = python(*command[1:])
+            stdout.write(ended.stdout + ended.stderr)
+            self.returncode = ended.returncode
+
+        def wait(self):
+            return self.returncode
+
+    monkeypatch.setattr(release.subprocess, "Popen", Forked)
+
+
 def commits(name):
     return [commit.title for commit in HfApi().list_repo_commits(f"user/{name}")]
 
@@ -88,6 +105,7 @@ def collection_of(hub):
     return [item.item_id for item in HfApi().get_collection(address).items]
 
 
+@pytest.mark.usefixtures("_forked")
 def test_what_is_missing_is_trained_then_all_is_published_once(hub, prepared, capsys):
     file, runs = prepared(NONL)
     main(["release", str(file)])
@@ -146,6 +164,7 @@ def test_dry_run_changes_nothing(hub, prepared, capsys):
     assert not [r for r in hub.requests if r.method not in ("GET", "HEAD")]
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_row_that_fails_leaves_the_others(hub, prepared, capsys):
     # More images a batch than there are: only training itself can tell.
     file, runs = prepared(NONL, overrides={NONL: {"batch_size": 4096}})

@@ -1,4 +1,4 @@
-"""Run by test_callbacks_across_processes.py, in one process or several: a Trainer that measures."""
+"""Run by test_commands_across_processes.py, in one process and two: a Trainer that measures."""
 
 import sys
 
