@@ -96,6 +96,20 @@ def python(forkserver):
 
 
 @pytest.fixture(scope="session")
+def saved(tmp_path_factory) -> Path:
+    """A small checkpoint of five classes, which has learned nothing. Tests damage copies of it."""
+    import torch
+
+    from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+
+    torch.manual_seed(0)
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=5)
+    folder = tmp_path_factory.mktemp("saved")
+    ProtoSphereForImageClassification(config).save_pretrained(folder)  # with an image processor
+    return folder
+
+
+@pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory) -> Path:
     """An imagefolder of scikit-learn's digits: train 40 and test 15 images of each of 0, 1, 2."""
     import numpy as np

@@ -25,15 +25,6 @@ VARIANCE = "protosphere.backbone.bn1.running_var"
 COUNT = "protosphere.backbone.bn1.num_batches_tracked"
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    torch.manual_seed(0)
-    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=5)
-    folder = tmp_path_factory.mktemp("saved")
-    ProtoSphereForImageClassification(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def folder(saved, tmp_path):
     """A whole checkpoint, to be damaged."""

@@ -9,23 +9,11 @@ from transformers.utils import logging as transformers_logging
 
 from hf_protosphere import (
     ProtoSphereConfig,
-    ProtoSphereForImageClassification,
 )
 from hf_protosphere.cli import main
-from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.runs.loading import kind_of, load_classifier, load_config
 from tests.test_checking import TENSORS, change_config, change_tensors, read
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    torch.manual_seed(0)
-    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=5)
-    folder = tmp_path_factory.mktemp("saved")
-    ProtoSphereForImageClassification(config).save_pretrained(folder)
-    build_image_processor(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
