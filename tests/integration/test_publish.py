@@ -171,7 +171,7 @@ def test_a_refused_commit_leaves_everything_as_it_was(hub, finished, fault, mess
     hub.fail("POST", r"/commit/", times=3, **fault)
     with pytest.raises(PublishError, match=message) as failed:
         publish(arguments(finished, revision="v2", license="mit", commit_message="Better digits"))
-    again = f"protosphere publish {finished} --repo_id user/digits --revision v2 --license mit "
+    again = f"protosphere publish {finished} --repo_id user/digits --license mit --revision v2 "
     again += "--commit_message 'Better digits'"
     assert f"{finished} is complete" in str(failed.value)
     assert again in str(failed.value)
