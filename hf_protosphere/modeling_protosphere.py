@@ -208,23 +208,16 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None, **kwargs: Any,
-    ) -> ProtoSphereModelOutput:  # fmt: skip
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> ProtoSphereModelOutput:
         """Embed images.
 
         Args:
             pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
-            output_hidden_states, output_attentions: by default the configuration's.
+            **kwargs: output_hidden_states, output_attentions; by default the configuration's.
 
         Raises:
             ValueError: another shape, or the backbone does not give what is asked for.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
         views = pixel_values.shape[1] if pixel_values.dim() == 5 else None
         images = pixel_values.flatten(0, 1) if views else pixel_values
         if images.dim() != 4:
@@ -236,9 +229,11 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
             weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
             images = (images * weights).sum(1, keepdim=True)
         # All views in one forward: two would break DistributedDataParallel with batch norm.
-        features, hidden_states, attentions = features_of(
-            self.backbone, images.to(self.dtype), output_hidden_states, output_attentions
-        )  # (M·V, F)
+        asked = [
+            getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+            for name in ("output_hidden_states", "output_attentions")
+        ]
+        features, *layers = features_of(self.backbone, images.to(self.dtype), *asked)  # (M·V, F)
         projected = self.projection(features)  # (M·V, D)
         with full_precision(projected):
             embeddings = F.normalize(
@@ -248,7 +243,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
             features, projected, embeddings = (
                 x.unflatten(0, (-1, views)) for x in (features, projected, embeddings)
             )
-        return ProtoSphereModelOutput(embeddings, features, projected, hidden_states, attentions)
+        return ProtoSphereModelOutput(embeddings, features, projected, *layers)
 
 
 class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedModel):
@@ -295,20 +290,16 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None,
-        output_hidden_states: bool | None = None, output_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> ProtoSphereImageClassifierOutput:  # fmt: skip
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
+    ) -> ProtoSphereImageClassifierOutput:
         """Classify images, and with labels compute the objective.
 
         Args:
             pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
             labels: (M,) int64 in [0, K).
-            output_hidden_states, output_attentions: as in `ProtoSphereModel.forward`.
+            **kwargs: as in `ProtoSphereModel.forward`.
         """
-        output = self.protosphere(
-            pixel_values, output_hidden_states, output_attentions, return_dict=True
-        )
+        output = self.protosphere(pixel_values, **kwargs, return_dict=True)
         embeddings = output.embeddings  # (M[, V], D)
         with full_precision(embeddings):
             if not self.config.has_prototypes:
