@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from ..editable_classes import class_name
@@ -78,7 +77,7 @@ def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str]
                 "--streaming needs a label column that declares its classes (a ClassLabel), but it "
                 f"is {feature}: leave out --streaming, or publish the data set with its classes."
             )
-        return list(feature.names), np.arange(len(feature.names))
+        return [*map(str, feature.names)], np.arange(len(feature.names))
     kind = feature.dtype if isinstance(feature, Value | ClassLabel) else type(feature).__name__
     if "int" not in kind and kind not in ("string", "large_string"):
         raise DataError(
@@ -95,7 +94,7 @@ def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str]
             f"--label_column: labels count from 0, but the {role} split has labels of {smallest} "
             "(hidden labels?): take a split with labels."
         )
-    names = list(feature.names) if isinstance(feature, ClassLabel) else []
+    names = [*map(str, feature.names)] if isinstance(feature, ClassLabel) else []
     if largest >= (len(names) or MAX_CLASSES):
         raise DataError(
             f"--label_column: the {role} split has the label {largest}, but labels are numbers of "
@@ -137,7 +136,7 @@ def labels_of(split: Dataset, role: str = "") -> np.ndarray:
     """The column "label", (N,).
 
     Raises:
-        DataError: images without a label, or names that are not UTF-8; with the split's role.
+        DataError: images without a label, with the split's role.
     """
     # As one Arrow column: row by row it takes seconds.
     column = split.with_format("arrow", columns=["label"])[:]["label"]
@@ -149,10 +148,7 @@ def labels_of(split: Dataset, role: str = "") -> np.ndarray:
             f"the {role} split has {len(rows)} images without a label, such as {some(names)}: give "
             "them one, or take them out."
         )
-    try:
-        return column.to_numpy()
-    except (UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"the labels of the {role} split are not UTF-8: {error}.") from error
+    return column.to_numpy()
 
 
 def some(names: Iterable[Any]) -> str:

@@ -38,6 +38,8 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 SPLIT_FOLDERS = ("train", *VALIDATION_SPLITS, "test")
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 PIXELS = datasets.Array2D | datasets.Array3D
+# RuntimeError: a loading script too, which datasets no longer runs.
+OF_DAMAGED_FILES = OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError
 STREAMED_SHARDS = 1024  # at most, of a folder of images
 
 
@@ -68,23 +70,24 @@ def load_splits(
             raise DataError(f"{flag} {name}: there is no such file or folder.")
         else:
             loaded = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
+        if isinstance(loaded, IterableDatasetDict):
+            if any(split.features is None for split in loaded.values()):
+                raise DataError(f"--streaming: {flag} {name} declares no columns: leave it out.")
+            return loaded
+        loaded = {"train": loaded} if isinstance(loaded, Dataset) else loaded
+        for split in loaded.values():
+            split.data.validate(full=True)  # text that is not UTF-8; bytes of images are not read
+        # A format that was stored, such as "torch", is that of other work.
+        return DatasetDict({split: rows.with_format(None) for split, rows in loaded.items()})
     except DataError:
         raise
-    # RuntimeError: a loading script, which datasets no longer runs.
-    except (OSError, ValueError, RuntimeError, DatasetsError, YAMLError, httpx.HTTPError) as error:
+    except (DatasetsError, YAMLError, httpx.HTTPError, *OF_DAMAGED_FILES) as error:
         raise DataError(
             f"{flag} {name} cannot be loaded: {type(error).__name__}: {error}\n"
             "It must be a data set on the Hub that can be reached (as Parquet, if it needed a "
             "script before), a folder of Parquet files, or a folder of images with one sub-folder "
             "per class."
         ) from error
-    if isinstance(loaded, IterableDatasetDict):
-        if any(split.features is None for split in loaded.values()):
-            raise DataError(f"--streaming: {flag} {name} declares no columns: leave it out.")
-        return loaded
-    loaded = {"train": loaded} if isinstance(loaded, Dataset) else loaded
-    # A format that was stored, such as "torch", is that of other work.
-    return DatasetDict({split: rows.with_format(None) for split, rows in loaded.items()})
 
 
 def _load_folder(

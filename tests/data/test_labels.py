@@ -202,12 +202,16 @@ def test_labels_beyond_the_declared_classes(tmp_path, names):
 
 def test_names_that_are_not_utf_8(tmp_path):
     data = pa.array([b"caf\xe9", b"tea"], pa.binary())
-    names = pa.StringArray.from_buffers(2, *data.buffers()[1:])
+    text = pa.StringArray.from_buffers(2, *data.buffers()[1:])
     images = write(tmp_path, [0, 1], NAMES)
-    table = pq.read_table(f"{images}/train.parquet", columns=["image"])
-    pq.write_table(table.append_column("label", names), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="the labels of the train split are not UTF-8"):
-        load_image_dataset(images)
+    table = pq.read_table(f"{images}/train.parquet")
+    content = table["image"].combine_chunks().field("bytes")
+    named = pa.StructArray.from_arrays([content, text], ["bytes", "path"])
+    for column, values in (("label", text), ("image", named), ("image", text)):
+        other = table.drop_columns(column).append_column(column, values)
+        pq.write_table(other.replace_schema_metadata(None), tmp_path / "train.parquet")
+        with pytest.raises(DataError, match=r"cannot be loaded: .*UTF8"):
+            load_image_dataset(images)
 
 
 def test_labels_that_match_nothing_are_named():

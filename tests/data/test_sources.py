@@ -1,7 +1,9 @@
 """Splits and columns are found, or named with the flag that gives them."""
 
+import json
 import shutil
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -270,6 +272,38 @@ def test_a_column_of_images_may_hold_them_in_any_form(tmp_path, write_data):
         assert split.features["image"] == Image()
         assert all(np.array_equal(a, b) for a, b in zip(split[:]["image"], PIXELS, strict=True))
         assert split[:]["label"] in ([0, 0, 1, 1], [-1] * 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"]
+)
+def test_damage_of_what_describes_a_data_set_is_one_line(tmp_path, name):
+    DatasetDict(
+        train=Dataset.from_parquet(f"{write(tmp_path / 'data', [0, 1], NAMES)}/train.parquet")
+    ).save_to_disk(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / name
+    whole = path.read_text()
+
+    def damaged(value):
+        """The same with one value deleted, or of another kind."""
+        for key in [*value] if isinstance(value, dict) else range(len(value)):
+            inner = value[key]
+            for other in (None, [{}]):
+                yield {**value, key: other} if isinstance(value, dict) else [other]
+            if isinstance(value, dict):
+                yield {k: v for k, v in value.items() if k != key}
+            if isinstance(inner, dict | list):
+                yield from (
+                    {**value, key: v} if isinstance(value, dict) else [v] for v in damaged(inner)
+                )
+
+    for text in ("", "[]", "null", whole[:-9], *map(json.dumps, damaged(json.loads(whole)))):
+        path.write_text(text)
+        with suppress(DataError):  # or it is no damage
+            load_image_dataset(str(tmp_path / "saved"), check_images=False, validation_fraction=0)
+    path.write_text("")
+    with pytest.raises(DataError, match=r"--dataset_name .*saved cannot be loaded: "):
+        load_image_dataset(str(tmp_path / "saved"))
 
 
 def test_gray_pixels_keep_their_type(tmp_path):
