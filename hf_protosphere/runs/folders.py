@@ -122,7 +122,8 @@ def run_folder(
                 )
             (moving := folder / HELD / "moving").mkdir()
             _clear(folder, (*writes, *_exports(folder)), moving)
-            moving.rename(folder / HELD / "replaced")
+            if any(moving.iterdir()):
+                moving.rename(folder / HELD / "replaced")
         free = shutil.disk_usage(folder).free
         try:
             if free < bytes_needed:

@@ -11,6 +11,7 @@ from hf_protosphere.hub.card import write_card
 from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.runs.folders import held_folder
 from tests.open_set.test_threshold import noise, save_checkpoint
+from tests.runs.test_files import full_disk
 
 # The command without its folder, the flag that gives it, and a file that it would replace.
 COMMANDS = {
@@ -24,9 +25,12 @@ COMMANDS = {
     ),
     "add-class": ("add-class MODEL new IMAGE", "--output_dir", "checking.py"),
     "calibrate": (
-        "calibrate MODEL --dataset_name DATA --split test", "--output_dir", "losses.py",
+        "calibrate MODEL --dataset_name DATA --split test --num_workers 0",
+        "--output_dir", "losses.py",
     ),
-    "evaluate": ("evaluate --model MODEL --dataset_name DATA", "--pictures", "cosines.png"),
+    "evaluate": (
+        "evaluate --model MODEL --dataset_name DATA --num_workers 0", "--pictures", "cosines.png",
+    ),
     "export": ("export MODEL", "--output_dir", "README.md"),
     "index": ("index IMAGES --model MODEL --overwrite", "--index_dir", "index.parquet"),
     "transfer-suite": (
@@ -98,6 +102,14 @@ def test_a_folder_that_another_writes_is_refused(command, given, held_elsewhere,
     flag = COMMANDS[command][1]
     assert f": error: {flag} {held_elsewhere} is being written by process " in error
     assert [path.name for path in held_elsewhere.iterdir()] == [".protosphere"]
+
+
+@pytest.mark.parametrize("command", ["add-class", "calibrate", "evaluate"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(command, given, tmp_path, capsys):
+    with full_disk(20_000):
+        error = error_of(command, given, tmp_path, capsys)
+    assert "cannot be written: File too large" in error
+    assert [path.name for path in tmp_path.iterdir()] == [".protosphere"]
 
 
 def test_so_is_a_card(held_elsewhere, tmp_path):

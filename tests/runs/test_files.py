@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -240,23 +241,28 @@ def write(path, how):
         how(unfinished)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is Linux's")
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, writer):
+@contextmanager
+def full_disk(limit):
+    """No file may be longer than that."""
+    if sys.platform != "linux":
+        pytest.skip("the limit of a file's size is Linux's")
     import resource
 
-    path = tmp_path / "file"
-    path.write_text("old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        with pytest.raises(
-            WriteError,
-            match=r"^.*file cannot be written: (File too large|No space left on device)\. What.*$",
-        ):
-            WRITERS[writer](path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, writer):
+    path = tmp_path / "file"
+    path.write_text("old")
+    said = r"^.*file cannot be written: (File too large|No space left on device)\. What.*$"
+    with full_disk(5000), pytest.raises(WriteError, match=said):
+        WRITERS[writer](path)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 

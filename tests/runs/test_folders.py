@@ -141,6 +141,11 @@ def test_a_damaged_record_proves_nothing(tmp_path, record):
 # Replacing a run
 
 
+def start_and_fail(folder):
+    write(folder, "", *START)
+    raise ZeroDivisionError
+
+
 def test_a_run_is_in_the_way_and_a_start_that_failed_is_not(tmp_path, old):
     with pytest.raises(ArgumentError, match="is not empty: go on with that run by --resume"):
         run(old).__enter__()
@@ -148,8 +153,9 @@ def test_a_run_is_in_the_way_and_a_start_that_failed_is_not(tmp_path, old):
         assert set(tree(old).values()) == {"old"}
     new = tmp_path / "new"
     for _ in range(2):
-        with pytest.raises(TypeError), run(new):
-            write(new, None, *START)
+        with pytest.raises(ZeroDivisionError), run(new):
+            start_and_fail(new)
+    assert tree(new) == dict.fromkeys(START, "")  # to be read
     write(new, "mine", "notes.txt")
     with pytest.raises(ArgumentError, match="is not empty"):
         run(new).__enter__()
