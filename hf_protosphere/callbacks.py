@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from .data.labels import some
-from .errors import ArgumentError
+from .errors import ArgumentError, at_no_cost
 from .metrics.monitoring import COLLAPSE, Stopwatch, first_reached
 from .metrics.neural_collapse import NeuralCollapse
 from .metrics.snapshot import SnapshotCollector
@@ -129,8 +129,9 @@ class NeuralCollapseCallback(TrainerCallback):
         if state.is_world_process_zero:
             names = self.class_names or self._layer.class_names
             folder = Path(args.output_dir)
-            save_snapshot(collector.snapshot(names, split), folder / SNAPSHOT)
-            draw_run(folder, target=self.target)
+            with at_no_cost(f"drawing (`protosphere plot {folder}` draws again)"):
+                save_snapshot(collector.snapshot(names, split), folder / SNAPSHOT)
+                draw_run(folder, target=self.target)
 
     # Measuring
 

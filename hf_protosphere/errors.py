@@ -1,4 +1,23 @@
-"""What a user can mend: every message names the argument, the value received and the way out."""
+"""What a user can mend: every message names the argument, the value received and the way out.
+
+And what nobody has to mend for the results to count: `at_no_cost`.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def at_no_cost(what: str) -> Iterator[None]:
+    """For what comes beside or after the results of long work: if it fails, a warning names it."""
+    try:
+        yield
+    except Exception as error:  # of whatever library
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        logger.warning("%s failed; the results are kept (%s)", what, reason)
 
 
 class UserError(ValueError):

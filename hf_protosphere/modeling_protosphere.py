@@ -249,9 +249,12 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
 class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedModel):
     """Classifies by the cosine to one prototype per class.
 
-    With `labels` the forward computes the configured objective, so that `transformers.Trainer` or
-    any loop trains it. While training, the contrast spans all processes of the default group; in
-    evaluation mode it is this process's batch.
+    With `labels` the forward computes a loss, so that `transformers.Trainer` or any loop trains and
+    evaluates it. In training mode that is the configured objective, and the contrast spans all
+    processes of the default group. In evaluation mode it is, under every objective, the negative
+    log-likelihood of the labels, of softmax(logits) before any calibration: a mean over images, so
+    that order and size of the batches are nothing to it. Where the prototypes are class means (scl)
+    it says as much as they do: give them by `set_prototypes` first.
 
     Example:
         >>> config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=4)
@@ -324,20 +327,20 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         )
 
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """The configured loss of embeddings (M[, V], D) and logits (M[, V], K): what `forward`
-        computes when it is given labels."""
+        """The loss of embeddings (M[, V], D) and logits (M[, V], K) that `forward` computes when it
+        is given labels: the configured one, or in evaluation mode the log-likelihood's."""
         objective, temperature = self.config.objective, self.config.softmax_temperature
-        group = None if self.training else "local"
-        if objective == "scl":
+        if objective == "scl" and self.training:
             # What the model returns has unit norm already: normalising again would cost a pass.
-            return supcon_loss(embeddings, labels, temperature, group=group, normalize=False)
+            return supcon_loss(embeddings, labels, temperature, normalize=False)
         if embeddings.dim() == 3:  # views: each one is an instance of its class
-            labels = labels.repeat_interleave(embeddings.shape[1])
+            labels = labels.repeat_interleave(
+                embeddings.shape[1], dim=0
+            )  # or rows of probabilities
             embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
-        if not self.config.has_prototypes:
+        if not (self.training and self.config.has_prototypes):
             return F.cross_entropy(logits, labels)
-        loss = PROTOTYPE_LOSSES[objective]
-        return loss(embeddings, self.head.weight, labels, temperature, group=group)
+        return PROTOTYPE_LOSSES[objective](embeddings, self.head.weight, labels, temperature)
 
     @classmethod
     def from_backbone(

@@ -211,6 +211,18 @@ def test_what_cannot_work_is_said_before_the_first_step(make_trainer):
         NeuralCollapseCallback(None, train_samples=-1)
 
 
+def test_pictures_that_fail_cost_no_training(make_trainer, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(callbacks, "draw_run", fails)
+    trainer = make_trainer(PlainNetwork(), max_steps=1)
+    trainer.add_callback(NeuralCollapseCallback(trainer, train_samples=0))
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert "draws again) failed; the results are kept" in caplog.text
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_classes_that_a_sample_misses_are_warned_of(make_trainer):
     trainer = make_trainer(resnet(), max_steps=1)

@@ -10,7 +10,11 @@ import pytest
 from hf_protosphere import errors
 from tests import ROOT
 
-ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+ERRORS = [
+    value
+    for value in vars(errors).values()
+    if inspect.isclass(value) and value.__module__ == errors.__name__
+]
 
 
 @cache
@@ -30,6 +34,17 @@ def test_each_is_a_value_error_that_says_whose_fault_it_is(error):
     assert issubclass(error, ValueError)
     assert error.__doc__
     assert error in (errors.UserError, errors.TrainingError) or error.__name__ in raised()
+
+
+def test_what_comes_after_the_results_costs_a_warning(caplog):
+    with errors.at_no_cost("drawing"):
+        raise OSError(28, "No space left on device")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "drawing failed; the results are kept (OSError: [Errno 28] No space left on device)"
+    )
+    with pytest.raises(KeyboardInterrupt), errors.at_no_cost("drawing"):
+        raise KeyboardInterrupt
 
 
 def test_an_interruption_tells_its_signal():

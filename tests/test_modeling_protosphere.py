@@ -12,6 +12,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.data import Subset
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -152,10 +153,12 @@ def test_views_are_embedded_together_and_their_logits_averaged():
     assert output.embeddings.shape == (4, 2, 96)
     single = model(pixels.flatten(0, 1))
     assert torch.allclose(output.logits, single.logits.unflatten(0, (4, 2)).mean(1), atol=1e-5)
-    expected = nonl_loss(
-        single.embeddings, model.prototypes, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), 0.1
-    )
-    assert torch.allclose(output.loss, expected, atol=1e-5)
+    each = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    assert torch.allclose(output.loss, F.cross_entropy(single.logits, each), atol=1e-5)
+    expected = nonl_loss(single.embeddings, model.prototypes, each, 0.1)
+    trained = model.train().objective(output.embeddings, output.logits, torch.arange(4))
+    assert torch.allclose(trained, expected, atol=1e-5)
+    model.eval()
     with pytest.raises(ValueError, match="expected pixel_values"):
         model(images(3, 32, 32))
 
@@ -258,6 +261,26 @@ class _Digits(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return {"pixel_values": self.pixels[i], "labels": self.labels[i]}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_of_an_evaluation_knows_no_batches(objective, tmp_path):
+    digits = _Digits()
+    by_class = sorted(range(60), key=lambda i: digits[i]["labels"].item())
+    model = build(objective=objective, num_labels=10, num_channels=1)
+    model.config.calibration_temperature = 2.0  # of another time: not what is trained
+
+    def loss(indices, batch_size):
+        options = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+        given = TrainingArguments(str(tmp_path), per_device_eval_batch_size=batch_size, **options)
+        return Trainer(model, given, eval_dataset=Subset(digits, indices)).evaluate()["eval_loss"]
+
+    pixels, labels = (torch.stack([digits[i][key] for i in by_class])
+                      for key in ("pixel_values", "labels"))  # fmt: skip
+    with torch.no_grad():
+        expected = F.cross_entropy(2 * model.eval()(pixels).logits, labels).item()
+    for order, batch_size in ((by_class, 7), (range(60), 7), (range(60), 25)):
+        assert loss(order, batch_size) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_stock_trainer_trains_it(tmp_path):

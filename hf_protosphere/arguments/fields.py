@@ -126,8 +126,9 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def expanded(path: str | Path) -> str:
-    """The path of a file or folder as a user writes it, with "~" for the home folder."""
-    return os.path.expanduser(os.fspath(path))
+    """The path of a file or folder as a user writes it, with "~" for the home folder, and before it
+    "local-dir:", which is how timm is told that a name is a folder's."""
+    return os.path.expanduser(os.fspath(path).removeprefix("local-dir:"))
 
 
 def _unmet(value: Any, kind: Any) -> str | None:

@@ -97,8 +97,8 @@ def training_sample(
     """A fixed part of the training images, balanced by class, to measure on during training.
 
     Args:
-        size: None for 1 % of them, but at least 10 of each class and at most 10,000; 0 for none.
+        size: None for 1 % of them, at most 10,000, but at least 10 of each class; 0 for none.
     """
     if size is None:
-        size = min(max(len(train) // 100, 10 * num_classes), 10_000)
+        size = max(min(len(train) // 100, 10_000), 10 * num_classes)
     return balanced_sample(train, size, seed) if size else None

@@ -52,10 +52,6 @@ class TrainArguments(
                     f"--{name} {getattr(self, name)} is for --objective cross_entropy, but got "
                     f"{self.objective}, whose loss needs one class for every image: leave it out."
                 )
-        if self.mixup and self.batch_size % 2:
-            raise ArgumentError(
-                f"--mixup mixes pairs: --batch_size must be even, but got {self.batch_size}."
-            )
 
     def _check_adaptation(self) -> None:
         if self.freeze_backbone and (self.layer_decay is not None or self.lora_rank is not None):
@@ -121,6 +117,11 @@ class TrainArguments(
                     f"{self.best_metric!r}."
                 )
         decide(self, report_to=_trackers(self.report_to))
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Of a trained network, whichever it is."""
+        return bool(self.pretrained or self.resume_from or self.finetune_from)
 
     @property
     def backbone_options(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 
 from ..backbones import timm_name
+from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_model
 from ..evaluation.report import format_classifiers, format_report
 from ..inference.predictions import training_class_means
@@ -27,26 +28,56 @@ from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments
 from .environment import device_name, versions
+from .monitoring import START
 
 if TYPE_CHECKING:
     from .run import TrainingRun
 
 
 def finish(run: TrainingRun) -> dict[str, Any]:
-    """Evaluate the best epoch's model on the held-out splits and write everything."""
-    arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
-    loaders = run.eval_loaders
-    best = run.output_dir / "best"
+    """Write the best epoch's model, evaluate it on the held-out splits and write results.json; then
+    what is drawn and told of it.
+
+    What fails of that, or of the provenance, the class means and the probes, is a warning: nothing
+    of it costs the model or the results.
+    """
+    accelerator, loaders, folder = run.accelerator, run.eval_loaders, run.output_dir
+    best = folder / "best"
     with errors_in_one_line(f"{best} was damaged meanwhile", "The checkpoints are beside it."):
         model = ProtoSphereForImageClassification.from_pretrained(best)
+    if accelerator.is_main_process:
+        save_model(model, run.processor, folder)
     model.to(accelerator.device)
-    started = time.perf_counter()
-    means = training_class_means(model, loaders["train"], accelerator)
-    seconds_of_means = time.perf_counter() - started
     held_out = [split for split in ("validation", "test") if split in loaders] or ["train"]
-    snapshot = SnapshotCollector(model.prototypes)
-    results: dict[str, Any] = {
-        "provenance": provenance(run),
+    collector = SnapshotCollector(model.prototypes)
+    results = _measured(run, model, held_out, collector)
+    if accelerator.is_main_process:
+        records, pictures = read_metrics(folder / "metrics.jsonl"), []
+        results["first_reached"] = first_reached(records, run.arguments.nc_target)
+        # Whole: where it is, the run is finished.
+        write_json(folder / "results.json", results)
+        with at_no_cost(f"writing {SNAPSHOT}"):
+            snapshot = collector.snapshot(run.images.label_names, held_out[-1])
+            save_snapshot(snapshot, folder / SNAPSHOT)
+        if run.arguments.pictures:
+            with at_no_cost(f"drawing (`protosphere plot {folder}` draws again)"):
+                pictures = draw_run(folder, target=run.arguments.nc_target)
+        with at_no_cost("the summary"):
+            say(_summary(run, results, records, pictures))
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _measured(
+    run: TrainingRun, model: ProtoSphereForImageClassification, held_out: list[str],
+    collector: SnapshotCollector,
+) -> dict[str, Any]:  # fmt: skip
+    """What results.json holds. The collector takes part in the last split's evaluation."""
+    arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
+    results: dict[str, Any] = {}
+    with at_no_cost("the provenance"):
+        results["provenance"] = provenance(run)
+    results |= {
         "best_epoch": progress.best_epoch,
         "training_seconds": progress.training_seconds,
         "images_per_second": progress.step * run.images_per_step / progress.training_seconds,
@@ -54,32 +85,25 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     }
     if run.train_counts is not None:
         results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
+    started, means = time.perf_counter(), None
+    with at_no_cost("classifying by class means"):
+        means = training_class_means(model, run.eval_loaders["train"], accelerator)
+    seconds_of_means = time.perf_counter() - started
     for split in held_out:
-        last = snapshot if split == held_out[-1] else None
-        report = evaluate_model(model, loaders[split], accelerator, means=means, snapshot=last)
+        last, loader = collector if split == held_out[-1] else None, run.eval_loaders[split]
+        report = evaluate_model(model, loader, accelerator, means=means, snapshot=last)
         if arguments.imbalance:
             report["accuracy_by_frequency"] = accuracy_by_frequency(
                 report["class_accuracies"], run.train_counts
             )
         results[split] = report
-    if probes := _probes(run, model, held_out[-1]):
-        accuracy = results[held_out[-1]]["class_means_accuracy"]
-        of_means = {"accuracy": accuracy, "pass_seconds": seconds_of_means, "training_seconds": 0.0}
-        results["classifiers"] = {"class_means": of_means} | probes
-    if accelerator.is_main_process:
-        records = read_metrics(run.output_dir / "metrics.jsonl")
-        target = arguments.nc_target
-        results["first_reached"] = first_reached(records, target)
-        save_model(model, run.processor, run.output_dir)
-        of_split = snapshot.snapshot(run.images.label_names, held_out[-1])
-        save_snapshot(of_split, run.output_dir / SNAPSHOT)
-        pictures = draw_run(run.output_dir, target=target) if arguments.pictures else []
-        # Last, and whole: where it is, the run is finished.
-        write_json(run.output_dir / "results.json", results)
-        say(f"\n{_summary(run, results, held_out[-1])}")
-        written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
-        say(f"\n{run.output_dir}: the model, {', '.join(written)}")
-    accelerator.wait_for_everyone()
+    with at_no_cost("probing"):
+        if probes := _probes(run, model, held_out[-1]):
+            of_means = {
+                "accuracy": results[held_out[-1]]["class_means_accuracy"],
+                "pass_seconds": seconds_of_means, "training_seconds": 0.0,
+            }  # fmt: skip
+            results["classifiers"] = {"class_means": of_means} | probes
     return results
 
 
@@ -109,7 +133,10 @@ def _probes(
     return probes
 
 
-def _summary(run: TrainingRun, results: dict[str, Any], split: str) -> str:
+def _summary(
+    run: TrainingRun, results: dict[str, Any], records: list[dict[str, Any]], pictures: list[Path]
+) -> str:
+    split = next(name for name in ("test", "validation", "train") if name in results)
     title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
     reached = results["first_reached"].get("validation", {})
     parts = [format_report(results[split], title, reached=reached, target=target,
@@ -119,7 +146,20 @@ def _summary(run: TrainingRun, results: dict[str, Any], split: str) -> str:
     seconds = results["neural_collapse_seconds"]
     share = seconds / (seconds + results["training_seconds"])
     parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
-    return "\n\n".join(parts)
+    written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
+    parts.append(f"{run.output_dir}: the model, {', '.join(written)}")
+    if (start := records[0].get(START)) is not None:
+        best, of_best = run.progress.best_epoch, "validation_accuracy"
+        reached = next(r[of_best] for r in records if r["epoch"] == best and of_best in r)
+        if reached < start:
+            rate = max(run.optimizer_step.scheduler.base_lrs)
+            parts.append(
+                f"This training ended below its start: {run.validation} accuracy {reached:.2%} at "
+                f"the best epoch, {best}, but {start:.2%} by the class means of the network it "
+                f"started from. Try a --learning_rate below {rate:.2g}, or `protosphere finetune` "
+                "with --mode layerwise, head or prototypes."
+            )
+    return "\n" + "\n\n".join(parts)
 
 
 def provenance(run: TrainingRun) -> dict[str, Any]:
@@ -143,9 +183,7 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
             for role, source in run.images.sources.items()
         },
         "base_model": base_model(arguments),
-        "from_pretrained_weights": bool(
-            arguments.pretrained or arguments.resume_from or arguments.finetune_from
-        ),
+        "from_pretrained_weights": arguments.starts_from_weights,
         "parameters": count_parameters(run.model),
         "trainable_parameters": count_trained_parameters(run.model),
         "embedding_dim": run.model.protosphere.embedding_dim,
@@ -172,4 +210,5 @@ def base_model(arguments: TrainArguments) -> str | None:
     backbone = hub_id(arguments.backbone)
     if arguments.backbone_source == "transformers" or backbone is None:
         return backbone
-    return timm.get_pretrained_cfg(timm_name(backbone)).hf_hub_id
+    cfg = timm.get_pretrained_cfg(timm_name(backbone))
+    return cfg.hf_hub_id if cfg else None

@@ -158,7 +158,7 @@ class RunArguments:
     nc_every_steps: CountOrZero = flag("Measure after every so many steps as well; 0 for never.", 0)
     nc_train_samples: CountOrZero | None = flag(
         "Measure on so many training images too, a fixed sample balanced by class; 0 for none. By "
-        "default 1 %% of them, but at least 10 of each class and at most 10,000."
+        "default 1 %% of them, at most 10,000, but at least 10 of each class."
     )
     nc_target: Annotated[float, "(0, 100]"] = flag(
         "Report when each metric first attains this percentage of its optimum.", 95.0

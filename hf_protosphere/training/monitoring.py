@@ -8,11 +8,14 @@ from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..evaluation.classifier_metrics import evaluate_model
 from ..metrics.monitoring import COLLAPSE, Stopwatch
 from ..modeling_protosphere import ProtoSphereForImageClassification
+
+START = "validation_class_means_accuracy"  # of epoch 0
 
 
 @dataclass
@@ -56,6 +59,12 @@ class CollapseMonitor:
         del report["class_accuracies"]  # a list in every record, and a curve for every class
         return record | {f"validation_{name}": value for name, value in report.items()}
 
+    def start(self, means: Tensor) -> dict[str, Any]:
+        """The record of epoch 0: what class means (K, D) are worth as a classifier."""
+        of = self.model, self.validation, self.accelerator
+        report = evaluate_model(*of, means=means, neural_collapse=False)
+        return {"step": 0, "epoch": 0, START: report["class_means_accuracy"]}
+
     def measure(self) -> dict[str, Any]:
         """`validate`, in the middle of an epoch: all of it is the price of measuring."""
         with self.stopwatch:
@@ -72,13 +81,16 @@ def score(record: Mapping[str, Any], metric: str) -> float:
     if metric in ("accuracy", "mean_class_accuracy"):
         return record[f"validation_{metric}"]
     metric = "overall" if metric == "neural_collapse" else metric
-    return record["validation" + COLLAPSE]["attained"][metric]
+    # Where all class means coincide it is not defined, and nothing of it is attained.
+    return record["validation" + COLLAPSE]["attained"].get(metric, 0.0)
 
 
 def epoch_line(record: dict[str, Any]) -> str:
     line = f"epoch {record['epoch']:>5.4g}"
     if "train_loss" in record:
         line += f"  loss {record['train_loss']:.3f}"
+    if START in record:
+        line += f"  validation accuracy by class means, before training {record[START]:.2%}"
     if "validation_accuracy" in record:
         line += f"  validation accuracy {record['validation_accuracy']:.2%}"
     if "validation_neural_collapse" in record:

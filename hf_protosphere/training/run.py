@@ -25,7 +25,6 @@ from ..data.streaming import StreamedBatches
 from ..data.subsets import training_sample
 from ..data.transforms import build_image_processor
 from ..errors import ArgumentError, TrainingError, TrainingInterrupted
-from ..evaluation.report import flat_record
 from ..inference.predictions import training_class_means
 from ..runs.checkpoints import (
     DamagedCheckpoint,
@@ -52,8 +51,11 @@ from .setup import (
     build_model,
     build_optimizer,
     count_steps,
+    refuse_single_values,
+    refuse_what_classes_lack,
     resolve,
     start_trackers,
+    tell_trackers,
     training_images,
     with_synchronized_batchnorm,
 )
@@ -85,7 +87,10 @@ class TrainingRun:
         streamed = self.images.is_streamed
         self.train_counts = None if streamed else self.images.class_counts("train")
         self.steps_per_epoch = count_steps(arguments, self.images, self.accelerator)
+        self.validation = "validation" if "validation" in self.images.splits else "train"
+        refuse_what_classes_lack(arguments, self.images, self.validation)
         self.model = build_model(arguments, self.images)
+        refuse_single_values(arguments, self.model)
         if arguments.sync_batchnorm:
             self.model = with_synchronized_batchnorm(self.model, self.accelerator)
         self.processor = build_image_processor(self.model.config)
@@ -96,7 +101,6 @@ class TrainingRun:
         self.eval_loaders = {
             role: self._eval_loader(split, role) for role, split in self.images.splits.items()
         }
-        self.validation = "validation" if "validation" in self.images.splits else "train"
         if arguments.channels_last:
             self.model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(
@@ -133,7 +137,8 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             write_yaml(self.output_dir / "arguments.yaml", self.record)
             run_id = record_start(self.output_dir, self.arguments, self.images, self.accelerator)
-            self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=self.progress.step)
+            last_step = self.progress.step or -1  # also epoch 0 comes again
+            self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=last_step)
         start_trackers(self.accelerator, self.arguments, run_id)
 
     def _prepare_output_dir(self) -> None:
@@ -223,7 +228,7 @@ class TrainingRun:
     def train_epoch(self, stop: Stop) -> None:
         """The rest of the current epoch."""
         if self.progress.step == 0:
-            self._update_class_means(first=True)
+            self._begin()
         progress, monitor, started = self.progress, self.monitor, time.perf_counter()
         monitored = monitor.stopwatch.seconds
         unseen: list[Tensor] = []  # (2,) loss and accuracy of each step since the last look
@@ -325,7 +330,8 @@ class TrainingRun:
             "train_loss": loss, "train_accuracy": accuracy,
         }  # fmt: skip
         if last or progress.epoch % arguments.evaluate_every == 0:
-            self._update_class_means()
+            if self.model.config.prototypes == "class_means":
+                step.set_prototypes(self._training_means())
             by_collapse = arguments.best_metric not in ("accuracy", "mean_class_accuracy")
             due = last or by_collapse or self.monitor.due_at_epoch(progress.epoch, progress.step)
             record |= self.monitor.validate(neural_collapse=due)
@@ -365,18 +371,27 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             self.log.append(record)
             tqdm.write(epoch_line(record))
-        flat = flat_record(record)
-        del flat["step"]  # trackers have it beside the values
-        self.accelerator.log(flat, step=self.progress.step)
+        tell_trackers(self.accelerator, record)
 
-    def _update_class_means(self, *, first: bool = False) -> None:
-        step, config = self.optimizer_step, self.model.config
-        learned = config.prototypes == "learned" and config.has_prototypes
-        imprints = first and self.arguments.imprint and learned
-        if imprints or config.prototypes == "class_means":
-            loader = self.eval_loaders["train"]
-            means = training_class_means(step.evaluated_model, loader, self.accelerator)
-            if imprints:
-                source = self.checkpoint if self.arguments.finetune_from else None
-                means = first_prototypes(self.model, means, source)
+    def _begin(self) -> None:
+        """Prototypes that start from class means; and epoch 0, what these are worth as a classifier
+        where training starts from a trained network: it should not end below."""
+        arguments, config, step = self.arguments, self.model.config, self.optimizer_step
+        imprints = arguments.imprint and config.prototypes == "learned" and config.has_prototypes
+        # Of few shots the class means are a row of their own.
+        few = arguments.images_per_class is not None
+        measured = arguments.starts_from_weights and not few and not self.images.is_streamed
+        if not (imprints or measured or config.prototypes == "class_means"):
+            return
+        means = self._training_means()
+        if measured:
+            self._log(self.monitor.start(means))
+        if imprints:
+            source = self.checkpoint if arguments.finetune_from else None
+            step.set_prototypes(first_prototypes(self.model, means, source))
+        elif config.prototypes == "class_means":
             step.set_prototypes(means)
+
+    def _training_means(self) -> Tensor:
+        loader = self.eval_loaders["train"]
+        return training_class_means(self.optimizer_step.evaluated_model, loader, self.accelerator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from torch import nn
 from transformers import get_scheduler
 
 from ..backbones import timm_name
 from ..configuration_protosphere import ProtoSphereConfig
 from ..data.arguments import SplitArguments
 from ..data.dataset import ImageDataset, load_data
+from ..data.labels import some
 from ..data.subsets import few_shot, long_tailed
-from ..errors import ArgumentError
+from ..errors import ArgumentError, at_no_cost
+from ..evaluation.report import flat_record
+from ..metrics.neural_collapse import undefined_metrics
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import keep_unwrapped
 from ..runs.loading import load_classifier, load_config
@@ -220,6 +225,42 @@ def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Ac
     return steps
 
 
+def refuse_what_classes_lack(arguments: TrainArguments, images: ImageDataset, split: str) -> None:
+    """
+    Raises:
+        ArgumentError: --best_metric is not defined on a split that lacks images of classes.
+    """
+    if split == "train" and images.is_streamed:
+        return
+    metric = {"neural_collapse": "overall"}.get(arguments.best_metric, arguments.best_metric)
+    if metric in undefined_metrics(images.class_counts(split), images.num_labels):
+        missing = images.classes_without_images(split)
+        raise ArgumentError(
+            f"--best_metric {arguments.best_metric} is not defined on the {split} images, which "
+            f"have {f'none of {some(missing)}' if missing else 'one of each class'}: choose "
+            "accuracy, add images, or raise --max_eval_samples."
+        )
+
+
+def refuse_single_values(arguments: TrainArguments, model: nn.Module) -> None:
+    """
+    Raises:
+        ArgumentError: batches of one image, of which batch norm would see one value per channel.
+    """
+    if arguments.batch_size * arguments.views > 1 or arguments.freeze_backbone:
+        return
+    config = model.config
+    try:  # whether an image comes to one point in it, only the network knows
+        with torch.no_grad():
+            image = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
+            copy.deepcopy(model).train()(image)
+    except ValueError as error:
+        raise ArgumentError(
+            f"--batch_size 1 cannot train {config.backbone}: {error}. Give 2 or more, or a "
+            "backbone without batch norm."
+        ) from error
+
+
 def with_synchronized_batchnorm(
     model: ProtoSphereForImageClassification, accelerator: Accelerator
 ) -> ProtoSphereForImageClassification:
@@ -243,16 +284,34 @@ def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: 
 
     Args:
         run_id: the run's identity, the same when it is resumed.
+
+    Raises:
+        ArgumentError: one cannot start.
     """
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    accelerator.init_trackers(
-        arguments.project,
-        config={
-            key: value if isinstance(value, int | float | str) else str(value)
-            for key, value in dataclasses.asdict(arguments).items()
-        },
-        init_kwargs={
-            "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir},
-            "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},
-        },
-    )
+    config = {
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in dataclasses.asdict(arguments).items()
+    }
+    options = {
+        "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir},
+        "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},
+    }
+    try:
+        accelerator.init_trackers(arguments.project, config=config, init_kwargs=options)
+    except Exception as error:  # of whatever tracker
+        raise ArgumentError(
+            f"--report_to {' '.join(arguments.report_to)} cannot start: {error}. Leave it out, or "
+            "give --report_to none."
+        ) from error
+
+
+def tell_trackers(accelerator: Accelerator, record: dict[str, Any]) -> None:
+    """A record, to each tracker; one that fails is told nothing any more."""
+    flat, working = flat_record(record), []
+    step = flat.pop("step")  # they have it beside the values
+    for tracker in accelerator.trackers:
+        with at_no_cost(f"--report_to {tracker.name}, which is left out from now on,"):
+            tracker.log(flat, step=step)
+            working.append(tracker)
+    accelerator.trackers = working

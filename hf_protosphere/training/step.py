@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -65,12 +65,6 @@ class OptimizerStep:
         if arguments.ema_decay is not None:
             # Its warm-up forgets the first weights, of which a short run would keep too much.
             self.average = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
-        self.mix: Mixup | None = None
-        if arguments.mixup or arguments.label_smoothing:
-            self.mix = Mixup(
-                mixup_alpha=arguments.mixup, prob=1.0 if arguments.mixup else 0.0,
-                label_smoothing=arguments.label_smoothing, num_classes=model.config.num_labels,
-            )  # fmt: skip
 
     @property
     def evaluated_model(self) -> ProtoSphereForImageClassification:
@@ -103,8 +97,8 @@ class OptimizerStep:
         arguments, accelerator = self.arguments, self.accelerator
         position = hash((arguments.seed, step, accelerator.process_index))
         torch.manual_seed(position % 2**63)
-        if self.mix is not None:
-            np.random.seed(position % 2**32)  # timm's mixing draws from NumPy
+        if arguments.mixup:
+            np.random.seed(position % 2**32)
         loss, logits = self._backward(batches)
         if arguments.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.prepared_model.parameters(), arguments.max_grad_norm)
@@ -123,8 +117,8 @@ class OptimizerStep:
         losses, logits = [], []
         for i, batch in enumerate(batches):
             pixels, labels = batch["pixel_values"], batch["labels"]
-            if self.mix is not None:
-                pixels, labels = self.mix(pixels, labels)  # (m, K) probabilities
+            if self.arguments.mixup or self.arguments.label_smoothing:
+                pixels, labels = self._mixed(pixels, labels)
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared_model):
                 with self.accelerator.autocast():
@@ -133,6 +127,15 @@ class OptimizerStep:
             losses.append(output.loss.detach())
             logits.append(output.logits.detach())
         return torch.stack(losses).mean(), torch.cat(logits)
+
+    def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Every image mixed with its mirror image in the order of the batch, of any size, and the
+        probabilities (m, K) of its classes, smoothed. One share holds for the batch."""
+        alpha, smoothing = self.arguments.mixup, self.arguments.label_smoothing
+        share = np.random.beta(alpha, alpha) if alpha else 1.0
+        if alpha:
+            pixels = pixels.lerp(pixels.flip(0), 1 - share)
+        return pixels, mixup_target(labels, self.model.config.num_labels, share, smoothing)
 
 
 def backward_as_one_batch(

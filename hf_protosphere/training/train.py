@@ -11,6 +11,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ..data.dataset import ImageDataset
+from ..data.labels import some
+from ..errors import at_no_cost
 from ..plots.text import say
 from ..runs.processes import own_accelerate_state
 from ..runs.signals import stop_signals
@@ -52,11 +54,12 @@ def train(
                 run.train_epoch(stop)
                 run.finish_epoch()
         results = finish(run)
-    if last:
-        run.accelerator.end_training()
-    else:
-        for tracker in run.accelerator.trackers:
+    for tracker in run.accelerator.trackers:
+        with at_no_cost(f"--report_to {tracker.name}"):
             tracker.finish()
+    if last:
+        run.accelerator.trackers = []
+        run.accelerator.end_training()
     return results
 
 
@@ -88,6 +91,12 @@ def announcement(run: TrainingRun) -> str:
         lines.append(f"long-tailed ({arguments.imbalance}): {counts} images a class")
     if run.validation == "train":
         lines.append("No validation images: validating on the training set.")
+    for name in run.images.splits:
+        if name != "train" and (missing := run.images.classes_without_images(name)):
+            lines.append(
+                f"No {name} image of {some(missing)}: neural collapse is that of the others, and "
+                "what needs every class is not defined."
+            )
     return "\n".join(lines)
 
 
@@ -112,7 +121,9 @@ def dry_run(
     run = TrainingRun(arguments.but(dry_run=True), images)
     if run.accelerator.is_main_process:
         say(announcement(run))
-    batches, device = run.groups_of_batches(), run.accelerator.device
+    # An epoch may have one step only.
+    batches = (batches for _ in range(2) for batches in run.groups_of_batches())
+    device = run.accelerator.device
     synchronize = torch.get_device_module(device).synchronize
     run.optimizer_step.train_mode()
     run.step(next(batches))

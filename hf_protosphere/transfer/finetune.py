@@ -20,6 +20,7 @@ from ..data.labels import labels_of
 from ..data.loaders import evaluation_loader
 from ..data.subsets import drawn
 from ..data.transforms import build_image_processor
+from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.probes import FrozenImages, frozen_images
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -94,7 +95,7 @@ def _finetune(job: Transfer, last: bool) -> dict[str, Any]:
         say(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
         say(table)
         if len(arguments.shot_counts) > 1:
-            with whole_file(job.folder / "shots.png") as unfinished:
+            with at_no_cost("drawing"), whole_file(job.folder / "shots.png") as unfinished:
                 plot_shots(summary, unfinished)
     if last:
         job.accelerator.end_training()

@@ -115,15 +115,18 @@ def test_a_share_of_each_class_is_held_out_and_never_all_of_one(counts, fraction
 
 
 @pytest.mark.parametrize(
-    ("num_images", "size", "expected"),
-    [(5000, None, 50), (500, None, 20), (15, None, 15), (500, 7, 7), (500, 900, 500)],
-)
-def test_training_is_measured_on_a_fixed_sample(num_images, size, expected):
-    split = images([i % 2 for i in range(num_images)])
-    sample = training_sample(split, 2, size, seed=0)
+    ("num_images", "num_classes", "size", "expected"),
+    [
+        (5000, 2, None, 50), (500, 2, None, 20), (15, 2, None, 15), (500, 2, 7, 7),
+        (500, 2, 900, 500), (12_500, 1100, None, 11_000),  # ten of each class
+    ],
+)  # fmt: skip
+def test_training_is_measured_on_a_fixed_sample(num_images, num_classes, size, expected):
+    split = images([i % num_classes for i in range(num_images)])
+    sample = training_sample(split, num_classes, size, seed=0)
     assert len(sample) == expected
-    assert sample["image"][:] == training_sample(split, 2, size, seed=0)["image"][:]
-    assert training_sample(split, 2, 0, seed=0) is None
+    assert sample["image"][:] == training_sample(split, num_classes, size, seed=0)["image"][:]
+    assert training_sample(split, num_classes, 0, seed=0) is None
 
 
 def test_groups_by_frequency():

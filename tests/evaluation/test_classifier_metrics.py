@@ -78,6 +78,8 @@ def test_accuracies_are_those_of_a_loop_and_of_sklearn(num_classes):
 def test_batches_of_any_size_give_the_same():
     given = predicted(8)
     assert measured(*given, sizes=1) == measured(*given, sizes=7) == measured(*given, sizes=1000)
+    by_class = [part[given[2].argsort()] for part in given]
+    assert measured(*by_class, sizes=7) == measured(*given, sizes=7)
 
 
 def test_classes_without_images_have_no_accuracy_and_no_weight():

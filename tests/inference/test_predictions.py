@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.errors import DataError
 from hf_protosphere.inference.predictions import inferred, predictions, training_class_means
 
 ACCELERATOR = Accelerator()
@@ -108,6 +109,12 @@ def test_of_a_stream_any_number_is_right(model, images):
     loader = DataLoader(Stream(), batch_size=4)
     found = list(predictions(model, loader, ACCELERATOR, "stream"))
     assert sum(len(labels) for _, _, labels in found) == len(LABELS)
+
+
+def test_a_class_without_images_has_no_mean(model, images):
+    loader = DataLoader([image | {"labels": 0} for image in images], batch_size=4)
+    with pytest.raises(DataError, match="training images: no samples of"):
+        training_class_means(model, loader, ACCELERATOR)
 
 
 def test_class_means_are_those_of_a_loop(model, images):

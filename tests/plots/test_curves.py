@@ -59,6 +59,14 @@ def test_collapse_of_one_run_shows_every_split_optimum_and_arrival(tmp_path, fig
             assert {info.optimum(4, 8)} in heights
 
 
+def test_the_start_of_a_transfer_is_a_line(tmp_path, figures):
+    start = {"step": 0, "epoch": 0, "validation_class_means_accuracy": 0.75}
+    plot_curves([start, record(1), record(2)], tmp_path / "curves.png")
+    accuracy = figures[0].axes[1]
+    (line,) = [line for line in accuracy.lines if line.get_label().startswith("class means")]
+    assert set(line.get_ydata()) == {75.0}
+
+
 def test_collapse_of_several_runs_compares_their_validation_images(tmp_path, figures):
     runs = {"nonl": [record(1), record(2)], "ce": [record(3)]}
     plot_collapse(runs, tmp_path / "collapse.png")

@@ -78,3 +78,4 @@ def test_score_is_higher_for_better():
     }
     names = ("accuracy", "mean_class_accuracy", "neural_collapse", "nc1_cdnv")
     assert [score(record, name) for name in names] == [0.9, 0.8, 40.0, 70.0]
+    assert score({"validation_neural_collapse": {"attained": {}}}, "nc1_cdnv") == 0.0

@@ -4,9 +4,11 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
 from hf_protosphere.errors import ArgumentError, TrainingError, TrainingInterrupted
@@ -179,6 +181,66 @@ def test_label_smoothing_and_mixup_of_the_baseline(arguments, tmp_path):
     logits = run.model.train()(next(run.batches.epoch(0))["pixel_values"]).logits
     unmixed = F.cross_entropy(logits, batch["labels"]).item()
     assert abs(losses[0] - unmixed) > 1e-3
+
+
+def test_odd_batches_of_two_views_are_mixed_and_smoothed(arguments):
+    options = {"objective": "cross_entropy", "views": 2, "batch_size": 15, "mixup": 0.8}
+    run = training.TrainingRun(arguments(**options, backbone="test_vit", label_smoothing=0.2))
+    batch = next(run.batches.epoch(0))
+    pixels, labels = batch["pixel_values"], batch["labels"]
+    assert pixels.shape[:2] == (15, 2)
+    loss = run.step([batch])[0].item()
+
+    run = training.TrainingRun(
+        arguments(**options, backbone="test_vit", label_smoothing=0.2, resume=True)
+    )
+    np.random.seed(hash((0, 0, 0)) % 2**32)  # seed, step, process
+    share = np.random.beta(0.8, 0.8)
+    smooth = 0.8 * F.one_hot(labels, 3) + 0.2 / 3
+    mixed, targets = (share * x + (1 - share) * x.flip(0) for x in (pixels, smooth))
+    logits = run.model.train()(mixed.flatten(0, 1)).logits
+    expected = F.cross_entropy(logits, targets.repeat_interleave(2, 0)).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tracker_that_fails_is_left_out_and_costs_nothing(arguments, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", fails)
+    train(arguments(report_to=["tensorboard"], nc_every=0))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("--report_to tensorboard, which is left out from now on, failed")
+    caplog.clear()
+
+    monkeypatch.undo()
+    monkeypatch.setattr(TensorBoardTracker, "finish", fails)
+    options = {"report_to": ["tensorboard"], "epochs": 1, "overwrite": True}
+    train(arguments(**options))
+    assert [r.getMessage()[:28] for r in caplog.records] == ["--report_to tensorboard fail"]
+
+    monkeypatch.setattr(TensorBoardTracker, "start", fails)
+    with pytest.raises(ArgumentError, match="--report_to tensorboard cannot start: the disk"):
+        train(arguments(**options))
+
+
+def test_the_start_is_epoch_0_and_an_end_below_it_is_said(arguments, tmp_path, capsys):
+    train(arguments(epochs=1, output_dir=str(tmp_path / "source")))
+    assert "below its start" not in capsys.readouterr().out  # nothing was known at the start
+    tuned = arguments(finetune_from=str(tmp_path / "source"), learning_rate=3.0)
+    train(tuned)
+    told = capsys.readouterr().out
+    start, *epochs = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert (start["step"], start["epoch"]) == (0, 0)
+    reached = max(record["validation_accuracy"] for record in epochs)
+    by_means = start["validation_class_means_accuracy"]
+    assert reached < by_means
+    assert f"before training {by_means:.2%}" in told
+    assert f"ended below its start: validation accuracy {reached:.2%}" in told
+    assert "Try a --learning_rate below 3, or" in told
+    train(tuned.but(resume=True))  # says it again, once
+    assert capsys.readouterr().out.count("ended below its start") == 1
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
 
 
 def test_early_stopping_by_a_figure_of_neural_collapse(arguments, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What a run is made of: who decides which argument, and the parts that follow from them."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,53 @@ def test_an_epoch_has_whole_steps_only(arguments):
         count_steps(arguments(batch_size=64), images, two)
     with pytest.raises(ArgumentError, match=r"--classes_per_batch 4 is more than the 3 classes"):
         count_steps(arguments(batch_size=8, classes_per_batch=4), images, one)
+
+
+@pytest.mark.parametrize(
+    ("counts", "metric", "lacks"),
+    [
+        ([3, 0, 5, 2], "neural_collapse", "none of b"),
+        ([3, 0, 5, 2], "nc3_self_duality", "none of b"),
+        ([3, 0, 5, 2], "nc1_cdnv", None),
+        ([1, 1, 1, 1], "nc1_cdnv", "one of each class"),
+        ([1, 1, 1, 1], "nc2_equiangular", None),
+        ([0, 0, 0, 1], "accuracy", None),
+        ([0, 0, 0, 4], "nc1_variability", "none of a, b, c"),
+    ],
+)
+def test_an_epoch_is_not_chosen_by_what_is_not_defined(arguments, counts, metric, lacks):
+    images = SimpleNamespace(
+        num_labels=4, class_counts=lambda split: counts, is_streamed=False,
+        classes_without_images=lambda split: [n for n, count in zip("abcd", counts) if not count],
+    )  # fmt: skip
+    refuse = partial(setup.refuse_what_classes_lack, arguments(best_metric=metric), images)
+    if lacks is None:
+        return refuse("validation")
+    with pytest.raises(ArgumentError, match=f"--best_metric {metric} is not .* have {lacks}: cho"):
+        refuse("validation")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "is_refused"),
+    [
+        ("test_resnet", {"batch_size": 1}, True),
+        ("test_resnet", {"batch_size": 2}, False),
+        ("test_resnet", {"batch_size": 1, "objective": "scl"}, False),  # of two views
+        ("test_resnet", {"batch_size": 1, "freeze_backbone": True}, False),
+        ("test_vit", {"batch_size": 1}, False),
+    ],
+)
+def test_batches_of_one_image_under_batch_norm(arguments, backbone, options, is_refused):
+    config = ProtoSphereConfig(backbone=backbone, image_size=32, num_labels=3)
+    model = ProtoSphereForImageClassification(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    refuse = partial(setup.refuse_single_values, arguments(**options), model)
+    if is_refused:
+        with pytest.raises(ArgumentError, match=r"--batch_size 1 cannot train test_resnet: .*or a"):
+            refuse()
+    else:
+        refuse()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_synchronised_batch_norm_needs_cuda(arguments):

@@ -61,6 +61,19 @@ def test_a_run_leaves_a_model_anyone_can_load_and_a_record(arguments, tmp_path):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000072"]
 
 
+def test_classes_without_evaluation_images_are_named_and_cost_nothing(arguments, capsys):
+    results = train(arguments(epochs=1, max_eval_samples=2))
+    missing = "image of digit_1: neural collapse is that of the others, and what needs every class"
+    told = capsys.readouterr().out
+    assert f"No validation {missing}" in told
+    assert f"No test {missing}" in told
+    assert "(no image of digit_1: what needs every class is not defined)" in told
+    assert results["test"]["neural_collapse"]["absent_classes"] == [1]
+    assert "nc3_self_duality" not in results["test"]["neural_collapse"]["attained"]
+    with pytest.raises(ArgumentError, match=r"--best_metric nc4_agreement .* have none of digit_1"):
+        train(arguments(max_eval_samples=2, best_metric="nc4_agreement", overwrite=True))
+
+
 @pytest.mark.parametrize(
     ("objective", "prototypes"),
     [
@@ -183,6 +196,8 @@ def test_the_plan_is_that_of_the_whole_run(arguments, tmp_path, monkeypatch):
     plan = dry_run(arguments(epochs=5, batch_size=16, gradient_accumulation_steps=2))
     assert (plan["images_per_step"], plan["steps"], plan["images"]) == (32, 15, 480)
     assert plan["hours"] == pytest.approx(5 * plan["seconds_per_epoch"] / 3600)
+    once = dry_run(arguments(epochs=5, batch_size=108))  # the second step is another epoch's
+    assert (once["steps"], once["images_per_step"]) == (5, 108)
     assert decoded == []  # of 108 images two steps take 64
     assert not (tmp_path / "run").exists()
 

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 from transformers import AutoImageProcessor
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
@@ -13,6 +15,7 @@ from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.runs.finished_run import FinishedRun
+from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import setup
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer import finetune as transfer_module
@@ -181,3 +184,34 @@ def test_the_linear_heads_options_go_to_a_cross_entropy_checkpoint(run, source, 
     with pytest.raises(ArgumentError, match=r"--mixup 0\.2 is for --objective cross_entropy"):
         run(mixup=0.2)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_a_folder_of_timm_ends_with_model_and_results_and_resumes(run, tmp_path):
+    save_for_hf(timm.create_model("test_resnet"), tmp_path / "timm", safe_serialization=True)
+    options = {"model": f"local-dir:{tmp_path / 'timm'}", "image_size": 32}
+    for resume in (False, True):
+        result = run(**options, resume=resume)
+        (tmp_path / "out" / "comparison.json").unlink()
+    finished = FinishedRun.read(tmp_path / "out")
+    assert finished.provenance["base_model"] is None
+    assert finished.provenance["from_pretrained_weights"] is True
+    assert finished.results["test"]["accuracy"] == result["rows"][0]["accuracy"]
+    assert ProtoSphereForImageClassification.from_pretrained(tmp_path / "out")
+    (start,) = [r for r in read_metrics(tmp_path / "out" / "metrics.jsonl") if r["epoch"] == 0]
+    assert start["validation_class_means_accuracy"] > 0.5
+
+
+def test_a_picture_that_fails_costs_no_table(run, tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transfer_module, "plot_shots", fails)
+    result = run(mode="prototypes", shots="1,2", trials=1)
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == result
+    assert "drawing failed; the results are kept" in caplog.text
+
+
+def test_few_shots_in_odd_batches_are_mixed(run):
+    options = {"objective": "cross_entropy", "mixup": 0.2, "shots": "1", "trials": 1}
+    (row,) = run(**options, min_steps=1)["rows"]  # three images
+    assert row["num_images"] == 45
