@@ -3,18 +3,20 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
+from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.dataset import load_image_dataset
-from hf_protosphere.data.streaming import StreamedBatches
+from hf_protosphere.data.streaming import StreamedBatches, decoded
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.setup import training_images
 from hf_protosphere.training.train import train
+from tests.data import NAMES, image
 
 CONFIG = ProtoSphereConfig(image_size=32, num_labels=3)
 
@@ -156,6 +158,26 @@ def test_labels_of_a_stream_are_those_of_the_checkpoint(shards):
         assert split.features["label"].names == names
     with pytest.raises(DataError, match=r"the train split .* not among .*: digit_0, digit_1"):
         training_images(arguments(shards), ["digit_2", "digit_3"])
+
+
+@pytest.mark.parametrize(
+    ("feature", "of_pixels"),
+    [
+        (Array3D((8, 8, 3), "uint8"), np.asarray),
+        (Value("binary"), lambda pixels: Image().encode_example(pixels)["bytes"]),
+        (Image(decode=False), lambda pixels: Image().encode_example(pixels)),
+    ],
+    ids=["pixels", "bytes", "not decoded"],
+)
+def test_images_in_any_form_are_streamed(tmp_path, feature, of_pixels):
+    images = [np.asarray(image(i)) for i in range(3)]
+    rows = {"image": [*map(of_pixels, images)], "label": [0, 1, 1]}
+    features = Features(image=feature, label=NAMES)
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    data = load_image_dataset(str(tmp_path), streaming=True, num_train_images=3, roles=["train"])
+    pairs = [*decoded(data.splits["train"], skip_bad=False)]
+    assert [label for _, label in pairs] == [0, 1, 1]
+    assert all(np.array_equal(seen, own) for (seen, _), own in zip(pairs, images, strict=True))
 
 
 def test_downloaded_splits_are_found_again(shards):

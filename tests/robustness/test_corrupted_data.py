@@ -132,6 +132,11 @@ def test_as_many_images_of_each_corruption_as_asked_for(split, tmp_path):
 
 def test_classes_of_a_folder_are_matched_by_name(split, tmp_path):
     folder = write_folders(tmp_path, split.select(range(0, 45, 5)), 32)
+    part = folder / "fog" / "1"
+    (part / NAMES[0]).rename(tmp_path / "elsewhere")
+    (part / NAMES[0]).symlink_to(tmp_path / "elsewhere")
+    (part / NAMES[1] / "._0.png").touch()
+    (part / ".cache").mkdir()
     (part,) = read_corrupted(folder, NAMES[::-1], processor(), ["fog"], [1])
     assert [item["labels"] for item in part] == [2, 2, 2, 1, 1, 1, 0, 0, 0]
 
