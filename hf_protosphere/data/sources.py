@@ -40,7 +40,7 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json
 PIXELS = datasets.Array2D | datasets.Array3D
 # RuntimeError: a loading script too, which datasets no longer runs.
 OF_DAMAGED_FILES = OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError
-STREAMED_SHARDS = 1024  # at most, of a folder of images
+STREAMED_SHARDS = 256  # at most, of a folder of images
 
 
 def load_splits(
