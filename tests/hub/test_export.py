@@ -20,6 +20,7 @@ from hf_protosphere.errors import ArgumentError, DataError, ExportError
 from hf_protosphere.hub import export as export_module
 from hf_protosphere.hub.arguments import ExportArguments
 from hf_protosphere.hub.export import export, largest_difference
+from hf_protosphere.runs.folders import HELD, claim
 
 NAMES = {0: "zero", 1: "one", 2: "two"}
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
@@ -178,11 +179,12 @@ def test_the_largest_difference():
 
 
 def test_what_does_not_agree_is_not_kept(resnet, tmp_path, monkeypatch):
+    claim(tmp_path, "--output_dir", ("model.pt2",))
     (tmp_path / "model.pt2").write_text("an earlier one")
     monkeypatch.setattr(export_module, "TOLERANCE", -1.0)  # the two are equal here
     with pytest.raises(ExportError, match=r"--format torch_export: .* by 0 on 8 images of noise"):
         export(ExportArguments(model=str(resnet), format="torch_export", output_dir=str(tmp_path)))
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", HELD}
     assert (tmp_path / "model.pt2").read_text() == "an earlier one"
 
 

@@ -18,6 +18,7 @@ from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.cli import main
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, SuiteError
+from hf_protosphere.runs import loading
 from hf_protosphere.runs.checkpoints import save_model
 from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.training import setup
@@ -121,6 +122,7 @@ def test_what_is_done_is_not_done_again(options, models, monkeypatch, capsys):
     whole = run(options)  # one more model and one more mode
     kept = [r for r in whole["rows"] if (r["model"], r["mode"]) == (models[0], "knn")]
     assert kept == first["rows"]
+    monkeypatch.setattr(loading, "_classify_noise", lambda *_: None)
     monkeypatch.setattr(ProtoSphereModel, "forward", forbidden)
     assert run(options) == whole
     capsys.readouterr()
@@ -184,6 +186,7 @@ def test_stopped_in_the_middle_it_goes_on(options, models, monkeypatch, capsys):
             signal.raise_signal(signal.SIGTERM)
         return forward(self, *args, **more)
 
+    monkeypatch.setattr(loading, "_classify_noise", lambda *_: None)
     monkeypatch.setattr(ProtoSphereModel, "forward", stopped)
     file = Path(options["output_dir"]).with_suffix(".yaml")
     file.write_text(yaml.safe_dump(options))
