@@ -13,6 +13,12 @@ from ..arguments.parsing import read_text
 from ..data.arguments import LabelledImages
 from ..errors import ArgumentError
 
+# What git takes for a tag, and nothing for another branch or address.
+TAG = re.compile(
+    r"(?!(main|refs|heads)(/|$))(?!.*(\.\.|(\.lock|\.)(/|$)))\w[\w.+-]*(/\w[\w.+-]*)*",
+    re.ASCII,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishArguments(Arguments):
@@ -42,7 +48,7 @@ class PublishArguments(Arguments):
         check(self)
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
-        if self.revision is not None and not _is_tag(self.revision):
+        if self.revision is not None and not TAG.fullmatch(self.revision):
             raise ArgumentError(
                 "--revision must be a name of letters, digits and . _ - such as v1.0, and none of "
                 f"main and refs/..., but got {self.revision!r}."
@@ -57,14 +63,6 @@ class PublishArguments(Arguments):
     @property
     def notes_text(self) -> str | None:
         return None if self.notes is None else read_text(self.notes, "--notes")
-
-
-def _is_tag(name: str) -> bool:
-    """Whether git takes it for a tag, and nothing for another branch or address."""
-    parts = name.split("/")
-    whole = all(re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", p, re.ASCII) and p[-1] != "." for p in parts)
-    misleading = name == "main" or parts[0] in ("refs", "heads") or ".." in name
-    return whole and not misleading and not any(part.endswith(".lock") for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,28 +41,24 @@ class Snapshot:
         Raises:
             ValueError: tensors that do not fit each other or the classes, or are not finite.
         """
-        num_classes, dim = self.prototypes.shape
+        classes, dim = self.prototypes.shape
         n, count = len(self.labels), len(self.own_cosines)
         shapes = {
-            "embeddings": (n, dim), "labels": (n,), "class_means": (num_classes, dim),
+            "embeddings": (n, dim), "labels": (n,), "class_means": (classes, dim),
             "own_cosines": (count,), "nearest_other_cosines": (count,),
         }  # fmt: skip
-        for name, shape in shapes.items():
-            if (found := getattr(self, name)).shape != shape:
-                raise ValueError(f"its {name} are {(*found.shape,)}, and should be {shape}.")
+        found = {name: (*getattr(self, name).shape,) for name in shapes}
+        if found != shapes:
+            raise ValueError(f"it holds {found}, and should hold {shapes}.")
         for name, tensor in vars(self).items():
             floats = isinstance(tensor, Tensor) and name != "labels"
             if floats and not (tensor.dtype == torch.float32 and tensor.isfinite().all()):
                 raise ValueError(f"its {name} are no finite numbers in float32.")
-        if self.labels.dtype != torch.int64 or not (
-            n == 0 or 0 <= self.labels.min() <= self.labels.max() < num_classes
-        ):
-            raise ValueError(f"its labels are none of {num_classes} classes.")
-        names = self.class_names
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)) or (
-            len(names) != num_classes
-        ):
-            raise ValueError(f"it must name {num_classes} classes, but holds {names!r:.40}.")
+        of_classes = ((self.labels >= 0) & (self.labels < classes)).all()
+        if self.labels.dtype != torch.int64 or not of_classes:
+            raise ValueError(f"its labels are none of {classes} classes.")
+        if [*map(type, self.class_names)] != [str] * classes:
+            raise ValueError(f"it must name {classes} classes, but holds {self.class_names!r:.40}.")
 
     @property
     def center(self) -> Tensor:

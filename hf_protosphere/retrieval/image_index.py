@@ -295,17 +295,15 @@ def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> No
     """
     if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
-    known = {*signature(load_split).parameters}
-    texts = [origin.model, origin.fingerprint, *filter(None, origin.dataset.values())]
-    texts += [] if origin.folder is None else [origin.folder]
-    if not all(isinstance(text, str) for text in texts) or not {*origin.dataset} <= known:
-        raise ValueError("what it was made from is not said in words.")
-    if origin.folder is None and not {"dataset_name", "split"} <= {*origin.dataset}:
-        raise ValueError("it says of no folder or data set that it was made from.")
+    source, known = origin.dataset, {*signature(load_split).parameters}
+    texts = [origin.model, origin.fingerprint, *(v for v in (*source.values(), origin.folder) if v)]
+    named = origin.folder is not None or {"dataset_name", "split"} <= {*source}
+    if not named or not {*source} <= known or not all(isinstance(text, str) for text in texts):
+        raise ValueError("it does not say of what folder or data set it was made.")
     for image in images:
-        path = PurePath(image.path or "")
+        path, row = PurePath(image.path or ""), image.row
         outside = path.is_absolute() or path.drive or ".." in re.split(r"[/\\]", image.path or "")
         if origin.folder is not None and (not image.path or outside or "\0" in image.path):
             raise ValueError(f"{image.path!r} is no path in the folder that it was made from.")
-        if origin.folder is None and (image.path is not None or image.row is None or image.row < 0):
+        if origin.folder is None and (image.path is not None or row is None or row < 0):
             raise ValueError(f"{image} is no row of the split that it was made from.")

@@ -6,38 +6,37 @@ Everything is written under a temporary name and renamed, so that what has its f
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, patch_environment
 from safetensors.torch import load_model, save_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import BaseImageProcessor
 
 from ..checking import read_header, read_object
 from ..errors import ArgumentError, WriteError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from .files import put_in_place, refused_by_disk, replacing_files, write_json
+from .files import put_in_place, refused_by_disk, replacing_files
 from .reading import errors_in_one_line, read_yaml
 
-SCHEDULE, AVERAGE = "schedule.json", "average.safetensors"
+AVERAGE = "average.safetensors"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 METADATA_MODULES = (
     "torch", "collections", "pathlib", "torch.distributed.checkpoint.metadata",
     "torch.distributed.checkpoint.filesystem",
 )  # fmt: skip
-LAYOUT = ("torch.serialization", "_get_layout")
-SCHEDULED = ("last_epoch", "_step_count", "base_lrs", "_last_lr")  # the numbers of a schedule
+METADATA_KINDS = (type, torch.dtype, torch.layout, torch.memory_format)
 
 # .replaced: the one of the same step, while another takes its place.
 OURS = re.compile(r"step-\d{8}(\.unfinished|\.replaced)?")
@@ -91,13 +90,12 @@ class Progress:
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1, *,
-    scheduler: LRScheduler | None = None, average: nn.Module | None = None,
+    average: nn.Module | None = None,
 ) -> Path:  # fmt: skip
     """Everything to resume from. Once it is whole, all but the `keep` newest are removed.
 
     Args:
-        scheduler, average: of the learning rate, and of the weights. What Accelerate registers for
-            checkpoints it would read with `pickle`.
+        average: of the weights. What Accelerate registers for checkpoints it would unpickle.
 
     Raises:
         WriteError: the disk is full; the earlier ones are as they were.
@@ -113,10 +111,6 @@ def save_checkpoint(
             accelerator.save_state(str(unfinished))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                if scheduler is not None:
-                    state = scheduler.state_dict()
-                    numbers = {name: state[name] for name in SCHEDULED}
-                    (unfinished / SCHEDULE).write_text(json.dumps(numbers))
                 if average is not None:
                     save_weights(average, str(unfinished / AVERAGE))
                 (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
@@ -134,42 +128,41 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, *,
-    scheduler: LRScheduler | None = None, average: nn.Module | None = None,
+    accelerator: Accelerator, checkpoint: Path, step: int, *,
+    scheduler: LambdaLR, average: nn.Module | None = None,
 ) -> None:  # fmt: skip
     """What `save_checkpoint` saved beside the progress, read as if it came from a stranger: nothing
-    in it can run code. (DeepSpeed alone unpickles its own files.)
+    in it can run code (DeepSpeed alone unpickles its own files), and of the optimiser only its
+    moments are taken.
+
+    Args:
+        step: of the progress; the schedule follows from it.
 
     Raises:
         DamagedCheckpoint: it is damaged, or not of such a model.
     """
+    optimizer, kind = scheduler.optimizer, accelerator.distributed_type
     with _damage(checkpoint):
         if accelerator.is_main_process:
             _convert_pickles(checkpoint)
         accelerator.wait_for_everyone()
-        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         for path in [*checkpoint.glob("*.safetensors"), checkpoint / "model.safetensors"]:
-            if path.exists() or not sharded:
+            if path.exists() or kind not in SHARDED:
                 read_header(path)
         for path in checkpoint.rglob(".metadata"):
             with path.open("rb") as file:
                 _Metadata(file).load()
-        with _nothing_unpickled(accelerator):
+        options = [{**group, "params": None} for group in optimizer.param_groups]
+        # torch.load reads weights only, also where a library asks it for more.
+        deepspeed = kind == DistributedType.DEEPSPEED  # whose files hold its classes
+        variables = {} if deepspeed else {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+        with patch_environment(**variables):
             accelerator.load_state(str(checkpoint))
-        if scheduler is not None:
-            numbers = read_object(checkpoint / SCHEDULE)
-            lengths = {len(numbers["base_lrs"]), len(numbers["_last_lr"]), len(scheduler.base_lrs)}
-            if (
-                lengths != {len(scheduler.base_lrs)}
-                or not torch.tensor(
-                    [numbers["last_epoch"], *numbers["base_lrs"], *numbers["_last_lr"]]
-                )
-                .isfinite()
-                .all()
-            ):
-                raise ValueError(f"{SCHEDULE} is that of another optimiser.")
-            known = {name: numbers[name] for name in SCHEDULED}
-            scheduler.load_state_dict(scheduler.state_dict() | known)
+        rates = [rate * at(step) for rate, at in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, before, rate in zip(optimizer.param_groups, options, rates):
+            group |= before | {"params": group["params"], "lr": rate}
+        counters = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        scheduler.load_state_dict(scheduler.state_dict() | counters)
         if average is not None:
             load_model(average, str(checkpoint / AVERAGE))
         _refuse_misfits(accelerator, average)
@@ -179,58 +172,41 @@ def _damage(checkpoint: Path) -> AbstractContextManager[None]:
     return errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint)
 
 
-@contextmanager
-def _nothing_unpickled(accelerator: Accelerator) -> Iterator[None]:
-    """torch.load reads weights only, also where a library asks it for more."""
-    before = os.environ.get(variable := "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # whose files hold its classes
-        os.environ[variable] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(variable, None)
-        if before is not None:
-            os.environ[variable] = before
-
-
 class _Metadata(pickle.Unpickler):
     """What torch writes of a sharded checkpoint is a pickle: of its own classes, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = module in METADATA_MODULES or (module, name) == LAYOUT
-        found = super().find_class(module, name) if known else None
-        values = torch.dtype | torch.layout | torch.memory_format
-        if not (isinstance(found, type | values) or (module, name) == LAYOUT):
+        layout = (module, name) == ("torch.serialization", "_get_layout")
+        found = super().find_class(module, name) if layout or module in METADATA_MODULES else None
+        if not layout and not isinstance(found, METADATA_KINDS):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}.")
         return found
 
 
 def _convert_pickles(checkpoint: Path) -> None:
-    """A checkpoint of version 0.1.0, whose schedule and average were pickled, as one of today."""
-    schedule, average = (checkpoint / f"custom_checkpoint_{i}.pkl" for i in range(2))
-    if schedule.exists():
-        state = torch.load(schedule, map_location="cpu", weights_only=True)
-        write_json(checkpoint / SCHEDULE, {name: state[name] for name in SCHEDULED})
-    if average.exists():
-        state = torch.load(average, map_location="cpu", weights_only=True)
+    """A checkpoint of version 0.1.0, whose average was pickled, as one of today."""
+    if (pickled := checkpoint / "custom_checkpoint_1.pkl").exists():
+        state = torch.load(pickled, map_location="cpu", weights_only=True)
         save_file({k: v.contiguous() for k, v in state.items()}, checkpoint / AVERAGE)
-    for path in (schedule, average):
-        path.unlink(missing_ok=True)
+    for path in checkpoint.glob("custom_checkpoint_[01].pkl"):  # the first held the schedule
+        path.unlink()
 
 
 def _refuse_misfits(accelerator: Accelerator, average: nn.Module | None) -> None:
     """
     Raises:
-        ValueError: weights or a state of the optimiser that are not finite, or of another shape.
+        ValueError: weights or moments of the optimiser that are not finite, or of another shape.
     """
-    tensors = [t for model in accelerator._models for t in model.state_dict().values()]
-    tensors += [] if average is None else average.state_dict().values()
+    networks = [*accelerator._models, *filter(None, [average])]
+    tensors = [tensor for network in networks for tensor in network.state_dict().values()]
     for optimizer in accelerator._optimizers:
         for parameter, state in getattr(optimizer, "state", {}).items():
-            found = [value for value in state.values() if isinstance(value, Tensor) and value.dim()]
-            if any(value.shape != parameter.shape for value in found):
+            moments = [
+                value for value in state.values() if isinstance(value, Tensor) and value.dim()
+            ]
+            if any(moment.shape != parameter.shape for moment in moments):
                 raise ValueError("its optimiser is that of another model.")
-            tensors += found
+            tensors += moments
     whole = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
     if not all(t.isfinite().all() for t in whole if t.is_floating_point()):
         raise ValueError("it holds values that are not finite.")
@@ -271,21 +247,14 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     with _damage(checkpoint):
         values = read_object(checkpoint / "progress.json")
-        progress = Progress(**values | {"epoch_totals": tuple(values["epoch_totals"])})
-        for field in fields(Progress):
-            value, kind = getattr(progress, field.name), type(field.default)
-            numbers = value if kind is tuple else [value]
-            if field.name == "sharding":
-                continue
-            if len(numbers) != (2 if kind is tuple else 1) or not all(
-                type(n) in ((int, float) if kind in (float, tuple) else (int,)) and n - n == 0
-                for n in numbers
-            ):
-                raise ValueError(f"its {field.name} is {value!r:.40}.")
-        if min(progress.step, progress.epoch, progress.step_in_epoch) < 0 or (
-            progress.step > 0 and not progress.training_seconds > 0
-        ):
-            raise ValueError("it counts backwards.")
+        loss, accuracy = values["epoch_totals"]
+        progress = Progress(**values | {"epoch_totals": (loss, accuracy)})
+        numbers = {**vars(progress), "epoch_totals": loss + accuracy, "sharding": 0}
+        counts = [progress.step, progress.epoch, progress.step_in_epoch]
+        finite = torch.tensor([*numbers.values()], dtype=torch.float64).isfinite().all()
+        whole = all(isinstance(count, int) and count >= 0 for count in counts)
+        if not finite or not whole or (progress.step and not progress.training_seconds > 0):
+            raise ValueError(f"it counts {numbers}.")
     return progress
 
 

@@ -191,7 +191,7 @@ class TrainingRun:
         if not checkpoints:
             self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
             return self.progress
-        damage = []
+        damage, step = [], self.optimizer_step
         for checkpoint in checkpoints:
             try:
                 progress = read_progress(checkpoint)
@@ -202,7 +202,10 @@ class TrainingRun:
                         f"{checkpoint} is damaged, or the data have changed: step {progress.step} "
                         f"is none of epoch {progress.epoch + 1} with {self.steps_per_epoch} each."
                     )
-                load_checkpoint(self.accelerator, checkpoint, **self._saved_beside)
+                load_checkpoint(
+                    self.accelerator, checkpoint, progress.step, average=step.average,
+                    scheduler=step.scheduler,
+                )  # fmt: skip
             except DamagedCheckpoint as error:
                 damage.append(error)
                 continue
@@ -216,12 +219,6 @@ class TrainingRun:
             f"--resume: {damage[0]} No checkpoint in {self.output_dir} is whole: start again by "
             "--overwrite."
         ) from damage[0]
-
-    @property
-    def _saved_beside(self) -> dict[str, Any]:
-        """What checkpoints hold beside model and optimiser."""
-        step = self.optimizer_step
-        return {"scheduler": step.scheduler, "average": step.average}
 
     # Training
 
@@ -365,7 +362,8 @@ class TrainingRun:
     def _save_checkpoint(self) -> Path:
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
-        return save_checkpoint(self.accelerator, folder, self.progress, keep, **self._saved_beside)
+        average = self.optimizer_step.average
+        return save_checkpoint(self.accelerator, folder, self.progress, keep, average=average)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
