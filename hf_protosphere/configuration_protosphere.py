@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -223,9 +224,8 @@ class ProtoSphereConfig(PretrainedConfig):
                 "objective 'cross_entropy' is the classical linear head, which is learned: leave "
                 f"prototypes at 'learned', or use another objective with {self.prototypes!r}."
             )
-        if self.id2label and len(set(self.id2label.values())) != len(self.id2label):
-            names = list(self.id2label.values())
-            twice = sorted({str(name) for name in names if names.count(name) > 1})
+        names = Counter((self.id2label or {}).values())
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
 
     def _refuse_fetching(self) -> None:

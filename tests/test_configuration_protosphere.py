@@ -127,6 +127,7 @@ def test_calibration_is_forgotten_and_absent_from_older_checkpoints(tmp_path):
         ({"num_labels": "5"}, "num_labels must be a number up to 1,000,000"),
         ({"num_labels": 2.5}, "num_labels must be a number up to 1,000,000"),
         ({"id2label": {"0": "a", "1": None}}, "id2label must map 0, 1, 2"),
+        ({"id2label": dict.fromkeys(map(str, range(10**5)), "a")}, "but repeats .'a'."),
         ({"torch_dtype": "float33"}, "dtype must be one of float32"),
     ],
 )  # fmt: skip
