@@ -36,6 +36,7 @@ IMAGE_COLUMNS = ("image", "img", "image_path", "file_path", "path", "file_name",
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 SPLIT_FOLDERS = ("train", *VALIDATION_SPLITS, "test")
+METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 PIXELS = datasets.Array2D | datasets.Array3D
 # RuntimeError: a loading script too, which datasets no longer runs.
@@ -103,7 +104,7 @@ def _load_folder(
     announce(in_words(path, files, left_out))
     path, files = path.absolute(), [file.absolute() for file in files]
     splits = by_split(path, files, named, flag)
-    if any(file.stem == "metadata" for file in left_out.get(OTHER, [])):  # it has names and labels
+    if METADATA & {file.name for file in left_out.get(OTHER, [])}:  # names and labels
         inside = all(path / s in file.parents for s, rows in splits.items() for file, _ in rows)
         patterns = {s: f"{s}/**" for s in splits} if inside else {"train": "**"}
         return datasets.load_dataset(str(path), data_files=patterns, streaming=streaming)

@@ -65,7 +65,8 @@ def _embedded_queries(
     paths: list[Path] = []
     for query in map(Path, arguments.queries):
         files = image_files(query)
-        known |= folder_labels(query if query.is_dir() else query.parent, files, "--queries")
+        if arguments.labels_from_folders:
+            known |= folder_labels(query if query.is_dir() else query.parent, files, "--queries")
         paths += files
     if not paths:
         raise ArgumentError(f"--queries {' '.join(arguments.queries)}: no images there.")

@@ -199,6 +199,8 @@ def test_names_of_files_make_no_splits_beside_metadata_either(tmp_path):
 
 
 def test_every_reader_finds_the_same_images(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "metadata.json").touch()  # of no meaning to 🤗 datasets
     folder = photos(tmp_path / "data", "ant/0.png", "ant/x/1.png", ".trash/2.png", "bee/._3.png")
     (folder / "cow").symlink_to(photos(tmp_path / "cow", "4.png", "5.png"))
     photos(folder, "bee/6.png")
