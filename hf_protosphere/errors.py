@@ -24,7 +24,7 @@ class UserError(ValueError):
     """Something the user gave cannot work. The command line prints it without a traceback."""
 
     def __init__(self, message: str) -> None:
-        if message.startswith("Caught "):  # by torch in a worker process, which adds a traceback
+        if message.startswith(f"Caught {type(self).__name__} in "):  # torch adds a traceback
             message = message.rpartition(f"{type(self).__name__}: ")[2].strip()
         super().__init__(message)
 

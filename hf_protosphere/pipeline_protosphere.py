@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import os
 import reprlib
 from io import BytesIO
@@ -79,13 +80,13 @@ def _opened(image: str | Image.Image, timeout: float | None) -> Image.Image:
     if not isinstance(image, str):
         return image
     file: str | BytesIO = image
-    if image.startswith(("http://", "https://")):
-        file = BytesIO(httpx.get(image, timeout=timeout, follow_redirects=True).content)
-    elif not os.path.isfile(image):
-        file = BytesIO(base64.decodebytes(image.split(",")[-1].encode()))
     try:
+        if image.startswith(("http://", "https://")):
+            file = BytesIO(httpx.get(image, timeout=timeout, follow_redirects=True).content)
+        elif not os.path.isfile(image):
+            file = BytesIO(base64.decodebytes(image.split(",")[-1].encode()))
         return Image.open(file, formats=formats())
-    except UnidentifiedImageError as error:
+    except (binascii.Error, UnidentifiedImageError) as error:
         raise ValueError(
             f"{reprlib.repr(image)} is no image, and no file, URL or base64 of one."
         ) from error

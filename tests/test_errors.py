@@ -47,6 +47,15 @@ def test_what_comes_after_the_results_costs_a_warning(caplog):
         raise KeyboardInterrupt
 
 
+def test_of_an_error_in_a_worker_process_its_own_line_is_left():
+    worker = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        "last):\n  ...\nhf_protosphere.errors.DataError: a.png cannot be decoded: ValueError: 3\n"
+    )
+    assert str(errors.DataError(worker)) == "a.png cannot be decoded: ValueError: 3"
+    assert str(errors.DataError("Caught in the rain")) == "Caught in the rain"
+
+
 def test_an_interruption_tells_its_signal():
     interrupted = errors.TrainingInterrupted("stopped", 15)
     assert (str(interrupted), interrupted.signal) == ("stopped", 15)

@@ -1,6 +1,8 @@
 """The pipeline that can answer "unknown", with the package and without it."""
 
+import base64
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from transformers import AutoImageProcessor, pipeline
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere import pipeline_protosphere as module
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import build_image_processor
 
@@ -74,6 +77,21 @@ def test_unknown_is_one_more_class_at_the_threshold(saved):
     expected = logits.softmax(-1)[-1].item()
     scores = {entry["label"]: entry["score"] for entry in answer}
     assert scores["unknown"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_images_of_16_bits_are_gray_wherever_they_come_from(saved, tmp_path, monkeypatch):
+    gray = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    wide, plain = Image.fromarray(gray.astype(np.uint16) * 257), Image.fromarray(gray)
+    wide.save(tmp_path / "wide.png")
+    content = (tmp_path / "wide.png").read_bytes()
+    monkeypatch.setattr(module.httpx, "get", lambda *_, **__: SimpleNamespace(content=content))
+    classify = pipeline(TASK, model=str(saved[0]))
+    encoded = base64.b64encode(content).decode()
+    given = [str(tmp_path / "wide.png"), wide, "https://localhost/wide.png", encoded]
+    given.append(f"data:image/png;base64,{encoded}")
+    assert classify(given) == [classify(plain)] * len(given)
+    with pytest.raises(ValueError, match=r"'mistyped.png' is no image, and no file, URL or base64"):
+        classify("mistyped.png")
 
 
 def test_the_stock_pipeline_stays_as_it_is(saved):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
+from PIL import Image as PILImage
 
 from hf_protosphere.data import dataset as datasets_of_images
 from hf_protosphere.data.dataset import ImageDataset, load_image_dataset, load_split
@@ -67,6 +68,21 @@ def test_an_image_that_cannot_be_decoded(tmp_path, content, caplog):
     assert data.class_counts("train") == [4, 3]
     assert [name[-9:] for name in data.bad_images["train"]] == ["bee/2.png"]
     assert "Left out 1 train images that cannot be decoded" in caplog.text
+
+
+def test_images_of_16_bits_are_grayscale_and_broken_ones_are_not_asked(tmp_path):
+    folder = image_folder(tmp_path, train={"ant": 2, "bee": 2})
+    for path in (folder / "train").rglob("*.png"):
+        PILImage.fromarray(np.zeros((40, 50), np.uint16)).save(path)
+    (folder / "train" / "ant" / "0.png").write_bytes(b"no image")
+    options = {"validation_fraction": 0, "check_images": False}
+    data = load_image_dataset(str(folder), **options)
+    assert (data.num_channels, data.suggested_image_size()) == (1, 64)
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    data = load_image_dataset(str(folder), **options)
+    with pytest.raises(DataError, match="none of the first 100 training images can be decoded"):
+        data.suggested_image_size()
 
 
 def test_images_of_any_mode_are_good(tmp_path):

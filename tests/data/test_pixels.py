@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from hf_protosphere import ProtoSphereConfig
-from hf_protosphere.data.dataset import load_image_dataset, without_bad_images
+from hf_protosphere.data.dataset import ImageDataset, load_image_dataset, without_bad_images
 from hf_protosphere.data.pixels import (
     DRAFT,
     DecodedImages,
@@ -22,10 +22,20 @@ from hf_protosphere.data.pixels import (
     pixels_of,
     read,
     rgb,
+    undecoded,
 )
-from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.data.streaming import EvaluationStream
+from hf_protosphere.data.transforms import (
+    EvaluationImages,
+    TrainingImages,
+    TrainTransform,
+    build_image_processor,
+)
 from hf_protosphere.errors import DataError
-from tests.data import image, image_folder, photos
+from tests.data import image, image_folder, photos, replace_file
+from tests.memory import peak_memory
+
+CONFIG = ProtoSphereConfig(image_size=32, num_labels=2)
 
 
 def as_array(picture):
@@ -129,14 +139,35 @@ def test_rows_that_cannot_be_decoded_are_told_from_the_others(tmp_path):
     assert len(images.__getitems__([1, 3])[0]) == 0
 
 
-def replace(path, content):
-    """Another file of the same name, size and time."""
-    before = path.stat()
-    new = path.with_suffix(".new")
-    new.write_bytes(content)
-    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
-    new.rename(path)
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+READERS = {
+    "training": lambda split, processor: TrainingImages(
+        split, TrainTransform(CONFIG, augmentation="resized_crop", horizontal_flip=False)
+    ).__getitems__([*range(len(split))]),
+    "evaluation": lambda split, processor: EvaluationImages(split, processor).__getitems__(
+        [*range(len(split))]
+    ),
+    "stream": lambda split, processor: [
+        *EvaluationStream(undecoded(split).to_iterable_dataset(), processor)
+    ],
+    "index and cache": lambda split, processor: DecodedImages(split, processor).__getitems__(
+        [*range(len(split))]
+    )[0],
+    "what kind they are": lambda split, _: ImageDataset({"train": split}, ["a"])._first_images,
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_photographs_of_a_batch_are_not_in_memory_together(tmp_path, reader):
+    path = tmp_path / "photograph.jpg"
+    Image.new("RGB", (2401, 1801), "gray").save(path)  # odd: decoded whole
+    label = datasets.ClassLabel(names=["a"])
+    features = datasets.Features(image=datasets.Image(), label=label)
+    columns = {"image": [str(path)] * 10, "label": [0] * 10}
+    split = datasets.Dataset.from_dict(columns, features)
+    processor = build_image_processor(CONFIG)
+    with peak_memory() as peak:
+        assert len(reader(split, processor)) == 10
+    assert peak.mebibytes < 100  # all at once: 10 times 30 MiB
 
 
 def test_images_replaced_under_their_names_have_another_key(tmp_path):
@@ -150,7 +181,7 @@ def test_images_replaced_under_their_names_have_another_key(tmp_path):
     assert images_key(split) == first
     assert images_key(split.select([0])) != first
     assert without_bad_images(split, "train", "error")[1] == []
-    replace(paths[1], bytes(paths[1].stat().st_size))  # no image any more
+    replace_file(paths[1], bytes(paths[1].stat().st_size))  # no image any more
     assert images_key(split) != first
     assert without_bad_images(split, "train", "skip")[1] == [str(paths[1])]  # decoded again
     paths[0].unlink()

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from hf_protosphere.retrieval.embedding import Embedder
 from hf_protosphere.retrieval.image_index import INDEX, ImageIndex
 from hf_protosphere.retrieval.index import index
 from hf_protosphere.retrieval.search import search
+from tests.data import replace_file
 from tests.open_set.test_threshold import noise, save_checkpoint
 
 
@@ -78,6 +80,28 @@ def test_images_that_cannot_be_decoded(photos, model, tmp_path, caplog):
     made = index(arguments(photos, model, tmp_path / "i", on_bad_image="skip"))
     assert len(made) == 4
     assert "Left out 1 images" in caplog.text
+
+
+def test_a_file_replaced_under_its_name_size_and_time_is_embedded_again(photos, model, tmp_path):
+    path = photos / "a.bmp"
+    noise(5).save(path)
+    before = index(arguments(photos, model, tmp_path / "i"))
+    noise(6).save(tmp_path / "other.bmp")
+    replace_file(path, (tmp_path / "other.bmp").read_bytes())
+    after = index(arguments(photos, model, tmp_path / "i"))
+    row = [image.path for image in after.images].index("a.bmp")
+    assert not torch.equal(after.embeddings[row], before.embeddings[row])
+    assert after.embeddings[row] @ Embedder.load(model)([noise(6)])[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_an_index_of_version_0_1_0_is_read_and_brought_up_to_date(photos, model, built):
+    folder, made = built
+    table = pq.read_table(folder / INDEX)
+    pq.write_table(table.drop_columns(["changed"]), folder / INDEX, write_page_checksum=True)
+    loaded = ImageIndex.load(folder)
+    assert torch.equal(loaded.embeddings, made.embeddings)
+    index(arguments(photos, model, folder))
+    assert ImageIndex.load(folder).images == made.images
 
 
 def test_a_folder_without_images_is_said(model, tmp_path):
