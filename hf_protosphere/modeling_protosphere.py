@@ -186,6 +186,9 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if args[:1] != (False,) and kwargs.get("is_main_process", True):
             save_image_processor(self.config, save_directory)
+            mode = Path(save_directory, "config.json").stat().st_mode
+            for weights in Path(save_directory).glob("model*.safetensors"):
+                weights.chmod(mode)  # safetensors lets nobody but their owner read them
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         save_image_processor(self.config, working_dir)  # before `save_pretrained` comes to it

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -383,3 +384,15 @@ def test_softmax_of_the_logits_is_a_distribution_that_follows_the_angle():
     scores = (embedding @ model.prototypes.T / model.config.softmax_temperature).softmax(-1)
     expected = math.exp(10) / (math.exp(10) + 4 * math.exp(-10 / 4))
     assert scores[2].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_saved_weights_have_the_permissions_that_the_user_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        build().save_pretrained(tmp_path, max_shard_size="500KB")
+    finally:
+        os.umask(before)
+    weights = list(tmp_path.glob("*.safetensors"))
+    assert len(weights) > 1
+    assert {path.stat().st_mode & 0o777 for path in weights} == {0o640}

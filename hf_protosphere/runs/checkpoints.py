@@ -27,7 +27,7 @@ from transformers import BaseImageProcessor
 from ..checking import read_header, read_object
 from ..errors import ArgumentError, WriteError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from .files import put_in_place, refused_by_disk, replacing_files
+from .files import put_in_place, refused_by_disk, replacing_files, whole_file
 from .reading import errors_in_one_line, read_yaml
 
 AVERAGE = "average.safetensors"
@@ -187,7 +187,8 @@ def _convert_pickles(checkpoint: Path) -> None:
     """A checkpoint of version 0.1.0, whose average was pickled, as one of today."""
     if (pickled := checkpoint / "custom_checkpoint_1.pkl").exists():
         state = torch.load(pickled, map_location="cpu", weights_only=True)
-        save_file({k: v.contiguous() for k, v in state.items()}, checkpoint / AVERAGE)
+        with whole_file(checkpoint / AVERAGE) as unfinished:
+            save_file({k: v.contiguous() for k, v in state.items()}, unfinished)
     for path in checkpoint.glob("custom_checkpoint_[01].pkl"):  # the first held the schedule
         path.unlink()
 
