@@ -42,12 +42,12 @@ READMES = [ROOT / "README.md", SCRIPTS / "README.md", *sorted(PACKAGE.glob("*/RE
 EACH = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 # Appended to commands as they are written; the last of two equal flags counts.
 TRAINING = (
-    "--epochs 1 --batch_size 8 --num_workers 0 --max_eval_samples 20 --report_to none "
-    "--no_pictures "
+    "--epochs 1 --warmup_epochs 0 --batch_size 8 --num_workers 0 --max_eval_samples 20 "
+    "--report_to none --no_pictures "
 )
 QUICK = {
     "train": TRAINING + "--backbone test_resnet --small_images false --pretrained false",
-    "finetune": TRAINING + "--max_train_samples 48 --min_steps 1 --trials 2",
+    "finetune": TRAINING + "--max_train_samples 48",
     "evaluate": "--num_workers 0 --max_train_samples 40 --max_eval_samples 20",
     "calibrate": "--num_workers 0",
     "index": "--num_workers 0",
@@ -285,6 +285,8 @@ def run(words, monkeypatch):
 def quick(words):
     """Flags to append: they win over those of the README."""
     flags = QUICK.get(words[0], "").split()
+    if "--shots" in words:
+        flags += ["--min_steps", "1", "--trials", "2"]
     if words[0] == "train" and "--resume" not in words:
         flags.append("--overwrite")
     if words[0] == "train":

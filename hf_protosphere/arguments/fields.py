@@ -54,6 +54,7 @@ class Arguments:
     __slots__ = ("_given",)
 
     def __new__(cls, **values: Any) -> Self:
+        check_known(values, [own.name for own in fields(cls)], f"{cls.__name__} has no")
         arguments = super().__new__(cls)
         given = tuple(name for name, value in values.items() if value is not None)
         object.__setattr__(arguments, "_given", given)

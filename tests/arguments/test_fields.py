@@ -228,6 +228,8 @@ def test_what_was_given_is_known_from_what_is_default():
     trip = Trip(days=3, nights=None)
     assert trip == Trip()
     assert (trip.given, Trip().given) == ({"days": 3}, {})
+    with refused(r"^Trip has no 'dais'\. Did you mean 'days'\?$"):
+        Trip(dais=3)
     longer = trip.but(boat="sail").but(days=5)
     assert longer.given == {"days": 5, "boat": "sail"}
     assert longer.nights == 4  # which follows anew
