@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import signature
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,6 +23,7 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from torch import Tensor
 
+from ..data.arguments import LabelledImages
 from ..data.dataset import load_split
 from ..data.labels import labels_of
 from ..data.pixels import decode, image_files, open_image, undecoded
@@ -295,7 +295,7 @@ def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> No
     """
     if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
-    source, known = origin.dataset, {*signature(load_split).parameters}
+    source, known = origin.dataset, {"dataset_name", "split", *LabelledImages().columns}
     texts = [origin.model, origin.fingerprint, *(v for v in (*source.values(), origin.folder) if v)]
     named = origin.folder is not None or {"dataset_name", "split"} <= {*source}
     if not named or not {*source} <= known or not all(isinstance(text, str) for text in texts):
