@@ -224,15 +224,16 @@ def _require_training_images(images: ImageDataset) -> None:
         )
 
 
-def load_split(dataset_name: str, split: str, **columns: Any) -> Dataset:
-    """One split by itself, with its own classes. Images are not checked.
-
-    Args:
-        columns: `dataset_config`, `revision`, `image_column` and `label_column`, as above.
-    """
+def load_split(
+    dataset_name: str, split: str, *, dataset_config: str | None = None,
+    revision: str | None = None, image_column: str | None = None, label_column: str | None = None,
+) -> Dataset:  # fmt: skip
+    """One split by itself, with its own classes; arguments and columns are as above. Images are not
+    checked."""
     loaded = load_image_dataset(
-        dataset_name, test_split=split, roles=["test"], flags={"test": "--split"},
-        need_train=False, check_images=False, **columns,
+        dataset_name, dataset_config=dataset_config, revision=revision, image_column=image_column,
+        label_column=label_column, test_split=split, roles=["test"], flags={"test": "--split"},
+        need_train=False, check_images=False,
     )  # fmt: skip
     return loaded.splits["test"]
 
