@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,6 +33,8 @@ class Command:
 
     def __call__(self, argv: Sequence[str]) -> Any:
         arguments = self.parse(argv)  # before the job, whose module may be slow to import
+        if "WORLD_SIZE" in os.environ:
+            _imported("runs.processes:join_processes")()
         return _imported(self.job)(arguments)
 
 

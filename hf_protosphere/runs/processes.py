@@ -3,16 +3,79 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..errors import ArgumentError, UserError
 from ..plots.text import say
+from .signals import end_with_launcher
+
+_stores: list[dist.TCPStore] = []  # the first process serves it as long as it lives
+
+
+def join_processes() -> None:
+    """Of several, started by a launcher or by hand: end with the launcher, `meet` the others."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a shell's background job shall outlive the shell
+        end_with_launcher()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        meet(os.environ)
+
+
+def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
+    """Wait until all processes are there, and say who is not: torch would wait without a word.
+
+    Args:
+        environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without one of them another
+            launcher connects the processes in its own way.
+        patience: seconds from message to message; after thirty of them it is over.
+
+    Raises:
+        ArgumentError: naming those that never came.
+    """
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        return
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    serves = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+    def wait(missing: Callable[[], list[int]]) -> None:
+        started = said = time.monotonic()
+        while absent := missing():
+            text = (
+                f"process {rank} of {size} waits for {', '.join(map(str, absent))}: start each "
+                f"with MASTER_ADDR={address[0]}, MASTER_PORT={address[1]} and its own RANK"
+            )
+            if (now := time.monotonic()) - started > 30 * patience:
+                raise ArgumentError(f"{text}. None came in {now - started:.0f} s.")
+            if now - said > patience:
+                said = now
+                say(text, file=sys.stderr)
+            time.sleep(min(patience, 0.2))
+
+    if not serves:
+        wait(lambda: [] if _answers(address) else [0])
+    store = dist.TCPStore(*address, is_master=serves, wait_for_workers=False, multi_tenant=True)
+    _stores.append(store)
+    key = f"protosphere/{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store.set(f"{key}/{rank}", "here")
+    if rank == 0:
+        wait(lambda: [other for other in range(size) if not store.check([f"{key}/{other}"])])
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_processes(accelerator: Accelerator, *, accumulates: bool = False) -> None:

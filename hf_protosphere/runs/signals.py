@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,3 +78,18 @@ def _signals() -> tuple[int, ...]:
     """Those that may be handled here: none in a thread, whose process is somebody else's."""
     is_main = threading.current_thread() is threading.main_thread()
     return (signal.SIGINT, signal.SIGTERM) if is_main else ()
+
+
+def end_with_launcher(pause: float = 1.0) -> None:
+    """When the launcher that started this process is gone, killed say, be asked to end as by
+    SIGTERM; and be ended after as many seconds as a launcher leaves for that."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(pause)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30)))
+        os._exit(128 + signal.SIGTERM)  # it waits for one that is gone already
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -195,6 +195,32 @@ def test_an_error_on_one_process_ends_all(flags, launch_forking, tmp_path):
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000003"
 
 
+@pytest.mark.slow  # a real torchrun: 20 seconds
+def test_processes_end_with_a_launcher_that_is_killed(flags, environment, tmp_path):
+    job = json.dumps({"trainings": [flags(tmp_path / "run", 2, "--epochs", "4000")]})
+    command = [sys.executable, "-m", *TORCHRUN, "2", str(TRAININGS), job]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as launcher:
+        lines = (re.match(r"process (\d+)$", line) for line in launcher.stdout)
+        processes = [int(next(filter(None, lines))[1]) for _ in range(2)]
+        log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        while not (log.exists() and read_metrics(log)) and time.monotonic() < end:
+            time.sleep(0.2)
+        launcher.kill()
+    end = time.monotonic() + 60
+    while any(map(is_alive, processes)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not any(map(is_alive, processes))
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints")
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow  # four processes with imports of their own: a minute
 def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
     trainings = [flags(tmp_path / name, 4, *case) for name, case in CASES.items()]

@@ -1,5 +1,8 @@
 """What one process can see of several; the rest is in integration/test_processes.py."""
 
+import socket
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from hf_protosphere.errors import ArgumentError, UserError
-from hf_protosphere.runs.processes import check_processes, on_main_process, own_accelerate_state
+from hf_protosphere.runs.processes import (
+    check_processes,
+    meet,
+    on_main_process,
+    own_accelerate_state,
+)
 
 
 def sharded(kind, stage=None):
@@ -60,3 +68,49 @@ def test_a_job_has_a_state_of_its_own():
             assert Accelerator(cpu=True).mixed_precision == "no"
             assert Accelerator(cpu=True, mixed_precision="no").gradient_state.sync_gradients
         assert outer.mixed_precision == Accelerator(cpu=True).mixed_precision == "bf16"
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def test_processes_that_do_not_come_are_named(capsys):
+    place = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    errors = []
+
+    def start(rank):
+        def run():
+            try:
+                meet({**place, "RANK": str(rank)}, patience=0.5)
+            except ArgumentError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def said(text):
+        end, seen = time.monotonic() + 20, ""
+        while text not in seen and time.monotonic() < end:
+            seen += capsys.readouterr().err
+            time.sleep(0.05)
+        return text in seen
+
+    processes = [start(1)]
+    assert said("process 1 of 3 waits for 0: start each with MASTER_ADDR=127.0.0.1")
+    processes.append(start(0))
+    assert said("process 0 of 3 waits for 2: start")
+    processes.append(start(2))
+    for process in processes:
+        process.join(20)
+        assert not process.is_alive()
+    assert not errors
+
+
+def test_waiting_has_an_end_and_other_launchers_are_left_alone():
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with pytest.raises(ArgumentError, match=r"process 0 of 2 waits for 1: .* None came in"):
+        meet({**place, "RANK": "0"}, patience=0.01)
+    meet(place)

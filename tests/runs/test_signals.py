@@ -1,5 +1,8 @@
 """A signal asks for an end, a second Ctrl-C insists, and afterwards all is as it was."""
 
+import itertools
+import os
+import queue
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -8,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_protosphere.runs.signals import Stop, interruptions, stop_signals
+from hf_protosphere.runs.signals import Stop, end_with_launcher, interruptions, stop_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -77,3 +80,14 @@ def test_in_a_thread_the_signals_are_left_alone():
 
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(handlers).result() == (0, [*map(signal.getsignal, SIGNALS)])
+
+
+def test_a_process_ends_with_its_launcher(monkeypatch):
+    ended, parents = queue.Queue(), itertools.chain([7] * 3, itertools.repeat(1))
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", lambda process, number: ended.put((process, number)))
+    monkeypatch.setattr(os, "_exit", ended.put)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
+    end_with_launcher(pause=0.001)
+    assert ended.get(timeout=10) == (os.getpid(), signal.SIGTERM)
+    assert ended.get(timeout=10) == 143  # one that does not obey
