@@ -49,6 +49,15 @@ def _temporary_caches(tmp_path_factory):
     logging.disable_progress_bar()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    # A fifth of the time of a short training: what a test leaves need not outlive the machine. That
+    # files are synchronised has tests of its own, and other processes do it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """Every figure that is saved, to be asked for its lines, images and texts."""
