@@ -107,9 +107,11 @@ def check_accumulation(rank, accelerator):
         pixels = torch.randn(WORLD_SIZE, 2, 3, *views, 3, 32, 32, dtype=torch.float64)
         labels = torch.randint(0, 4, (WORLD_SIZE, 2, 3))  # (process, micro-batch, image)
         output = model(pixels.flatten(0, 2))
-        model.eval()  # contrast within this process: the reference is computed on every one alone
-        loss = model.objective(output.embeddings, output.logits, labels.flatten())
-        model.train()
+        prototypes = () if objective == "scl" else (model.head.weight,)
+        loss = LOSSES[objective](  # of all images, on every process alone
+            output.embeddings, *prototypes, labels.flatten(), config.softmax_temperature,
+            group="local",
+        )  # fmt: skip
         loss.backward()
         expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         model.zero_grad()
