@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, patch_environment
 from safetensors.torch import load_model, save_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import BaseImageProcessor
 
@@ -156,8 +157,12 @@ def load_checkpoint(
         # torch.load reads weights only, also where a library asks it for more.
         deepspeed = kind == DistributedType.DEEPSPEED  # whose files hold its classes
         variables = {} if deepspeed else {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
-        with patch_environment(**variables):
-            accelerator.load_state(str(checkpoint))
+        try:
+            with patch_environment(**variables):
+                accelerator.load_state(str(checkpoint))
+        except CheckpointException as error:  # of sharded models; a BaseException
+            cause, _ = next(iter(error.failures.values()))
+            raise ValueError(f"its shards cannot be read: {cause}") from error
         rates = [rate * at(step) for rate, at in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
         for group, before, rate in zip(optimizer.param_groups, options, rates):
             group |= before | {"params": group["params"], "lr": rate}

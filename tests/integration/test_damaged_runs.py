@@ -73,7 +73,7 @@ COMMANDS = {
         [*TRAIN, "--resume"],
         [ARGUMENTS, METRICS, "run/environment.json", "run/best/model.safetensors",
          *(f"{NEWEST}/{name}" for name in ("model.safetensors", "optimizer.bin", "progress.json",
-                                           "schedule.json", "random_states_0.pkl"))],
+                                           "random_states_0.pkl"))],
     ),
 }  # fmt: skip
 

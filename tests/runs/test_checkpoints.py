@@ -193,13 +193,34 @@ def test_a_hostile_pickle_runs_nowhere(tmp_path, name, zipped):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_what_shards_say_of_themselves_is_read_without_code(tmp_path):
+def test_what_shards_say_of_themselves_is_read_without_code(tmp_path, monkeypatch):
     checkpoint = Parts(steps=1).save(tmp_path)
     saved = Parts(steps=1)
     state = {"model": saved.model.state_dict(), "optimizer": saved.optimizer.state_dict()}
     sharded.save(state, checkpoint_id=checkpoint / "sharded", no_dist=True)
     assert (checkpoint / "sharded" / ".metadata").exists()
     Parts().load(checkpoint)
+    # As `load_checkpoint` has torch read what is not a tensor in them.
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    read = {"model": Parts().model.state_dict(), "optimizer": Parts(1).optimizer.state_dict()}
+    sharded.load(read, checkpoint_id=checkpoint / "sharded", no_dist=True)
+    assert torch.equal(read["model"]["weight"], state["model"]["weight"])
+    assert read["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
+    sharded.save({"x": Evil(ran := tmp_path / "ran")}, checkpoint_id=tmp_path / "x", no_dist=True)
+    with pytest.raises(sharded.CheckpointException, match="Weights only load failed"):
+        sharded.load({"x": None}, checkpoint_id=tmp_path / "x", no_dist=True)
+    assert not ran.exists()
+
+
+def test_shards_that_cannot_be_read_are_damage(tmp_path, monkeypatch):
+    checkpoint = Parts(steps=1).save(tmp_path)
+
+    def fail(*_):
+        raise sharded.CheckpointException("read", {0: (OSError("cut short"), [])})
+
+    monkeypatch.setattr(Accelerator, "load_state", fail)
+    with refused(checkpoint, "its shards cannot be read: cut short"):
+        Parts().load(checkpoint)
 
 
 def nan(path):
