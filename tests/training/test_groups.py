@@ -4,13 +4,18 @@ import dataclasses
 
 import pytest
 
-from hf_protosphere.data.arguments import DataArguments, SplitArguments, StreamingArguments
+from hf_protosphere.data.arguments import (
+    CacheArguments,
+    DataArguments,
+    SplitArguments,
+    StreamingArguments,
+)
 from hf_protosphere.training import groups
 from hf_protosphere.training.arguments import TrainArguments
 
 GROUPS = (
     groups.ModelArguments, groups.AdaptationArguments, groups.OptimizationArguments,
-    groups.RunArguments, DataArguments, SplitArguments, StreamingArguments,
+    groups.RunArguments, DataArguments, CacheArguments, SplitArguments, StreamingArguments,
 )  # fmt: skip
 
 
