@@ -76,6 +76,8 @@ def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterato
                 f"{flag} {folder} is being written by {by}: wait until it ends, or give another "
                 "folder."
             ) from None
+        except PermissionError as error:  # another user's
+            raise ArgumentError(f"{flag} {folder} cannot be locked: {error}") from error
         try:
             sweep(folder)
             since = datetime.now(timezone.utc).isoformat(timespec="seconds")

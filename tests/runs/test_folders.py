@@ -55,12 +55,14 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path):
 
     def hold():
         with held_folder(tmp_path, "--output_dir", ()):
-            theirs.send("held")
+            if (worker := os.fork()) == 0:  # as a loader's, which outlives the process for a moment
+                signal.pause()
+            theirs.send(worker)
             theirs.recv()
 
     process = get_context("fork").Process(target=hold, daemon=True)
     process.start()
-    assert ours.recv() == "held"
+    worker = ours.recv()
     expected = rf"^--output_dir .* is being written by process {process.pid} on .*: wait until"
     with pytest.raises(ArgumentError, match=expected), held_folder(tmp_path, "--output_dir", ()):
         pass
@@ -68,6 +70,16 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path):
     process.join(60)
     with held_folder(tmp_path, "--output_dir", ()):
         pass
+    os.kill(worker, signal.SIGKILL)
+
+
+def test_a_lock_of_another_user_is_one_line(tmp_path, monkeypatch):
+    def acquire(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hf_protosphere.runs.folders.FileLock.acquire", acquire)
+    with pytest.raises(ArgumentError, match=r"^--output_dir .* cannot be locked: .*denied"):
+        held_folder(tmp_path, "--output_dir", ()).__enter__()
 
 
 def test_other_threads_are_refused_and_what_a_command_calls_is_not(tmp_path):
