@@ -13,6 +13,7 @@ from datasets import load_dataset
 from PIL import Image
 
 import hf_protosphere.retrieval
+from hf_protosphere.data.arguments import LabelledImages
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.retrieval.embedding import Embedder
 from hf_protosphere.retrieval.image_index import INDEX, KEY, ImageIndex
@@ -144,7 +145,10 @@ def test_index_and_images_can_be_moved_together(photos, model, tmp_path):
 
 
 def test_a_split_is_indexed_with_its_labels(digits_folder, model, tmp_path):
-    made = ImageIndex.of_dataset(str(digits_folder), model, split="test", num_workers=0)
+    columns = LabelledImages().columns  # all that a command may give
+    made = ImageIndex.of_dataset(
+        str(digits_folder), model, split="test", columns=columns, num_workers=0
+    )
     rows = load_dataset(str(digits_folder), split="test")
     names = rows.features["label"].names
     assert [image.label for image in made.images] == [names[label] for label in rows["label"]]
