@@ -25,7 +25,9 @@ def join_processes() -> None:
     """Of several, started by a launcher or by hand: end with the launcher, `meet` the others."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a shell's background job shall outlive the shell
         end_with_launcher()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    # Other launchers connect the processes in their own way.
+    known = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if known and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         meet(os.environ)
 
 
@@ -33,15 +35,12 @@ def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
     """Wait until all processes are there, and say who is not: torch would wait without a word.
 
     Args:
-        environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without one of them another
-            launcher connects the processes in its own way.
+        environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
         patience: seconds from message to message; after thirty of them it is over.
 
     Raises:
         ArgumentError: naming those that never came.
     """
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        return
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     serves = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

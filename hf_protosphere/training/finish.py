@@ -52,7 +52,9 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     collector = SnapshotCollector(model.prototypes)
     results = _measured(run, model, held_out, collector)
     if accelerator.is_main_process:
-        records, pictures = read_metrics(folder / "metrics.jsonl"), []
+        records, pictures = [], []
+        with at_no_cost("reading metrics.jsonl"):
+            records = read_metrics(folder / "metrics.jsonl")
         results["first_reached"] = first_reached(records, run.arguments.nc_target)
         # Whole: where it is, the run is finished.
         write_json(folder / "results.json", results)
@@ -148,17 +150,17 @@ def _summary(
     parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
     written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
     parts.append(f"{run.output_dir}: the model, {', '.join(written)}")
-    if (start := records[0].get(START)) is not None:
-        best, of_best = run.progress.best_epoch, "validation_accuracy"
-        reached = next(r[of_best] for r in records if r["epoch"] == best and of_best in r)
-        if reached < start:
-            rate = max(run.optimizer_step.scheduler.base_lrs)
-            parts.append(
-                f"This training ended below its start: {run.validation} accuracy {reached:.2%} at "
-                f"the best epoch, {best}, but {start:.2%} by the class means of the network it "
-                f"started from. Try a --learning_rate below {rate:.2g}, or `protosphere finetune` "
-                "with --mode layerwise, head or prototypes."
-            )
+    best, of_best = run.progress.best_epoch, "validation_accuracy"
+    start = next((record[START] for record in records[:1] if START in record), 0.0)
+    reached = next((r[of_best] for r in records if r["epoch"] == best and of_best in r), 1.0)
+    if reached < start:
+        rate = max(run.optimizer_step.scheduler.base_lrs)
+        parts.append(
+            f"This training ended below its start: {run.validation} accuracy {reached:.2%} at "
+            f"the best epoch, {best}, but {start:.2%} by the class means of the network it "
+            f"started from. Try a --learning_rate below {rate:.2g}, or `protosphere finetune` "
+            "with --mode layerwise, head or prototypes."
+        )
     return "\n" + "\n\n".join(parts)
 
 

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from hf_protosphere.errors import ArgumentError, UserError
 from hf_protosphere.runs.processes import (
     check_processes,
+    join_processes,
     meet,
     on_main_process,
     own_accelerate_state,
@@ -109,8 +110,10 @@ def test_processes_that_do_not_come_are_named(capsys):
     assert not errors
 
 
-def test_waiting_has_an_end_and_other_launchers_are_left_alone():
+def test_waiting_has_an_end_and_other_launchers_are_left_alone(monkeypatch):
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     with pytest.raises(ArgumentError, match=r"process 0 of 2 waits for 1: .* None came in"):
         meet({**place, "RANK": "0"}, patience=0.01)
-    meet(place)
+    for name, value in place.items():  # without a rank
+        monkeypatch.setenv(name, value)
+    join_processes()

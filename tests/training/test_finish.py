@@ -68,7 +68,7 @@ def test_nothing_that_comes_beside_the_results_costs_them(arguments, monkeypatch
     lacks = {
         "provenance": {"provenance"}, "training_class_means": {"classifiers"},
         "_probes": {"classifiers"}, "save_snapshot": set(), "draw_run": set(),
-        "format_report": set(),
+        "format_report": set(), "read_metrics": set(),
     }  # fmt: skip
     for name, keys in lacks.items():
         for written in ("results.json", "model.safetensors"):
