@@ -234,7 +234,7 @@ def fuzz(cases: int, folder) -> str:
             )
             accepted, longest = accepted + count, max(longest, seconds)
             shutil.rmtree(folder / str(start))
-    assert longest < 10
+    assert longest < 30  # the canvas of an animation may have all the pixels that Pillow allows
     return (
         f"mutated images of {len(names)} kinds: {cases:,} cases, {cases - accepted:,} refused, "
         f"{accepted:,} accepted, tracebacks = 0, longest {longest:.2f} s"
