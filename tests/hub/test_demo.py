@@ -122,6 +122,7 @@ def test_the_page_answers_and_is_cleared(tmp_path, with_snapshot):
         (bytes(demo_page.MAX_BYTES + 1), "<p>&lt;a&gt;.png has more than 20 MiB.</p>"),
         ((20_000, 2501), "are more than 50,000,000 pixels"),
     ],
+    ids=["no image", "bytes", "pixels"],
 )
 def test_an_upload_that_is_too_much_or_no_image_is_told(tmp_path, content, message):
     pytest.importorskip("gradio")

@@ -4,6 +4,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
+from hf_protosphere.retrieval import plots
 from hf_protosphere.retrieval.plots import (
     RIGHT,
     SHOWN_NEIGHBOURS,
@@ -50,9 +51,12 @@ def test_without_labels_nothing_is_said_of_them(drawn):
     assert figure.get_suptitle() == "Queries (left) and the nearest images, with their cosines"
 
 
-def test_a_picture_stays_of_a_size_to_look_at(drawn):
-    figure = drawn([(pictured("q"), [pictured("n")] * 15)] * 25)
-    assert len(figure.axes) == SHOWN_QUERIES * (1 + SHOWN_NEIGHBOURS)
+def test_a_picture_stays_of_a_size_to_look_at(drawn, monkeypatch):
+    assert SHOWN_QUERIES * (1 + SHOWN_NEIGHBOURS) == 260  # drawing so many takes seconds
+    monkeypatch.setattr(plots, "SHOWN_QUERIES", 2)
+    monkeypatch.setattr(plots, "SHOWN_NEIGHBOURS", 3)
+    figure = drawn([(pictured("q"), [pictured("n")] * 4)] * 3)
+    assert len(figure.axes) == 2 * (1 + 3)
 
 
 def test_large_images_are_made_small_and_stay_as_they_are(drawn):
