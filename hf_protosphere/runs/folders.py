@@ -122,6 +122,12 @@ def run_folder(
                     f"--output_dir {folder} is not empty: go on with that run by --resume, replace "
                     "it by --overwrite, or give another folder."
                 )
+            for path in folder.iterdir():
+                if path.is_symlink() and any(name.startswith(f"{path.name}/") for name in writes):
+                    raise ArgumentError(
+                        f"--output_dir {folder}: {path.name} is a link, and what it leads to is "
+                        "not replaced: remove the link, or give another folder."
+                    )
             (moving := folder / HELD / "moving").mkdir()
             _clear(folder, (*writes, *_exports(folder)), moving)
             if any(moving.iterdir()):
@@ -160,7 +166,9 @@ def claim(folder: Path, flag: str, writes: tuple[str, ...], **more: str) -> None
 
 
 def _refuse_foreign(folder: Path, flag: str, writes: tuple[str, ...]) -> None:
-    if foreign := _found(folder, writes) - _found(folder, _written(folder, writes)):
+    written = _written(folder, writes)  # of a stranger's folder, a stranger's: compared only
+    own = [pattern for pattern in writes if pattern in written]
+    if foreign := _found(folder, writes) - _found(folder, own):
         names = sorted(str(path.relative_to(folder)) for path in foreign)
         shown = ", ".join(names[:5]) + (" and more" if names[5:] else "")
         raise ArgumentError(
@@ -184,7 +192,7 @@ def _record(folder: Path) -> dict[str, Any]:
 def _written(folder: Path, writes: tuple[str, ...]) -> tuple[str, ...]:
     """Patterns of what this package has written there, as far as that can be told."""
     if record := _record(folder):
-        return tuple(record["writes"])
+        return tuple(pattern for pattern in record["writes"] if isinstance(pattern, str))
     return (*RUN, *CARD_FILES, *writes) if _is_of_version_0_1(folder) else ()
 
 
@@ -217,11 +225,8 @@ def _stands(folder: Path, writes: tuple[str, ...]) -> bool:
 
 def _exports(folder: Path) -> list[str]:
     """Patterns of what `protosphere export` wrote of the run, in the folders that it chooses."""
-    found = []
-    for name in ("onnx", "torch_export"):
-        if record := _record(folder / name):
-            found += [f"{name}/{what}" for what in (*record["writes"], HELD)]
-    return found
+    names = [name for name in ("onnx", "torch_export") if _record(folder / name)]
+    return [f"{name}/{what}" for name in names for what in ("model.*", "README.md", HELD)]
 
 
 def _clear(folder: Path, writes: Iterable[str], target: Path | None = None) -> None:

@@ -116,9 +116,9 @@ def test_what_would_be_replaced_and_is_not_ours_is_refused(tmp_path, name, resum
 
 
 def test_what_was_claimed_is_ours_and_no_more(tmp_path):
-    claim(tmp_path, "--output_dir", ("curves.*",))
-    write(tmp_path, "text", "curves.png", "config.json")
     claim(tmp_path, "--output_dir", ("curves.png",))
+    write(tmp_path, "text", "curves.png", "config.json")
+    claim(tmp_path, "--output_dir", ("curves.png", "sphere.png"))
     with pytest.raises(ArgumentError, match=r"holds config.json, not written"):
         claim(tmp_path, "--output_dir", ("*.json",))
 
@@ -233,6 +233,23 @@ def test_what_was_exported_of_the_old_run_goes_with_it(old):
     with run(old, overwrite=True):
         assert tree(old) == {"torch_export/model.pt2": "mine"}
         assert not (old / "onnx").exists()
+
+
+def test_a_record_or_a_link_of_a_stranger_leads_to_nothing_outside(old, tmp_path):
+    write(tmp_path, "mine", "losses.py", "elsewhere/step-00000009/progress.json")
+    write(old, "[]", f"onnx/{HELD}/record.json")
+    write_json(old / "onnx" / HELD / "record.json", {"writes": ["../../*", "/*", 3, []]})
+    with run(old, overwrite=True):
+        write(old, "new", "results.json")
+    (old / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArgumentError, match="checkpoints is a link"):
+        run(old, overwrite=True).__enter__()
+    write_json(old / HELD / "record.json", {"writes": ["*", "../*", 3, []]})
+    write(old, "mine", "config.json")
+    with pytest.raises(ArgumentError, match=r"holds .*config\.json"):
+        run(old, resume=True).__enter__()
+    for name in ("losses.py", "elsewhere/step-00000009/progress.json"):
+        assert (tmp_path / name).read_text() == "mine"
 
 
 def test_removing_a_run_leaves_what_else_lies_there(old, tmp_path):
