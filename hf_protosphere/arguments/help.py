@@ -6,6 +6,8 @@ import dataclasses
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from copy import copy
+from inspect import get_annotations
 from textwrap import fill
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -23,7 +25,8 @@ class Parser(HfArgumentParser):
     """Flags from dataclasses, a group each.
 
     Args:
-        groups: dataclasses with an `_argument_group_name`; a field's `help` is its explanation.
+        groups: dataclasses with an `_argument_group_name`, of their own fields, without those that
+            they inherit; a field's `help` is its explanation.
         positional: names of fields whose values need no flag.
         common: names of the fields that most people need, with which the page begins.
         example: arguments to show after `prog`.
@@ -33,6 +36,7 @@ class Parser(HfArgumentParser):
         self, groups: Sequence[type], *, positional: Sequence[str] = (),
         common: Sequence[str] = (), example: str = "", **kwargs: Any,
     ) -> None:  # fmt: skip
+        groups = [_own(group) for group in groups]
         super().__init__(groups, allow_abbrev=False, **kwargs)
         self.positional, self.common, self.example = positional, common, example
         self.sections = {
@@ -107,6 +111,18 @@ class Parser(HfArgumentParser):
             text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
         )
         return flag.ljust(INDENT) + text[INDENT:] if len(flag) < INDENT - 1 else f"{flag}\n{text}"
+
+
+def _own(group: type) -> type:
+    """A dataclass with the fields that it does not inherit. One without help has no flag."""
+    hints, own = get_type_hints(group, include_extras=True), get_annotations(group)
+    fields = [
+        (field.name, hints[field.name], copy(field))
+        for field in dataclasses.fields(group)
+        if field.name in own and "help" in field.metadata
+    ]
+    name = {"_argument_group_name": group._argument_group_name}
+    return dataclasses.make_dataclass(group.__name__, fields, kw_only=True, namespace=name)
 
 
 def _is_required(field: dataclasses.Field) -> bool:

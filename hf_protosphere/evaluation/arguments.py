@@ -11,7 +11,9 @@ from ..robustness.arguments import RobustnessArguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EvaluationArguments:
+class EvaluateArguments(OpenSetArguments, RobustnessArguments, DataArguments, Arguments):
+    """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
+
     _argument_group_name = "evaluation"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
@@ -25,13 +27,6 @@ class _EvaluationArguments:
         "Draw the sphere, the cosines between classes and the margins into this folder."
     )
     json: bool = flag("Print the report as JSON instead of a table.", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(
-    _EvaluationArguments, OpenSetArguments, RobustnessArguments, DataArguments, Arguments
-):
-    """What to evaluate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -49,6 +49,8 @@ class Evaluation:
     model: ProtoSphereForImageClassification
     processor: BaseImageProcessor
     images: ImageDataset
+    measured: Dataset
+    train: Dataset | None
     unknown_images: Dataset | None  # of --ood_dataset
 
     @classmethod
@@ -68,15 +70,8 @@ class Evaluation:
             )  # fmt: skip
             if arguments.ood_dataset is not None:
                 unknown = load_unknown_images(arguments)
-        return cls(arguments, accelerator, model, processor, images, unknown)
-
-    @property
-    def measured(self) -> Dataset:
-        return self.images.splits["test"]
-
-    @property
-    def train(self) -> Dataset | None:
-        return self.images.splits.get("train")
+        measured, train = images.splits["test"], images.splits.get("train")
+        return cls(arguments, accelerator, model, processor, images, measured, train, unknown)
 
     def loader(self, split: Dataset) -> DataLoader:
         sizes = self.arguments.batch_size, self.arguments.num_workers

@@ -9,6 +9,11 @@ from ..data.labels import some
 from ..metrics.neural_collapse import METRICS
 from ..plots.table import format_table
 
+ACCURACIES = {
+    "accuracy": "accuracy by prototypes",
+    "top5_accuracy": "top-5 accuracy by prototypes",
+    "class_means_accuracy": "accuracy by class means",
+}
 FREQUENCIES = {"many": "> 100 training images", "medium": "20 to 100", "few": "< 20"}
 
 
@@ -24,14 +29,10 @@ def format_report(
             says it of the validation split: a last column.
         class_names: to name those without images.
     """
-    rows = [["accuracy by prototypes", f"{report['accuracy']:.2%}", "", "", ""]]
-    if "top5_accuracy" in report:
-        rows.append(["top-5 accuracy by prototypes", f"{report['top5_accuracy']:.2%}", "", "", ""])
-    if "class_means_accuracy" in report:
-        means = report["class_means_accuracy"]
-        rows.append(["accuracy by class means", f"{means:.2%}", "", "", ""])
+    accuracies = {words: report[name] for name, words in ACCURACIES.items() if name in report}
     for group, accuracy in report.get("accuracy_by_frequency", {}).items():
-        rows.append([f"accuracy, classes with {FREQUENCIES[group]}", f"{accuracy:.2%}", "", "", ""])
+        accuracies[f"accuracy, classes with {FREQUENCIES[group]}"] = accuracy
+    rows = [[words, f"{accuracy:.2%}", "", "", ""] for words, accuracy in accuracies.items()]
     collapse = report.get("neural_collapse", {})
     titles = {metric.name: metric.title for metric in METRICS} | {"overall": "least attained"}
     for name, percentage in collapse.get("attained", {}).items():

@@ -66,7 +66,9 @@ class PublishArguments(Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ExportOptions:
+class ExportArguments(LabelledImages, Arguments):
+    """What to export, and how. Invalid values raise `ArgumentError` at once."""
+
     _argument_group_name = "export"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
@@ -82,11 +84,6 @@ class _ExportOptions:
         "without a data set noise.",
         64,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportArguments(_ExportOptions, LabelledImages, Arguments):
-    """What to export, and how. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -21,7 +21,7 @@ from huggingface_hub import (
     ModelCardData,
     eval_result_entries_to_yaml,
 )
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from ..arguments.fields import check_license
 from ..errors import ArgumentError
@@ -31,6 +31,7 @@ from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
 from ..runs.folders import CARD_FILES, held_folder
+from ..runs.reading import errors_in_one_line
 from .comparison import applicable_metrics, compare
 from .markdown import duration, inline, listed, percent
 from .objectives import OBJECTIVES
@@ -99,12 +100,12 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
             f"{folder} was evaluated on training data of {run.dataset_id} only: train with "
             "--test_split to evaluate on a split of its own."
         )
-    report = run.results[run.reported]
+    report, revision = run.results[run.reported], run.arguments.dataset_revision
     entry = EvalResultEntry(
         dataset_id=run.dataset_id,
         task_id=task_id,
-        value=_rounded(report["accuracy"]),
-        dataset_revision=_one_line_or_none(run.arguments.dataset_revision),
+        value=float(f"{report['accuracy']:.6g}"),
+        dataset_revision=revision and one_line(revision),
         notes=f"top-1 accuracy on {report['num_images']} images",
     )
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
@@ -127,11 +128,7 @@ def card_files(
 
 
 def write_card(folder: str | Path, **options: Any) -> list[Path]:
-    """Write `card_files` into the folder of a finished run, over earlier ones.
-
-    Returns:
-        The files.
-    """
+    """Write `card_files` into the folder of a finished run, over earlier ones; their paths."""
     with held_folder(folder, "--folder", CARD_FILES) as folder:
         files = {folder / name: text for name, text in card_files(folder, **options).items()}
         for path, text in files.items():
@@ -140,10 +137,8 @@ def write_card(folder: str | Path, **options: Any) -> list[Path]:
 
 
 def _checked_repo_id(repo_id: str) -> str:
-    try:
+    with errors_in_one_line(f"repo_id must be 'user/name', but got {repo_id!r}"):
         validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ArgumentError(f"repo_id must be 'user/name', but got {repo_id!r}: {error}") from error
     return repo_id
 
 
@@ -164,6 +159,7 @@ def _metadata(run: FinishedRun, name: str, license: str | None) -> ModelCardData
 def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
     """Accuracies on every held-out split, neural collapse on the last one."""
     arguments, results = run.arguments, []
+    config, revision = arguments.dataset_config, arguments.dataset_revision
     for split in run.held_out:
         report = run.results[split]
         metrics = {
@@ -185,23 +181,15 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
                 task_type="image-classification", task_name="Image classification",
                 dataset_type=run.dataset_id or "imagefolder",
                 dataset_name=one_line(run.dataset_name),
-                dataset_config=_one_line_or_none(arguments.dataset_config),
+                dataset_config=config and one_line(config),
                 dataset_split=one_line(run.provenance["splits"][split]["from"]),
-                dataset_revision=_one_line_or_none(arguments.dataset_revision),
-                metric_type=kind, metric_name=f"{title}{on}", metric_value=_rounded(value),
+                dataset_revision=revision and one_line(revision), metric_type=kind,
+                metric_name=f"{title}{on}", metric_value=float(f"{value:.6g}"),
             )
             for kind, (title, value) in metrics.items()
             if value is not None and math.isfinite(value)
         ]  # fmt: skip
     return results
-
-
-def _one_line_or_none(text: str | None) -> str | None:
-    return None if text is None else one_line(text)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def _model(run: FinishedRun) -> dict[str, Any]:
@@ -228,10 +216,13 @@ def _results(run: FinishedRun) -> dict[str, Any]:
     report = run.results[run.reported]
     # A linear layer has no prototypes, which all but the curves show.
     pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
+    pairs = zip(report["class_accuracies"], map(inline, run.class_names))
+    below = [(accuracy, name) for accuracy, name in pairs if accuracy is not None and accuracy < 1]
+    worst = sorted(below, key=lambda pair: pair[0])[:LEAST_ACCURATE_SHOWN]
     return {
         "reports": [_accuracies(run, split) for split in run.held_out],
         "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
-        "least_accurate": _least_accurate(run.class_names, report["class_accuracies"]),
+        "least_accurate": ", ".join(f"{name} ({percent(accuracy)})" for accuracy, name in worst),
         "classifiers": [
             {"title": CLASSIFIERS[name], **metrics, "accuracy": percent(metrics["accuracy"])}
             for name, metrics in run.results.get("classifiers", {}).items()
@@ -320,9 +311,3 @@ def _accuracies(run: FinishedRun, split: str) -> dict[str, Any]:
     metrics |= report.get("accuracy_by_frequency", {})
     accuracies = {name: percent(value) for name, value in metrics.items()}
     return {"split": split, "images": report["num_images"], "accuracies": accuracies}
-
-
-def _least_accurate(names: list[str], accuracies: list[float | None]) -> str:
-    below = [(a, name) for a, name in zip(accuracies, names) if a is not None and a < 1]
-    worst = sorted(below, key=lambda pair: pair[0])[:LEAST_ACCURATE_SHOWN]
-    return ", ".join(f"{inline(name)} ({percent(accuracy)})" for accuracy, name in worst)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import SpaceCard, SpaceCardData
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch import Tensor
@@ -27,6 +26,7 @@ from ..open_set.threshold import Answer, OpenSetClassifier
 from ..plots.sphere import plot_sphere
 from ..plots.text import say
 from ..runs.files import replacing_files, writable_folder
+from ..runs.reading import errors_in_one_line
 from .arguments import DemoArguments
 
 if TYPE_CHECKING:
@@ -35,25 +35,8 @@ if TYPE_CHECKING:
 SHOWN_ANGLES, SHOWN_SCORES = 10, 5
 # Of an upload: what a telephone's camera makes fits, and needs no more than a gigabyte of memory.
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
-CSS = """
-.gradio-container h1 { margin-bottom: 0 }
-#image img { width: 100%; height: 100%; object-fit: contain }
-#verdict { min-height: 4.5rem }
-#verdict h2 { margin: 0; font-size: 2rem; overflow-wrap: anywhere }
-#verdict p { margin: 0.25rem 0 0 }
-"""
-ANGLES_CSS = """
-table { width: 100%; margin: 1.5rem 0 0.5rem; font-size: var(--text-md) }
-th { font-weight: normal; text-align: left; overflow-wrap: anywhere }
-th, td { padding: 0.2rem 0.5rem 0.2rem 0 }
-table, tr, th, td { border: none !important }
-td:last-child { text-align: right; font-variant-numeric: tabular-nums }
-.scale { width: 50%; position: relative }
-.bar { height: 0.5rem; border-radius: 0.25rem; background: var(--neutral-400) }
-.known .bar { background: var(--color-accent) }
-.threshold { position: absolute; top: 0; bottom: 0; border-left: 2px dotted }
-p { margin: 0; font-size: var(--text-sm); opacity: 0.7 }
-"""
+CSS = Path(__file__).with_name("demo.css")
+ANGLES_CSS = Path(__file__).with_name("demo_angles.css")
 # By the command, whose arguments stay; modules of the package may move.
 SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
 
@@ -75,16 +58,15 @@ def demo(arguments: DemoArguments) -> None:
         for path in write_space(arguments.model, arguments.space, arguments.unknown_angle):
             say(path)
         return
-    try:
+    flags = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
+    with errors_in_one_line(f"{flags} cannot be listened on"):
         socket.create_server((arguments.host, arguments.port or 0)).close()
-    except OSError as error:
-        flags = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
-        raise ArgumentError(f"{flags} cannot be listened on: {error}.") from error
     classifier = OpenSetClassifier.load(arguments.model, arguments.unknown_angle)
     page = build_page(classifier, arguments.model)
     _, url, _ = page.launch(
-        server_name=arguments.host, server_port=arguments.port, css=CSS, share=False, quiet=True,
-        prevent_thread_lock=True, footer_links=[], run_history=False, max_file_size=MAX_BYTES,
+        server_name=arguments.host, server_port=arguments.port, css=CSS.read_text(),
+        share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False,
+        max_file_size=MAX_BYTES,
     )  # fmt: skip
     say(f"{arguments.model}: {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
@@ -128,7 +110,7 @@ def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
                 )  # fmt: skip
             angles = gr.HTML(
                 label="Angles to the nearest prototypes", show_label=True, container=True,
-                css_template=ANGLES_CSS, min_height=340, elem_id="angles",
+                css_template=ANGLES_CSS.read_text(), min_height=340, elem_id="angles",
             )  # fmt: skip
         sphere = gr.Image(
             _sphere(classifier), format="png", show_label=False, interactive=False,
@@ -154,10 +136,8 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
             f"--space shows a model of the Hub, but --model {model} is a folder: upload it, and "
             "give its id, 'user/name'."
         )
-    try:
+    with errors_in_one_line(f"--model {model} is no id of the Hub"):
         validate_repo_id(model)
-    except HFValidationError as error:
-        raise ArgumentError(f"--model {model} is no id of the Hub: {error}") from error
     arguments = ["demo", model, "--host", "0.0.0.0", "--port", "7860"]
     if unknown_angle is not None:
         arguments += ["--unknown_angle", str(unknown_angle)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jinja2 import Template
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
@@ -27,6 +28,8 @@ from .arguments import ExportArguments
 TOLERANCE = 1e-4  # of logits and embeddings, absolute
 EXAMPLE_BATCH = 2  # with one image, torch.export would take the batch size for a constant
 NOISE = 8  # images to compare on when no data set is given
+_TEMPLATE = Path(__file__).with_name("export_readme_template.md").read_text()
+README = Template(_TEMPLATE, trim_blocks=True, keep_trailing_newline=True)
 
 Run = Callable[[Tensor], Sequence[Tensor]]  # pixel_values → logits, embeddings
 
@@ -52,20 +55,17 @@ def export(arguments: ExportArguments) -> Path:
     Raises:
         ExportError: the file does not compute what the model does. It is not kept.
     """
-    writes = (f"{FORMATS[arguments.format][0]}*", "README.md")
-    with held_folder(arguments.output_dir, "--output_dir", writes) as folder:
-        return _export(arguments, folder)
-
-
-def _export(arguments: ExportArguments, folder: Path) -> Path:
-    model, processor = load_classifier(arguments.model)
     name, write, read = FORMATS[arguments.format]
-    images, source = _images(arguments, processor, model.config.image_size)
-    network = PlainOutputs(model.float()).eval()
-    metadata = {"labels": model.config.class_names, "preprocessing": preprocessing(processor)}
     # Large ONNX files name the file beside them that holds the weights: only a folder can be
     # written under another name.
-    with replacing_files(folder) as unfinished:
+    with (
+        held_folder(arguments.output_dir, "--output_dir", (f"{name}*", "README.md")) as folder,
+        replacing_files(folder) as unfinished,
+    ):
+        model, processor = load_classifier(arguments.model)
+        images, source = _images(arguments, processor, model.config.image_size)
+        network = PlainOutputs(model.float()).eval()
+        metadata = {"labels": model.config.class_names, "preprocessing": preprocessing(processor)}
         file = unfinished / name
         write(network, model.config.image_size, metadata, file)
         difference = largest_difference(network, read(file), images)
@@ -76,9 +76,9 @@ def _export(arguments: ExportArguments, folder: Path) -> Path:
                 "Try the other --format, or other versions of torch and of the runtime."
             )
         verdict = f"differs from the model by at most {difference:.2g} on {source}"
-        readme = README.format(
+        readme = README.render(
             name=name, verdict=verdict, classes=model.config.num_labels,
-            dim=model.protosphere.embedding_dim, **metadata["preprocessing"], **RUNTIMES[name],
+            dim=model.protosphere.embedding_dim, **metadata["preprocessing"],
         )  # fmt: skip
         (unfinished / "README.md").write_text(readme)
         shutil.copyfile(rgb.__file__, unfinished / "rgb.py")
@@ -171,61 +171,4 @@ def _write_torch_export(network: nn.Module, image_size: int, metadata: dict, fil
 FORMATS = {
     "onnx": ("model.onnx", _write_onnx, _read_onnx),
     "torch_export": ("model.pt2", _write_torch_export, lambda f: torch.export.load(f).module()),
-}
-
-README = """# {name}
-
-An image classifier of {classes} classes, for batches of any size N.
-It {verdict}.
-
-|        | name           | shape, all float32 | |
-|--------|----------------|--------------------|-|
-| input  | `pixel_values` | (N, 3, {center_crop}, {center_crop}) | RGB images, prepared as below |
-| output | `logits`       | (N, {classes}) | their softmax are the probabilities of the classes |
-| output | `embeddings`   | (N, {dim}) | points on the unit sphere: cosines compare images |
-
-```python
-import json
-
-import numpy as np
-{imports}from PIL import Image
-
-from rgb import narrowed, rgb  # the file beside this one
-
-{load}
-image = narrowed(rgb(Image.open("image.png")))
-width, height = image.size
-short = min(width, height)
-size = {resize_shorter_side} * width // short, {resize_shorter_side} * height // short
-image = image.resize(size, Image.Resampling.{interpolation})
-left, top = (size[0] - {center_crop}) // 2, (size[1] - {center_crop}) // 2
-image = image.crop((left, top, left + {center_crop}, top + {center_crop}))
-pixels = np.asarray(image, dtype=np.float32) / {divide_by}
-pixels = (pixels - {mean}) / {std}
-batch = pixels.transpose(2, 0, 1)[None].astype(np.float32)
-
-{run}
-print(labels[logits[0].argmax()])
-```
-
-The file holds the `labels` and the `preprocessing` too, as JSON. Pillow resizes here, torchvision
-in transformers: pixels differ by up to 2 of 255 levels (more with NEAREST).
-"""
-
-RUNTIMES = {
-    "model.onnx": {
-        "imports": "import onnxruntime\n",
-        "load": """session = onnxruntime.InferenceSession("model.onnx")
-labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
-""",
-        "run": 'logits, embeddings = session.run(None, {"pixel_values": batch})',
-    },
-    "model.pt2": {
-        "imports": "import torch\n",
-        "load": """extra = {"labels.json": ""}
-network = torch.export.load("model.pt2", extra_files=extra).module()
-labels = json.loads(extra["labels.json"])
-""",
-        "run": "logits, embeddings = network(torch.from_numpy(batch))",
-    },
 }

@@ -28,7 +28,9 @@ class OpenSetArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CalibrationArguments:
+class CalibrateArguments(DataArguments, Arguments):
+    """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
+
     _argument_group_name = "calibration"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
@@ -42,11 +44,6 @@ class _CalibrationArguments:
     )
     output_dir: PathName | None = flag("Save the calibrated model here; by default where it is.")
     batch_size: Count = flag("Images per process and step.", 256)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrateArguments(_CalibrationArguments, DataArguments, Arguments):
-    """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -24,6 +24,7 @@ from ..runs.finished_run import read_run_arguments
 from ..runs.folders import CALIBRATION_FILES, MODEL_FILES, held_for_all
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
+from ..runs.reading import errors_in_one_line
 from .arguments import CalibrateArguments
 from .confidence import (
     Reliability,
@@ -51,7 +52,12 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
     Raises:
         ArgumentError: no images but those of training, or too few; a folder that cannot be written.
     """
-    folder = _output_folder(arguments)
+    if arguments.output_dir is None and not Path(arguments.model).is_dir():
+        raise ArgumentError(
+            f"--output_dir is needed for --model {arguments.model}, which is no folder here to "
+            "save the calibrated model in."
+        )
+    folder = writable_folder(arguments.output_dir or arguments.model, "--output_dir")
     accelerator = Accelerator()
     check_processes(accelerator)
     with held_for_all(accelerator, folder, "--output_dir", (*MODEL_FILES, *CALIBRATION_FILES)):
@@ -76,16 +82,13 @@ def _calibrate(
         for embeddings, logits, labels in predictions(model, loader, accelerator, "calibration")
     ]
     cosines, logits, labels = map(torch.cat, zip(*parts))  # (N,), (N, K), (N,), on every process
-    try:
-        threshold = rejection_threshold(cosines, arguments.false_rejection_rate)
-    except ValueError as error:
-        raise ArgumentError(
-            f"--false_rejection_rate {arguments.false_rejection_rate}: {error} Give a larger rate, "
-            "or --split with more images."
-        ) from error
+    rate = arguments.false_rejection_rate
+    then = "Give a larger rate, or --split with more images."
+    with errors_in_one_line(f"--false_rejection_rate {rate}", then):
+        threshold = rejection_threshold(cosines, rate)
     temperature = fit_temperature(logits, labels)
     config.rejection_threshold = threshold
-    config.false_rejection_rate = arguments.false_rejection_rate
+    config.false_rejection_rate = rate
     config.calibration_temperature = temperature or 1.0
 
     right, accepted = logits.argmax(-1) == labels, cosines >= threshold
@@ -97,7 +100,7 @@ def _calibrate(
         "num_images": len(labels),
         "classes_without_images": images.classes_without_images("validation"),
         "rejection_threshold": threshold,
-        "false_rejection_rate": arguments.false_rejection_rate,
+        "false_rejection_rate": rate,
         "rejected": (~accepted).double().mean().item(),
         "accuracy": right.double().mean().item(),
         "accuracy_of_accepted": right[accepted].double().mean().item(),
@@ -181,15 +184,6 @@ def _trained_on(split: str) -> ArgumentError:
         f"--split {split}: images of training are nearer to their prototypes than others, and "
         "tell nothing of those. Give a split that was not trained on."
     )
-
-
-def _output_folder(arguments: CalibrateArguments) -> Path:
-    if arguments.output_dir is None and not Path(arguments.model).is_dir():
-        raise ArgumentError(
-            f"--output_dir is needed for --model {arguments.model}, which is no folder here to "
-            "save the calibrated model in."
-        )
-    return writable_folder(arguments.output_dir or arguments.model, "--output_dir")
 
 
 def format_calibration(report: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..plots.style import COLORS, STYLES, new_figure, save_figure
+from ..plots.style import COLORS, STYLES, draw_shares, new_figure, save_figure
 from .confidence import Reliability
 from .scores import SCORES, Detection
 
@@ -65,19 +65,12 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
         axes, both = panels[name], np.concatenate([known[name], unknown[name]])
         # Mahalanobis distances have long tails: beyond the outermost bins lies 1 %.
         bins = np.linspace(*np.quantile(both, (0.005, 0.995)), 61)
-        for values, label, color, hatch, style in (
-            (known[name], "known", COLORS[0], None, "-"),
-            (unknown[name], "unknown", COLORS[1], "///", "--"),
-        ):
-            shares = {"weights": np.full(len(values), 100 / len(values)), "color": color}
-            values = values.clip(bins[0], bins[-1])
-            axes.hist(values, bins, alpha=0.35, hatch=hatch, **shares)
-            axes.hist(values, bins, histtype="step", linestyle=style, linewidth=1.8,
-                      label=f"{len(values):,} {label}", **shares)  # fmt: skip
+        groups = {"known": known[name], "unknown": unknown[name]}
+        named = {f"{len(s):,} {label}": s.clip(bins[0], bins[-1]) for label, s in groups.items()}
+        draw_shares(axes, bins, named)
         if name == "cosine" and threshold is not None:
             axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
-        axes.set(title=SCORES[name], xlabel="score", ylabel="share of the images (%)")
-        axes.margins(y=0.25)  # room for the legend
+        axes.set(title=SCORES[name], xlabel="score")
         axes.legend(loc="upper left")
         truth = np.repeat([1, 0], [len(known[name]), len(unknown[name])])
         rates = roc_curve(truth, both)[:2]

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from ..configuration_protosphere import ProtoSphereConfig
 from ..data.pixels import pixels_of
 from ..errors import ArgumentError
 from ..metrics.snapshot import Snapshot
@@ -81,7 +80,11 @@ class OpenSetClassifier:
         if unknown_angle is not None:
             threshold = Threshold(unknown_angle, "as asked for")
         elif config.rejection_threshold is not None:
-            threshold = calibrated_threshold(config)
+            origin = "the configuration's rejection_threshold"
+            if config.false_rejection_rate is not None:
+                rate = f"{config.false_rejection_rate:.3g}"
+                origin += f", calibrated to reject at most {rate} of the known images"
+            threshold = Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
         else:
             threshold = default_threshold(snapshot)
         return cls(model.eval(), processor, snapshot, threshold)
@@ -110,15 +113,6 @@ def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
     # In double precision: the arc cosine turns an error of 1e-7 near 1 into 0.03 degrees.
     cosines = F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0)
     return _degrees(cosines)
-
-
-def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:
-    """The angle of the configuration's `rejection_threshold`, which is not None."""
-    origin = "the configuration's rejection_threshold"
-    if config.false_rejection_rate is not None:
-        rate = f"{config.false_rejection_rate:.3g}"
-        origin += f", calibrated to reject at most {rate} of the known images"
-    return Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
 
 
 def default_threshold(snapshot: Snapshot) -> Threshold:

@@ -1,4 +1,7 @@
-"""Curves over a training. matplotlib is imported only when a picture is drawn."""
+"""Curves over a training. matplotlib is imported only when a picture is drawn.
+
+The suffix of the file to write says the format.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,8 @@ CURVES = {
 
 
 def plot_curves(records: Records, picture: Path) -> None:
-    """Loss, accuracy and the attained share of neural collapse over the epochs.
-
-    Args:
-        records: of a run's metrics.jsonl.
-        picture: the file to write; its suffix says the format.
-    """
+    """Loss, accuracy and the attained share of neural collapse over the epochs, from the records
+    of a run's metrics.jsonl."""
     figure = new_figure(13, 4)
     loss, accuracy, collapse = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     _draw(loss, _points(records, "train_loss"), 0, "training")
@@ -72,7 +71,6 @@ def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95
     Args:
         runs: records with "epoch" and "..._neural_collapse" (as `NeuralCollapse.compute` returns
             it, and "optima"), by the name of their run.
-        picture: the file to write; its suffix says the format.
         target: percentage of an optimum whose first attainment is marked.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Pictures of the sphere, drawn from a snapshot: cosines of class means, points, and margins."""
+"""Pictures of the sphere, drawn from a snapshot: cosines of class means, points, and margins.
+
+The suffix of the file to write says the format.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..metrics.snapshot import Snapshot
-from .style import COLORS, new_figure, save_figure
+from .style import draw_shares, new_figure, save_figure
 from .text import for_figure
 
 if TYPE_CHECKING:
@@ -33,11 +36,7 @@ Styles = dict[int, tuple[str, str]]  # colour and marker of each class that is s
 
 
 def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
-    """Cosines between class means, and between prototypes, beside those of the simplex ETF.
-
-    Args:
-        picture: the file to write; its suffix says the format.
-    """
+    """Cosines between class means, and between prototypes, beside those of the simplex ETF."""
     num_classes, dim = snapshot.prototypes.shape
     ideal = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).fill_diagonal_(1)
     matrices = {
@@ -80,25 +79,16 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
     figure = new_figure(9, 5)
     axes = figure.subplots()
     bins = np.linspace(min(own.min(), other.min()), max(own.max(), other.max()), 81)
-    for values, label, color, hatch, style in (
-        (own, "own prototype", COLORS[0], None, "-"),
-        (other, "nearest other prototype", COLORS[1], "///", "--"),
-    ):
-        weights = np.full_like(values, 100 / len(values))
-        axes.hist(values, bins, weights=weights, color=color, alpha=0.35, hatch=hatch)
-        axes.hist(values, bins, weights=weights, color=color, histtype="step", linestyle=style,
-                  linewidth=1.8, label=f"to the {label}")  # fmt: skip
+    draw_shares(axes, bins, {"to the own prototype": own, "to the nearest other prototype": other})
     for name, value in (("own", 1.0), ("others", -1 / (len(snapshot.prototypes) - 1))):
         axes.axvline(value, color="0.3", linewidth=1, linestyle=":")
         axes.annotate(f" {name} at collapse", (value, 0.98), xycoords=("data", "axes fraction"),
                       rotation=90, va="top", ha="right", color="0.3", fontsize=8)  # fmt: skip
     axes.set(
         xlabel="cosine between embedding and prototype",
-        ylabel="share of the images (%)",
         title=f"{len(own):,} {for_figure(snapshot.split)} images, {right:.1%} nearest to their own "
         "prototype",
     )
-    axes.margins(y=0.25)  # room for the legend
     axes.legend(loc="upper center")
     save_figure(figure, picture, 120)
 
@@ -115,7 +105,7 @@ def plot_sphere(
     the two directions in which the class means vary most.
 
     Args:
-        picture: the file to write; its suffix says the format, which is PNG in an open file.
+        picture: the file to write, or an open one, in which the format is PNG.
         classes: names of the classes to show, at most ten; by default those nearest to another,
             or to the query.
         query: (D,), unit norm, the embedding of one more image, to mark.

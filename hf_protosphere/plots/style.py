@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by the colour-blind; line styles serve black and white.
@@ -29,3 +33,14 @@ def save_figure(figure: Figure, picture: Path | BinaryIO, dpi: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         figure.savefig(picture, dpi=dpi)
+
+
+def draw_shares(axes: Axes, bins: np.ndarray, groups: Mapping[str, np.ndarray]) -> None:
+    """Histograms of two groups of images, over one another, and room for their legend."""
+    for (label, values), color, hatch, style in zip(groups.items(), COLORS, (None, "///"), STYLES):
+        shares = {"weights": np.full(len(values), 100 / len(values)), "color": color}
+        axes.hist(values, bins, alpha=0.35, hatch=hatch, **shares)
+        axes.hist(values, bins, histtype="step", linestyle=style, linewidth=1.8, label=label,
+                  **shares)  # fmt: skip
+    axes.set_ylabel("share of the images (%)")
+    axes.margins(y=0.25)

@@ -25,8 +25,10 @@ OF_THE_ROW = ("backbone", "objective", "seed", "output_dir", "overwrite", "resum
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReleaseMatrix:
-    """What only the file of a release says: it has no flags.
+class ReleaseArguments(Arguments):
+    """A matrix of runs to train and publish. Invalid values raise `ArgumentError` at once.
+
+    What only the file of a release says has no flags:
 
     Attributes:
         recipes: YAML files for `protosphere train`; beside NAME.yaml, NAME-OBJECTIVE.yaml is taken
@@ -37,17 +39,13 @@ class _ReleaseMatrix:
         launch: {pattern of names: options of `accelerate launch`}; without, one plain process.
     """
 
+    _argument_group_name = "release"
+
     recipes: list[PathName] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=lambda: [0])
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     launch: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ReleaseOptions:
-    _argument_group_name = "release"
-
     output_dir: PathName = flag("Folder for the runs, one folder each.", "outputs/release")
     namespace: str | None = flag(
         "User or organisation on the Hub to publish under; by default whoever is logged in."
@@ -60,11 +58,6 @@ class _ReleaseOptions:
     publish: bool = flag("Send finished models to the Hub.", True)
     only: str | None = flag("Train and publish only models with this in their name.")
     dry_run: bool = flag("Print what is there and what would be done; change nothing.", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseArguments(_ReleaseOptions, _ReleaseMatrix, Arguments):
-    """A matrix of runs to train and publish. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -12,7 +12,7 @@ import subprocess
 from itertools import groupby
 from typing import IO
 
-from ..errors import ArgumentError, ReleaseError, TrainingInterrupted, UserError
+from ..errors import ArgumentError, ReleaseError, UserError
 from ..hub.arguments import PublishArguments
 from ..hub.comparison import overall_collapse
 from ..hub.publish import account, is_published, publish, publish_collection
@@ -51,20 +51,15 @@ def release(arguments: ReleaseArguments) -> None:
         return
     writable_folder(arguments.output_dir, "--output_dir")
     failures: dict[str, str] = {}
-    try:
-        with interruptions():
-            for _, group in groupby(rows, key=lambda row: row.recipe):
-                siblings = list(group)
-                wanted = [row for row in siblings if row in selected]
-                for row in wanted:
-                    if reason := _train(row, f"{selected.index(row) + 1}/{len(selected)}"):
-                        failures[row.name] = reason
-                if namespace:
-                    failures |= _publish(arguments, siblings, wanted, namespace)
-    except KeyboardInterrupt as interruption:
-        raise TrainingInterrupted(
-            "stopped; the same command goes on from here.", interruption.args[0]
-        ) from None
+    with interruptions():
+        for _, group in groupby(rows, key=lambda row: row.recipe):
+            siblings = list(group)
+            wanted = [row for row in siblings if row in selected]
+            for row in wanted:
+                if reason := _train(row, f"{selected.index(row) + 1}/{len(selected)}"):
+                    failures[row.name] = reason
+            if namespace:
+                failures |= _publish(arguments, siblings, wanted, namespace)
     _print_summary(selected, failures)
     if failures:
         details = "\n\n".join(f"{name}: {reason}" for name, reason in failures.items())

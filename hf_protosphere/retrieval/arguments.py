@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..arguments.fields import (
-    Arguments,
-    Count,
-    CountOrZero,
-    PathName,
-    check,
-    flag,
-    required,
-)
+from ..arguments.fields import Arguments, Count, CountOrZero, PathName, check, flag, required
 from ..data.arguments import LabelledImages
 from ..errors import ArgumentError
 
@@ -35,15 +27,13 @@ class EmbeddingArguments:
     @property
     def embedding_options(self) -> dict[str, Any]:
         """What `Embedder.embed_all` takes beside images."""
-        return {
-            "on_bad_image": self.on_bad_image,
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-        }
+        return {name: getattr(self, name) for name in ("on_bad_image", "batch_size", "num_workers")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _IndexOptions:
+class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
+    """What to index, and where. Invalid values raise `ArgumentError` at once."""
+
     _argument_group_name = "index"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
@@ -55,13 +45,8 @@ class _IndexOptions:
     )
     index_dir: PathName = flag(
         "Folder for the index. One that is there is brought up to date.", "outputs/index"
-    )  # fmt: skip
+    )
     overwrite: bool = flag("Replace an index of another model or of other images.", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments, Arguments):
-    """What to index, and where. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +59,9 @@ class IndexArguments(_IndexOptions, LabelledImages, EmbeddingArguments, Argument
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SearchOptions:
+class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
+    """What to search, in what. Invalid values raise `ArgumentError` at once."""
+
     _argument_group_name = "search"
 
     index: PathName = required("Folder of an index that `protosphere index` wrote.")
@@ -96,11 +83,6 @@ class _SearchOptions:
     )
     recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
     json: bool = flag("Print JSON instead of a table.", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchArguments(_SearchOptions, LabelledImages, EmbeddingArguments, Arguments):
-    """What to search, in what. Invalid values raise `ArgumentError` at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,7 @@ from ..data.sources import by_split
 from ..data.subsets import balanced_sample
 from ..errors import DataError
 from ..runs.processes import main_process_first
+from ..runs.reading import errors_in_one_line
 from .corruptions import check_side, corrupt, load_library
 
 
@@ -205,10 +206,8 @@ def _array(path: Path, dimensions: int) -> np.ndarray:
     Raises:
         DataError: it is damaged, or pickled, or has other dimensions.
     """
-    try:
+    with errors_in_one_line(f"--corrupted_dataset: {path} cannot be read", kind=DataError):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"--corrupted_dataset: {path} cannot be read: {error}") from error
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
         raise DataError(f"--corrupted_dataset: {path} is no array of {dimensions} dimensions.")
     return array

@@ -91,19 +91,14 @@ def corruption_errors(
         if corrupted_dataset is not None:
             counts["num_corrupted_images"] = sum(map(len, corrupted))
             counts["num_resized"] = resized - len(clean)
-        reports += [counts | _by_corruption(of_one, corruptions) for of_one in errors]
+        for clean_error, *rest in errors:  # each corruption at each severity
+            rows = map(list, zip(*[iter(rest)] * len(severities)))
+            by_name = dict(zip(corruptions, rows))
+            reports.append(counts | {"clean_error": clean_error, "errors": by_name})
     report, *others = reports
     for other in others:
         report["baseline"] = other | corruption_metrics(other)
     return report | corruption_metrics(report, *others)
-
-
-def _by_corruption(errors: Sequence[float], corruptions: Sequence[str]) -> dict[str, Any]:
-    """Of errors on the clean images, then on each corruption at each severity."""
-    clean, *rest = errors
-    rows = zip(*[iter(rest)] * (len(rest) // len(corruptions)))
-    by_name = {name: list(row) for name, row in zip(corruptions, rows)}
-    return {"clean_error": clean, "errors": by_name}
 
 
 def corruption_metrics(
@@ -133,18 +128,22 @@ def corruption_metrics(
     if baseline is None:
         return metrics
 
-    def above(of: dict[str, Any], base: float) -> dict[str, float]:
-        return {c: sum(error - base for error in of["errors"][c]) for c in errors}
+    def ratios(clean: float, baseline_clean: float) -> dict[str, float | None]:
+        found = {}
+        for c in errors:
+            ours = sum(error - clean for error in errors[c])
+            theirs = sum(error - baseline_clean for error in baseline["errors"][c])
+            found[c] = None if theirs <= 1e-12 else ours / theirs  # differences miss 0 by rounding
+        return found
 
-    over = _ratios(above(report, 0), above(baseline, 0))
-    lost = _ratios(above(report, report["clean_error"]), above(baseline, baseline["clean_error"]))
+    over, lost = ratios(0, 0), ratios(report["clean_error"], baseline["clean_error"])
     undefined = {}
-    for name, ratios, what in (
+    for name, by_corruption, what in (
         ("mean_corruption_error_over_baseline", over, "makes no error"),
         ("relative_mean_corruption_error_over_baseline", lost, "is no worse than on clean images"),
     ):
-        without = [c for c, ratio in ratios.items() if ratio is None]
-        metrics[name] = None if without else fmean(ratios.values())
+        without = [c for c, ratio in by_corruption.items() if ratio is None]
+        metrics[name] = None if without else fmean(by_corruption.values())
         if without:
             undefined[name] = f"the baseline {what} under {', '.join(without)}"
     metrics["errors_over_baseline"] = over
@@ -210,11 +209,6 @@ def _errors(
     # In the order of the images: each part's are together.
     parts = torch.cat(wrong).split([len(part) for part in images.datasets])
     return torch.stack([part.double().mean(0) for part in parts], 1).tolist(), sum(resized)
-
-
-def _ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float | None]:
-    # Sums of differences miss 0 by rounding.
-    return {c: None if theirs[c] <= 1e-12 else ours[c] / theirs[c] for c in ours}
 
 
 def format_robustness(report: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..errors import TrainingInterrupted
+
 
 @dataclass
 class Stop:
@@ -61,7 +63,12 @@ def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
 
 @contextmanager
 def interruptions() -> Iterator[None]:
-    """SIGINT and SIGTERM as KeyboardInterrupt, with their number, at once."""
+    """SIGINT and SIGTERM as KeyboardInterrupt, with their number, at once; at the end that is told
+    the user.
+
+    Raises:
+        TrainingInterrupted: of a command that goes on from there the next time.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
@@ -69,6 +76,9 @@ def interruptions() -> Iterator[None]:
     before = {s: signal.signal(s, interrupt) for s in _signals()}
     try:
         yield
+    except KeyboardInterrupt as interruption:
+        message = "stopped; the same command goes on from here."
+        raise TrainingInterrupted(message, interruption.args[0]) from None
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

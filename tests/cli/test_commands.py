@@ -93,7 +93,7 @@ def _fields(command):
     flags = {
         field.name: field.metadata["help"]
         for group in groups if "_argument_group_name" in group
-        for field in group["__dataclass_fields__"].values()
+        for field in group["__dataclass_fields__"].values() if "help" in field.metadata
     }  # fmt: skip
     assert {field.name for field in fields} - flags.keys() <= {
         *("datasets", "arguments"), *("recipes", "objectives", "seeds", "overrides", "launch")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hf_protosphere.errors import TrainingInterrupted
 from hf_protosphere.runs.signals import Stop, end_with_launcher, interruptions, stop_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -68,9 +69,19 @@ def test_several_processes_stop_at_the_same_step():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_interruptions_come_at_once_with_their_number(number):
-    with pytest.raises(KeyboardInterrupt) as interruption, interruptions():
-        signal.raise_signal(number)
-    assert interruption.value.args == (number,)
+    seen = []
+
+    def work():
+        with interruptions():
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt as interruption:
+                seen.append(interruption.args)
+                raise
+
+    with pytest.raises(TrainingInterrupted, match="the same command goes on") as interruption:
+        work()
+    assert (interruption.value.signal, seen) == (number, [(number,)])
 
 
 def test_in_a_thread_the_signals_are_left_alone():

@@ -24,8 +24,11 @@ METRIC_TITLES = {"accuracy": "accuracy", "mean_class_accuracy": "mean per class"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SuiteData:
-    """What only the file of a suite says: it has no flags.
+class TransferSuiteArguments(Arguments):
+    """Models and data sets to transfer them to. Invalid values raise `ArgumentError` at once.
+
+    `models` then begins with the baseline, and `datasets` are those of `data`, where it names them.
+    What only the file of a suite says has no flags:
 
     Attributes:
         datasets: {name: {"dataset_name": Hub id or folder, "metric": "accuracy" (the default) or
@@ -34,14 +37,10 @@ class _SuiteData:
             data set win.
     """
 
-    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SuiteOptions:
     _argument_group_name = "transfer suite"
 
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     models: list[PathName] | None = flag("What to transfer, as for `protosphere finetune --model`.")
     baseline: PathName | None = flag(
         "The model that the others are compared with; by default the first one."
@@ -58,14 +57,6 @@ class _SuiteOptions:
         "Folder for the table, and for the transfers, DATASET/MODEL each.", "outputs/transfer"
     )
     dry_run: bool = flag("Print what is done and what is to do; do nothing.", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransferSuiteArguments(_SuiteOptions, _SuiteData, Arguments):
-    """Models and data sets to transfer them to. Invalid values raise `ArgumentError` at once.
-
-    `models` then begins with the baseline, and `datasets` are those of `data`, where it names them.
-    """
 
     def __post_init__(self) -> None:
         check(self)

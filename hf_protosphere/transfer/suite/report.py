@@ -101,11 +101,7 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 def plot_improvements(results: Results, picture: Path) -> None:
     """Relative improvements over the baseline: a bar for each data set and model, and their mean.
-
-    Args:
-        results: with a baseline.
-        picture: the file to write; its suffix says the format.
-    """
+    The suffix of the file to write says the format."""
     models, modes = results["models"][1:], results["modes"]
     short = (for_figure(name, 40) for name in short_names(results["models"]))
     names = dict(zip(results["models"], short))

@@ -92,7 +92,10 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     state.wait_for_everyone()  # all have seen the same rows
     with held_for_all(state, folder, "--output_dir", SUITE_FILES):
-        failures = _transfer_all(missing)
+        failures: dict[tuple[str, str], str] = {}
+        with interruptions():
+            for _, group in groupby(missing, key=lambda entry: entry.dataset):
+                failures |= _transfer(list(group))
         state.wait_for_everyone()  # the last row is written
         results = compare(entries, failures)
         if state.is_main_process:
@@ -116,20 +119,6 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
             f"command tries these again.\n\n{details}"
         )
     return results
-
-
-def _transfer_all(entries: list[Entry]) -> dict[tuple[str, str], str]:
-    """What failed, and why."""
-    failures: dict[tuple[str, str], str] = {}
-    try:
-        with interruptions():
-            for _, group in groupby(entries, key=lambda entry: entry.dataset):
-                failures |= _transfer(list(group))
-    except KeyboardInterrupt as interruption:
-        raise TrainingInterrupted(
-            "stopped; the same command goes on from here.", interruption.args[0]
-        ) from None
-    return failures
 
 
 def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:
