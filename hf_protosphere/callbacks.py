@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from .data.labels import some
 from .errors import ArgumentError, at_no_cost
@@ -274,9 +274,7 @@ def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices, device_type=device.type):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
+            set_seed(seed)
             yield
     finally:
         random.setstate(states[0])

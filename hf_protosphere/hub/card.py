@@ -27,6 +27,7 @@ from ..arguments.fields import check_license
 from ..errors import ArgumentError
 from ..evaluation.report import CLASSIFIERS, FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
+from ..modeling_protosphere import PROTOTYPE_LOSSES
 from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
@@ -73,6 +74,7 @@ def render_card(
         _metadata(run, name, license), template_path=str(TEMPLATE),
         title=inline(name), repo_id=repo_id, license=license, notes=notes,
         paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=OBJECTIVES[run.config.objective],
+        trains_prototypes=run.config.objective in PROTOTYPE_LOSSES,
         config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
         classifier=run.classifier, unknown=_unknown(run),
         **_model(run), **_results(run), **_data(run),
@@ -114,12 +116,8 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
 def card_files(
     folder: str | Path, *, benchmark_task: str | None = None, **options: Any
 ) -> dict[str, str]:
-    """{path in the repository: text}: README.md and, for a benchmark, .eval_results/.
-
-    Args:
-        benchmark_task: as `render_evaluation_results` explains.
-        options: as of `render_card`, which also says what is raised.
-    """
+    """{path in the repository: text}: `render_card`, which says options and what is raised, as
+    README.md; and for a benchmark `render_evaluation_results`."""
     files = {"README.md": str(render_card(folder, **options))}
     if benchmark_task is not None:
         results = render_evaluation_results(folder, benchmark_task)

@@ -121,12 +121,8 @@ def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
 
 
 def write_space(model: str, folder: str | Path, unknown_angle: float | None = None) -> list[Path]:
-    """Write the files of a Space that shows the page of a model on the Hub.
-
-    Args:
-        model: its id, "user/name".
-        folder: for the files, made if it is missing.
-        unknown_angle: as in `OpenSetClassifier.load`.
+    """Write the files of a Space that shows the page of a model on the Hub, "user/name", into a
+    folder, made if it is missing. `unknown_angle` is as in `OpenSetClassifier.load`.
 
     Raises:
         ArgumentError: no Hub id, or a folder that has such files already.

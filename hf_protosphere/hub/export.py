@@ -27,8 +27,9 @@ from .arguments import ExportArguments
 
 TOLERANCE = 1e-4  # of logits and embeddings, absolute
 EXAMPLE_BATCH = 2  # with one image, torch.export would take the batch size for a constant
+DYNAMIC = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
 NOISE = 8  # images to compare on when no data set is given
-_TEMPLATE = Path(__file__).with_name("export_readme_template.md").read_text()
+_TEMPLATE = Path(__file__).with_name("export_readme_template.md").read_text(encoding="utf-8")
 README = Template(_TEMPLATE, trim_blocks=True, keep_trailing_newline=True)
 
 Run = Callable[[Tensor], Sequence[Tensor]]  # pixel_values → logits, embeddings
@@ -63,11 +64,12 @@ def export(arguments: ExportArguments) -> Path:
         replacing_files(folder) as unfinished,
     ):
         model, processor = load_classifier(arguments.model)
-        images, source = _images(arguments, processor, model.config.image_size)
+        size = model.config.image_size
+        images, source = _images(arguments, processor, size)
         network = PlainOutputs(model.float()).eval()
         metadata = {"labels": model.config.class_names, "preprocessing": preprocessing(processor)}
         file = unfinished / name
-        write(network, model.config.image_size, metadata, file)
+        write(network, torch.zeros(EXAMPLE_BATCH, 3, size, size), metadata, file)
         difference = largest_difference(network, read(file), images)
         if not difference <= TOLERANCE:  # NaN is no match either
             raise ExportError(
@@ -133,15 +135,9 @@ def _images(
     return pixels_of(images, processor), source
 
 
-def _example(image_size: int) -> tuple[tuple[Tensor], dict[str, dict[int, object]]]:
-    batch = torch.export.Dim("batch", min=1)
-    return (torch.zeros(EXAMPLE_BATCH, 3, image_size, image_size),), {"pixel_values": {0: batch}}
-
-
-def _write_onnx(network: nn.Module, image_size: int, metadata: dict, file: Path) -> None:
-    images, shapes = _example(image_size)
+def _write_onnx(network: nn.Module, images: Tensor, metadata: dict, file: Path) -> None:
     program = torch.onnx.export(
-        network, images, dynamic_shapes=shapes, verbose=False,
+        network, (images,), dynamic_shapes=DYNAMIC, verbose=False,
         input_names=["pixel_values"], output_names=["logits", "embeddings"],
     )  # fmt: skip
     for key, value in metadata.items():
@@ -161,9 +157,8 @@ def _read_onnx(file: Path) -> Run:
     return run
 
 
-def _write_torch_export(network: nn.Module, image_size: int, metadata: dict, file: Path) -> None:
-    images, shapes = _example(image_size)
-    program = torch.export.export(network, images, dynamic_shapes=shapes)
+def _write_torch_export(network: nn.Module, images: Tensor, metadata: dict, file: Path) -> None:
+    program = torch.export.export(network, (images,), dynamic_shapes=DYNAMIC)
     extra = {f"{key}.json": json.dumps(value) for key, value in metadata.items()}
     torch.export.save(program, file, extra_files=extra)
 

@@ -8,11 +8,7 @@ from typing import Any
 
 
 def lazily(package: str, **modules: str) -> Callable[[str], Any]:
-    """`__getattr__` of a package: names that it offers, imported when they are asked for.
-
-    Args:
-        modules: the module of the package that each name is in.
-    """
+    """`__getattr__` of a package: names that it offers, and the module of it that each is in."""
 
     def __getattr__(name: str) -> Any:
         if name not in modules:

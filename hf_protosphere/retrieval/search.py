@@ -117,15 +117,11 @@ def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
 
 def _metrics_table(report: dict[str, Any]) -> str:
     images = f"{report['num_queries']:,} queries among {report['num_images']:,} images"
-    rows = [[images, "value"]]
-    rows += [
-        [name.replace("recall_at_", "recall@"), f"{value:.2%}"]
-        for name, value in report.items()
-        if name.startswith("recall_at_")
-    ]
-    rows.append(["mean average precision", f"{report['mean_average_precision']:.2%}"])
-    rows.append(["mean average precision at R", f"{report['mean_average_precision_at_r']:.2%}"])
-    table = format_table(rows)
+    titles = {name: name.replace("recall_at_", "recall@") for name in report if "recall_at" in name}
+    titles["mean_average_precision"] = "mean average precision"
+    titles["mean_average_precision_at_r"] = "mean average precision at R"
+    rows = [[title, f"{report[name]:.2%}"] for name, title in titles.items()]
+    table = format_table([[images, "value"], *rows])
     if left_out := report["num_without_match"]:
         table += f"\n({left_out:,} queries left out: no other image has their class)"
     return table
