@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +98,7 @@ class NeuralCollapseCallback(TrainerCallback):
     # Events
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        self._layer = _ClassificationLayer.of(self.trainer.model, self.classification_layer)
+        self._layer = _ClassificationLayer(self.trainer.model, self.classification_layer)
         self._datasets = self._choose_datasets()
         self.stopwatch, self._started = Stopwatch(), time.perf_counter()
         log = Path(args.output_dir) / TRAINER_RECORDS
@@ -204,38 +203,33 @@ class NeuralCollapseCallback(TrainerCallback):
                 yield trainer.accelerator.gather_for_metrics((embeddings, labels))
 
 
-@dataclass(frozen=True)
 class _ClassificationLayer:
     """Where a model's embeddings and prototypes are."""
 
-    model: nn.Module
-    layer: nn.Linear | None  # None: a ProtoSphere model says so itself
-
-    @classmethod
-    def of(cls, model: nn.Module, layer: str | nn.Linear | None) -> _ClassificationLayer:
+    def __init__(self, model: nn.Module, layer: str | nn.Linear | None) -> None:
+        self.model, self.layer = model, layer
         config = getattr(model, "config", None)  # a plain nn.Module has none
-        if layer is None and getattr(config, "model_type", None) == "protosphere":
-            return cls(model, None)
-        if isinstance(layer, nn.Linear):
-            return cls(model, layer)
+        itself = layer is None and getattr(config, "model_type", None) == "protosphere"
+        if itself or isinstance(layer, nn.Linear):  # a ProtoSphere model says it itself
+            return
         linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-        if layer is not None:
-            if layer not in linear:
+        if layer is None:
+            num_labels = getattr(config, "num_labels", None)
+            found = [name for name, m in linear.items() if num_labels in (None, m.out_features)]
+            if len(found) != 1:
+                outputs = "" if num_labels is None else f" with {num_labels} outputs, one per class"
                 raise ArgumentError(
-                    f"classification_layer {layer!r} is not a linear layer of the model, which has "
-                    f"{', '.join(linear) or 'none'}."
+                    f"{type(model).__name__} has {len(found)} linear layers{outputs}: name the "
+                    "classifier by classification_layer, one of "
+                    f"{', '.join(found or linear) or 'none'}."
                 )
-            return cls(model, linear[layer])
-        num_labels = getattr(config, "num_labels", None)
-        found = [name for name, m in linear.items() if num_labels in (None, m.out_features)]
-        if len(found) != 1:
-            outputs = "" if num_labels is None else f" with {num_labels} outputs, one per class"
+            layer = found[0]
+        elif layer not in linear:
             raise ArgumentError(
-                f"{type(model).__name__} has {len(found)} linear layers{outputs}: name the "
-                "classifier by classification_layer, one of "
-                f"{', '.join(found or linear) or 'none'}."
+                f"classification_layer {layer!r} is not a linear layer of the model, which has "
+                f"{', '.join(linear) or 'none'}."
             )
-        return cls(model, linear[found[0]])
+        self.layer = linear[layer]
 
     @property
     def prototypes(self) -> Tensor:

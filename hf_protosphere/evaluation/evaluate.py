@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import BaseImageProcessor
 
-from ..data.dataset import ImageDataset, load_data
+from ..data.dataset import load_data
 from ..data.loaders import evaluation_loader
 from ..inference.predictions import training_class_means
 from ..metrics.snapshot import SnapshotCollector
-from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..open_set.plots import plot_unknown
 from ..open_set.scores import Detection, detect_unknown, format_detection, load_unknown_images
 from ..plots.text import say
@@ -39,43 +36,115 @@ PICTURE_FILES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint on its device, and the images that it is measured on, as split "test", whatever
-    it is called; and "train" where class means or distances are taken from it, and there is one."""
+    """A checkpoint on its device, and the images that it is measured on, whatever their split is
+    called; and those for training where class means or distances are taken from them."""
 
-    arguments: EvaluateArguments
-    accelerator: Accelerator
-    model: ProtoSphereForImageClassification
-    processor: BaseImageProcessor
-    images: ImageDataset
-    measured: Dataset
-    train: Dataset | None
-    unknown_images: Dataset | None  # of --ood_dataset
-
-    @classmethod
-    def start(cls, arguments: EvaluateArguments) -> Evaluation:
-        accelerator = Accelerator()
-        check_processes(accelerator)
-        model, processor = load_classifier(arguments.model)
-        model.to(accelerator.device)
-        unknown = None
+    def __init__(self, arguments: EvaluateArguments) -> None:
+        self.arguments, self.accelerator = arguments, Accelerator()
+        check_processes(self.accelerator)
+        self.model, self.processor = load_classifier(arguments.model)
+        self.model.to(self.accelerator.device)
         with_train = arguments.class_means or arguments.ood_dataset is not None
-        with main_process_first(accelerator):
-            images = load_data(
+        with main_process_first(self.accelerator):
+            self.images = load_data(
                 arguments, test_split=arguments.split,
                 flags={"test": "--split"}, validation_fraction=0.0, need_train=False,
-                need_all_classes=False, label_names=model.config.class_names,
+                need_all_classes=False, label_names=self.model.config.class_names,
                 roles={"test", "train"} if with_train else {"test"},
             )  # fmt: skip
-            if arguments.ood_dataset is not None:
-                unknown = load_unknown_images(arguments)
-        measured, train = images.splits["test"], images.splits.get("train")
-        return cls(arguments, accelerator, model, processor, images, measured, train, unknown)
+            asked = arguments.ood_dataset is not None
+            self.unknown_images = load_unknown_images(arguments) if asked else None
+        self.measured = self.images.splits["test"]
+        self.train = self.images.splits.get("train")
 
     def loader(self, split: Dataset) -> DataLoader:
         sizes = self.arguments.batch_size, self.arguments.num_workers
         return evaluation_loader(split, self.processor, *sizes, self.accelerator)
+
+    def report(self) -> dict[str, Any]:
+        """Measure, and write, print and draw it."""
+        arguments = self.arguments
+        snapshot = SnapshotCollector(self.model.prototypes) if arguments.pictures else None
+        report = {
+            "model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split,
+            **self._metrics(snapshot),
+        }  # fmt: skip
+        if arguments.measures_robustness:
+            report["robustness"] = self._robustness()
+        detection: Detection | None = None
+        if self.unknown_images is not None:
+            detection = detect_unknown(
+                self.model, self.loader, self.measured, self.unknown_images, self.train,
+                self.accelerator,
+            )  # fmt: skip
+            report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
+        if self.accelerator.is_main_process:
+            if arguments.output:
+                write_json(Path(arguments.output), report)
+            say(json.dumps(report, indent=2) if arguments.json else self._tables(report))
+            if snapshot is not None:
+                for path in self._draw(report, snapshot, detection):
+                    say(path)
+        return report
+
+    def _metrics(self, snapshot: SnapshotCollector | None) -> dict[str, Any]:
+        means, wanted = None, self.arguments.class_means and self.train is not None
+        if wanted and not self.images.classes_without_images("train"):
+            train = self.loader(self.train)
+            means = training_class_means(self.model, train, self.accelerator)
+        measured = self.loader(self.measured)
+        return evaluate_model(
+            self.model, measured, self.accelerator, means=means, snapshot=snapshot
+        )
+
+    def _robustness(self) -> dict[str, Any]:
+        arguments, baseline = self.arguments, None
+        if arguments.baseline is not None:
+            baseline = load_classifier(arguments.baseline, "--baseline")
+        report = corruption_errors(
+            self.model, self.measured, self.processor, self.accelerator,
+            corruptions=arguments.corruptions or "all", severities=arguments.severities,
+            baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,
+            max_images=arguments.max_eval_samples, batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+        )  # fmt: skip
+        if baseline is not None:
+            report["baseline"]["model"] = arguments.baseline
+        return report
+
+    def _tables(self, report: dict[str, Any]) -> str:
+        """The report for people, with what it lacks and why."""
+        arguments = self.arguments
+        title, names = f"{arguments.dataset_name}, {arguments.split}", self.images.label_names
+        lines = [format_report(report, title, class_names=names)]
+        if arguments.class_means and "class_means_accuracy" not in report:
+            what = "no" if self.train is None else "a class has no images in the"
+            lines.append(f"({what} split {arguments.train_split!r} to take class means from)")
+        if "robustness" in report:
+            lines.append(f"\n{format_robustness(report['robustness'])}")
+        if "ood" in report:
+            lines.append(f"\n{format_detection(report['ood'])}")
+        return "\n".join(lines)
+
+    def _draw(
+        self, report: dict[str, Any], snapshot: SnapshotCollector, detection: Detection | None
+    ) -> list[Path]:
+        """Into the folder of --pictures: everything that was measured."""
+        folder = Path(self.arguments.pictures)
+        taken = snapshot.snapshot(self.images.label_names, self.arguments.split)
+        with replacing_files(folder) as new:
+            save_snapshot(taken, new / SNAPSHOT)
+            pictures = draw_snapshot(new, new)
+            if "robustness" in report:
+                pictures += draw_robustness(
+                    report["robustness"], self.measured, self.processor, new
+                )
+            if detection is not None:
+                pictures.append(new / "unknown.png")
+                threshold = self.model.config.rejection_threshold
+                plot_unknown(detection, pictures[-1], threshold)
+        return [folder / path.name for path in pictures]
 
 
 @own_accelerate_state()
@@ -94,92 +163,6 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     for flag, path in (("pictures", arguments.pictures), ("output", arguments.output)):
         if path is not None:  # before the work
             writable_folder(Path(path) if flag == "pictures" else Path(path).parent, f"--{flag}")
-    evaluation = Evaluation.start(arguments)
+    evaluation = Evaluation(arguments)
     with held_for_all(evaluation.accelerator, arguments.pictures, "--pictures", PICTURE_FILES):
-        return _measure(evaluation)
-
-
-def _measure(evaluation: Evaluation) -> dict[str, Any]:
-    arguments = evaluation.arguments
-    snapshot = SnapshotCollector(evaluation.model.prototypes) if arguments.pictures else None
-    named = {"model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split}
-    report = named | _metrics(evaluation, snapshot)
-    if arguments.measures_robustness:
-        report["robustness"] = _robustness(evaluation)
-    detection: Detection | None = None
-    if evaluation.unknown_images is not None:
-        detection = detect_unknown(
-            evaluation.model, evaluation.loader, evaluation.measured, evaluation.unknown_images,
-            evaluation.train, evaluation.accelerator,
-        )  # fmt: skip
-        report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
-    if evaluation.accelerator.is_main_process:
-        if arguments.output:
-            write_json(Path(arguments.output), report)
-        say(json.dumps(report, indent=2) if arguments.json else _tables(evaluation, report))
-        if snapshot is not None:
-            for path in _draw(evaluation, report, snapshot, detection):
-                say(path)
-    return report
-
-
-def _metrics(evaluation: Evaluation, snapshot: SnapshotCollector | None) -> dict[str, Any]:
-    model, accelerator, images = evaluation.model, evaluation.accelerator, evaluation.images
-    means, wanted = None, evaluation.arguments.class_means and evaluation.train is not None
-    if wanted and not images.classes_without_images("train"):
-        means = training_class_means(model, evaluation.loader(evaluation.train), accelerator)
-    return evaluate_model(
-        model, evaluation.loader(evaluation.measured), accelerator, means=means, snapshot=snapshot
-    )
-
-
-def _robustness(evaluation: Evaluation) -> dict[str, Any]:
-    arguments, baseline = evaluation.arguments, None
-    if arguments.baseline is not None:
-        baseline = load_classifier(arguments.baseline, "--baseline")
-    report = corruption_errors(
-        evaluation.model, evaluation.measured, evaluation.processor, evaluation.accelerator,
-        corruptions=arguments.corruptions or "all", severities=arguments.severities,
-        baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,
-        max_images=arguments.max_eval_samples, batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-    )  # fmt: skip
-    if baseline is not None:
-        report["baseline"]["model"] = arguments.baseline
-    return report
-
-
-def _tables(evaluation: Evaluation, report: dict[str, Any]) -> str:
-    """The report for people, with what it lacks and why."""
-    arguments = evaluation.arguments
-    title, names = f"{arguments.dataset_name}, {arguments.split}", evaluation.images.label_names
-    lines = [format_report(report, title, class_names=names)]
-    if arguments.class_means and "class_means_accuracy" not in report:
-        what = "no" if evaluation.train is None else "a class has no images in the"
-        lines.append(f"({what} split {arguments.train_split!r} to take class means from)")
-    if "robustness" in report:
-        lines.append(f"\n{format_robustness(report['robustness'])}")
-    if "ood" in report:
-        lines.append(f"\n{format_detection(report['ood'])}")
-    return "\n".join(lines)
-
-
-def _draw(
-    evaluation: Evaluation, report: dict[str, Any], snapshot: SnapshotCollector,
-    detection: Detection | None,
-) -> list[Path]:  # fmt: skip
-    """Into the folder of --pictures: everything that was measured."""
-    folder = Path(evaluation.arguments.pictures)
-    taken = snapshot.snapshot(evaluation.images.label_names, evaluation.arguments.split)
-    with replacing_files(folder) as new:
-        save_snapshot(taken, new / SNAPSHOT)
-        pictures = draw_snapshot(new, new)
-        if "robustness" in report:
-            pictures += draw_robustness(
-                report["robustness"], evaluation.measured, evaluation.processor, new
-            )
-        if detection is not None:
-            pictures.append(new / "unknown.png")
-            threshold = evaluation.model.config.rejection_threshold
-            plot_unknown(detection, pictures[-1], threshold)
-    return [folder / path.name for path in pictures]
+        return evaluation.report()
