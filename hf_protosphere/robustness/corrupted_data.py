@@ -79,7 +79,8 @@ class CorruptedImages(Dataset):
     """
 
     def __init__(self, images: ResizedImages, corruption: str, severity: int, seed: int) -> None:
-        self.images, self.how, self.seed = images, (corruption, severity), seed
+        self.images, self.seed = images, seed
+        self.corruption, self.severity = corruption, severity
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,8 +89,8 @@ class CorruptedImages(Dataset):
         item = self.images[i]
         image = item["pixel_values"].permute(1, 2, 0).numpy()  # (S, S, 3)
         seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0])
-        corrupted = torch.tensor(corrupt(image, *self.how, seed=seed))
-        return item | {"pixel_values": corrupted.permute(2, 0, 1)}
+        corrupted = corrupt(image, self.corruption, self.severity, seed=seed)
+        return item | {"pixel_values": torch.tensor(corrupted).permute(2, 0, 1)}
 
 
 def resized_images(
