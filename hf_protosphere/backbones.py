@@ -95,11 +95,7 @@ def pooled_features(output: Tensor | ModelOutput) -> Tensor:
 def features_of(
     backbone: nn.Module, images: Tensor, hidden_states: bool = False, attentions: bool = False
 ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-    """(M, F) pooled features; hidden states, and attention weights, of all layers, where asked for.
-
-    Raises:
-        ValueError: the backbone does not give what is asked for.
-    """
+    """(M, F) pooled features; where asked for, hidden states and attentions of all layers."""
     if not (hidden_states or attentions):
         return pooled_features(backbone(images)), None, None
     asked = {"hidden_states": hidden_states, "attentions": attentions}
@@ -120,14 +116,7 @@ def features_of(
 
 
 def attention_of(backbone: nn.Module, asked: str | None) -> str:
-    """Sets how a backbone computes attention, "eager", "sdpa", ...; None leaves it as it is.
-
-    Returns:
-        What it uses.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """How a backbone computes attention ("eager", "sdpa", ...): as is asked for, if anything."""
     if isinstance(backbone, PreTrainedModel):
         if asked is not None:
             backbone.set_attn_implementation(asked)
@@ -148,14 +137,7 @@ def load_weights(
     backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem: bool = False
 ) -> None:
     """Those of a backbone of the same kind, maybe for another image size: what it learned about
-    positions is then resampled.
-
-    Args:
-        new_stem: a stem for small images stays as it is.
-
-    Raises:
-        ValueError: naming what does not fit.
-    """
+    positions is then resampled. With `new_stem`, a stem for small images stays as it is."""
     ours, theirs = backbone.state_dict(), dict(weights)
     for name in ours.keys() & theirs.keys():
         if theirs[name].shape != ours[name].shape:

@@ -44,10 +44,7 @@ def auto(auto_class: Any, name: Any, **options: Any) -> Any:
 
 
 def load_image_processor(name: Any, **options: Any) -> BaseImageProcessor:
-    """
-    Raises:
-        OSError, ValueError: there is none that transformers knows, or it makes giant images.
-    """
+    """One that transformers knows, and that makes no giant images."""
     processor = auto(AutoImageProcessor, name, **options)
     for which in ("size", "crop_size", "pad_size"):
         for side in dict(getattr(processor, which, None) or {}).values():
@@ -57,10 +54,7 @@ def load_image_processor(name: Any, **options: Any) -> BaseImageProcessor:
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: the file holds no JSON object, or a giant one.
-    """
+    """The JSON object in a file, which is no giant."""
     path = Path(path)
     if (size := path.stat().st_size) > MAX_JSON:
         raise ValueError(f"{path} has {size:,} bytes, more than the {MAX_JSON:,} that are read.")
@@ -74,11 +68,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 
 def read_header(path: str | Path) -> dict[str, StoredTensor]:
-    """Of the tensors in a safetensors file, {"head.weight": ("F32", (10, 512)), ...}.
-
-    Raises:
-        ValueError: the file is cut short, or no safetensors file, or its header is a giant.
-    """
+    """Of the tensors in a whole safetensors file, {"head.weight": ("F32", (10, 512)), ...}."""
     path = Path(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -98,16 +88,10 @@ def read_header(path: str | Path) -> dict[str, StoredTensor]:
 def stored_tensors(
     name: Any, variant: str | None = None, **options: Any
 ) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint, from the headers of its file or of its several files.
+    """The tensors of a checkpoint, from the headers of its file or of its several files, which lie
+    beside their index. The arguments are those of `PreTrainedModel.from_pretrained`.
 
-    Empty when there are none: transformers will say it.
-
-    Args:
-        name, variant, options: as for `PreTrainedModel.from_pretrained`.
-
-    Raises:
-        ValueError: a file is cut short, or no safetensors file, or lies outside the checkpoint.
-    """
+    Empty when there are none: transformers will say it."""
     if name is None:  # the weights were given as a `state_dict`
         return {}
     options = {key: value for key, value in options.items() if key in HUB_OPTIONS}
@@ -138,15 +122,12 @@ def stored_tensors(
 
 @contextmanager
 def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterator[None]:
-    """A network that is built meanwhile has about as many tensors, and numbers, as are stored.
-    (Parameters are counted twice: as they are built, and as they are loaded.)
+    """A network that is built meanwhile has about as many tensors, and numbers, as are stored:
+    where it outgrows twice that, it is refused before it takes time or memory. Of nothing stored,
+    nothing is known. (Parameters are counted twice: as they are built, and as they are loaded.)
 
     Args:
-        stored: from `stored_tensors`; when empty, nothing is known and nothing refused.
         new_head: classes of a head that is not stored.
-
-    Raises:
-        ValueError: where the network outgrows that twice, before it takes time or memory.
     """
     numbers = 4 * sum(math.prod(tensor.shape) for tensor in stored.values()) + 2**20
     numbers += 2 * new_head * max((max(t.shape, default=0) for t in stored.values()), default=0)
@@ -171,11 +152,7 @@ def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterat
 
 
 def has_new_head(info: dict[str, Any]) -> bool:
-    """Whether a tensor of the head is not the checkpoint's.
-
-    Args:
-        info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
-    """
+    """Whether, by `output_loading_info`, a tensor of the head is not the checkpoint's."""
     new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     return any(key.startswith(HEADS) for key in new)
 
@@ -184,15 +161,12 @@ def check_fit(
     model: PreTrainedModel, name: Any, info: dict[str, Any], stored: dict[str, StoredTensor], *,
     any_head: bool,
 ) -> None:  # fmt: skip
-    """
-    Args:
-        model, info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
-        stored: of its files, from `stored_tensors`.
-        any_head: the head may be missing, of another shape or kind, or too much.
+    """Refuse tensors that are missing or too many, of another shape or kind of number than the
+    configuration makes them, or not finite.
 
-    Raises:
-        ValueError: tensors are missing or too many, of another shape or kind of number than the
-            configuration makes them, or not finite.
+    Args:
+        info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
+        any_head: the head may be missing, of another shape or kind, or too much.
     """
     tensors = model.state_dict()
     ignored = HEADS if any_head else ()

@@ -247,14 +247,8 @@ class ProtoSphereConfig(PretrainedConfig):
 
 
 def refuse_fetching(kwargs: Any, name: str = "backbone_kwargs") -> None:
-    """
-    Args:
-        kwargs: for a backbone, or a value in them, at any depth.
-
-    Raises:
-        ValueError: timm or transformers would take it for a file, a repository or an address, or it
-            is larger than any network.
-    """
+    """Arguments for a backbone, or a value in them, at any depth, that timm or transformers would
+    take for a file, a repository or an address, or that are larger than any network."""
     if isinstance(kwargs, dict):
         for key, value in kwargs.items():
             if value and FETCHES.search(str(key)):

@@ -99,10 +99,6 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         self.base_model.backbone.set_input_embeddings(value)  # timm's have no such method
 
     def _set_gradient_checkpointing(self, enable: bool = True, **options: Any) -> None:
-        """
-        Raises:
-            ValueError: the backbone cannot.
-        """
         base = self.base_model
         try:
             if not hasattr(base.backbone, "set_grad_checkpointing"):
@@ -337,9 +333,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             # What the model returns has unit norm already: normalising again would cost a pass.
             return supcon_loss(embeddings, labels, temperature, normalize=False)
         if embeddings.dim() == 3:  # views: each one is an instance of its class
-            labels = labels.repeat_interleave(
-                embeddings.shape[1], dim=0
-            )  # or rows of probabilities
+            # Or rows of probabilities.
+            labels = labels.repeat_interleave(embeddings.shape[1], dim=0)
             embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
         if not (self.training and self.config.has_prototypes):
             return F.cross_entropy(logits, labels)

@@ -100,21 +100,25 @@ def check(arguments: Any) -> None:
         ArgumentError: the first value that is not allowed.
     """
     for name, hint in get_type_hints(type(arguments), include_extras=True).items():
-        value, kinds = getattr(arguments, name), [hint]
-        if NoneType in get_args(hint):
-            if value is None:
-                continue
-            kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-        value = _converted(value, kinds[0])
-        if wanted := _unmet(value, kinds[0]):
+        value, kind = getattr(arguments, name), without_none(hint)
+        if value is None and kind is not hint:
+            continue
+        value = _converted(value, kind)
+        if wanted := _unmet(value, kind):
             # YAML 1.1 reads 1e-4 as a string.
             is_word = isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value)
             hint = " (in YAML write 1.0e-4, not 1e-4)" if is_word else ""
             raise ArgumentError(f"--{name} must be {wanted}, but got {brief(value)}{hint}.")
         decide(arguments, **{name: value})
-        for bound in getattr(kinds[0], "__metadata__", ()):
+        for bound in getattr(kind, "__metadata__", ()):
             if isinstance(bound, Beside) and not bound.is_met(arguments):
                 _refuse_alone(arguments, name, bound)
+
+
+def without_none(hint: Any) -> Any:
+    """A type without the None that may take its place."""
+    kinds = get_args(hint)
+    return next(kind for kind in kinds if kind is not NoneType) if NoneType in kinds else hint
 
 
 def _converted(value: Any, kind: Any) -> Any:
@@ -187,10 +191,7 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
 
 
 def check_known(names: Iterable[Any], known: Collection[str], complaint: str) -> None:
-    """
-    Raises:
-        ArgumentError: the complaint about the first name that is not known, and the nearest one.
-    """
+    """Refuse the first name that is not known, with the complaint, and the nearest one."""
     for name in names:
         if name not in known:
             raise ArgumentError(f"{complaint} {name!r}.{did_you_mean(name, known)}")

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from copy import copy
 from inspect import get_annotations
 from textwrap import fill
-from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
 from ..errors import ArgumentError
-from .fields import did_you_mean
+from .fields import did_you_mean, without_none
 
 INDENT = 30  # the column where explanations begin
 WIDTH = 100  # at most: longer lines are hard to read
@@ -44,16 +43,11 @@ class Parser(HfArgumentParser):
             for group in groups
         }
         self.fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
-        self.kinds = {
-            name: _kind(hint) for group in groups for name, hint in get_type_hints(group).items()
-        }
+        hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+        self.kinds = {name: without_none(hint) for name, hint in hints.items()}
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
-        """What the words say, without any default.
-
-        Raises:
-            ArgumentError: an unknown, missing or malformed argument.
-        """
+        """What the words say, without any default."""
         nothing = object()
         blank = Namespace(**{action.dest: nothing for action in self._actions})
         namespace, unknown = self.parse_known_args(argv, blank)
@@ -127,12 +121,6 @@ def _own(group: type) -> type:
 
 def _is_required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING is field.default_factory
-
-
-def _kind(hint: Any) -> Any:
-    """A type without the None that may take its place."""
-    kinds = get_args(hint)
-    return next(kind for kind in kinds if kind is not NoneType) if NoneType in kinds else hint
 
 
 def _value(name: str, kind: Any) -> str:

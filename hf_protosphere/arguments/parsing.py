@@ -33,10 +33,6 @@ def parse_arguments(
         positional: names of fields whose values may come first, without a flag; the last of these
             takes all that are left.
         page: what `--help` says beside the fields, as for `Parser`.
-
-    Raises:
-        ArgumentError: an unreadable file, an unknown or malformed argument.
-        SystemExit: as argparse does, for `--help`.
     """
     argv = _with_flags(argv, positional)
     groups = [base for base in reversed(cls.__mro__) if "_argument_group_name" in vars(base)]
@@ -69,10 +65,6 @@ def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
 
 
 def read_text(path: str, flag: str) -> str:
-    """
-    Raises:
-        ArgumentError: naming the flag: there is no such file, or it is not UTF-8.
-    """
     try:
         return Path(expanded(path)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -82,10 +74,9 @@ def read_text(path: str, flag: str) -> str:
 def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
     beside it that it names as its `base`, if it does."""
+    text = read_text(path, "--config")
     try:
-        values = parse_yaml(read_text(path, "--config"))
-    except ArgumentError:
-        raise
+        values = parse_yaml(text)
     except ValueError as error:
         raise ArgumentError(f"--config {path} cannot be read: {error}") from error
     if not values or not isinstance(values, dict):

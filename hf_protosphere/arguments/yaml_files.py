@@ -19,10 +19,7 @@ class _NoAliases(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """
-    Raises:
-        ValueError: what is no YAML, or nested too deep, or has aliases, or is a giant.
-    """
+    """What is no YAML, or nested too deep, or has aliases, or is a giant, is a ValueError."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters are more than the {MAX_CHARACTERS:,} of any.")
     try:

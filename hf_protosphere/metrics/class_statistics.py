@@ -252,16 +252,12 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, dim: int) 
             "diverged or overflowing model before measuring it."
         )
     if outside := labels[(labels < 0) | (labels >= num_classes)].unique().tolist():
+        more = f" and {len(outside) - 20} more" if len(outside) > 20 else ""
         raise ValueError(
-            f"labels must be in [0, {num_classes}), got {_listed(outside)}: raise num_classes or "
-            "map the labels to 0, 1, 2, ..."
+            f"labels must be in [0, {num_classes}), got {', '.join(map(str, outside[:20]))}{more}: "
+            "raise num_classes or map the labels to 0, 1, 2, ..."
         )
 
 
 def count_non_finite(tensor: Tensor) -> int:
     return int((~tensor.isfinite()).sum())
-
-
-def _listed(values: list[int]) -> str:
-    more = f" and {len(values) - 20} more" if len(values) > 20 else ""
-    return ", ".join(map(str, values[:20])) + more

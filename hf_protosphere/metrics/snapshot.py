@@ -37,10 +37,7 @@ class Snapshot:
         return cls(*vectors, class_names, "")
 
     def check(self) -> None:
-        """
-        Raises:
-            ValueError: tensors that do not fit each other or the classes, or are not finite.
-        """
+        """Refuse tensors that do not fit each other or the classes, or are not finite."""
         classes, dim = self.prototypes.shape
         n, count = len(self.labels), len(self.own_cosines)
         shapes = {

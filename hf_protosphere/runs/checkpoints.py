@@ -10,7 +10,6 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +92,10 @@ def save_checkpoint(
     accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1, *,
     average: nn.Module | None = None,
 ) -> Path:  # fmt: skip
-    """Everything to resume from. Once it is whole, all but the `keep` newest are removed.
+    """Everything to resume from. Once it is whole, all but the `keep` newest are removed; where the
+    disk is full, the earlier ones are as they were.
 
-    Args:
-        average: of the weights. What Accelerate registers for checkpoints it would unpickle.
-
-    Raises:
-        WriteError: the disk is full; the earlier ones are as they were.
+    The average of the weights is given: what Accelerate has registered, it would unpickle.
     """
     final = folder / f"step-{progress.step:08d}"
     unfinished = final.with_suffix(".unfinished")
@@ -134,16 +130,9 @@ def load_checkpoint(
 ) -> None:  # fmt: skip
     """What `save_checkpoint` saved beside the progress, read as if it came from a stranger: nothing
     in it can run code (DeepSpeed alone unpickles its own files), and of the optimiser only its
-    moments are taken.
-
-    Args:
-        step: of the progress; the schedule follows from it.
-
-    Raises:
-        DamagedCheckpoint: it is damaged, or not of such a model.
-    """
+    moments are taken. The schedule follows from the step of the progress."""
     optimizer, kind = scheduler.optimizer, accelerator.distributed_type
-    with _damage(checkpoint):
+    with errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint):
         if accelerator.is_main_process:
             _convert_pickles(checkpoint)
         accelerator.wait_for_everyone()
@@ -173,10 +162,6 @@ def load_checkpoint(
         _refuse_misfits(accelerator, average)
 
 
-def _damage(checkpoint: Path) -> AbstractContextManager[None]:
-    return errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint)
-
-
 class _Metadata(pickle.Unpickler):
     """What torch writes of a sharded checkpoint is a pickle: of its own classes, and no others."""
 
@@ -199,10 +184,7 @@ def _convert_pickles(checkpoint: Path) -> None:
 
 
 def _refuse_misfits(accelerator: Accelerator, average: nn.Module | None) -> None:
-    """
-    Raises:
-        ValueError: weights or moments of the optimiser that are not finite, or of another shape.
-    """
+    """Weights or moments of the optimiser that are not finite, or of another shape."""
     networks = [*accelerator._models, *filter(None, [average])]
     tensors = [tensor for network in networks for tensor in network.state_dict().values()]
     for optimizer in accelerator._optimizers:
@@ -247,11 +229,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """
-    Raises:
-        DamagedCheckpoint: its file is damaged.
-    """
-    with _damage(checkpoint):
+    with errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint):
         values = read_object(checkpoint / "progress.json")
         loss, accuracy = values["epoch_totals"]
         progress = Progress(**values | {"epoch_totals": (loss, accuracy)})
@@ -274,18 +252,11 @@ def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ArgumentError: naming what differs from the transfer in the folder and would change rows.
-    """
+    """By what differs from the transfer in the folder and would change its rows."""
     file = folder / "transfer.yaml"
     of_a_row = {"batch_size", "gradient_accumulation_steps", "probe_epochs"}
     may_differ = MAY_DIFFER_ON_RESUME - of_a_row | MAY_DIFFER_BETWEEN_ROWS
-    if file.exists() and (changed := _changed(file, arguments, may_differ)):
-        raise ArgumentError(
-            f"--resume continues the transfer in {folder} as it was, but {'; '.join(changed)}. "
-            "Give the same values, or another --output_dir."
-        )
+    _refuse(f"transfer in {folder}", _changed(file, arguments, may_differ) if file.exists() else [])
 
 
 def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> list[str]:
@@ -304,18 +275,16 @@ def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> 
 def refuse_changed_arguments(
     folder: Path, arguments: Mapping[str, Any], checkpoint: Progress, start: Progress
 ) -> None:
-    """
-    Args:
-        checkpoint, start: of the run in the folder, and of the one that would go on.
+    """By what differs from the run in the folder and would change its results, or its steps."""
+    changed = changed_arguments(folder, arguments) + checkpoint.differences(start)
+    _refuse(f"run in {folder}", changed)
 
-    Raises:
-        ArgumentError: naming what differs from the run in the folder and would change its results.
-    """
-    changed = changed_arguments(folder, arguments)
-    if changed := changed + checkpoint.differences(start):
+
+def _refuse(work: str, changed: list[str]) -> None:
+    if changed:
         raise ArgumentError(
-            f"--resume continues the run in {folder} as it was, but {'; '.join(changed)}. Give the "
-            "same values, or another --output_dir."
+            f"--resume continues the {work} as it was, but {'; '.join(changed)}. Give the same "
+            "values, or another --output_dir."
         )
 
 
@@ -323,11 +292,8 @@ def save_model(
     model: ProtoSphereForImageClassification, processor: BaseImageProcessor, folder: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Weights, configuration, image processor and modelling code: a folder anyone can load.
-
-    Args:
-        state_dict: all weights, of a model that holds shards of them.
-    """
+    """Weights, configuration, image processor and modelling code: a folder anyone can load. Of a
+    model that holds shards of its weights, `state_dict` has all of them."""
     if state_dict is not None:  # FSDP has made the model one of its own classes
         model = ProtoSphereForImageClassification.from_pretrained(
             None, config=model.config, state_dict=state_dict

@@ -32,11 +32,7 @@ OF_THE_DISK = re.compile(r"\(os error (\d+)\)|inline_container|PytorchStreamWrit
 
 
 def writable_folder(folder: str | Path, flag: str) -> Path:
-    """The folder, made if it is missing.
-
-    Raises:
-        ArgumentError: naming the flag, when nothing can be written there.
-    """
+    """The folder that a flag gave, made if it is missing; refused where nothing can be written."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,11 +48,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     """An empty folder for new files, which take their places in `folder` once all are whole.
 
     Whatever ends the process or the machine, `folder` then has all of them or none: what was all
-    on the disk, `sweep` puts in place. An error leaves the old files, and nothing else.
-
-    Raises:
-        WriteError: the disk is full.
-    """
+    on the disk, `sweep` puts in place. An error leaves the old files, and nothing else."""
     with refused_by_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -80,13 +72,10 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, of the same name in another folder; whole, it replaces `path`.
+    """A path to write to, of the same name in another folder; whole, it replaces `path`, and else
+    what was there before is there still.
 
-    Several processes may write it at once, each for itself; the last one stays.
-
-    Raises:
-        WriteError: the disk is full; under `path` is what was there before.
-    """
+    Several processes may write it at once, each for itself; the last one stays."""
     with replacing_files(path.parent) as new, refused_by_disk(path):
         yield new / path.name
 
@@ -147,11 +136,7 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to a file of such lines: all of it, or on a full disk nothing.
-
-    Raises:
-        WriteError: the disk is full.
-    """
+    """Add a line to a file of such lines: all of it, or on a full disk nothing."""
     line = (json.dumps(record) + "\n").encode()
     with refused_by_disk(path), path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -165,10 +150,7 @@ def append_json(path: Path, record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def refused_by_disk(path: Path) -> Iterator[None]:
-    """
-    Raises:
-        WriteError: in place of what says that the disk is full, or takes no file so large.
-    """
+    """`WriteError` in place of what says that the disk is full, or takes no file so large."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

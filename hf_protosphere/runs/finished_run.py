@@ -43,11 +43,7 @@ class RecordedArguments(SimpleNamespace):
 
 
 def read_run_arguments(folder: str | Path) -> RecordedArguments | None:
-    """What arguments.yaml in a run's folder holds; None where there is no such file.
-
-    Raises:
-        ArgumentError: it is not whole, and what writes it.
-    """
+    """What arguments.yaml in a run's folder holds; None where there is no such file."""
     path = Path(folder) / "arguments.yaml"
     if not path.is_file():
         return None
@@ -76,10 +72,6 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: str | Path) -> FinishedRun:
-        """
-        Raises:
-            ArgumentError: a folder or a file that is missing or not whole, and what writes it.
-        """
         folder = Path(folder)
         if not folder.is_dir():
             raise ArgumentError(f"{folder}: there is no such folder.")
@@ -88,12 +80,10 @@ class FinishedRun:
         for name in ("config.json", "arguments.yaml", "results.json"):
             if not (folder / name).is_file():
                 raise ArgumentError(f"{folder} has no {name}: {again}")
-        results, config = (
-            read_json(folder / "results.json", again),
-            load_config(str(folder), "folder"),
-        )
+        results = read_json(folder / "results.json", again)
         if not isinstance(results.get("provenance"), dict):
             raise ArgumentError(f"{folder}/results.json has no provenance: {again}")
+        config = load_config(str(folder), "folder")
         return cls(folder, config, read_run_arguments(folder), results)
 
     def reading(self) -> AbstractContextManager[None]:
@@ -120,11 +110,7 @@ class FinishedRun:
     @cached_property
     def calibration(self) -> dict[str, Any] | None:
         """What `protosphere calibrate` measured of the model, without paths; None where it is that
-        of other classes or prototypes, or there is none.
-
-        Raises:
-            ArgumentError: calibration.json is not whole.
-        """
+        of other classes or prototypes, or there is none."""
         path = self.folder / "calibration.json"
         if not path.is_file():
             return None

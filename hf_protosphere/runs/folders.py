@@ -53,14 +53,8 @@ STANDING = re.compile(r"step-\d{8}|model.*\.safetensors|results\.json|rows\.json
 def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterator[Path]:
     """The folder, made if it is missing, for this process (and thread) alone until it ends.
 
-    Args:
-        flag: that gave the folder, for messages.
-        writes: patterns of what will be written, and may be replaced.
-
-    Raises:
-        ArgumentError: nothing can be written there, another process writes, or something there
-            would be replaced that this package has not written.
-    """
+    Refused where another process writes, or where something of the patterns in `writes`, which may
+    be replaced, is there and was not written by this package."""
     folder, writes = writable_folder(folder, flag), tuple(writes)
     _refuse_foreign(folder, flag, writes)
     with refused_by_disk(folder):
@@ -107,12 +101,9 @@ def held_for_all(
 def run_folder(
     folder: Path, *, resume: bool, overwrite: bool, bytes_needed: int, writes: Iterable[str] = RUN
 ) -> Iterator[None]:
-    """As `held_folder`, for a run. The run that it replaces goes when this one stands, and comes
-    back if it ends before that; if it is killed, with the next command.
-
-    Raises:
-        ArgumentError: not empty (without resume or overwrite), or the disk too full.
-    """
+    """As `held_folder`, for a run, with as much room as it needs; without resume or overwrite the
+    folder must be empty. The run that it replaces goes when this one stands, and comes back if it
+    ends before that; if it is killed, with the next command."""
     writes = tuple(writes)
     with held_folder(folder, "--output_dir", writes):
         _settle(folder, writes)
@@ -152,11 +143,8 @@ def remove_run(folder: Path) -> None:
 
 
 def claim(folder: Path, flag: str, writes: tuple[str, ...], **more: str) -> None:
-    """Write down that this package writes such files, also in a folder that another one holds.
-
-    Raises:
-        ArgumentError: something there would be replaced that it has not written.
-    """
+    """Write down that this package writes such files, also in a folder that another one holds; what
+    it has not written, and would replace, is refused."""
     _refuse_foreign(folder, flag, writes)
     before = _written(folder, writes)
     if more or {*writes} - {*before}:

@@ -21,11 +21,7 @@ from .reading import errors_in_one_line
 
 
 def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", "transformers"]:
-    """What a model's name stands for: a checkpoint of ours, of timm or of transformers.
-
-    Raises:
-        ArgumentError: there is nothing of that name, or its configuration is damaged.
-    """
+    """What a model's name stands for: a checkpoint of ours, of timm or of transformers."""
     if not Path(name).is_dir() and timm.is_model(timm_name(name)):
         return "timm"
     _refuse_missing_folder(name, flag)
@@ -55,14 +51,7 @@ def _configuration(name: str) -> dict[str, Any]:
 
 
 def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
-    """The configuration of a classifier in a folder or on the Hub, without its weights.
-
-    Args:
-        flag: that gave the name, for messages.
-
-    Raises:
-        ArgumentError: there is none, or it is damaged, or not that of a classifier.
-    """
+    """The configuration of a classifier in a folder or on the Hub, without its weights."""
     _refuse_missing_folder(name, flag)
     with errors_in_one_line(f"{flag} {name} is not a ProtoSphere checkpoint"):
         values = _configuration(name)
@@ -82,14 +71,7 @@ def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
 def load_classifier(
     name: str, flag: str = "--model"
 ) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
-    """Model and image processor from a folder or the Hub, which have classified an image.
-
-    Args:
-        flag: that gave the name, for messages.
-
-    Raises:
-        ArgumentError: there is none, or it is damaged, or does not fit its configuration.
-    """
+    """Model and image processor from a folder or the Hub, which have classified an image."""
     load_config(name, flag)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers would report in a table is an error here
@@ -109,11 +91,7 @@ def load_classifier(
 def _classify_noise(
     model: ProtoSphereForImageClassification, processor: BaseImageProcessor
 ) -> None:
-    """
-    Raises:
-        Exception: options of the network, or of the image processor, that only using them shows to
-            be wrong, whatever those libraries say of them.
-    """
+    """Shows options of the network or the processor that only using them shows to be wrong."""
     size = model.config.image_size
     noise = torch.Generator().manual_seed(0)
     image = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=noise).numpy()

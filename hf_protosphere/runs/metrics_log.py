@@ -26,11 +26,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out.
-
-    Raises:
-        ArgumentError: another line is damaged.
-    """
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
     then = "Remove that line: what it measured is lost, and nothing else."

@@ -30,14 +30,8 @@ def draw_run(
 
     Args:
         run: with metrics.jsonl (or neural_collapse.jsonl) and, once training is over, a snapshot.
-        folder: for the pictures; by default the run's.
+        folder: for the pictures, which are returned; by default the run's.
         suffix: of the pictures, .png, .svg or .pdf.
-
-    Returns:
-        The pictures.
-
-    Raises:
-        ArgumentError: nothing in the folder can be drawn.
     """
     records, names = _records(run), []
     with replacing_files(folder or run) as new:
@@ -63,23 +57,15 @@ def draw_snapshot(
 ) -> list[Path]:
     """The sphere, the cosines between classes and the margins, from the snapshot in `run`."""
     snapshot = load_snapshot(run / SNAPSHOT)
-    drawings = {
-        "cosines": plot_cosines,
-        "margins": plot_margins,
-        "sphere": partial(plot_sphere, classes=classes),
-    }
+    sphere = partial(plot_sphere, classes=classes)
+    drawings = {"cosines": plot_cosines, "margins": plot_margins, "sphere": sphere}
     for name, draw in drawings.items():
         draw(snapshot, folder / f"{name}{suffix}")
     return [folder / f"{name}{suffix}" for name in drawings]
 
 
 def plot(arguments: PlotArguments) -> list[Path]:
-    """Draw the pictures of runs again, as `protosphere plot` does.
-
-    Raises:
-        ArgumentError: a folder that is missing or holds nothing to draw, runs of the same name, an
-            unknown class.
-    """
+    """Draw the pictures of runs again, as `protosphere plot` does."""
     runs = [Path(run) for run in arguments.runs]
     for run in runs:
         if not run.is_dir():
@@ -88,16 +74,13 @@ def plot(arguments: PlotArguments) -> list[Path]:
     suffix, target = f".{arguments.format}", arguments.nc_target
     compared = f"neural_collapse_compared{suffix}"
     claim(folder, "--output_dir", (*(f"{name}{suffix}" for name in PICTURES), compared))
-    if len(runs) == 1:
-        with errors_in_one_line(f"--runs {runs[0]} cannot be drawn"):
+    with errors_in_one_line(f"--runs {' '.join(map(str, runs))} cannot be drawn"):
+        if len(runs) == 1:
             pictures = draw_run(runs[0], folder, suffix, classes=arguments.classes, target=target)
-    else:
-        pictures, named = [folder / compared], " ".join(map(str, runs))
-        with (
-            errors_in_one_line(f"--runs {named} cannot be drawn"),
-            whole_file(pictures[0]) as unfinished,
-        ):
-            plot_collapse(_compared(runs), unfinished, target)
+        else:
+            pictures = [folder / compared]
+            with whole_file(pictures[0]) as unfinished:
+                plot_collapse(_compared(runs), unfinished, target)
     for path in pictures:
         say(path)
     return pictures

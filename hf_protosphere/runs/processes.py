@@ -37,9 +37,6 @@ def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
     Args:
         environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
         patience: seconds from message to message; after thirty of them it is over.
-
-    Raises:
-        ArgumentError: naming those that never came.
     """
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -78,13 +75,7 @@ def _answers(address: tuple[str, int]) -> bool:
 
 
 def check_processes(accelerator: Accelerator, *, accumulates: bool = False) -> None:
-    """
-    Args:
-        accumulates: gradients, over several batches.
-
-    Raises:
-        ArgumentError: processes that do not know of each other, or sharding that is not supported.
-    """
+    """Refuse those that do not know of each other, and sharding that is not supported."""
     started = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if started != accelerator.num_processes:
         raise ArgumentError(
@@ -122,11 +113,7 @@ def main_process_first(accelerator: Accelerator, *, local: bool = False) -> Iter
 
 
 def on_main_process(accelerator: Accelerator | PartialState, job: Callable[[], object]) -> None:
-    """Do the job on the main process; the others wait for it, and raise what it raises.
-
-    Raises:
-        UserError: the job's, on every process.
-    """
+    """Do the job on the main process; the others wait for it, and raise its `UserError`."""
     errors: list[UserError | None] = [None]
     if accelerator.is_main_process:
         try:

@@ -18,15 +18,12 @@ from ..errors import ArgumentError, UserError
 def errors_in_one_line(
     what: str, then: str = "", kind: type[UserError] = ArgumentError
 ) -> Iterator[None]:
-    """What a damaged file brings other code to raise, whatever it is, says which file it was.
+    """What a damaged file brings other code to raise, whatever it is, becomes an error that says
+    which file it was; errors that are for the user stay as they are.
 
     Args:
         what: begins the message, such as "--model outputs/run cannot be loaded".
         then: ends it: the way out.
-        kind: of the error that is raised.
-
-    Raises:
-        UserError: of that kind, for any error but those that are for the user already.
     """
     try:
         yield
@@ -40,24 +37,14 @@ def errors_in_one_line(
 
 
 def read_json(path: Path, then: str = "") -> dict[str, Any]:
-    """
-    Args:
-        then: what to do where it is damaged.
-
-    Raises:
-        ArgumentError: the file holds no JSON object, or a giant one.
-    """
+    """The JSON object in a file; `then` is what to do where it is damaged."""
     with errors_in_one_line(f"{path} cannot be read", then):
         return read_object(path)
 
 
 def read_json_lines(path: Path, then: str = "") -> list[dict[str, Any]]:
     """The objects of a file that is appended to, one a line; a last line that was cut short by a
-    kill is left out.
-
-    Raises:
-        ArgumentError: another line is no JSON object.
-    """
+    kill is left out."""
     records = []
     with errors_in_one_line(f"{path} cannot be read", then):
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -71,10 +58,6 @@ def read_json_lines(path: Path, then: str = "") -> list[dict[str, Any]]:
 
 
 def read_yaml(path: Path, then: str = "") -> dict[str, Any]:
-    """
-    Raises:
-        ArgumentError: the file does not hold 'name: value' lines, or holds giant ones.
-    """
     with errors_in_one_line(f"{path} cannot be read", then):
         values = parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):

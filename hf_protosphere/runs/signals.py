@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,22 +43,16 @@ def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
     SIGTERM does not: a scheduler sends it to the launcher and to every process, and the launcher
     then sends it to every process again.
     """
-    stop = Stop()
-    before = {s: signal.getsignal(s) for s in _signals()}
+    stop, insisting = Stop(), signal.getsignal(signal.SIGINT)
 
     def ask(number: int, frame: Any) -> None:
         if not stop.signal and is_main_process:
             tqdm.write("Stopping soon, with a checkpoint. Ctrl-C to stop at once.")
         stop.signal = number
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, insisting)
 
-    for s in before:
-        signal.signal(s, ask)
-    try:
+    with _handled_by(ask):
         yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 @contextmanager
@@ -73,21 +67,24 @@ def interruptions() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
 
-    before = {s: signal.signal(s, interrupt) for s in _signals()}
+    with _handled_by(interrupt):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM; nothing in a thread, whose process is somebody else's."""
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     except KeyboardInterrupt as interruption:
         message = "stopped; the same command goes on from here."
         raise TrainingInterrupted(message, interruption.args[0]) from None
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
-def _signals() -> tuple[int, ...]:
-    """Those that may be handled here: none in a thread, whose process is somebody else's."""
-    is_main = threading.current_thread() is threading.main_thread()
-    return (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def end_with_launcher(pause: float = 1.0) -> None:

@@ -27,10 +27,6 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
 
 
 def load_snapshot(path: Path) -> Snapshot:
-    """
-    Raises:
-        ArgumentError: a file that is cut short, that is no snapshot, or has values not finite.
-    """
     with errors_in_one_line(f"{path} is not a whole snapshot", "Remove it, or write it again."):
         read_header(path)
         with safe_open(path, "pt") as file:
