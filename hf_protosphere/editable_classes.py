@@ -162,11 +162,7 @@ class EditableClasses:
         Raises:
             ValueError: another shape, zero or non-finite rows, or a cross-entropy model.
         """
-        if not self.config.has_prototypes:
-            raise ValueError(
-                "a cross_entropy model has a linear head, no prototypes: build the model with "
-                "another objective, or classify by `embeddings @ prototypes.T` yourself."
-            )
+        self._require_prototypes("set_prototypes")
         if prototypes.shape != self.head.weight.shape:
             raise ValueError(
                 f"expected prototypes (K, D) = {tuple(self.head.weight.shape)}, one row per class, "

@@ -333,7 +333,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             # What the model returns has unit norm already: normalising again would cost a pass.
             return supcon_loss(embeddings, labels, temperature, normalize=False)
         if embeddings.dim() == 3:  # views: each one is an instance of its class
-            # Or rows of probabilities.
+            # (M,), or (M, K) of probabilities.
             labels = labels.repeat_interleave(embeddings.shape[1], dim=0)
             embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
         if not (self.training and self.config.has_prototypes):

@@ -31,9 +31,14 @@ class Beside:
     other: str
     value: str | None = None
 
-    def is_met(self, arguments: Any) -> bool:
-        there = getattr(arguments, self.other)
-        return there == self.value if self.value else there not in (None, False, "none", [])
+    def check(self, arguments: Any, name: str) -> None:
+        there, value = getattr(arguments, self.other), getattr(arguments, name)
+        is_met = there == self.value if self.value else there not in (None, False, "none", [])
+        if not is_met and value != arguments.__dataclass_fields__[name].default:
+            needed = f"--{self.other}" + (f" {self.value}" if self.value else "")
+            raise ArgumentError(
+                f"--{name} {value} is for {needed} only: give that, or leave it out."
+            )
 
 
 Count = Annotated[int, 1]  # at least
@@ -111,8 +116,8 @@ def check(arguments: Any) -> None:
             raise ArgumentError(f"--{name} must be {wanted}, but got {brief(value)}{hint}.")
         decide(arguments, **{name: value})
         for bound in getattr(kind, "__metadata__", ()):
-            if isinstance(bound, Beside) and not bound.is_met(arguments):
-                _refuse_alone(arguments, name, bound)
+            if isinstance(bound, Beside):
+                bound.check(arguments, name)
 
 
 def without_none(hint: Any) -> Any:
@@ -168,13 +173,6 @@ def _is_within(value: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     edges = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
     return math.isfinite(value) and (low < value < high or value in edges)
-
-
-def _refuse_alone(arguments: Any, name: str, bound: Beside) -> None:
-    value, own = getattr(arguments, name), {own.name: own for own in fields(arguments)}[name]
-    if value != own.default:
-        needed = f"--{bound.other}" + (f" {bound.value}" if bound.value else "")
-        raise ArgumentError(f"--{name} {value} is for {needed} only: give that, or leave it out.")
 
 
 def brief(value: Any) -> str:

@@ -366,21 +366,17 @@ class NeuralCollapse(Metric):
             "nc3_self_duality": partial(geometry.nc3_self_duality, s, own),
         }
         if self.keep != "moments":
-            agreement = partial(self._agreement_per_class, kept, s, w)
-            formulas["nc4_agreement"] = lambda: s.sample_mean(agreement())
+            formulas["nc4_agreement"] = partial(self._agreement, kept, s, w)
         return formulas
 
-    def _agreement_per_class(
-        self, store: EmbeddingStore, statistics: ClassStatistics, prototypes: Tensor
-    ) -> Tensor:
-        """(K,) share of the kept embeddings of each class for which `nc4_agreement` is true."""
-        device = prototypes.device
-        kept = store.counts.to(device)
+    def _agreement(self, store: EmbeddingStore, s: ClassStatistics, w: Tensor) -> float:
+        """The share for which `nc4_agreement` is true; of each class, that of those kept."""
+        kept = store.counts.to(w.device)
         agreeing = torch.zeros_like(kept)
         for rows, labels in store.batches():
-            agrees = geometry.nc4_agreement(rows.to(device), statistics, prototypes)
-            agreeing += labels.to(device)[agrees].bincount(minlength=self.num_classes)
-        return summed(agreeing, self._group).double() / summed(kept, self._group)
+            agrees = geometry.nc4_agreement(rows.to(w.device), s, w)
+            agreeing += labels.to(w.device)[agrees].bincount(minlength=self.num_classes)
+        return s.sample_mean(summed(agreeing, self._group).double() / summed(kept, self._group))
 
     def _check_prototypes(self, prototypes: Tensor) -> None:
         shape = (self.num_classes, self.embedding_dim)
