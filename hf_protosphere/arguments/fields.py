@@ -59,7 +59,7 @@ class Arguments:
     __slots__ = ("_given",)
 
     def __new__(cls, **values: Any) -> Self:
-        check_known(values, [own.name for own in fields(cls)], f"{cls.__name__} has no")
+        check_known(values, field_names(cls), f"{cls.__name__} has no")
         arguments = super().__new__(cls)
         given = tuple(name for name, value in values.items() if value is not None)
         object.__setattr__(arguments, "_given", given)
@@ -75,6 +75,10 @@ class Arguments:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **self.given), ()
+
+
+def field_names(cls: type) -> list[str]:
+    return [own.name for own in fields(cls)]
 
 
 def flag(text: str, default: Any = None) -> Any:
@@ -100,9 +104,6 @@ def check(arguments: Any) -> None:
 
     One value where several may be is a list of it, and `no`, which YAML reads as False, is a word.
     A `~` at the beginning of a path is the home folder.
-
-    Raises:
-        ArgumentError: the first value that is not allowed.
     """
     for name, hint in get_type_hints(type(arguments), include_extras=True).items():
         value, kind = getattr(arguments, name), without_none(hint)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from ..errors import ArgumentError
-from .fields import did_you_mean, without_none
+from .fields import did_you_mean, field_names, without_none
 
 INDENT = 30  # the column where explanations begin
 WIDTH = 100  # at most: longer lines are hard to read
@@ -38,10 +38,7 @@ class Parser(HfArgumentParser):
         groups = [_own(group) for group in groups]
         super().__init__(groups, allow_abbrev=False, **kwargs)
         self.positional, self.common, self.example = positional, common, example
-        self.sections = {
-            group._argument_group_name: [field.name for field in dataclasses.fields(group)]
-            for group in groups
-        }
+        self.sections = {group._argument_group_name: field_names(group) for group in groups}
         self.fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
         hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
         self.kinds = {name: without_none(hint) for name, hint in hints.items()}

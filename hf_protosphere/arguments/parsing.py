@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ArgumentError
-from .fields import brief, check_known, expanded, flag
+from .fields import brief, check_known, expanded, field_names, flag
 from .help import Parser
 from .yaml_files import parse_yaml
 
@@ -90,7 +90,3 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
     inherited = read_yaml(beside, cls, (*above, path)) if base else {}
     check_known(values, field_names(cls), f"--config {path} has an unknown argument")
     return inherited | values
-
-
-def field_names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]

@@ -121,11 +121,8 @@ def statistics_of_moments(
 def _shared_classes(
     store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group
 ) -> Iterator[tuple[int, Tensor]]:
-    """This process's share of the classes: label and rows (n_c, D) of all processes, float64.
-
-    Args:
-        sizes: (P, K) how many rows of each class each process gives.
-    """
+    """This process's share of the classes: label and rows (n_c, D) of all processes, float64, of
+    which each gives as many of each class as `sizes` (P, K) says."""
     rank = dist.get_rank(group) if group else 0
     sizes = sizes.tolist()
     num_processes, num_classes = len(sizes), len(sizes[0])
