@@ -95,7 +95,7 @@ def save_checkpoint(
     """Everything to resume from. Once it is whole, all but the `keep` newest are removed; where the
     disk is full, the earlier ones are as they were.
 
-    The average of the weights is given: what Accelerate has registered, it would unpickle.
+    The average of the weights is not registered with Accelerate, which would unpickle it.
     """
     final = folder / f"step-{progress.step:08d}"
     unfinished = final.with_suffix(".unfinished")
@@ -184,7 +184,7 @@ def _convert_pickles(checkpoint: Path) -> None:
 
 
 def _refuse_misfits(accelerator: Accelerator, average: nn.Module | None) -> None:
-    """Weights or moments of the optimiser that are not finite, or of another shape."""
+    """Refuse weights or moments of the optimiser that are not finite, or of another shape."""
     networks = [*accelerator._models, *filter(None, [average])]
     tensors = [tensor for network in networks for tensor in network.state_dict().values()]
     for optimizer in accelerator._optimizers:
@@ -252,7 +252,7 @@ def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """By what differs from the transfer in the folder and would change its rows."""
+    """Refuse what differs from the transfer in the folder and would change its rows."""
     file = folder / "transfer.yaml"
     of_a_row = {"batch_size", "gradient_accumulation_steps", "probe_epochs"}
     may_differ = MAY_DIFFER_ON_RESUME - of_a_row | MAY_DIFFER_BETWEEN_ROWS
@@ -275,7 +275,7 @@ def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> 
 def refuse_changed_arguments(
     folder: Path, arguments: Mapping[str, Any], checkpoint: Progress, start: Progress
 ) -> None:
-    """By what differs from the run in the folder and would change its results, or its steps."""
+    """Refuse what differs from the run in the folder and would change its results, or its steps."""
     changed = changed_arguments(folder, arguments) + checkpoint.differences(start)
     _refuse(f"run in {folder}", changed)
 

@@ -91,7 +91,7 @@ def load_classifier(
 def _classify_noise(
     model: ProtoSphereForImageClassification, processor: BaseImageProcessor
 ) -> None:
-    """Shows options of the network or the processor that only using them shows to be wrong."""
+    """Raises what it may for options that only using them shows to be wrong."""
     size = model.config.image_size
     noise = torch.Generator().manual_seed(0)
     image = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=noise).numpy()
