@@ -59,8 +59,9 @@ def export(arguments: ExportArguments) -> Path:
     name, write, read = FORMATS[arguments.format]
     # Large ONNX files name the file beside them that holds the weights: only a folder can be
     # written under another name.
+    writes = (f"{name}*", "README.md", "rgb.py")
     with (
-        held_folder(arguments.output_dir, "--output_dir", (f"{name}*", "README.md")) as folder,
+        held_folder(arguments.output_dir, "--output_dir", writes) as folder,
         replacing_files(folder) as unfinished,
     ):
         model, processor = load_classifier(arguments.model)
