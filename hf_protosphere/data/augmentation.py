@@ -30,16 +30,12 @@ YIQ = torch.tensor(
 
 
 class BatchAugmentation:
-    """uint8 (M, 3, S, S) with their indices → float32 (M[, V], 3, image_size, image_size).
+    """uint8 (M, 3, S, S) with their indices → float32 (M[, V], 3, image_size, image_size), where
+    one view has no dimension of its own.
 
     The augmentations of `TrainTransform`, in one bilinear resampling and one affine map of the
     colours. Colour jitter always comes in the order brightness, contrast, saturation, hue, and
     turns hue in YIQ coordinates; values are clipped once, at the end.
-
-    Args:
-        augmentation, horizontal_flip: as in `TrainTransform`.
-        views: V; one view has no dimension of its own.
-        device: where the batches will be.
 
     The index of an image may be any number: indices that a sampler repeats within an epoch can be
     told apart by adding multiples of the data set's size (see `samplers`).
@@ -118,17 +114,10 @@ class BatchAugmentation:
 
 
 def uniform_numbers(index: Tensor, key: int, count: int) -> Tensor:
-    """Random numbers that are a function of their place: no generator, no order of drawing.
+    """(M, count) float32 in [0, 1), a function of the key (of 64 bits) and the index (M,) alone.
 
     The mixing function of SplitMix64 (Steele et al. 2014, "Fast Splittable Pseudorandom Number
     Generators"), over counters, then over the key.
-
-    Args:
-        index: (M,) int64.
-        key: of 64 bits; other keys give unrelated numbers.
-
-    Returns:
-        (M, count) float32 in [0, 1).
     """
     counters = index[:, None] * count + torch.arange(count, device=index.device)
     x = _mixed(_mixed(counters * _signed(0x9E3779B97F4A7C15)) + _signed(key))

@@ -60,10 +60,6 @@ class ImageDataset:
         return len(self.label_names)
 
     @property
-    def id2label(self) -> dict[int, str]:
-        return dict(enumerate(self.label_names))
-
-    @property
     def is_streamed(self) -> bool:
         return isinstance(self.splits.get("train"), IterableDataset)
 
@@ -178,7 +174,10 @@ def load_image_dataset(
     stream = splits.pop("train") if streaming and "train" in splits else None
     if stream is not None:
         num_train_images = num_train_images or stream_length(stream, train_split)
-    splits, bad_images = _checked(splits, on_bad_image) if check_images else (splits, {})
+    bad_images: dict[str, list[str]] = {}
+    for role in splits if check_images else ():
+        splits[role], bad = without_bad_images(splits[role], role, on_bad_image)
+        bad_images |= {role: bad} if bad else {}
     if holds_out:
         splits |= with_held_out(splits["train"], validation_fraction, seed)
         sources["validation"] = sources["train"]
@@ -187,8 +186,12 @@ def load_image_dataset(
         splits[role] = split if limit is None else balanced_sample(split, limit, seed)
     splits = splits if stream is None else {"train": stream, **splits}
     images = ImageDataset(splits, names, bad_images, sources, num_train_images)
-    if need_train and need_all_classes and "train" in splits and not images.is_streamed:
-        _require_training_images(images)
+    complete = need_train and need_all_classes and "train" in splits and not images.is_streamed
+    if complete and (empty := images.classes_without_images("train")):
+        raise DataError(
+            f"{len(empty)} of {len(names)} classes have no training image: {some(empty)}. "
+            "Remove the classes from the data set, add images, or raise --max_train_samples."
+        )
     return images
 
 
@@ -205,23 +208,6 @@ def _found(
         there = some(f"{names[label]} {count:,}" for label, count in counts)
         found[sources[role]] = f"{len(split):,} images of {len(counts)} classes: {there}"
     return found
-
-
-def _checked(
-    splits: dict[str, Dataset], on_bad_image: str
-) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
-    """The splits without bad images, and of each that has some which they are."""
-    pairs = {role: without_bad_images(split, role, on_bad_image) for role, split in splits.items()}
-    good = {role: split for role, (split, _) in pairs.items()}
-    return good, {role: bad for role, (_, bad) in pairs.items() if bad}
-
-
-def _require_training_images(images: ImageDataset) -> None:
-    if empty := images.classes_without_images("train"):
-        raise DataError(
-            f"{len(empty)} of {images.num_labels} classes have no training image: {some(empty)}. "
-            "Remove the classes from the data set, add images, or raise --max_train_samples."
-        )
 
 
 def load_split(
@@ -264,14 +250,13 @@ def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Da
 
 
 def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
-    def wrong(value: dict[str, Any] | None) -> str:
+    wrong = [""] * len(batch["image"])
+    for i, value in enumerate(batch["image"]):
         try:
             read(value)
         except DataError as error:
-            return reason(error)
-        return ""
-
-    return {"wrong": [wrong(value) for value in batch["image"]]}
+            wrong[i] = reason(error)
+    return {"wrong": wrong}
 
 
 def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:

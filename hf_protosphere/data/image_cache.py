@@ -11,8 +11,8 @@ import hashlib
 import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from transformers import BaseImageProcessor
 from ..errors import CacheError, DataError, WriteError
 from ..runs.files import sweep, whole_file
 from .pixels import DecodedImages, images_key
-
-if TYPE_CHECKING:
-    import datasets
 
 # Where the cache itself would take more, images are decoded by worker processes all the time.
 MAX_CACHE_BYTES = 64 * 2**30
@@ -57,8 +54,6 @@ class CachedImages(Dataset):
 
 
 def cache_path(split: datasets.Dataset, processor: BaseImageProcessor) -> Path:
-    import datasets
-
     made_by = hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:16]
     name = f"{images_key(split)}-{made_by}.uint8"
     return Path(datasets.config.HF_DATASETS_CACHE) / "protosphere" / name
@@ -69,14 +64,8 @@ def cached_pixels(
 ) -> np.memmap | None:
     """(N, 3, S, S) uint8, as the processor makes them without rescaling; changes stay in memory.
 
-    The file is made at the first call.
-
-    Returns:
-        None where there is no file and too little room for one, with as much again left free.
-
-    Raises:
-        CacheError: the disk is full all the same, or cannot be written.
-        DataError: an image cannot be decoded.
+    The file is made at the first call; None where there is none and too little room for one, with
+    as much again left free.
     """
     path, side = cache_path(split, processor), processor.crop_size["height"]
     sweep(path.parent)

@@ -47,11 +47,7 @@ def announce_cases(names: Iterable[str], known: Iterable[str]) -> None:
 def map_labels(
     split: Dataset | IterableDataset, role: str, names: Sequence[str]
 ) -> Dataset | IterableDataset:
-    """The split with ClassLabel(names), its own classes matched by name; a stream's as they come.
-
-    Raises:
-        DataError: classes that are not among the names; hidden or missing labels.
-    """
+    """The split with ClassLabel(names), its classes matched by name; a stream's as they come."""
     own, labels = _own_classes(split, role)
     feature, names = split.features["label"], list(names)
     if isinstance(feature, ClassLabel) and own == names:
@@ -133,11 +129,7 @@ def _announce_positions(names: tuple[str, ...]) -> None:
 
 
 def labels_of(split: Dataset, role: str = "") -> np.ndarray:
-    """The column "label", (N,).
-
-    Raises:
-        DataError: images without a label, with the split's role.
-    """
+    """The column "label", (N,); the role is for the `DataError` on images without one."""
     # As one Arrow column: row by row it takes seconds.
     column = split.with_format("arrow", columns=["label"])[:]["label"]
     if column.null_count:

@@ -38,8 +38,6 @@ def evaluation_loader(
     """Batches of one split under the evaluation transform, spread over the processes.
 
     Args:
-        split: with columns "image" and "label"; or a stream of them, not decoded.
-        description: of the images, for the progress bar of the cache.
         cache: decode once, into a memory-mapped file: pays when the split is read again and again.
         skip_bad: leave out images of a stream that cannot be decoded.
     """
@@ -60,12 +58,6 @@ class TrainingBatches:
 
     Which images an epoch holds, in which order and how augmented follows from the seed and the
     epoch alone, whatever the number of workers.
-
-    Args:
-        split: the training split, columns "image" and "label".
-
-    Raises:
-        ArgumentError: a cache was asked for, and there is no room for it.
     """
 
     def __init__(
@@ -92,7 +84,8 @@ class TrainingBatches:
             augment = BatchAugmentation(config, **kind, **more, device=accelerator.device)
         else:
             augment, dataset = None, TrainingImages(split, TrainTransform(config, **kind), **more)
-        self.augment, self._dataset = augment, dataset
+        self.augment = augment
+        self._random = augment or dataset.views
         if options.classes_per_batch:
             steps = accelerator.num_processes * options.gradient_accumulation_steps
             self.sampler = ClassBalancedBatches(
@@ -117,7 +110,7 @@ class TrainingBatches:
         # loaders hand their own count of epochs to the samplers they do reach.
         loader.set_epoch(epoch)
         self.sampler.set_epoch(epoch)
-        (self.augment or self._dataset).set_epoch(epoch)
+        self._random.set_epoch(epoch)  # now: workers get a copy of the data set with the iterator
         return map(self.augment, loader) if self.augment else iter(loader)
 
 

@@ -53,7 +53,11 @@ def decode(value: Any, side: int | None = None, max_pixels: int | None = None) -
     if value is None or (value["path"] is None and value["bytes"] is None):
         raise DataError("an image is missing: the data set holds null in its place.")
     with _errors_in_one_line(value):
-        image = _opened(value["path"], value["bytes"])
+        path, content = value["path"], value["bytes"]
+        if content is None and not is_local_path(path):
+            with xopen(path, "rb") as file:
+                content = file.read()
+        image = Image.open(path if content is None else BytesIO(content), formats=formats())
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} × {image.height} are more than {max_pixels:,} pixels")
         if side is not None:
@@ -64,11 +68,7 @@ def decode(value: Any, side: int | None = None, max_pixels: int | None = None) -
 
 
 def read(value: Any, side: int | None = None, max_pixels: int | None = None) -> Image.Image:
-    """The image as every processor here is given it: decoded as by `decode`, in RGB.
-
-    Raises:
-        DataError: as `decode`; or its values cannot be colours.
-    """
+    """The image as every processor here is given it: decoded as by `decode`, in RGB."""
     image = decode(value, side, max_pixels)
     with _errors_in_one_line(value):
         return rgb(image)
@@ -80,11 +80,7 @@ def reason(error: DataError) -> str:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image in a file, decoded as a data set's images are.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
+    """The image in a file, decoded as a data set's images are."""
     return decode({"path": str(path), "bytes": None})
 
 
@@ -163,13 +159,7 @@ def walk_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     """All image files of a folder, at any depth, sorted: what Pillow has a name extension for.
 
     Links are followed, but not back to a folder that they lie in. What is hidden, with a name that
-    begins with a dot, is not read, and `__MACOSX` neither.
-
-    Returns:
-        The files, and what is left out, by the reason.
-
-    Raises:
-        DataError: a folder that cannot be read, or names that are not UTF-8.
+    begins with a dot, is not read, and `__MACOSX` neither. What is left out comes by the reason.
     """
     opened = formats()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in opened}
@@ -221,13 +211,6 @@ def in_words(folder: Path, files: list[Path], left_out: Mapping[str, list[Path]]
     words = f"{folder}: {len(files):,} images" + (f" ({names(files)})" if files else "")
     gone = [f"{len(paths):,} {why} ({names(paths)})" for why, paths in left_out.items()]
     return words + ("; left out: " + ", ".join(gone) if gone else "")
-
-
-def _opened(path: str | None, content: bytes | None) -> Image.Image:
-    if content is None and not is_local_path(path):
-        with xopen(path, "rb") as file:
-            content = file.read()
-    return Image.open(path if content is None else BytesIO(content), formats=formats())
 
 
 def _draft(image: Image.Image, side: int) -> None:

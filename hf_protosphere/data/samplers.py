@@ -49,10 +49,6 @@ class ClassBalancedBatches(Sampler[list[int]]):
         batches_per_step: batches that are one step, one after the other. Accelerate deals them out
             to the processes in turn.
 
-    Raises:
-        ValueError: fewer classes than C, a batch size that is no multiple of it, or an epoch of N
-            images without a single step.
-
     Example:
         >>> batches = ClassBalancedBatches([0, 0, 0, 1, 1, 2], 2, 4, seed=0)
         >>> [sorted(len(set(batch)) for batch in batches)]

@@ -48,11 +48,8 @@ def load_splits(
     name: str, config: str | None, revision: str | None = None, streaming: bool = False,
     flag: str = "--dataset_name", named: Collection[str] = (),
 ) -> DatasetDict | IterableDatasetDict:  # fmt: skip
-    """All splits of a data set, as they are; a `DataError` names the flag that gave it.
-
-    Args:
-        named: splits that the user calls by name: folders of images called so are splits too.
-    """
+    """All splits of a data set, as they are; a `DataError` names the flag that gave it. Folders of
+    images called as in `named`, the splits that the user calls by name, are splits too."""
     path = Path(name).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -131,9 +128,6 @@ def by_split(
     are splits where all are, or where several of them hold nothing but folders; else all is one
     split, "train". The folders of a split are its classes, whatever folders are in them. Images
     that lie beside them have none.
-
-    Raises:
-        DataError: it cannot be told whether the folders at the top are splits or classes.
     """
     parts = {file: file.relative_to(folder).parts for file in files}
     depths: dict[str, int] = {}  # least depth of an image in each folder at the top

@@ -61,10 +61,6 @@ class StreamedBatches:
     Every process reads its own part. Order and augmentation follow from seed and epoch for the same
     numbers of processes and workers. An epoch has a fixed number of batches: a process whose part
     is shorter begins it anew, and resuming in the middle reads what it skips.
-
-    Args:
-        stream: the training split, columns "image" and "label".
-        batches_per_epoch: of this process.
     """
 
     is_cached = False
@@ -74,7 +70,7 @@ class StreamedBatches:
         accelerator: Accelerator, batches_per_epoch: int,
     ) -> None:  # fmt: skip
         self.batch_size, self.accelerator = options.batch_size, accelerator
-        self.batches_per_epoch = batches_per_epoch
+        self.batches_per_epoch = batches_per_epoch  # of this process
         processes, workers = accelerator.num_processes, options.num_workers
         if stream.num_shards < processes * max(1, workers):
             stream = stream.reshard()  # Parquet: row groups instead of files
@@ -163,11 +159,7 @@ class EvaluationStream(TorchIterableDataset):
 def decoded(
     stream: IterableDataset, skip_bad: bool, side: int | None = None
 ) -> Iterator[tuple[PILImage.Image, int]]:
-    """Images in RGB, as `read` makes them for a side, and labels.
-
-    Raises:
-        DataError: an image that cannot be decoded, unless it is to be skipped; a hidden label.
-    """
+    """Images in RGB, as `read` makes them for a side, and labels."""
     for row in _rows(stream):
         try:
             image = read(row["image"], side)

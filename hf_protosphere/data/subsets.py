@@ -94,11 +94,8 @@ def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
 def training_sample(
     train: Dataset, num_classes: int, size: int | None, seed: int
 ) -> Dataset | None:
-    """A fixed part of the training images, balanced by class, to measure on during training.
-
-    Args:
-        size: None for 1 % of them, at most 10,000, but at least 10 of each class; 0 for none.
-    """
+    """A fixed part of the training images, balanced by class, to measure on during training: by
+    default 1 % of them, at most 10,000, but at least 10 of each class; none with a size of 0."""
     if size is None:
         size = max(min(len(train) // 100, 10_000), 10 * num_classes)
     return balanced_sample(train, size, seed) if size else None

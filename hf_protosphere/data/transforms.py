@@ -6,8 +6,9 @@ and the model takes the luminance itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,9 +21,6 @@ from ..configuration_protosphere import build_image_processor as build_image_pro
 from ..rgb import narrowed, pixels_of, rgb, shorter_side
 from .labels import labels_of
 from .pixels import read, undecoded
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class TrainTransform:
@@ -80,11 +78,8 @@ def smallest_area(augmentation: str, image_size: int) -> float:
 
 
 class _Images(Dataset):
-    """Items {"pixel_values", "labels"} of a split with columns "image" and "label".
-
-    Subclasses define `__getitems__`, a whole batch at once, which torch's DataLoader prefers.
-    Images are decoded one after the other.
-    """
+    """Items {"pixel_values", "labels"} of a split with columns "image" and "label". Subclasses
+    define `__getitems__`, a whole batch at once, which torch's DataLoader prefers."""
 
     def __init__(self, split: datasets.Dataset) -> None:
         self.images, self.labels = undecoded(split.select_columns("image")), labels_of(split)
@@ -97,13 +92,8 @@ class _Images(Dataset):
 
 
 class RandomViews:
-    """Augmented views of an image; the randomness of each depends only on (seed, epoch, index,
-    view).
-
-    Args:
-        transform: PIL image → (C, H, W).
-        views: more than one gives (V, C, H, W).
-    """
+    """Augmented views of an image, (C, H, W) as of the transform, or several (V, C, H, W); the
+    randomness of each depends only on (seed, epoch, index, view)."""
 
     def __init__(self, transform: Any, *, views: int = 1, seed: int = 0) -> None:
         self.transform, self.views, self.seed, self.epoch = transform, views, seed, 0
@@ -128,10 +118,6 @@ class TrainingImages(_Images):
 
     So the images of an epoch are the same whatever the number of workers, and after resuming. An
     index beyond the split's size is a repetition of the image at index % size, augmented anew.
-
-    Args:
-        split: with columns "image" and "label".
-        transform, views, seed: as in `RandomViews`.
     """
 
     def __init__(
@@ -140,18 +126,13 @@ class TrainingImages(_Images):
         super().__init__(split)
         self.views = RandomViews(transform, views=views, seed=seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Call before the epoch's iterator is made: workers get a copy of the data set then."""
-        self.views.set_epoch(epoch)
-
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        return [
-            {
-                "pixel_values": self.views(read(self.images[row]["image"]), index),
-                "labels": int(self.labels[row]),
-            }
-            for index, row in ((index, index % len(self)) for index in indices)
-        ]
+        items = []
+        for index in indices:
+            row = index % len(self)
+            pixels = self.views(read(self.images[row]["image"]), index)
+            items.append({"pixel_values": pixels, "labels": int(self.labels[row])})
+        return items
 
 
 class EvaluationImages(_Images):
@@ -163,11 +144,9 @@ class EvaluationImages(_Images):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         side = shorter_side(self.processor)
-        images = (read(self.images[i]["image"], side) for i in indices)
-        return [
-            {"pixel_values": pixels, "labels": int(self.labels[i])}
-            for pixels, i in zip(pixels_of(images, self.processor), indices)
-        ]
+        pixels = pixels_of((read(self.images[i]["image"], side) for i in indices), self.processor)
+        labels = self.labels[indices].tolist()
+        return [{"pixel_values": x, "labels": label} for x, label in zip(pixels, labels)]
 
 
 def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor]:

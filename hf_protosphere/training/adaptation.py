@@ -42,14 +42,9 @@ HEAD = {
 def with_new_classes(
     source: ProtoSphereForImageClassification, class_names: list[str], **config: Any
 ) -> ProtoSphereForImageClassification:
-    """The network of a trained classifier, for other classes.
-
-    Args:
-        source: backbone and projection are copied, and what its head knows of classes of the same
-            name, where both heads are of a kind.
-        class_names: of the new head, in order.
-        **config: of `ProtoSphereConfig`, over the source's: objective, prototypes, ...
-    """
+    """The network of a trained classifier, for other classes: backbone and projection are copied,
+    and what the source's head knows of classes of the same name, where both heads are of a kind.
+    Objective, prototypes and the like may be others, as in `ProtoSphereConfig`."""
     config = {name: getattr(source.config, name) for name in NETWORK} | config
     if config["image_size"] != source.config.image_size:
         kwargs = config["backbone_kwargs"].items()
@@ -98,11 +93,7 @@ def first_prototypes(
 
 
 def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) -> None:
-    """Leave gradients to what `--freeze_backbone` and `--lora_rank` let be trained.
-
-    Raises:
-        ArgumentError: nothing is left, or the backbone has no layer that takes an adapter.
-    """
+    """Leave gradients to what `--freeze_backbone` and `--lora_rank` let be trained."""
     if arguments.freeze_backbone:
         model.protosphere.backbone.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -129,8 +120,8 @@ def _add_adapters(model: ProtoSphereForImageClassification, rank: int) -> None:
             f"--lora_rank {rank}: backbone {model.config.backbone} has no linear layer and no "
             "ungrouped convolution for an adapter."
         )
-    trained = [p for name, p in model.named_parameters() if ".backbone." not in name]
-    trained = [parameter for parameter in trained if parameter.requires_grad]
+    parameters = model.named_parameters()
+    trained = [p for name, p in parameters if p.requires_grad and ".backbone." not in name]
     # Alpha of twice the rank: the scale that most recipes of the method share.
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)
     for parameter in trained:

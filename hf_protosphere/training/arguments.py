@@ -13,6 +13,10 @@ from ..errors import ArgumentError
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+OF_ALL_IMAGES = (
+    "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
+    "nc_train_samples",
+)  # fmt: skip
 # What the best epoch can be chosen by, beside any metric of neural collapse.
 BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 
@@ -72,19 +76,12 @@ class TrainArguments(
             )
         if not self.streaming:
             return
-        asked = {
-            "cache_images": bool(self.cache_images),
-            "imbalance": self.imbalance is not None,
-            "classes_per_batch": classes is not None,
-            "max_train_samples": self.max_train_samples is not None,
-            "images_per_class": self.images_per_class is not None,
-            "nc_train_samples": bool(self.nc_train_samples),
-        }
-        if impossible := [f"--{name}" for name, given in asked.items() if given]:
-            raise ArgumentError(
-                f"--streaming sees the training images only as they come, and {impossible[0]} "
-                "needs to know all of them: leave out one of the two."
-            )
+        for name in OF_ALL_IMAGES:
+            if getattr(self, name):
+                raise ArgumentError(
+                    f"--streaming sees the training images only as they come, and --{name} needs "
+                    "to know all of them: leave out one of the two."
+                )
 
     def _check_run(self) -> None:
         if self.warmup_epochs >= self.epochs:
@@ -140,11 +137,7 @@ class TrainArguments(
 
 
 def _trackers(names: list[str] | None) -> list[str]:
-    """Those that were asked for, all of them installed.
-
-    Raises:
-        ArgumentError: an unknown or missing one, now rather than after the data was loaded.
-    """
+    """Those that were asked for; an unknown or missing one is an error before data is loaded."""
     if names is None:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     names = [name for name in names if name != "none"]

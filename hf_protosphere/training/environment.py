@@ -38,13 +38,7 @@ PACKAGES = (
 def record_start(
     folder: Path, arguments: TrainArguments, images: ImageDataset, accelerator: Accelerator
 ) -> str:
-    """Write or, when a run is resumed, extend environment.json; returns the run's identity.
-
-    The file holds {"run_id", "starts": [...]}, a start being {"time" (UTC), "command", "versions",
-    "python", "platform", "device", "processes", "git" (commit and number of changed files of the
-    working directory, or None), "seed", "data" (of each split the fingerprint by datasets, the
-    number of images and a SHA-256 of the labels in their order)}.
-    """
+    """Write or, when a run is resumed, extend environment.json; returns the run's identity."""
     path = folder / ENVIRONMENT
     record = {"run_id": uuid.uuid4().hex, "starts": []}
     # Of no length is what a machine left that went down.
@@ -102,9 +96,7 @@ def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
     try:
         commit = git("rev-parse", "HEAD").strip()
         names = git("config", "--list", "--name-only").splitlines()
-        filters = [
-            name for name in names if re.match(r"filter\..+\.(clean|process|required)$", name)
-        ]
+        filters = [n for n in names if re.match(r"filter\..+\.(clean|process|required)$", n)]
         changed = git("status", "--porcelain", "--ignore-submodules=all", off=filters).splitlines()
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit yet
         return None

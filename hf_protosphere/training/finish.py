@@ -165,15 +165,8 @@ def _summary(
 
 
 def provenance(run: TrainingRun) -> dict[str, Any]:
-    """For results.json. Paths do not enter, so that everything may be published.
-
-    Returns:
-        {"dataset" and "base_model" (their ids on the Hub; None for local ones, and without
-        pretrained weights), "from_pretrained_weights" (whether there were any), "splits" (of each
-        the number of images, and which of the data set's own splits they are from), "parameters",
-        "trainable_parameters", "embedding_dim", "images_per_step", "learning_rate" (the peak),
-        "weight_decay", "device", "processes", "versions"}.
-    """
+    """For results.json. Paths do not enter, so that everything may be published: what is local has
+    no name in it."""
     arguments, splits, step = run.arguments, run.images.splits, run.optimizer_step
     return {
         "dataset": hub_id(arguments.dataset_name),
@@ -190,7 +183,7 @@ def provenance(run: TrainingRun) -> dict[str, Any]:
         "trainable_parameters": count_trained_parameters(run.model),
         "embedding_dim": run.model.protosphere.embedding_dim,
         "images_per_step": run.images_per_step,
-        "learning_rate": max(step.scheduler.base_lrs),
+        "learning_rate": max(step.scheduler.base_lrs),  # the peak
         "weight_decay": max(group["weight_decay"] for group in step.optimizer.param_groups),
         "device": device_name(run.accelerator.device),
         "processes": run.accelerator.num_processes,

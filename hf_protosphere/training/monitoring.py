@@ -20,20 +20,14 @@ START = "validation_class_means_accuracy"  # of epoch 0
 
 @dataclass
 class CollapseMonitor:
-    """Evaluates on the validation split, and now and then measures neural collapse with it.
-
-    Attributes:
-        validation: all of the split; its accuracy is computed anyway, so that neural collapse costs
-            the metrics alone.
-        train_sample: a fixed sample of the training images under the evaluation transform, or None.
-        every_epochs, every_steps: 0 for never.
-    """
+    """Evaluates on the validation split, and now and then measures neural collapse with it, which
+    then costs the metrics alone; and on a sample of the training images, where there is one."""
 
     model: ProtoSphereForImageClassification
     validation: DataLoader
     train_sample: DataLoader | None
     accelerator: Accelerator
-    every_epochs: int
+    every_epochs: int  # 0 for never
     every_steps: int
     stopwatch: Stopwatch = field(default_factory=Stopwatch, init=False)
 
@@ -72,12 +66,8 @@ class CollapseMonitor:
 
 
 def score(record: Mapping[str, Any], metric: str) -> float:
-    """What epochs are compared by, from a record of `CollapseMonitor`: higher is better.
-
-    Args:
-        metric: "accuracy", "mean_class_accuracy", "neural_collapse" for its least attained metric,
-            or one metric, by the percentage of its optimum that it attains.
-    """
+    """What epochs are compared by, from a record of `CollapseMonitor`: higher is better. A metric
+    of neural collapse counts by the percentage of its optimum that it attains."""
     if metric in ("accuracy", "mean_class_accuracy"):
         return record[f"validation_{metric}"]
     metric = "overall" if metric == "neural_collapse" else metric

@@ -65,12 +65,8 @@ LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 
 
 class TrainingRun:
-    """A training run: built, and checked, by the constructor; then driven epoch by epoch.
-
-    Args:
-        images: as of `train`.
-        held: has the output folder for this run alone until it is closed.
-    """
+    """A training run: built, and checked, by the constructor; then driven epoch by epoch. The
+    output folder is its own until `held` is closed."""
 
     def __init__(
         self, arguments: TrainArguments, images: ImageDataset | None = None,
@@ -182,11 +178,7 @@ class TrainingRun:
         )  # fmt: skip
 
     def _resume(self) -> Progress:
-        """Go on from the newest checkpoint that is whole, and say where that is.
-
-        Raises:
-            ArgumentError: there are some, but none is whole, or the run had other arguments.
-        """
+        """Go on from the newest checkpoint that is whole, and say where that is."""
         checkpoints = complete_checkpoints(self.output_dir / "checkpoints")[::-1]
         if not checkpoints:
             self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")

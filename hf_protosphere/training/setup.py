@@ -41,9 +41,6 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
 
     Returns:
         The arguments, and the checkpoint's configuration, if there is one.
-
-    Raises:
-        ArgumentError: there is no such checkpoint, or an argument says something else than it.
     """
     decided: dict[str, Any] = {}
     flag = "--resume_from" if arguments.resume_from is not None else "--finetune_from"
@@ -100,13 +97,13 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
     if not arguments.pretrained:
         asked["image_size"] = arguments.image_size or images.suggested_image_size()
     config = {name: value for name, value in asked.items() if value is not None}
-    config["id2label"] = images.id2label
+    config["id2label"] = dict(enumerate(images.label_names))
     with errors_in_one_line("the model cannot be built"):
         if arguments.finetune_from is not None:
             source, _ = load_classifier(arguments.finetune_from, "--finetune_from")
-            head = {name: getattr(arguments, argument) for name, argument in HEAD.items()}
-            head["image_size"] = arguments.image_size or source.config.image_size
-            return with_new_classes(source, images.label_names, **head)
+            head = {name: asked[name] for name in HEAD}
+            size = arguments.image_size or source.config.image_size
+            return with_new_classes(source, images.label_names, **head, image_size=size)
         if arguments.pretrained:
             backbone = config.pop("backbone")
             return ProtoSphereForImageClassification.from_backbone(backbone, **config)
@@ -116,22 +113,20 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
 def load_training_data(
     arguments: SplitArguments, *, hold_out: bool = True, **more: Any
 ) -> ImageDataset:
-    """All splits, the training split long-tailed if that was asked for.
-
-    Args:
-        arguments: of training, or of a transfer: with `DataArguments` and a seed.
-        hold_out: validate on a part of the training images where there is no other split for it.
-        more: goes to `load_image_dataset` as well.
-    """
+    """All splits, the training split long-tailed if that was asked for; with `hold_out` a part of
+    it is the validation split where there is no other. `more` goes to `load_image_dataset`."""
     images = load_data(
         arguments, seed=arguments.seed,
         validation_split=arguments.validation_split, test_split=arguments.test_split,
         validation_fraction=arguments.validation_fraction if hold_out else 0.0, **more,
     )  # fmt: skip
     if arguments.imbalance:
-        kind, factor = arguments.imbalance, arguments.imbalance_factor
-        split = images.splits["train"]
-        tail = long_tailed(split, images.num_labels, kind, factor, arguments.seed)
+        train, kind, factor = (
+            images.splits["train"],
+            arguments.imbalance,
+            arguments.imbalance_factor,
+        )
+        tail = long_tailed(train, images.num_labels, kind, factor, arguments.seed)
         images = images.with_train(tail)
     return images
 
@@ -178,11 +173,7 @@ def build_optimizer(
     steps_per_epoch: int,
     fused: bool = True,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Optimiser and learning-rate schedule, stepped once per optimiser step.
-
-    Args:
-        fused: one kernel for all parameters.
-    """
+    """Optimiser and learning-rate schedule, stepped once per optimiser step."""
     sgd = arguments.optimizer == "sgd"
     usual = 1e-4 if sgd else 0.05
     weight_decay = usual if arguments.weight_decay is None else arguments.weight_decay
@@ -204,11 +195,7 @@ def build_optimizer(
 
 
 def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Accelerator) -> int:
-    """Optimiser steps of an epoch: whole ones only.
-
-    Raises:
-        ArgumentError: there is none, or a batch needs more classes than there are.
-    """
+    """Optimiser steps of an epoch: whole ones only."""
     times = accelerator.num_processes * arguments.gradient_accumulation_steps
     steps = images.num_train // (arguments.batch_size * times)
     if steps == 0:
@@ -226,10 +213,7 @@ def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Ac
 
 
 def refuse_what_classes_lack(arguments: TrainArguments, images: ImageDataset, split: str) -> None:
-    """
-    Raises:
-        ArgumentError: --best_metric is not defined on a split that lacks images of classes.
-    """
+    """For a --best_metric that is not defined on them."""
     if split == "train" and images.is_streamed:
         return
     metric = {"neural_collapse": "overall"}.get(arguments.best_metric, arguments.best_metric)
@@ -243,10 +227,7 @@ def refuse_what_classes_lack(arguments: TrainArguments, images: ImageDataset, sp
 
 
 def refuse_single_values(arguments: TrainArguments, model: nn.Module) -> None:
-    """
-    Raises:
-        ArgumentError: batches of one image, of which batch norm would see one value per channel.
-    """
+    """Batches of one image, of which batch norm would see one value per channel."""
     if arguments.batch_size * arguments.views > 1 or arguments.freeze_backbone:
         return
     config = model.config
@@ -264,11 +245,7 @@ def refuse_single_values(arguments: TrainArguments, model: nn.Module) -> None:
 def with_synchronized_batchnorm(
     model: ProtoSphereForImageClassification, accelerator: Accelerator
 ) -> ProtoSphereForImageClassification:
-    """Batch norm over the images of all processes, where there are several.
-
-    Raises:
-        ArgumentError: they do not run on CUDA devices.
-    """
+    """Batch norm over the images of all processes, where there are several."""
     if accelerator.num_processes == 1:
         return model
     if accelerator.device.type != "cuda":
@@ -280,14 +257,7 @@ def with_synchronized_batchnorm(
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: str) -> None:
-    """Start what `--report_to` names; a resumed run goes on where it was.
-
-    Args:
-        run_id: the run's identity, the same when it is resumed.
-
-    Raises:
-        ArgumentError: one cannot start.
-    """
+    """Start what `--report_to` names; a resumed run, of the same `run_id`, goes on where it was."""
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
     config = {
         key: value if isinstance(value, int | float | str) else str(value)

@@ -33,12 +33,8 @@ class OptimizerStep:
     """Forward, backward, clipping, optimiser, schedule and the moving average of the weights.
 
     Dropout, mixing and the like follow seed, step and process, so that resuming repeats them,
-    whatever drew random numbers in between.
-
-    Args:
-        model: on its device, not wrapped.
-        optimizer, scheduler: of it; the scheduler is stepped with every step.
-        accelerator: wraps model and optimiser here, and saves both in its checkpoints.
+    whatever drew random numbers in between. The model comes on its device and not wrapped: the
+    accelerator wraps model and optimiser here, and saves both in its checkpoints.
     """
 
     def __init__(

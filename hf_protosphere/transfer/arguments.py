@@ -18,7 +18,7 @@ MODES = (*TRAINED_MODES, *FROZEN_MODES)
 TRAINING = field_names(TrainArguments)
 # What few shots decide; None, too, is not to be given.
 OF_FEW_SHOTS = {
-    "validation_fraction": 0, "nc_every": 0, "nc_train_samples": 0, "pictures": False,
+    "validation_fraction": 0.0, "nc_every": 0, "nc_train_samples": 0, "pictures": False,
     "evaluate_every": None, "checkpoint_every": None, "early_stopping_patience": None,
 }  # fmt: skip
 
@@ -31,16 +31,13 @@ class TransferArguments:
         "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each a folder or "
         "an id on the Hub), a timm model, or a folder saved by timm."
     )
-    mode: Literal[
-        "full", "head", "layerwise", "lora", "linear_probe", "normalized_linear_probe", "knn",
-        "prototypes",
-    ] = flag(
+    mode: Literal[MODES] = flag(
         "full: train everything; head: the backbone stays as it is; layerwise: lower layers learn "
         "slower (--decay); lora: adapters (--rank); linear_probe, normalized_linear_probe: a "
         "linear layer on the backbone's features; knn: the nearest training images (--neighbors); "
         "prototypes: the class means, one pass and no training.",
         "full",
-    )  # fmt: skip
+    )
     compare: str | None = flag(
         "Several modes, separated by commas, or all: one table of accuracy, time, trained "
         "parameters and neural collapse."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from ..data.transforms import build_image_processor
 from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.probes import FrozenImages, frozen_images
-from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, whole_file, write_json, write_text, write_yaml
@@ -39,7 +37,7 @@ from ..runs.reading import errors_in_one_line, read_json_lines
 from ..training.arguments import TrainArguments
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
-from .arguments import TRAINED_MODES, FinetuneArguments
+from .arguments import OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, fit
 from .report import format_summary, plot_shots, summarize
 
@@ -110,12 +108,8 @@ def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> I
 
 
 class Transfer:
-    """Everything that a transfer is made of, checked by the constructor before any work.
-
-    Args:
-        images: as of `finetune`.
-        held: has the output folder for this transfer alone until it is closed.
-    """
+    """Everything that a transfer is made of, checked by the constructor before any work. The
+    output folder is its own until `held` is closed."""
 
     def __init__(
         self, arguments: FinetuneArguments, images: ImageDataset | None, held: ExitStack
@@ -193,13 +187,9 @@ class Transfer:
         batch_size = max(1, min(arguments.batch_size, images // batches))
         steps = max(1, images // (batch_size * batches))
         epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
-        return {
-            "images_per_class": shots, "validation_fraction": 0.0, "batch_size": batch_size,
-            "epochs": epochs,
-            # The last epoch counts: no image but those of the shots decides anything.
-            "evaluate_every": epochs, "checkpoint_every": epochs, "early_stopping_patience": None,
-            "nc_every": 0, "nc_train_samples": 0, "pictures": False,
-        }  # fmt: skip
+        # The last epoch counts: no image but those of the shots decides anything.
+        every = dict.fromkeys(("epochs", "evaluate_every", "checkpoint_every"), epochs)
+        return {**OF_FEW_SHOTS, "images_per_class": shots, "batch_size": batch_size, **every}
 
     def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         training = self.training(mode, shots, trial)
@@ -217,7 +207,9 @@ class Transfer:
         }
 
     @cached_property
-    def _frozen(self) -> _FrozenPass:
+    def _frozen(self) -> tuple[Any, FrozenImages, FrozenImages, str, float]:
+        """The network; what it makes of training and evaluation images, without augmentation; which
+        split the latter are; and the seconds of the pass over the former."""
         splits, accelerator = self.images.splits, self.accelerator
         torch.manual_seed(self.arguments.seed)
         training, _ = resolve(self.training("prototypes"))
@@ -235,34 +227,35 @@ class Transfer:
         started = time.perf_counter()
         train_images = passed("train")
         seconds = time.perf_counter() - started
-        return _FrozenPass(network, train_images, passed(split), split, seconds)
+        return network, train_images, passed(split), split, seconds
 
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
-        arguments, frozen, images = self.arguments, self._frozen, self.images
-        train_images, seed = frozen.train, arguments.seed + trial
+        arguments, images, seed = self.arguments, self.images, self.arguments.seed + trial
+        network, all_images, evaluation, split, pass_seconds = self._frozen
+        train_images = all_images
         if shots is not None:
             labels = labels_of(images.splits["train"])
             train_images = train_images.of_rows(drawn(labels, [shots] * images.num_labels, seed))
-        temperature = frozen.network.config.softmax_temperature
+        temperature = network.config.softmax_temperature
         classifier = fit(
-            mode, train_images, frozen.evaluation, images.num_labels, temperature=temperature,
+            mode, train_images, evaluation, images.num_labels, temperature=temperature,
             epochs=arguments.probe_epochs, neighbors=arguments.neighbors, seed=seed,
         )  # fmt: skip
         report = evaluate_predictions(
-            [(classifier.embeddings, classifier.logits, frozen.evaluation.labels)],
+            [(classifier.embeddings, classifier.logits, evaluation.labels)],
             self.accelerator, num_classes=images.num_labels, prototypes=classifier.prototypes,
             embedding_dim=classifier.embeddings.shape[1],
         )  # fmt: skip
         if shots is None and self.accelerator.is_main_process:
-            model = as_model(mode, classifier, frozen.network, images.label_names, temperature)
+            model = as_model(mode, classifier, network, images.label_names, temperature)
             if model is not None:
                 folder = self.folder if self.is_single else self.folder / mode
                 save_model(model, build_image_processor(model.config), folder)
-        share = len(train_images.labels) / len(frozen.train.labels)  # of the pass over them
+        share = len(train_images.labels) / len(all_images.labels)  # of the pass over them
         return {
-            "split": frozen.split,
+            "split": split,
             **_metrics(report),
-            "seconds": frozen.seconds * share + classifier.seconds,
+            "seconds": pass_seconds * share + classifier.seconds,
             "trainable_parameters": classifier.parameters,
         }
 
@@ -277,23 +270,8 @@ def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, An
         return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
 
 
-@dataclasses.dataclass(frozen=True)
-class _FrozenPass:
-    """What the network makes of the training and the evaluation images, without augmentation."""
-
-    network: ProtoSphereForImageClassification
-    train: FrozenImages
-    evaluation: FrozenImages
-    split: str
-    seconds: float  # of the pass over the training images
-
-
 def _start(arguments: FinetuneArguments) -> dict[str, Any]:
-    """What the model to start from says of the arguments of training.
-
-    Raises:
-        ArgumentError: there is no such model.
-    """
+    """What the model to start from says of the arguments of training."""
     name, size = arguments.model, arguments.image_size
     if (kind := kind_of(name)) != "protosphere":
         return {"backbone": name, "backbone_source": kind, "pretrained": True, "image_size": size}

@@ -46,13 +46,8 @@ def fit(
     neighbors: int = 20,
     seed: int = 0,
 ) -> FrozenClassifier:
-    """
-    Args:
-        mode: "prototypes", "linear_probe", "normalized_linear_probe" or "knn".
-        temperature: of prototypes and the normalised probe: cosines are divided by it.
-        epochs: of the probes.
-        neighbors: of knn; all training images where there are fewer.
-    """
+    """The classifier of one of `FROZEN_MODES`: cosines of prototypes and of the normalised probe
+    are divided by the temperature, the epochs are of the probes, the neighbors of knn."""
     if mode in ("prototypes", "knn"):
         started = time.perf_counter()
         prototypes = None

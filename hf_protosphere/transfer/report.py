@@ -36,17 +36,9 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """A row for each mode and number of shots: means over the trials, and their intervals.
-
-    Args:
-        rows: {"mode", "shots", "trial", "accuracy", "mean_class_accuracy", "seconds",
-            "trainable_parameters", "neural_collapse", ...} each.
-
-    Returns:
-        {"mode", "shots", "trials", name: mean and f"{name}_interval": half width or None}, for
-        accuracy, mean_class_accuracy, seconds, trainable_parameters, "collapse" (the least attained
-        metric of neural collapse, in per cent) and some of the metrics.
-    """
+    """A row for each mode and number of shots, of the rows of `Transfer`: means over the trials,
+    and by f"{name}_interval" half the widths of their intervals, or None. "collapse" is the least
+    attained metric of neural collapse, in per cent."""
     groups: dict[tuple[str, int | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["mode"], row["shots"]), []).append(row)

@@ -42,7 +42,7 @@ def test_every_local_source(tmp_path, save):
     data = load_image_dataset(folder, validation_fraction=0.25)
     assert len(data.splits["train"]) == 8
     assert len(data.splits["validation"]) == 4
-    assert data.id2label == {0: "cat", 1: "dog"}
+    assert data.label_names == ["cat", "dog"]
 
 
 def test_columns_of_any_name_are_found_by_type_or_given(tmp_path):

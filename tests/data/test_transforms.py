@@ -103,7 +103,7 @@ def test_every_augmentation_takes_every_mode(augmentation, mode):
 def test_randomness_follows_seed_epoch_index_and_view_only(split):
     def items(seed=0, epoch=0, num_workers=0, batch_size=4):
         images = TrainingImages(split, train_transform("contrastive"), views=2, seed=seed)
-        images.set_epoch(epoch)
+        images.views.set_epoch(epoch)
         loader = DataLoader(
             images, batch_size=batch_size, num_workers=num_workers, collate_fn=collate
         )
