@@ -29,11 +29,8 @@ MAX_CACHE_BYTES = 64 * 2**30
 
 
 class CachedImages(Dataset):
-    """A split's images (N, 3, S, S) uint8; whole batches come at once.
-
-    Batches are {"pixel_values": uint8 (M, 3, S, S), "labels": (M,), "index": (M,)}. With
-    `normalize=(mean, std)`, of values in [0, 1], they are float32 and have no index.
-    """
+    """Whole batches {"pixel_values": uint8 (M, 3, S, S), "labels": (M,), "index": (M,)}. With
+    `normalize=(mean, std)`, of values in [0, 1], they are float32 and have no index."""
 
     def __init__(
         self, pixels: np.memmap, labels: Tensor, normalize: tuple[list, list] | None = None

@@ -35,12 +35,8 @@ def evaluation_loader(
     num_workers: int, accelerator: Accelerator, *, description: str = "", cache: bool = False,
     skip_bad: bool = False,
 ) -> DataLoader:  # fmt: skip
-    """Batches of one split under the evaluation transform, spread over the processes.
-
-    Args:
-        cache: decode once, into a memory-mapped file: pays when the split is read again and again.
-        skip_bad: leave out images of a stream that cannot be decoded.
-    """
+    """Batches of one split under the evaluation transform, spread over the processes; `cache`d, by
+    images decoded once, where the split is read again and again."""
     if isinstance(split, IterableDataset):
         dataset = EvaluationStream(split, processor, skip_bad)
         num_workers = min(num_workers, split.num_shards)

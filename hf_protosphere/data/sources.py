@@ -270,11 +270,8 @@ def two_columns(
 ) -> Dataset:
     """The split with columns "image" (`datasets.Image`; of a stream not decoded) and "label".
 
-    Args:
-        image_column: of images, declared or encoded; of pixels (`Array2D`, `Array3D`); or, of a
-            data set on the disk, of paths, relative to its folder.
-        label_column: None for images without labels.
-        source: the data set's name, a file, a folder or a Hub id.
+    The images may be declared or encoded; pixels (`Array2D`, `Array3D`); or, of a data set on the
+    disk, paths relative to its folder.
     """
     columns = {image_column: "image"}
     columns |= {label_column: "label"} if label_column is not None else {}

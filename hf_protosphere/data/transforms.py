@@ -55,15 +55,11 @@ class TrainTransform:
                 v2.RandomGrayscale(0.2),
             ],
         }
-        self.transform = v2.Compose(
-            [
-                *steps[augmentation],
-                *([v2.RandomHorizontalFlip()] if horizontal_flip else []),
-                v2.PILToTensor(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(three_channels(config.image_mean), three_channels(config.image_std)),
-            ]
-        )
+        flip = [v2.RandomHorizontalFlip()] if horizontal_flip else []
+        to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+        mean, std = three_channels(config.image_mean), three_channels(config.image_std)
+        normalize = v2.Normalize(mean, std)
+        self.transform = v2.Compose([*steps[augmentation], *flip, *to_tensor, normalize])
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(rgb(image))

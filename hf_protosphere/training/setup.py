@@ -121,11 +121,8 @@ def load_training_data(
         validation_fraction=arguments.validation_fraction if hold_out else 0.0, **more,
     )  # fmt: skip
     if arguments.imbalance:
-        train, kind, factor = (
-            images.splits["train"],
-            arguments.imbalance,
-            arguments.imbalance_factor,
-        )
+        train, kind = images.splits["train"], arguments.imbalance
+        factor = arguments.imbalance_factor
         tail = long_tailed(train, images.num_labels, kind, factor, arguments.seed)
         images = images.with_train(tail)
     return images
@@ -213,7 +210,7 @@ def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Ac
 
 
 def refuse_what_classes_lack(arguments: TrainArguments, images: ImageDataset, split: str) -> None:
-    """For a --best_metric that is not defined on them."""
+    """Of some classes, where --best_metric is not defined without them."""
     if split == "train" and images.is_streamed:
         return
     metric = {"neural_collapse": "overall"}.get(arguments.best_metric, arguments.best_metric)
@@ -227,7 +224,7 @@ def refuse_what_classes_lack(arguments: TrainArguments, images: ImageDataset, sp
 
 
 def refuse_single_values(arguments: TrainArguments, model: nn.Module) -> None:
-    """Batches of one image, of which batch norm would see one value per channel."""
+    """Of batches of one image, of which batch norm would see one value per channel."""
     if arguments.batch_size * arguments.views > 1 or arguments.freeze_backbone:
         return
     config = model.config

@@ -84,12 +84,8 @@ class OptimizerStep:
             model.set_prototypes(prototypes)
 
     def __call__(self, batches: list[dict[str, Tensor]], step: int) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of all the batches as one, without waiting for the device.
-
-        Args:
-            batches: {"pixel_values": (m[, V], C, S, S), "labels": (m,)} each.
-            step: how many were taken before.
-        """
+        """Loss and accuracy of all the batches {"pixel_values": (m[, V], C, S, S), "labels": (m,)}
+        as one, after so many steps, without waiting for the device."""
         arguments, accelerator = self.arguments, self.accelerator
         position = hash((arguments.seed, step, accelerator.process_index))
         torch.manual_seed(position % 2**63)

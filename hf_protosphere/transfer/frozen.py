@@ -100,8 +100,8 @@ def as_model(
     if mode == "prototypes":
         objective = network.config.objective if network.config.has_prototypes else objective
         head = {"prototypes": "class_means"}
-    head |= {"objective": objective, "softmax_temperature": temperature}
-    model = with_new_classes(network, class_names, **head)
+    head["softmax_temperature"] = temperature
+    model = with_new_classes(network, class_names, objective=objective, **head)
     if mode == "linear_probe":
         model.classifier.weight.copy_(classifier.weight)
         model.classifier.bias.copy_(classifier.bias)
