@@ -11,11 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def at_no_cost(what: str) -> Iterator[None]:
-    """For what comes beside or after the results of long work: if it fails, a warning names it."""
+def at_no_cost(what: str, *, alone: bool = True) -> Iterator[None]:
+    """For what comes beside or after the results of long work: if it fails, a warning names it; an
+    error it stays where this process is not alone, and others would wait for it."""
     try:
         yield
     except Exception as error:  # of whatever library
+        if not alone:
+            raise
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         logger.warning("%s failed; the results are kept (%s)", what, reason)
 

@@ -45,6 +45,9 @@ def test_what_comes_after_the_results_costs_a_warning(caplog):
     )
     with pytest.raises(KeyboardInterrupt), errors.at_no_cost("drawing"):
         raise KeyboardInterrupt
+    # Other processes would wait for this one.
+    with pytest.raises(OSError, match="No space"), errors.at_no_cost("means", alone=False):
+        raise OSError(28, "No space left on device")
 
 
 def test_of_an_error_in_a_worker_process_its_own_line_is_left():

@@ -87,8 +87,8 @@ def _measured(
     }
     if run.train_counts is not None:
         results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
-    started, means = time.perf_counter(), None
-    with at_no_cost("classifying by class means"):
+    started, means, alone = time.perf_counter(), None, accelerator.num_processes == 1
+    with at_no_cost("classifying by class means", alone=alone):
         means = training_class_means(model, run.eval_loaders["train"], accelerator)
     seconds_of_means = time.perf_counter() - started
     for split in held_out:
@@ -99,7 +99,7 @@ def _measured(
                 report["class_accuracies"], run.train_counts
             )
         results[split] = report
-    with at_no_cost("probing"):
+    with at_no_cost("probing", alone=alone):
         if probes := _probes(run, model, held_out[-1]):
             of_means = {
                 "accuracy": results[held_out[-1]]["class_means_accuracy"],
