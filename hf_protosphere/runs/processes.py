@@ -18,6 +18,7 @@ from ..errors import ArgumentError, UserError
 from ..plots.text import say
 from .signals import end_with_launcher
 
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 _stores: list[dist.TCPStore] = []  # the first process serves it as long as it lives
 
 
@@ -137,6 +138,10 @@ def own_accelerate_state() -> Iterator[None]:
     precision, as if there had been none before; thereafter as it was. Processes stay connected."""
     states = [kind._shared_state for kind in (AcceleratorState, GradientState)]
     before = [dict(state) for state in states]
+    if PartialState._shared_state.get("distributed_type") in SHARDED:
+        # What an earlier job's Accelerator made of the launcher's; another one asks that again.
+        states.append(PartialState._shared_state)
+        before.append(dict(PartialState._shared_state))
     for state in states:
         state.clear()
     try:
