@@ -47,14 +47,21 @@ class Parser(HfArgumentParser):
         """What the words say, without any default."""
         nothing = object()
         blank = Namespace(**{action.dest: nothing for action in self._actions})
+        required = [action.dest for action in self._actions if action.required]
+        for action in self._actions:
+            action.required = False  # of a name that is misspelt, the misspelling is told
         namespace, unknown = self.parse_known_args(argv, blank)
         if unknown:
             near = did_you_mean(unknown[0].split("=")[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}.{near}")
+        if missing := [name for name in required if getattr(namespace, name) is nothing]:
+            names = ", ".join(f"--{name}" for name in missing)
+            self.error(f"the following arguments are required: {names}")
         return {name: value for name, value in vars(namespace).items() if value is not nothing}
 
     def error(self, message: str) -> NoReturn:  # argparse's prints a page of usage and exits
-        raise ArgumentError(f"{message.removesuffix('.')}; --help explains every argument.")
+        end = "" if message.endswith("?") else ";"
+        raise ArgumentError(f"{message.removesuffix('.')}{end} --help explains every argument.")
 
     def format_help(self) -> str:
         width = min(WIDTH, shutil.get_terminal_size().columns)

@@ -80,11 +80,11 @@ def load_splits(
     except DataError:
         raise
     except (DatasetsError, YAMLError, httpx.HTTPError, *OF_DAMAGED_FILES) as error:
+        why = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{flag} {name} cannot be loaded: {type(error).__name__}: {error}\n"
-            "It must be a data set on the Hub that can be reached (as Parquet, if it needed a "
-            "script before), a folder of Parquet files, or a folder of images with one sub-folder "
-            "per class."
+            f"{flag} {name} cannot be loaded: {type(error).__name__}: {why}. It must be "
+            "a data set on the Hub that can be reached (as Parquet, if it needed a script before), "
+            "a folder of Parquet files, or a folder of images with one sub-folder per class."
         ) from error
 
 

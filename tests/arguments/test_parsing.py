@@ -144,6 +144,9 @@ def test_flags_that_cannot_be_read(flags, message, capsys):
 def test_what_is_missing_is_named():
     with pytest.raises(ArgumentError, match="arguments are required: --place"):
         parse("--days", "1")
+    # Of a name that is misspelt, the misspelling.
+    with pytest.raises(ArgumentError, match=r"--plaze Rome\. Did you mean '--place'\?"):
+        parse("--plaze", "Rome")
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -304,7 +304,9 @@ def test_damage_of_what_describes_a_data_set_is_one_line(tmp_path, name):
         with suppress(DataError):  # or it is no damage
             load_image_dataset(str(tmp_path / "saved"), check_images=False, validation_fraction=0)
     path.write_text("")
-    with pytest.raises(DataError, match=r"--dataset_name .*saved cannot be loaded: "):
+    with pytest.raises(
+        DataError, match=r"^--dataset_name .*saved cannot be loaded: .*per class\.$"
+    ):
         load_image_dataset(str(tmp_path / "saved"))
 
 
