@@ -117,7 +117,7 @@ def test_every_argument_is_checked_by_its_kind(command, example):
 
 @EACH
 def test_nothing_is_abbreviated(command):
-    with pytest.raises(ArgumentError, match=r"^unrecog.* Did you mean '--config'\?; --help"):
+    with pytest.raises(ArgumentError, match=r"^unrecog.* Did you mean '--config'\? --help"):
         command.parse([*shlex.split(command.example), "--conf", "x"])
 
 
