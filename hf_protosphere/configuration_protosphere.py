@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import PretrainedConfig
 from transformers.utils import IMAGE_PROCESSOR_NAME, TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .objectives import OBJECTIVES
+
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
@@ -21,7 +23,6 @@ logger = logging.getLogger(__name__)
 BACKBONE_SOURCES = ("timm", "transformers")
 PROJECTIONS = ("none", "linear", "mlp")
 PROTOTYPES = ("learned", "simplex_etf", "class_means")
-OBJECTIVES = ("nonl", "ntce", "scl", "normface", "cross_entropy")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, numbered as by `PIL.Image.Resampling`.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -118,8 +119,8 @@ class ProtoSphereConfig(PretrainedConfig):
         if not isinstance(self.backbone_kwargs, dict | None):
             raise ValueError(f"backbone_kwargs must be a dict, but got {self.backbone_kwargs!r}.")
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
-        if self.prototypes is None:
-            self.prototypes = "class_means" if self.objective == "scl" else "learned"
+        if self.prototypes is None and (objective := OBJECTIVES.get(str(self.objective))):
+            self.prototypes = objective.prototypes or "learned"
         color = self.num_channels == 3
         self.image_mean = self.image_mean or (IMAGENET_MEAN if color else [0.5])
         self.image_std = self.image_std or (IMAGENET_STD if color else [0.5])
@@ -134,7 +135,7 @@ class ProtoSphereConfig(PretrainedConfig):
     @property
     def has_prototypes(self) -> bool:
         """Whether classes are prototypes on the sphere; a cross-entropy model has a linear head."""
-        return self.objective != "cross_entropy"
+        return OBJECTIVES[self.objective].prototypes is not None
 
     def forget_calibration(self) -> None:
         """For a model that changes: its threshold and temperature are those of what it was."""
@@ -177,7 +178,7 @@ class ProtoSphereConfig(PretrainedConfig):
     def _check(self) -> None:
         for name, allowed in (
             ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS),
-            ("prototypes", PROTOTYPES), ("objective", OBJECTIVES),
+            ("objective", tuple(OBJECTIVES)), ("prototypes", PROTOTYPES),
             ("interpolation", INTERPOLATIONS),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
@@ -214,12 +215,12 @@ class ProtoSphereConfig(PretrainedConfig):
         if not isinstance(self.small_images, bool):
             raise ValueError(f"small_images must be true or false, but got {self.small_images!r}.")
         self._refuse_fetching()
-        if self.objective == "scl" and self.prototypes == "learned":
+        if OBJECTIVES[self.objective].contrasts_views and self.prototypes == "learned":
             raise ValueError(
-                "objective 'scl' contrasts views with each other and trains no prototypes: use "
-                "prototypes='class_means' (the default for it) or 'simplex_etf'."
+                f"objective {self.objective!r} contrasts views with each other and trains no "
+                "prototypes: use prototypes='class_means' (the default for it) or 'simplex_etf'."
             )
-        if self.objective == "cross_entropy" and self.prototypes != "learned":
+        if not self.has_prototypes and self.prototypes != "learned":
             raise ValueError(
                 "objective 'cross_entropy' is the classical linear head, which is learned: leave "
                 f"prototypes at 'learned', or use another objective with {self.prototypes!r}."

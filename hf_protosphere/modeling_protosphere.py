@@ -31,14 +31,13 @@ from .checking import check_fit, has_new_head, no_larger_than, stored_tensors
 from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
-from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from .objectives import objective_loss
 from .prototypes import PrototypeHead, cosines_to, nearest_cosines, simplex_etf, whole
 
 if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.
     from .pipeline_protosphere import OpenSetImageClassificationPipeline  # noqa: F401
 
-PROTOTYPE_LOSSES = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's convert("L")
 
 
@@ -328,17 +327,10 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of embeddings (M[, V], D) and logits (M[, V], K) that `forward` computes when it
         is given labels: the configured one, or in evaluation mode the log-likelihood's."""
-        objective, temperature = self.config.objective, self.config.softmax_temperature
-        if objective == "scl" and self.training:
-            # What the model returns has unit norm already: normalising again would cost a pass.
-            return supcon_loss(embeddings, labels, temperature, normalize=False)
-        if embeddings.dim() == 3:  # views: each one is an instance of its class
-            # (M,), or (M, K) of probabilities.
-            labels = labels.repeat_interleave(embeddings.shape[1], dim=0)
-            embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
-        if not (self.training and self.config.has_prototypes):
-            return F.cross_entropy(logits, labels)
-        return PROTOTYPE_LOSSES[objective](embeddings, self.head.weight, labels, temperature)
+        name = self.config.objective if self.training else "cross_entropy"
+        prototypes = self.head.weight if self.config.has_prototypes else None
+        temperature = self.config.softmax_temperature
+        return objective_loss(name, embeddings, logits, labels, prototypes, temperature)
 
     @classmethod
     def from_backbone(

@@ -27,7 +27,7 @@ from ..arguments.fields import check_license
 from ..errors import ArgumentError
 from ..evaluation.report import CLASSIFIERS, FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
-from ..modeling_protosphere import PROTOTYPE_LOSSES
+from ..objectives import OBJECTIVES
 from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
@@ -35,7 +35,7 @@ from ..runs.folders import CARD_FILES, held_folder
 from ..runs.reading import errors_in_one_line
 from .comparison import applicable_metrics, compare
 from .markdown import duration, inline, listed, percent
-from .objectives import OBJECTIVES
+from .objectives import WORDS
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURES = ("curves.png", "neural_collapse.png", "sphere.png", "cosines.png", "margins.png")
@@ -73,8 +73,8 @@ def render_card(
     return ModelCard.from_template(
         _metadata(run, name, license), template_path=str(TEMPLATE),
         title=inline(name), repo_id=repo_id, license=license, notes=notes,
-        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=OBJECTIVES[run.config.objective],
-        trains_prototypes=run.config.objective in PROTOTYPE_LOSSES,
+        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=WORDS[run.config.objective],
+        trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
         config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
         classifier=run.classifier, unknown=_unknown(run),
         **_model(run), **_results(run), **_data(run),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import ArgumentError
 from ..metrics.neural_collapse import METRICS, MetricInfo
 from ..runs.finished_run import FinishedRun
-from .objectives import OBJECTIVES
+from .objectives import WORDS
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
                 f"{other.config.objective}, and seed, {other.arguments.seed}: leave out one."
             )
     by_seed = sorted(seen.values(), key=lambda run: run.arguments.seed)
-    groups = {name: [r for r in by_seed if r.config.objective == name] for name in OBJECTIVES}
-    return [ComparedObjective(OBJECTIVES[name].title, g) for name, g in groups.items() if g]
+    groups = {name: [r for r in by_seed if r.config.objective == name] for name in WORDS}
+    return [ComparedObjective(WORDS[name].title, g) for name, g in groups.items() if g]
 
 
 def spread(values: Sequence[float], digits: int) -> str:

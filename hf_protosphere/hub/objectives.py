@@ -20,5 +20,8 @@ class Objective:
     bibtex: str | None = None  # where it is from, if not from the paper or a textbook
 
 
-_WORDS = Path(__file__).with_name("objectives.yaml").read_text(encoding="utf-8")
-OBJECTIVES = {name: Objective(**words) for name, words in yaml.safe_load(_WORDS).items()}
+_FILE = Path(__file__).with_name("objectives.yaml")
+WORDS = {
+    name: Objective(**words)
+    for name, words in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
+}

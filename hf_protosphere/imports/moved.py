@@ -15,16 +15,15 @@ from typing import Any
 
 PACKAGE = __package__.rpartition(".")[0]
 CAME_INTO = {  # room: old modules that are in it now, as old=new where the name is another
-    "hub": "card comparison demo_page=demo export markdown objectives sharing_arguments=arguments",
-    "metrics": "accumulators class_statistics geometry monitoring objectives=paper "
-    "snapshots=snapshot",
+    "hub": "card comparison demo_page=demo export markdown sharing_arguments=arguments",
+    "metrics": "accumulators class_statistics geometry monitoring snapshots=snapshot",
     "training": "accumulation=step adaptation argument_groups=groups assembly=setup environment "
     "finishing=finish monitoring planning=train provenance=finish provenance=environment "
     "reporting=train reporting=monitoring steps=step tracking=setup",
     "data": "argument_groups=arguments assembly=dataset augmentation columns=sources image_cache "
     "imbalance=subsets labels loaders samplers streaming transforms transforms=pixels",
     "arguments": "argument_groups=fields parsing parsing=fields",
-    "evaluation": "assessment=evaluate evaluation_arguments=arguments "
+    "evaluation": "assessment=evaluate callbacks evaluation_arguments=arguments "
     "imbalance=classifier_metrics reporting=report",
     "open_set": "calibration=calibrate confidence evaluation_arguments=arguments ood=scores "
     "open_set_plots=plots",

@@ -10,6 +10,7 @@ from typing import Any
 from ..arguments.fields import Arguments, check, decide
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
+from ..objectives import OBJECTIVES
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -44,11 +45,11 @@ class TrainArguments(
 
     def _check_objective(self) -> None:
         if self.views is None:
-            decide(self, views=2 if self.objective == "scl" else 1)
-        if self.objective == "scl" and self.views < 2:
+            decide(self, views=2 if OBJECTIVES[self.objective].contrasts_views else 1)
+        if OBJECTIVES[self.objective].contrasts_views and self.views < 2:
             raise ArgumentError(
-                f"--objective scl contrasts views of the same image: --views must be 2 or more, "
-                f"but got {self.views}."
+                f"--objective {self.objective} contrasts views of the same image: --views must be "
+                f"2 or more, but got {self.views}."
             )
         for name in ("label_smoothing", "mixup"):
             if getattr(self, name) and self.objective != "cross_entropy":

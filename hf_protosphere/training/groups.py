@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..arguments.fields import Beside, Count, CountOrZero, PathName, Positive, Seed, flag
+from ..objectives import OBJECTIVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ModelArguments:
         "Map from the backbone's features to the sphere.", "none"
     )
     projection_dim: Count = flag("Dimension of the embeddings, with a projection.", 128)
-    objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] = flag(
+    objective: Literal[tuple(OBJECTIVES)] = flag(
         "What to train: nonl and ntce (prototypes against the batch), scl (views against views, "
         "then class means), normface (images against prototypes), or the cross_entropy baseline.",
         "nonl",

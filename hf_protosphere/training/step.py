@@ -23,10 +23,9 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..objectives import OBJECTIVES
 from .adaptation import without_adapters
 from .arguments import TrainArguments
-
-CONTRASTS_IMAGES = ("nonl", "ntce", "scl")  # a batch in parts would be another loss
 
 
 class OptimizerStep:
@@ -104,7 +103,7 @@ class OptimizerStep:
 
     def _backward(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """Loss and logits of the whole step; its gradients are left in the parameters."""
-        if self.model.config.objective in CONTRASTS_IMAGES and len(batches) > 1:
+        if OBJECTIVES[self.model.config.objective].contrasts_images and len(batches) > 1:
             return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
         losses, logits = [], []
         for i, batch in enumerate(batches):

@@ -9,6 +9,7 @@ from ..arguments.fields import Arguments, Beside, Count, PathName, Positive, che
 from ..arguments.parsing import field_names
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments
 from ..errors import ArgumentError
+from ..objectives import OBJECTIVES
 from ..training.arguments import TrainArguments
 from ..training.groups import OptimizationArguments, RunArguments
 
@@ -48,7 +49,7 @@ class TransferArguments:
     trials: Annotated[Count, Beside("shots")] = flag(
         "Draws of the images for each number of shots.", 10
     )
-    objective: Literal["nonl", "ntce", "scl", "normface", "cross_entropy"] | None = flag(
+    objective: Literal[tuple(OBJECTIVES)] | None = flag(
         "Of the training; by default the checkpoint's own, else nonl."
     )
     temperature: Positive | None = flag(

@@ -31,6 +31,7 @@ DOCUMENTED = {
     "accumulation": "backward_as_one_batch",
     "assessment": "evaluate",
     "calibration": "calibrate",
+    "callbacks": "NeuralCollapseCallback",
     "class_statistics": "class_statistics",
     "demo_page": "demo",
     "image_index": "ImageIndex",

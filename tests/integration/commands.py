@@ -8,8 +8,8 @@ import sys
 
 from accelerate import PartialState
 
-from hf_protosphere import callbacks
 from hf_protosphere.cli import main
+from hf_protosphere.evaluation import callbacks
 from tests.integration import trainer_with_callback
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification, callbacks
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.evaluation import callbacks
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.metrics.neural_collapse import METRICS

@@ -60,7 +60,7 @@ def test_one_commit_with_everything_then_a_tag(hub, finished, capsys):
     assert names - {".gitattributes"} == {
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
         "configuration_protosphere.py", "modeling_protosphere.py",
-        "pipeline_protosphere.py", "losses.py", "contrast.py",
+        "pipeline_protosphere.py", "objectives.py", "losses.py", "contrast.py",
         "prototypes.py", "backbones.py", "checking.py", "editable_classes.py", "rgb.py",
         "metrics.json", "metrics.jsonl", "curves.png",
         "neural_collapse.png", "sphere.png", "cosines.png", "margins.png",

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
-from hf_protosphere.callbacks import NeuralCollapseCallback
+from hf_protosphere.evaluation.callbacks import NeuralCollapseCallback
 
 
 def collate(items):

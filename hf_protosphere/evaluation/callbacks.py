@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
-from .data.labels import some
-from .errors import ArgumentError, at_no_cost
-from .metrics.monitoring import COLLAPSE, Stopwatch, first_reached
-from .metrics.neural_collapse import NeuralCollapse
-from .metrics.snapshot import SnapshotCollector
-from .runs.metrics_log import MetricsLog, read_metrics
-from .runs.plot import TRAINER_RECORDS, draw_run
-from .runs.snapshots import SNAPSHOT, save_snapshot
+from ..data.labels import some
+from ..errors import ArgumentError, at_no_cost
+from ..metrics.monitoring import COLLAPSE, Stopwatch, first_reached
+from ..metrics.neural_collapse import NeuralCollapse
+from ..metrics.snapshot import SnapshotCollector
+from ..runs.metrics_log import MetricsLog, read_metrics
+from ..runs.plot import TRAINER_RECORDS, draw_run
+from ..runs.snapshots import SNAPSHOT, save_snapshot
 
 
 class NeuralCollapseCallback(TrainerCallback):

@@ -15,9 +15,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification, callbacks
-from hf_protosphere.callbacks import NeuralCollapseCallback
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.evaluation import callbacks
+from hf_protosphere.evaluation.callbacks import NeuralCollapseCallback
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from hf_protosphere.runs.metrics_log import read_metrics
 
