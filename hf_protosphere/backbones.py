@@ -6,6 +6,7 @@ Travels to the Hub with every checkpoint.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +30,10 @@ from .checking import (
     stored_tensors,
 )
 from .configuration_protosphere import ProtoSphereConfig, refuse_fetching
+from .prototypes import nonnegative_limit
+
+logger = logging.getLogger(__name__)
+MLP_DIM = 128  # SCL's (Khosla et al. 2020)
 
 
 def build_backbone(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
@@ -90,6 +95,53 @@ def pooled_features(output: Tensor | ModelOutput) -> Tensor:
         return output.pooler_output.flatten(1)
     hidden = output.last_hidden_state
     return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+
+
+def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_dim: int) -> None:
+    """Write into the configuration which projection "auto" is here, and how wide one is by default.
+
+    Warns, once, of prototypes that are compared with non-negative features themselves.
+    """
+    compared = config.has_prototypes and config.projection in ("auto", "none")
+    limited = compared and config.num_labels and has_nonnegative_features(backbone, config)
+    if config.projection == "auto":
+        config.projection = "linear" if limited or config.projection_dim else "none"
+    elif limited and config.prototypes != "class_means" and not _is_unloaded(backbone):
+        limit = nonnegative_limit(config.num_labels)
+        logger.warning_once(  # transformers gives it to all loggers
+            f"projection='none': the pooled features of {config.backbone} are non-negative, and "
+            f"prototypes of {config.num_labels} classes come to class means no nearer than a "
+            f"squared distance of 2 - 2*sqrt(1 - 1/K) = {limit:.3g}. With 'linear' they can."
+        )
+    if config.projection_dim is None and config.projection != "none":
+        config.projection_dim = feature_dim if config.projection == "linear" else MLP_DIM
+
+
+@torch.no_grad()
+def has_nonnegative_features(backbone: nn.Module, config: ProtoSphereConfig) -> bool:
+    """Whether pooled features have no negative entry, as after a ReLU: found by running noise
+    through the backbone, which leaves it, and the global random numbers, as they were."""
+    if _is_unloaded(backbone):
+        # Nothing can run, so the order of layers has to do: a ReLU without a layer norm behind it.
+        # (Behind its last ReLU, a block may register the batch norm of its shortcut.)
+        kinds = (nn.LayerNorm, nn.RMSNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+        last = [layer for layer in backbone.modules() if isinstance(layer, kinds)][-1:]
+        return any(isinstance(layer, nn.ReLU | nn.ReLU6) for layer in last)
+    weight = next(backbone.parameters())
+    shape = (2, config.num_channels, config.image_size, config.image_size)
+    noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    modes = {layer: layer.training for layer in backbone.modules()}
+    backbone.eval()  # batch norms keep their statistics
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        features = pooled_features(backbone(noise.to(weight)))
+    for layer, mode in modes.items():
+        layer.training = mode
+    return not (features < 0).any()
+
+
+def _is_unloaded(backbone: nn.Module) -> bool:
+    """On the meta device, while weights are loaded or to be sharded, or sharded by DeepSpeed."""
+    return any(weight.is_meta or not weight.numel() for weight in backbone.parameters())
 
 
 def features_of(

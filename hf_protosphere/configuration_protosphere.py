@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BACKBONE_SOURCES = ("timm", "transformers")
-PROJECTIONS = ("none", "linear", "mlp")
+PROJECTIONS = ("auto", "none", "linear", "mlp")
 PROTOTYPES = ("learned", "simplex_etf", "class_means")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, numbered as by `PIL.Image.Resampling`.
@@ -30,6 +30,8 @@ INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 MAX_CLASSES, MAX_OPTION = 10**6, 2**17
 WHOLE = {"projection_dim": 2**20, "projection_hidden_dim": 2**20, "image_size": 2**14}
 
+# Defaults of the versions before these were decided when a model is built.
+BEFORE = {"projection": "none", "projection_dim": 128}
 TRANSFORM = ("size", "crop_size", "resample", "image_mean", "image_std")  # of an image processor
 
 OPEN_SET_TASK = "open-set-image-classification"
@@ -55,7 +57,12 @@ class ProtoSphereConfig(PretrainedConfig):
             of 32 pixels or so. Other families take their own options in `backbone_kwargs`
             (`patch_size=4` for a ViT, for instance).
         projection: "none", "linear", or "mlp" (linear, ReLU, linear), onto the embeddings' space.
-        projection_dim: dimension D of the embeddings; ignored with `projection="none"`.
+            "auto" is decided, and written here, when the model is built: "linear" where the
+            backbone's pooled features are non-negative (ResNets end in a ReLU), which bounds how
+            near prototypes can come to class means (`prototypes.nonnegative_limit`), or where
+            `projection_dim` is given; else, and for `objective="cross_entropy"`, "none".
+        projection_dim: dimension D of the embeddings; by default as wide as the backbone's features
+            for "linear", and 128 for "mlp". Ignored with `projection="none"`.
         projection_hidden_dim: width of the MLP; by default the backbone's.
         prototypes: "learned"; "simplex_etf" (fixed at the optimum, K ≤ D + 1); or "class_means"
             (the mean embeddings of the classes, set after training: the fixed prototypes of
@@ -94,8 +101,8 @@ class ProtoSphereConfig(PretrainedConfig):
     backbone_source: str = "timm"
     backbone_kwargs: dict[str, Any] | None = None
     small_images: bool = False
-    projection: str = "none"
-    projection_dim: int = 128
+    projection: str = "auto"
+    projection_dim: int | None = None
     projection_hidden_dim: int | None = None
     prototypes: str | None = None
     objective: str = "nonl"
@@ -126,6 +133,12 @@ class ProtoSphereConfig(PretrainedConfig):
         self.image_std = self.image_std or (IMAGENET_STD if color else [0.5])
         self._check()
         self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PretrainedConfig.from_dict`. What a file leaves out means what it meant when it was
+        written: today's files say all of `BEFORE`."""
+        return super().from_dict(BEFORE | config_dict, **kwargs)
 
     @property
     def class_names(self) -> list[str]:
@@ -186,7 +199,7 @@ class ProtoSphereConfig(PretrainedConfig):
                 raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
         for name in ("softmax_temperature", "calibration_temperature", "crop_pct", *WHOLE):
             value = getattr(self, name)
-            if value is None and name == "projection_hidden_dim":
+            if value is None and name in ("projection_dim", "projection_hidden_dim"):
                 continue
             if not (_is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be positive and finite, but got {value!r:.60}.")

@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 from .backbones import (
     attention_of,
     build_backbone,
+    decide_projection,
     features_of,
     load_timm,
     load_transformers,
@@ -202,6 +203,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         self.backbone, feature_dim = build_backbone(config)
         asked = config._attn_implementation
         config._attn_implementation_internal = attention_of(self.backbone, asked)
+        decide_projection(config, self.backbone, feature_dim)
         self.projection, self.embedding_dim = _build_projection(config, feature_dim)
         self.post_init()
 

@@ -63,6 +63,27 @@ def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = 
     return frame.to(torch.get_default_dtype())
 
 
+def nonnegative_limit(num_classes: int) -> float:
+    """2 − 2·√(1 − 1/K): how near prototypes can come to class means without a negative entry.
+
+    Such means have no negative cosine, so that at best they are orthonormal, e_1 … e_K. There the
+    unit prototypes that separate them best, maximising w_c·e_c − w_c·e_j for all j alike, are the
+    simplex ETF of that frame, √(K/(K − 1))·(e_c − ē), whose cosine with e_c is √(1 − 1/K). (That
+    non-negative features end orthogonal is known of SCL: Kini et al., ICLR 2024.)
+
+    Args:
+        num_classes: K ≥ 2.
+
+    Returns:
+        The squared distance, which signed embeddings can bring to 0.
+
+    Example:
+        >>> round(nonnegative_limit(10), 3), round(nonnegative_limit(1000), 4)
+        (0.103, 0.001)
+    """
+    return 2 - 2 * math.sqrt(1 - 1 / num_classes)
+
+
 def cosines_to(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """(..., K) inner products of embeddings (..., D) and prototypes (K, D), those of a class the
     same to the bit whatever other classes there are.

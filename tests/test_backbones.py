@@ -11,8 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from hf_protosphere import ProtoSphereForImageClassification
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.backbones import (
+    build_backbone,
+    has_nonnegative_features,
     load_weights,
     pooled_features,
     source_of,
@@ -51,6 +53,51 @@ def test_small_image_stem_keeps_the_resolution(backbone, kwargs, channels):
 def test_small_image_stem_of_another_family_is_an_error():
     with pytest.raises(ValueError, match=r"small_images=True.*test_vit.*patch_size"):
         build("test_vit", small_images=True)
+
+
+@pytest.mark.parametrize("name", [*TIMM, *TRANSFORMERS])
+def test_what_noise_says_of_pooled_features_is_what_the_order_of_layers_says(name):
+    config = ProtoSphereConfig(
+        backbone=name, backbone_source="transformers" if name in TRANSFORMERS else "timm",
+        backbone_kwargs=(TIMM | TRANSFORMERS)[name], image_size=32,
+    )  # fmt: skip
+    backbone, _ = build_backbone(config)
+    frozen = next(backbone.children()).eval()
+    modes = [module.training for module in backbone.modules()]
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    state = torch.get_rng_state()
+    found = has_nonnegative_features(backbone, config)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in backbone.modules()] == modes
+    assert not frozen.training
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, before[key])
+    assert found == ("resnet" in name)
+    with torch.device("meta"):
+        assert has_nonnegative_features(build_backbone(config)[0], config) == found
+
+
+def test_signed_embeddings_by_default():
+    model = build("test_resnet")
+    assert (model.config.projection, model.config.projection_dim) == ("linear", 96)
+    assert (model.protosphere(images(2, 3, 32, 32)).embeddings < 0).any()
+    for backbone, options in (
+        ("test_vit", {}), ("test_resnet", {"objective": "cross_entropy"}),
+    ):  # fmt: skip
+        assert build(backbone, **options).config.projection == "none"
+    assert build("test_vit", projection_dim=8).config.projection == "linear"
+    assert build("test_resnet", projection="mlp").config.projection_dim == 128
+
+
+def test_prototypes_on_nonnegative_features_are_warned_of_once(caplog):
+    for options in ({"projection": "linear"}, {"prototypes": "class_means"}):
+        build("test_resnet", num_labels=7, **{"projection": "none"} | options)
+    build("test_vit", num_labels=7, projection="none")
+    assert caplog.messages == []
+    for _ in range(2):
+        build("test_resnet", num_labels=7, projection="none")
+    (message,) = caplog.messages
+    assert "no nearer than a squared distance of 2 - 2*sqrt(1 - 1/K) = 0.148" in message
 
 
 def test_unknown_backbones_suggest_near_names():

@@ -40,6 +40,17 @@ def test_defaults_depend_on_the_objective_and_the_channels():
     assert len(ProtoSphereConfig().image_mean) == 3
 
 
+def test_a_file_that_does_not_say_it_means_what_it_meant_before(tmp_path):
+    ProtoSphereConfig(backbone="test_resnet").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved["projection"], saved["projection_dim"]) == ("auto", None)
+    assert ProtoSphereConfig.from_pretrained(tmp_path).projection == "auto"
+    del saved["projection"], saved["projection_dim"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    old = ProtoSphereConfig.from_pretrained(tmp_path)
+    assert (old.projection, old.projection_dim) == ("none", 128)
+
+
 def test_label_maps_never_disagree(tmp_path):
     config = ProtoSphereConfig(id2label={0: "a", 1: "b"})
     assert config.label2id == {"a": 0, "b": 1}

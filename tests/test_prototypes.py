@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_protosphere.prototypes import class_means, simplex_etf
+from hf_protosphere.prototypes import class_means, nonnegative_limit, simplex_etf
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (2, 7), (10, 9), (10, 64), (257, 256)])
@@ -29,6 +29,15 @@ def test_simplex_etf_says_what_to_do_when_there_are_too_few_dimensions():
         simplex_etf(12, 10)
     with pytest.raises(ValueError, match="num_classes=1"):
         simplex_etf(1, 10)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
+def test_the_limit_is_the_distance_of_a_simplex_from_the_frame_it_is_made_of(num_classes):
+    frame = torch.eye(num_classes, dtype=torch.float64)
+    simplex = torch.nn.functional.normalize(frame - frame.mean(0), dim=1)
+    distances = (frame - simplex).square().sum(1)
+    limit = torch.full_like(distances, nonnegative_limit(num_classes))
+    torch.testing.assert_close(distances, limit, rtol=1e-12, atol=0)
 
 
 def test_class_means_of_tensors_and_of_batches_are_the_plain_means():

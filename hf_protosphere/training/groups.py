@@ -31,10 +31,16 @@ class ModelArguments:
         "ResNets begin with a 3x3 convolution of stride 1 and no max-pooling: for 32 pixels or so.",
         False,
     )
-    projection: Literal["none", "linear", "mlp"] = flag(
-        "Map from the backbone's features to the sphere.", "none"
+    projection: Literal["auto", "none", "linear", "mlp"] = flag(
+        "Map from the backbone's features to the sphere. auto: linear where the features are "
+        "non-negative, as after a ReLU, from where prototypes never come to the class means, else "
+        "none; none for cross_entropy.",
+        "auto",
     )
-    projection_dim: Count = flag("Dimension of the embeddings, with a projection.", 128)
+    projection_dim: Count | None = flag(
+        "Dimension of the embeddings; auto with it is linear. By default the features' for linear, "
+        "128 for mlp."
+    )
     objective: Literal[tuple(OBJECTIVES)] = flag(
         "What to train: nonl and ntce (prototypes against the batch), scl (views against views, "
         "then class means), normface (images against prototypes), or the cross_entropy baseline.",

@@ -57,7 +57,7 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
                 value = asked  # position embeddings are resampled
             if name == "backbone" and arguments.backbone_source == "timm":
                 asked = timm_name(asked)
-            if option in arguments.given and asked != value:
+            if option in arguments.given and asked not in (value, "auto"):
                 raise ArgumentError(
                     f"--{option} {asked} does not fit {flag} {checkpoint}, which has {value}: "
                     "leave it out."

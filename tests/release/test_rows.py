@@ -38,7 +38,7 @@ def test_rows_are_recipes_times_objectives_times_seeds(recipe):
         "digits-test_resnet-nonl-seed0", "digits-test_resnet-nonl-seed7",
         "digits-test_resnet-scl-seed0", "digits-test_resnet-scl-seed7",
     ]  # fmt: skip
-    assert [row.arguments.projection for row in rows] == ["none", "none", "mlp", "mlp"]
+    assert [row.arguments.projection for row in rows] == ["auto", "auto", "mlp", "mlp"]
     assert all(row.arguments.resume for row in rows)
     assert {row.recipe for row in rows} == {recipe}
 

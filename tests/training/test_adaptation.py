@@ -70,14 +70,17 @@ def test_first_prototypes_are_class_means_of_the_classes_that_are_new():
     assert torch.equal(first_prototypes(model, means, None), means)
 
 
-def test_freezing_leaves_the_head():
+def test_freezing_leaves_the_projection_and_the_head():
     model = build()
     freeze(model, arguments(freeze_backbone=True))
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trained == ["head.weight"]
-    assert count_trained_parameters(model) == 3 * 96
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"protosphere.projection.0.{x}" for x in ("weight", "bias")} | {
+        "head.weight"
+    }
+    assert count_trained_parameters(model) == 96 * 97 + 3 * 96
+    fixed = build(prototypes="class_means", projection="none")
     with pytest.raises(ArgumentError, match=r"leaves nothing to train .* class_means prototypes"):
-        freeze(build(prototypes="class_means"), arguments(freeze_backbone=True))
+        freeze(fixed, arguments(freeze_backbone=True))
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -87,7 +90,7 @@ def test_merged_adapters_compute_what_adapters_do(backbone):
     freeze(model, arguments(lora_rank=2))
     assert count_parameters(model) == before
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == ("lora_" in name or name == "head.weight")
+        assert parameter.requires_grad == ("lora_" in name or ".backbone." not in name)
         if "lora_B" in name:  # zero at first: nothing changes
             torch.nn.init.normal_(parameter, std=0.1)
     merged = without_adapters(model)
@@ -143,12 +146,12 @@ def test_training_leaves_the_backbone_as_it_was_or_a_plain_checkpoint(digits_fol
         )
     )
     head = ProtoSphereForImageClassification.from_pretrained(tmp_path / "head")
-    for name, tensor in source.protosphere.state_dict().items():
-        assert torch.equal(head.protosphere.state_dict()[name], tensor)  # running statistics too
+    for name, tensor in source.protosphere.backbone.state_dict().items():  # statistics too
+        assert torch.equal(head.protosphere.backbone.state_dict()[name], tensor)
     assert not torch.equal(head.prototypes, source.prototypes)
     assert results["train_counts"] == dict.fromkeys(["digit_0", "digit_1", "digit_2"], 8)
     assert results["provenance"]["from_pretrained_weights"] is True
-    assert results["provenance"]["trainable_parameters"] == 3 * 96
+    assert results["provenance"]["trainable_parameters"] == 96 * 97 + 3 * 96
 
     train(TrainArguments(**options, **more, lora_rank=2, output_dir=str(tmp_path / "lora")))
     lora = ProtoSphereForImageClassification.from_pretrained(tmp_path / "lora")

@@ -53,6 +53,11 @@ def test_a_checkpoint_decides_its_network_without_its_weights(arguments, checkpo
     assert {k for k, v in vars(given).items() if v != getattr(decided, k)} <= same
 
 
+def test_what_is_left_to_the_rule_is_the_checkpoints(arguments, checkpoint):
+    decided, _ = resolve(arguments(finetune_from=checkpoint, projection="auto"))
+    assert (decided.projection, decided.projection_dim) == ("linear", 8)
+
+
 def test_what_goes_on_keeps_the_objective_too(arguments, checkpoint):
     decided, _ = resolve(arguments(resume_from=checkpoint, backbone="test_resnet"))
     assert (decided.objective, decided.temperature) == ("ntce", 0.2)
