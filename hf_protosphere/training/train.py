@@ -79,7 +79,8 @@ def announcement(run: TrainingRun) -> str:
     )
     lines = [
         f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters{share}, "
-        f"embeddings of {run.model.protosphere.embedding_dim}, {config.prototypes} prototypes)",
+        f"projection {config.projection}, embeddings of {run.model.protosphere.embedding_dim}, "
+        f"{config.prototypes} prototypes)",
         f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
         f"{config.image_size} px, {config.num_channels} channel(s)",
         f"{arguments.epochs} epochs of {run.steps_per_epoch} steps of {run.images_per_step} "

@@ -81,7 +81,13 @@ def test_every_mode_in_one_table(run, digits_folder, tmp_path, capsys, monkeypat
             if isinstance(value, float):
                 assert report["neural_collapse"][name] == pytest.approx(value, rel=0.02, abs=1e-4)
     trained = {row["mode"]: row["trainable_parameters"] for row in result["rows"]}
-    assert trained["full"] == trained["layerwise"] > trained["lora"] > trained["head"] == 3 * 96
+    assert (
+        trained["full"]
+        == trained["layerwise"]
+        > trained["lora"]
+        > trained["head"]
+        == 96 * 97 + 3 * 96
+    )
     assert trained["prototypes"] == trained["knn"] == 0
     config = ProtoSphereConfig.from_pretrained(tmp_path / "out" / "full")
     assert (config.objective, config.softmax_temperature) == ("ntce", 0.2)
@@ -175,7 +181,7 @@ def test_a_transformer_at_another_image_size(run, tmp_path, mode):
 def test_dry_run_plans_and_leaves_nothing(run, tmp_path, capsys):
     assert run(compare="head,knn", dry_run=True) == {}
     plan = capsys.readouterr().out
-    assert "288 of them trained" in plan
+    assert "9,600 of them trained" in plan
     assert "nothing to plan" in plan
     assert not (tmp_path / "out").exists()
 
