@@ -146,12 +146,17 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     layer_decay: float | None,
+    *,
+    decay_all: bool = False,
+    fallback: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: no weight decay of biases, norms and prototypes, and where
-    `layer_decay` is given, a learning rate for each layer of the backbone."""
+    """Groups for an optimiser: no weight decay of biases, norms and prototypes but with
+    `decay_all`; where `layer_decay` is given, a learning rate for each layer of the backbone; and
+    apart from the others parameters whose names match `fallback`, as timm's Muon takes them."""
     # Decay would only shrink the prototypes' norm, which is not used.
+    spared = () if decay_all else ("head.weight",)
     of_all = timm.optim.param_groups_weight_decay(
-        model, weight_decay, no_weight_decay_list=("head.weight",)
+        model, weight_decay, not decay_all, no_weight_decay_list=spared, fallback_list=fallback
     )
     if layer_decay is None:
         return of_all
@@ -160,7 +165,9 @@ def parameter_groups(
         layers = SimpleNamespace(
             named_parameters=layers.named_parameters, group_matcher=lambda coarse: _depth
         )
-    groups = timm.optim.param_groups_layer_decay(layers, weight_decay, layer_decay=layer_decay)
+    groups = timm.optim.param_groups_layer_decay(
+        layers, weight_decay, weight_decay_exclude_1d=not decay_all, layer_decay=layer_decay
+    )
     for group in groups:
         group["lr"] = learning_rate * group["lr_scale"]
     of_backbone = {id(parameter) for group in groups for parameter in group["params"]}

@@ -7,12 +7,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments.fields import Arguments, check, decide
+from ..arguments.fields import Arguments, check, check_known, decide
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError
 from ..objectives import OBJECTIVES
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
+# Of timm: those with moments of other shapes than the weights, by which a checkpoint's are checked,
+# with second derivatives, or for one device and of other packages.
+UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
@@ -38,6 +41,7 @@ class TrainArguments(
     def __post_init__(self) -> None:
         check(self)
         self._check_objective()
+        self._check_optimizer()
         self._check_adaptation()
         self._check_sampling()
         self._check_run()
@@ -57,6 +61,33 @@ class TrainArguments(
                     f"--{name} {getattr(self, name)} is for --objective cross_entropy, but got "
                     f"{self.objective}, whose loss needs one class for every image: leave it out."
                 )
+
+    def _check_optimizer(self) -> None:
+        has_momentum = self.optimizer == "sgd"
+        if self.optimizer not in ("sgd", "adamw"):
+            from timm.optim import get_optimizer_info, list_optimizers
+
+            known = ["sgd", "adamw", *list_optimizers(exclude_filters=[*UNFIT_OPTIMIZERS])]
+            complaint = "--optimizer takes sgd, adamw or one of timm.optim.list_optimizers(), not"
+            check_known([self.optimizer], known, complaint)
+            if self.learning_rate is None:
+                raise ArgumentError(
+                    f"--optimizer {self.optimizer} has no usual learning rate: give "
+                    "--learning_rate, for a start a tenth to ten times 0.001."
+                )
+            has_momentum = get_optimizer_info(self.optimizer).has_momentum
+        if self.momentum != type(self).momentum and not has_momentum:
+            raise ArgumentError(
+                f"--momentum {self.momentum} is not for --optimizer {self.optimizer}: leave it out."
+            )
+        stones = self.milestones or []
+        if (self.schedule == "step") != bool(stones):
+            raise ArgumentError("--schedule step and --milestones go together: give both or none.")
+        if stones != sorted({*stones}) or not all(0 < epoch < self.epochs for epoch in stones):
+            raise ArgumentError(
+                f"--milestones must rise between 0 and --epochs {self.epochs}, but got "
+                f"{' '.join(map(str, stones))}."
+            )
 
     def _check_adaptation(self) -> None:
         if self.freeze_backbone and (self.layer_decay is not None or self.lora_rank is not None):

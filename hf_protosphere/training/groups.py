@@ -97,19 +97,43 @@ class OptimizationArguments:
         "the price of one more forward pass.",
         1,
     )
-    optimizer: Literal["sgd", "adamw"] = flag("SGD with momentum, or AdamW.", "sgd")
-    learning_rate: Positive | None = flag(
-        "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW."
+    optimizer: str = flag(
+        "sgd, adamw, or one of timm's by its name there, such as muon, lion or lamb.", "sgd"
     )
-    momentum: Annotated[float, "[0, 1)", Beside("optimizer", "sgd")] = flag(
-        "Of SGD (Nesterov).", 0.9
+    learning_rate: Positive | None = flag(
+        "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW; "
+        "the others have none."
+    )
+    momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)
+    nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag(
+        "Nesterov's momentum; the paper's is the plain one.", True
     )
     weight_decay: Annotated[float, "[0, inf)"] | None = flag(
-        "Not applied to biases, norms and prototypes. By default 1e-4 for SGD, 0.05 for AdamW."
+        "Not applied to biases, norms and prototypes. By default 1e-4 for SGD, 0.05 for AdamW, "
+        "else 0."
     )
-    schedule: Literal["cosine", "constant"] = flag("Of the learning rate, after warm-up.", "cosine")
+    decay_all: bool = flag(
+        "Weight decay of biases, norms and prototypes too, as in the paper. Prototypes have unit "
+        "norm where they are used: decay only makes their steps larger.",
+        False,
+    )
+    schedule: Literal["cosine", "step", "constant"] = flag(
+        "Of the learning rate, after warm-up; step: times --gamma at --milestones.", "cosine"
+    )
+    min_lr_rate: Annotated[float, "[0, 1]", Beside("schedule", "cosine")] = flag(
+        "Where the cosine ends, as a share of the peak.", 0.0
+    )
+    milestones: list[float] | None = flag(
+        "Epochs at which the learning rate falls, such as 60 75 90, with --schedule step."
+    )
+    gamma: Annotated[float, "(0, 1)", Beside("schedule", "step")] = flag(
+        "What it is multiplied by there.", 0.1
+    )
     warmup_epochs: Annotated[float, "[0, inf)"] = flag(
-        "Linear warm-up from 0; fractions of an epoch are fine.", 1.0
+        "Linear warm-up; fractions of an epoch are fine.", 1.0
+    )
+    warmup_lr_rate: Annotated[float, "[0, 1]", Beside("warmup_epochs")] = flag(
+        "Where the warm-up begins, as a share of the peak.", 0.0
     )
     max_grad_norm: Positive | None = flag("Clip the gradient to this norm.")
     augmentation: Literal["none", "crop", "resized_crop", "contrastive"] = flag(

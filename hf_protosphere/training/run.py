@@ -46,10 +46,10 @@ from .adaptation import first_prototypes
 from .arguments import TrainArguments
 from .environment import record_start
 from .monitoring import CollapseMonitor, epoch_line, score
+from .optimizer import build_optimizer
 from .setup import (
     build_accelerator,
     build_model,
-    build_optimizer,
     count_steps,
     refuse_single_values,
     refuse_what_classes_lack,

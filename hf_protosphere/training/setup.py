@@ -1,4 +1,4 @@
-"""From arguments to the parts of a run: accelerator, data, model, optimiser."""
+"""From arguments to the parts of a run: accelerator, data, model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import nn
-from transformers import get_scheduler
 
 from ..backbones import timm_name
 from ..configuration_protosphere import ProtoSphereConfig
@@ -28,7 +27,7 @@ from ..runs.checkpoints import keep_unwrapped
 from ..runs.loading import load_classifier, load_config
 from ..runs.processes import check_processes
 from ..runs.reading import errors_in_one_line
-from .adaptation import HEAD, NETWORK, freeze, parameter_groups, with_new_classes
+from .adaptation import HEAD, NETWORK, freeze, with_new_classes
 from .arguments import TrainArguments
 
 
@@ -160,35 +159,6 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
         }
     keep_unwrapped(accelerator)
     return accelerator
-
-
-def build_optimizer(
-    arguments: TrainArguments,
-    model: ProtoSphereForImageClassification,
-    *,
-    images_per_step: int,
-    steps_per_epoch: int,
-    fused: bool = True,
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Optimiser and learning-rate schedule, stepped once per optimiser step."""
-    sgd = arguments.optimizer == "sgd"
-    usual = 1e-4 if sgd else 0.05
-    weight_decay = usual if arguments.weight_decay is None else arguments.weight_decay
-    learning_rate = arguments.learning_rate or (0.1 * images_per_step / 256 if sgd else 1e-3)
-    groups = parameter_groups(model, learning_rate, weight_decay, arguments.layer_decay)
-    if sgd:
-        momentum = arguments.momentum
-        optimizer = torch.optim.SGD(
-            groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=fused
-        )
-    else:
-        optimizer = torch.optim.AdamW(groups, learning_rate, fused=fused)
-    scheduler = get_scheduler(
-        "cosine" if arguments.schedule == "cosine" else "constant_with_warmup", optimizer,
-        num_warmup_steps=round(arguments.warmup_epochs * steps_per_epoch),
-        num_training_steps=arguments.epochs * steps_per_epoch,
-    )  # fmt: skip
-    return optimizer, scheduler
 
 
 def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Accelerator) -> int:

@@ -35,6 +35,7 @@ from ..runs.processes import (
 )
 from ..runs.reading import errors_in_one_line, read_json_lines
 from ..training.arguments import TrainArguments
+from ..training.optimizer import usual_learning_rate
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
 from .arguments import OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
@@ -177,8 +178,7 @@ class Transfer:
         if arguments.learning_rate is None and mode in ("full", "layerwise"):
             # A tenth of training's default: what the network knows shall not be washed away.
             images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
-            sgd = arguments.optimizer == "sgd"
-            options["learning_rate"] = 0.01 * images / 256 if sgd else 1e-4
+            options["learning_rate"] = usual_learning_rate(arguments.optimizer, images) / 10
         return arguments.training(mode, **options)
 
     def _few_shot_options(self, shots: int) -> dict[str, Any]:

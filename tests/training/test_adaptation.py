@@ -130,6 +130,9 @@ def test_lower_layers_learn_slower(options):
     assert ordered[0] < ordered[-1] <= rates[id(model.head.weight)] == 1.0
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     assert id(model.head.weight) not in decayed
+    everything = parameter_groups(model, 1.0, 0.05, 0.5, decay_all=True)
+    assert {group["weight_decay"] for group in everything} == {0.05}
+    assert {id(p) for group in everything for p in group["params"]} == rates.keys()
 
 
 def test_training_leaves_the_backbone_as_it_was_or_a_plain_checkpoint(digits_folder, tmp_path):

@@ -33,8 +33,17 @@ def stop_after(monkeypatch, step, number=signal.SIGINT):
     monkeypatch.setattr(training.TrainingRun, "step", changed_step)
 
 
-def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path, monkeypatch):
-    options = {"epochs": 3, "batch_size": 16, "backbone_kwargs": {"drop_rate": 0.2}}
+@pytest.mark.parametrize(
+    "by",
+    [
+        {"optimizer": "adamw"},
+        {"optimizer": "lamb", "learning_rate": 1e-2, "schedule": "step", "milestones": [1, 1.6]},
+        {"optimizer": "muon", "learning_rate": 1e-3, "min_lr_rate": 0.1, "warmup_lr_rate": 0.5},
+    ],
+    ids=lambda by: by["optimizer"],
+)  # fmt: skip
+def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path, monkeypatch, by):
+    options = {"epochs": 3, "batch_size": 16, "backbone_kwargs": {"drop_rate": 0.2}, **by}
     train(arguments(**options, output_dir=str(tmp_path / "whole")))
 
     with monkeypatch.context() as patch:

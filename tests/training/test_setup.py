@@ -16,7 +16,6 @@ from hf_protosphere.training import setup
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.setup import (
     build_model,
-    build_optimizer,
     count_steps,
     load_training_data,
     resolve,
@@ -132,34 +131,6 @@ def test_shots_are_drawn_from_images_that_are_loaded_once(arguments, digits_fold
     paths = [[bytes(image.tobytes()) for image in images.splits["train"]["image"]]
              for images in (first, other)]  # fmt: skip
     assert paths[0] != paths[1]
-
-
-@pytest.mark.parametrize(
-    ("options", "rate", "decay"),
-    [
-        ({"optimizer": "sgd"}, 0.1 * 64 / 256, 1e-4),  # by the images of a step
-        ({"optimizer": "adamw"}, 1e-3, 0.05),
-        ({"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0}, 0.3, 0.0),
-    ],
-)
-def test_rates_and_decay_by_default(arguments, options, rate, decay):
-    model = ProtoSphereForImageClassification(
-        ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
-    )
-    given = arguments(**options, epochs=4, warmup_epochs=1)
-    optimizer, schedule = build_optimizer(given, model, images_per_step=64, steps_per_epoch=10)
-    assert {group["initial_lr"] for group in optimizer.param_groups} == {rate}
-    assert max(group["weight_decay"] for group in optimizer.param_groups) == decay
-    plain = [g for g in optimizer.param_groups if g["weight_decay"] == 0]
-    assert any(model.head.weight is p for group in plain for p in group["params"])
-    rates = []
-    for _ in range(40):
-        optimizer.step()
-        rates.append(schedule.get_last_lr()[0])
-        schedule.step()
-    assert rates[0] == 0
-    assert max(rates) == rates[10] == pytest.approx(rate)  # after one epoch
-    assert rates[-1] < 0.01 * rate
 
 
 def test_an_epoch_has_whole_steps_only(arguments):
