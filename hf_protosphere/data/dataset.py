@@ -22,6 +22,7 @@ from datasets import Dataset, IterableDataset
 from ..errors import DataError
 from ..runs.processes import announce
 from .arguments import DataArguments
+from .image_cache import FeatureSplit
 from .labels import find_class_names, labels_of, map_labels, some
 from .pixels import decode, images_key, read, reason, undecoded
 from .sources import (
@@ -44,8 +45,8 @@ class ImageDataset:
     of it changes: other splits are another data set."""
 
     # Columns "image" (datasets.Image) and "label" (ClassLabel); "train" may be a stream, of images
-    # that are not decoded.
-    splits: Mapping[str, Dataset | IterableDataset]
+    # that are not decoded; or all are of features.
+    splits: Mapping[str, Dataset | IterableDataset | FeatureSplit]
     label_names: list[str]
     bad_images: Mapping[str, list[str]] = field(default_factory=dict)  # left out, by split
     sources: Mapping[str, str] = field(default_factory=dict)  # the data set's own split of each one
@@ -96,6 +97,10 @@ class ImageDataset:
     def _first_images(self) -> list[tuple[str, int]]:
         """Mode and shorter side of those of the first hundred that can be decoded."""
         split, found = self.splits["train"], []
+        if isinstance(split, FeatureSplit):
+            if split.images is None:
+                return [("RGB", 224)]
+            split = split.images
         if not self.is_streamed:
             split = undecoded(split.select(range(min(100, len(split)))))
         for row in split.take(100) if self.is_streamed else split:

@@ -1,15 +1,18 @@
-"""Images decoded and resized once, as uint8 in a memory-mapped file.
+"""What is computed of images once: their pixels, as uint8 in a memory-mapped file, and the features
+that a frozen network makes of them.
 
-The file lies in the cache of 🤗 datasets, named after all that its pixels depend on, the images and
-the processor: the next run on the same images finds it. The operating system keeps it in memory as
-far as there is room.
+Files lie in the cache of 🤗 datasets, named after all that they depend on, the images and what they
+went through: the next run on the same images finds them. The operating system keeps pixels in
+memory as far as there is room.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -22,6 +25,7 @@ from transformers import BaseImageProcessor
 
 from ..errors import CacheError, DataError, WriteError
 from ..runs.files import sweep, whole_file
+from .augmentation import uniform_numbers
 from .pixels import DecodedImages, images_key
 
 # Where the cache itself would take more, images are decoded by worker processes all the time.
@@ -50,10 +54,73 @@ class CachedImages(Dataset):
         return {"pixel_values": (pixels / 255 - mean) / std, "labels": labels}
 
 
-def cache_path(split: datasets.Dataset, processor: BaseImageProcessor) -> Path:
-    made_by = hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:16]
-    name = f"{images_key(split)}-{made_by}.uint8"
+class FeatureSplit(Dataset):
+    """What a frozen network makes of a split's images, in their place: it goes wherever a split of
+    images goes. Batches {"pixel_values": (M, F, 1, 1), "labels": (M,)}; of several views, as
+    `for_training` asks for them, (M, views, F, 1, 1).
+
+    Args:
+        versions: (A, N, F) of A versions of each image, the plain one first; or (N, F). Training
+            draws one for each image and epoch, evaluation takes the first.
+        labels: (N,) int64.
+        images: the split of images itself, where there is one.
+        seconds: that it took to compute them.
+    """
+
+    views, seed, epoch = 0, 0, 0  # with views, versions are drawn
+
+    def __init__(
+        self, versions: Tensor, labels: Tensor, images: datasets.Dataset | None = None,
+        seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.versions = versions[None] if versions.dim() == 2 else versions
+        self.labels, self.images, self.seconds = labels, images, seconds
+        self._fingerprint = getattr(images, "_fingerprint", "")  # as 🤗 datasets call it
+        if self.versions.shape[1:2] != labels.shape or not self.versions.isfinite().all():
+            raise DataError(
+                f"features must be finite, (N, F) or (A, N, F), of as many images as labels, but "
+                f"got {(*versions.shape,)} and {(*labels.shape,)}."
+            )
+
+    def select(self, rows: Sequence[int]) -> FeatureSplit:
+        images, share = self.images and self.images.select(rows), len(rows) / len(self)
+        versions, labels = self.versions[:, rows], self.labels[rows]
+        return FeatureSplit(versions, labels, images, share * self.seconds)
+
+    def for_training(self, views: int, seed: int) -> FeatureSplit:
+        split = copy.copy(self)
+        split.views, split.seed = views, seed
+        return split
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        index, count = torch.tensor(indices), len(self.versions)
+        rows = index % len(self)  # as of `CachedImages`
+        features = self.versions[0, rows] if not self.views or count == self.views == 1 else None
+        if features is None:  # of several views no two are alike, as long as there are versions
+            first = count * uniform_numbers(index, hash((self.seed, self.epoch)), 1)  # (M, 1)
+            drawn = (first.long() + torch.arange(self.views)) % count
+            features = self.versions[drawn, rows[:, None]].squeeze(1)  # (M[, views], F)
+        return {"pixel_values": features[..., None, None], "labels": self.labels[rows]}
+
+
+def cache_path(
+    split: datasets.Dataset, processor: BaseImageProcessor, *more: str, kind: str = "uint8"
+) -> Path:
+    """Of what the processor, and what `more` describes, make of the images."""
+    made_by = hashlib.sha256("".join([processor.to_json_string(), *more]).encode())
+    name = f"{images_key(split)}-{made_by.hexdigest()[:16]}.{kind}"
     return Path(datasets.config.HF_DATASETS_CACHE) / "protosphere" / name
+
+
+def has_room(folder: Path, size: int) -> bool:
+    """For a file of so many bytes, with as much again left free."""
+    return size <= min(MAX_CACHE_BYTES, shutil.disk_usage(folder).free // 2)
 
 
 def cached_pixels(
@@ -70,8 +137,7 @@ def cached_pixels(
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            room = shutil.disk_usage(path.parent).free // 2
-            if math.prod(shape) > min(MAX_CACHE_BYTES, room):
+            if not has_room(path.parent, math.prod(shape)):
                 return None
             _write(path, split, processor, num_workers, description)
         except (OSError, WriteError) as error:

@@ -130,6 +130,8 @@ def _announce_positions(names: tuple[str, ...]) -> None:
 
 def labels_of(split: Dataset, role: str = "") -> np.ndarray:
     """The column "label", (N,); the role is for the `DataError` on images without one."""
+    if not isinstance(split, Dataset):  # features, in memory
+        return split.labels.numpy()
     # As one Arrow column: row by row it takes seconds.
     column = split.with_format("arrow", columns=["label"])[:]["label"]
     if column.null_count:

@@ -17,7 +17,7 @@ from ..errors import ArgumentError
 from ..runs.processes import main_process_first
 from .arguments import BatchOptions
 from .augmentation import BatchAugmentation
-from .image_cache import CachedImages, cache_path, cached_pixels
+from .image_cache import CachedImages, FeatureSplit, cache_path, cached_pixels
 from .labels import labels_of
 from .samplers import ClassBalancedBatches, EpochSampler
 from .streaming import EvaluationStream
@@ -31,13 +31,15 @@ from .transforms import (
 
 
 def evaluation_loader(
-    split: Dataset | IterableDataset, processor: BaseImageProcessor, batch_size: int,
-    num_workers: int, accelerator: Accelerator, *, description: str = "", cache: bool = False,
-    skip_bad: bool = False,
+    split: Dataset | IterableDataset | FeatureSplit, processor: BaseImageProcessor,
+    batch_size: int, num_workers: int, accelerator: Accelerator, *, description: str = "",
+    cache: bool = False, skip_bad: bool = False,
 ) -> DataLoader:  # fmt: skip
     """Batches of one split under the evaluation transform, spread over the processes; `cache`d, by
     images decoded once, where the split is read again and again."""
-    if isinstance(split, IterableDataset):
+    if isinstance(split, FeatureSplit):
+        dataset, num_workers = split, 0
+    elif isinstance(split, IterableDataset):
         dataset = EvaluationStream(split, processor, skip_bad)
         num_workers = min(num_workers, split.num_shards)
     elif cache and (cached := _cached(split, processor, num_workers, accelerator, description)):
@@ -57,15 +59,15 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, split: Dataset, config: ProtoSphereConfig, options: BatchOptions,
+        self, split: Dataset | FeatureSplit, config: ProtoSphereConfig, options: BatchOptions,
         accelerator: Accelerator,
     ) -> None:  # fmt: skip
         self.accelerator = accelerator
         processor = build_image_processor(config, crop=False)
-        dataset = None
-        if options.cache_images is not False:
+        dataset, of_features = None, isinstance(split, FeatureSplit)
+        if options.cache_images is not False and not of_features:
             dataset = _cached(split, processor, options.num_workers, accelerator, "train")
-        self.is_cached = dataset is not None
+        self.is_cached = dataset is not None or (of_features and options.cache_images is not False)
         if options.cache_images and not self.is_cached:
             raise ArgumentError(
                 f"--cache_images: there is no room for the {len(split)} decoded images in "
@@ -76,12 +78,14 @@ class TrainingBatches:
             "augmentation": options.augmentation, "horizontal_flip": options.horizontal_flip
         }  # fmt: skip
         more = {"views": options.views, "seed": options.seed}
-        if self.is_cached:
+        if of_features:
+            augment, dataset = None, split.for_training(**more)
+        elif self.is_cached:
             augment = BatchAugmentation(config, **kind, **more, device=accelerator.device)
         else:
             augment, dataset = None, TrainingImages(split, TrainTransform(config, **kind), **more)
         self.augment = augment
-        self._random = augment or dataset.views
+        self._random = augment or dataset
         if options.classes_per_batch:
             steps = accelerator.num_processes * options.gradient_accumulation_steps
             self.sampler = ClassBalancedBatches(
@@ -92,7 +96,7 @@ class TrainingBatches:
         else:
             self.sampler = EpochSampler(len(split), options.seed)
             order = {"sampler": self.sampler, "batch_size": options.batch_size, "drop_last": True}
-        workers = 0 if self.is_cached else options.num_workers
+        workers = 0 if self.is_cached or of_features else options.num_workers
         loader = DataLoader(dataset, num_workers=workers, collate_fn=collate, **order)
         self._loader = accelerator.prepare_data_loader(loader)
 

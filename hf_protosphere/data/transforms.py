@@ -121,6 +121,7 @@ class TrainingImages(_Images):
     ) -> None:
         super().__init__(split)
         self.views = RandomViews(transform, views=views, seed=seed)
+        self.set_epoch = self.views.set_epoch
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         items = []

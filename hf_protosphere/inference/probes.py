@@ -12,16 +12,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..losses import normface_loss
-from ..modeling_protosphere import ProtoSphereForImageClassification
-from .predictions import inferred
 
 BATCH_SIZE, MOMENTUM = 256, 0.9
 # Peak learning rates of SGD with a cosine schedule. Features of unit norm need a larger one.
@@ -38,34 +33,6 @@ class Probe:
     weight: Tensor  # (K, F); of a normalised probe with unit norm
     bias: Tensor | None = None  # (K,), of a linear probe
     logits: Tensor | None = None  # (N, K) of the evaluation images
-
-
-@dataclass(frozen=True)
-class FrozenImages:
-    """What a network makes of a split, on the CPU or the device that it is on."""
-
-    features: Tensor  # (N, F), the backbone's, pooled
-    embeddings: Tensor  # (N, D), unit norm
-    labels: Tensor  # (N,)
-
-    def of_rows(self, rows: np.ndarray) -> FrozenImages:
-        indices = torch.as_tensor(rows, device=self.labels.device)
-        return FrozenImages(self.features[indices], self.embeddings[indices], self.labels[indices])
-
-
-def frozen_images(
-    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator,
-    description: str,
-) -> FrozenImages:  # fmt: skip
-    """One pass over all images, as `inferred` makes it; the result is whole on every process."""
-
-    def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        output = model.protosphere(batch["pixel_values"], return_dict=True)
-        return output.pooler_output.float(), output.embeddings, batch["labels"]
-
-    what = f"features of the {description} images"
-    parts = inferred([model], loader, accelerator, what, compute)
-    return FrozenImages(*(torch.cat(tensors) for tensors in zip(*parts)))
 
 
 def train_probe(

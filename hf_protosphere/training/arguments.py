@@ -19,7 +19,7 @@ UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
-    "nc_train_samples",
+    "nc_train_samples", "feature_views",
 )  # fmt: skip
 # What the best epoch can be chosen by, beside any metric of neural collapse.
 BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
@@ -95,6 +95,11 @@ class TrainArguments(
             raise ArgumentError(
                 f"--{other} {getattr(self, other)} is about a backbone that is trained, but "
                 "--freeze_backbone keeps it as it is: leave out one of the two."
+            )
+        if 0 < self.feature_views < 3 and self.given.get("augmentation", "none") != "none":
+            raise ArgumentError(
+                f"--augmentation {self.augmentation} is for --feature_views of 3 or more, but got "
+                f"{self.feature_views}: leave it out, or give more, such as 8."
             )
         if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
             raise ArgumentError(f"--lora_rank {self.lora_rank} needs peft: pip install peft.")

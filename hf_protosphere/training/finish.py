@@ -13,8 +13,9 @@ from ..backbones import timm_name
 from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_model
 from ..evaluation.report import format_classifiers, format_report
+from ..inference.features import frozen, on_features
 from ..inference.predictions import training_class_means
-from ..inference.probes import frozen_images, train_probe
+from ..inference.probes import train_probe
 from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -48,6 +49,7 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     if accelerator.is_main_process:
         save_model(model, run.processor, folder)
     model.to(accelerator.device)
+    model = on_features(model) if run.on_features else model
     held_out = [split for split in ("validation", "test") if split in loaders] or ["train"]
     collector = SnapshotCollector(model.prototypes)
     results = _measured(run, model, held_out, collector)
@@ -85,6 +87,8 @@ def _measured(
         "images_per_second": progress.step * run.images_per_step / progress.training_seconds,
         "neural_collapse_seconds": run.monitor.stopwatch.seconds,
     }
+    if run.on_features:
+        results["feature_seconds"] = run.images.splits["train"].seconds
     if run.train_counts is not None:
         results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
     started, means, alone = time.perf_counter(), None, accelerator.num_processes == 1
@@ -117,19 +121,19 @@ def _probes(
     kinds = ("linear", "normalized_linear")
     if not (asked := [kind for kind in kinds if getattr(arguments, f"{kind}_probe")]):
         return {}
-    started = time.perf_counter()
-    train = frozen_images(model, run.eval_loaders["train"], run.accelerator, "train")
-    pass_seconds = time.perf_counter() - started
-    held_out = frozen_images(model, run.eval_loaders[split], run.accelerator, split)
-    probes = {}
+    train, held_out = (
+        frozen(model, run.eval_loaders[role], run.accelerator, f"{role} images")
+        for role in ("train", split)
+    )
+    probes, device = {}, run.accelerator.device
+    data = [(part.versions[0].to(device), part.labels.to(device)) for part in (train, held_out)]
     for kind in asked:
         probe = train_probe(
-            kind, (train.features, train.labels), (held_out.features, held_out.labels),
-            run.images.num_labels,
+            kind, *data, run.images.num_labels,
             epochs=arguments.probe_epochs, temperature=arguments.temperature, seed=arguments.seed,
         )  # fmt: skip
         probes[kind] = {
-            "accuracy": probe.accuracy, "pass_seconds": pass_seconds,
+            "accuracy": probe.accuracy, "pass_seconds": train.seconds,
             "training_seconds": probe.training_seconds,
         }  # fmt: skip
     return probes
@@ -148,6 +152,12 @@ def _summary(
     seconds = results["neural_collapse_seconds"]
     share = seconds / (seconds + results["training_seconds"])
     parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
+    if run.on_features:
+        took, head = results["feature_seconds"], results["training_seconds"]
+        parts.append(
+            f"The features of the training images took {took:.1f} s, once; training on them took "
+            f"{head:.1f} s."
+        )
     written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
     parts.append(f"{run.output_dir}: the model, {', '.join(written)}")
     best, of_best = run.progress.best_epoch, "validation_accuracy"

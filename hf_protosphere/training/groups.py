@@ -67,6 +67,13 @@ class AdaptationArguments:
         "the classes of the data set. Those that it knows by name keep their prototypes."
     )
     freeze_backbone: bool = flag("Train the projection and the head only.", False)
+    feature_views: Annotated[CountOrZero, Beside("freeze_backbone")] = flag(
+        "With --freeze_backbone: compute the backbone's features once, of so many versions of each "
+        "training image, and train on them in seconds: 1, the plain one; 2, its mirror image too "
+        "(with --horizontal_flip); more are augmented. They are kept beside the decoded images, in "
+        "the cache of datasets. 0: images pass through the backbone in every epoch, augmented.",
+        0,
+    )
     layer_decay: Annotated[float, "(0, 1]"] | None = flag(
         "Learning rate of a layer over that of the layer above, such as 0.75: the nearer to the "
         "image, the less a layer changes."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from ..data.streaming import StreamedBatches
 from ..data.subsets import training_sample
 from ..data.transforms import build_image_processor
 from ..errors import ArgumentError, TrainingError, TrainingInterrupted
+from ..inference.features import with_backbone
 from ..inference.predictions import training_class_means
+from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import (
     DamagedCheckpoint,
     Progress,
@@ -38,9 +40,8 @@ from ..runs.checkpoints import (
     save_model,
 )
 from ..runs.files import write_yaml
-from ..runs.folders import run_folder
 from ..runs.metrics_log import MetricsLog
-from ..runs.processes import main_process_first, on_main_process
+from ..runs.processes import main_process_first
 from ..runs.signals import Stop
 from .adaptation import first_prototypes
 from .arguments import TrainArguments
@@ -51,6 +52,8 @@ from .setup import (
     build_accelerator,
     build_model,
     count_steps,
+    features_and_head,
+    hold_output_dir,
     refuse_single_values,
     refuse_what_classes_lack,
     resolve,
@@ -92,19 +95,23 @@ class TrainingRun:
         self.processor = build_image_processor(self.model.config)
         if not arguments.dry_run:
             self.held = held or ExitStack()
-            self._prepare_output_dir()  # before images are decoded
+            hold_output_dir(arguments, self.model, self.accelerator, self.held)  # before decoding
+        if arguments.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        of_images = self.images, self.model
+        self.images, trained = features_and_head(arguments, *of_images, self.accelerator)
+        self.on_features = trained is not self.model
         self.batches = self._training_batches()
         self.eval_loaders = {
             role: self._eval_loader(split, role) for role, split in self.images.splits.items()
         }
-        if arguments.channels_last:
-            self.model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(
-            arguments, self.model, images_per_step=self.images_per_step,
+            arguments, trained, images_per_step=self.images_per_step,
             steps_per_epoch=self.steps_per_epoch,
             fused=not self.accelerator.is_fsdp2,  # torch's fused SGD takes no sharded parameters
         )  # fmt: skip
-        self.optimizer_step = OptimizerStep(arguments, self.model, *optimizer, self.accelerator)
+        self.optimizer_step = OptimizerStep(arguments, trained, *optimizer, self.accelerator)
+        self._best: ProtoSphereForImageClassification | None = None  # as long as it is not written
         self.monitor = CollapseMonitor(
             model=self.optimizer_step.evaluated_model, accelerator=self.accelerator,
             validation=self.eval_loaders[self.validation],
@@ -136,22 +143,6 @@ class TrainingRun:
             last_step = self.progress.step or -1  # also epoch 0 comes again
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=last_step)
         start_trackers(self.accelerator, self.arguments, run_id)
-
-    def _prepare_output_dir(self) -> None:
-        # Checkpoints hold weights and an optimiser state of at most twice their size, one more
-        # while it replaces another; and there are two copies of the model.
-        copies = 3 * (self.arguments.keep_checkpoints + 1) + 2
-        weights = sum(p.numel() * p.element_size() for p in self.model.state_dict().values())
-        folder = run_folder(
-            self.output_dir, resume=self.arguments.resume, overwrite=self.arguments.overwrite,
-            bytes_needed=copies * weights + 2**24,
-        )  # fmt: skip
-        on_main_process(self.accelerator, lambda: self.held.enter_context(folder))
-        if not self.output_dir.is_dir():
-            raise ArgumentError(
-                f"--output_dir {self.output_dir} must be a folder that all machines share, but "
-                f"{gethostname()} does not see what the main process made."
-            )
 
     def _training_batches(self) -> TrainingBatches | StreamedBatches:
         split, options = self.images.splits["train"], BatchOptions.of(self.arguments)
@@ -331,10 +322,12 @@ class TrainingRun:
             # Of equals the last: collapse goes on after the accuracy stands still.
             if value >= progress.best_score:
                 progress.best_score, progress.best_epoch = value, progress.epoch
-                sharded = self.accelerator.is_fsdp2
-                weights = self.accelerator.get_state_dict(step.prepared_model) if sharded else None
-                if self.accelerator.is_main_process:
-                    save_model(step.kept_model, self.processor, self.output_dir / "best", weights)
+                self._best = step.kept_model
+                if self.on_features:  # a head is trained faster than it is written
+                    backbone = self.model.protosphere.backbone
+                    self._best = with_backbone(copy.deepcopy(self._best), backbone)
+                else:
+                    self._write_best()
         self._log(record)
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()
@@ -351,7 +344,16 @@ class TrainingRun:
         waited = progress.evaluated_epoch - progress.improved_epoch
         return progress.epoch >= self.arguments.epochs or (patience or math.inf) <= waited
 
+    def _write_best(self) -> None:
+        sharded, prepared = self.accelerator.is_fsdp2, self.optimizer_step.prepared_model
+        weights = self.accelerator.get_state_dict(prepared) if sharded else None
+        if self.accelerator.is_main_process:
+            save_model(self._best, self.processor, self.output_dir / "best", weights)
+        self._best = None
+
     def _save_checkpoint(self) -> Path:
+        if self._best is not None:
+            self._write_best()
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
         average = self.optimizer_step.average

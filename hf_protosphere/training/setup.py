@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from contextlib import ExitStack
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -15,20 +17,25 @@ from torch import nn
 
 from ..backbones import timm_name
 from ..configuration_protosphere import ProtoSphereConfig
-from ..data.arguments import SplitArguments
+from ..data.arguments import BatchOptions, SplitArguments
 from ..data.dataset import ImageDataset, load_data
+from ..data.image_cache import FeatureSplit
 from ..data.labels import some
 from ..data.subsets import few_shot, long_tailed
 from ..errors import ArgumentError, at_no_cost
 from ..evaluation.report import flat_record
+from ..inference.features import on_features, with_features
 from ..metrics.neural_collapse import undefined_metrics
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.checkpoints import keep_unwrapped
+from ..runs.folders import run_folder
 from ..runs.loading import load_classifier, load_config
-from ..runs.processes import check_processes
+from ..runs.processes import check_processes, on_main_process
 from ..runs.reading import errors_in_one_line
 from .adaptation import HEAD, NETWORK, freeze, with_new_classes
 from .arguments import TrainArguments
+
+SAMPLE = 64  # images of each split whose features a dry run computes
 
 
 def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfig | None]:
@@ -143,6 +150,24 @@ def training_images(
     return images.with_train(few_shot(train, images.num_labels, shots, arguments.seed))
 
 
+def features_and_head(
+    arguments: TrainArguments, images: ImageDataset, model: ProtoSphereForImageClassification,
+    accelerator: Accelerator,
+) -> tuple[ImageDataset, ProtoSphereForImageClassification]:  # fmt: skip
+    """What is trained on, and what is trained: the images and the model; or, with `--feature_views`
+    or where features were given, those of the backbone, and all that comes behind it."""
+    is_given = isinstance(images.splits["train"], FeatureSplit)
+    if is_given and not arguments.freeze_backbone:
+        raise ArgumentError("features are those of a frozen backbone: give --freeze_backbone.")
+    if not (is_given or arguments.feature_views):
+        return images, model
+    if not is_given:
+        made_by = model.to(accelerator.device), accelerator, BatchOptions.of(arguments)
+        sample = SAMPLE if arguments.dry_run else None
+        images = with_features(images, *made_by, versions=arguments.feature_views, sample=sample)
+    return images, on_features(model)
+
+
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
     folder = arguments.output_dir
     accelerator = Accelerator(
@@ -221,6 +246,26 @@ def with_synchronized_batchnorm(
             f"{accelerator.device.type}: leave it out."
         )
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def hold_output_dir(
+    arguments: TrainArguments, model: nn.Module, accelerator: Accelerator, held: ExitStack
+) -> None:
+    """Keep the run's folder, with as much room as it needs, until `held` is closed."""
+    # Checkpoints hold weights and an optimiser state of at most twice their size, one more
+    # while it replaces another; and there are two copies of the model.
+    copies = 3 * (arguments.keep_checkpoints + 1) + 2
+    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    folder = run_folder(
+        Path(arguments.output_dir), resume=arguments.resume, overwrite=arguments.overwrite,
+        bytes_needed=copies * weights + 2**24,
+    )  # fmt: skip
+    on_main_process(accelerator, lambda: held.enter_context(folder))
+    if not Path(arguments.output_dir).is_dir():
+        raise ArgumentError(
+            f"--output_dir {arguments.output_dir} must be a folder that all machines share, but "
+            f"{gethostname()} does not see what the main process made."
+        )
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: str) -> None:

@@ -45,9 +45,9 @@ class OptimizerStep:
         accelerator: Accelerator,
     ) -> None:
         self.arguments, self.model, self.accelerator = arguments, model, accelerator
-        for name in ("ema_decay", "lora_rank"):
+        for name in ("ema_decay", "lora_rank", "feature_views"):
             value = getattr(arguments, name)
-            if value is not None and (accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin):
+            if value and (accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin):
                 raise ArgumentError(
                     f"--{name} {value} needs all weights in every process, but they are sharded: "
                     "leave it out, or train without FSDP and DeepSpeed."

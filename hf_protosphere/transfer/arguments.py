@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ..arguments.fields import Arguments, Beside, Count, PathName, Positive, check, flag, required
+from ..arguments.fields import (
+    Arguments,
+    Beside,
+    Count,
+    CountOrZero,
+    PathName,
+    Positive,
+    check,
+    flag,
+    required,
+)
 from ..arguments.parsing import field_names
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments
 from ..errors import ArgumentError
@@ -17,6 +27,9 @@ TRAINED_MODES = ("full", "head", "layerwise", "lora")
 FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
 MODES = (*TRAINED_MODES, *FROZEN_MODES)
 TRAINING = field_names(TrainArguments)
+OF_ONE_MODE = {
+    "decay": "layerwise", "rank": "lora", "feature_views": "head", "neighbors": "knn"
+}  # fmt: skip
 # What few shots decide; None, too, is not to be given.
 OF_FEW_SHOTS = {
     "validation_fraction": 0.0, "nc_every": 0, "nc_train_samples": 0, "pictures": False,
@@ -33,9 +46,10 @@ class TransferArguments:
         "an id on the Hub), a timm model, or a folder saved by timm."
     )
     mode: Literal[MODES] = flag(
-        "full: train everything; head: the backbone stays as it is; layerwise: lower layers learn "
-        "slower (--decay); lora: adapters (--rank); linear_probe, normalized_linear_probe: a "
-        "linear layer on the backbone's features; knn: the nearest training images (--neighbors); "
+        "full: train everything; head: projection and head, in seconds, on features of the "
+        "backbone, which stays as it is (--feature_views); layerwise: lower layers learn slower "
+        "(--decay); lora: adapters (--rank); linear_probe, normalized_linear_probe: a linear layer "
+        "on the backbone's features; knn: the nearest training images (--neighbors); "
         "prototypes: the class means, one pass and no training.",
         "full",
     )
@@ -63,6 +77,12 @@ class TransferArguments:
         "Of the learning rate from layer to layer, with layerwise.", 0.75
     )
     rank: Count = flag("Of the adapters of lora.", 8)
+    feature_views: CountOrZero | None = flag(
+        "Versions of each training image whose features are computed, with head: 1, the plain one; "
+        "2, its mirror image too (the default with --horizontal_flip); more are augmented. They "
+        "are kept in the cache of datasets, for the next run. 0: images pass through the backbone "
+        "in every epoch, augmented anew: slow."
+    )
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
     min_steps: Annotated[Count, Beside("shots")] = flag(
         "With --shots: as many epochs more as give so many optimiser steps.", 100
@@ -103,7 +123,7 @@ class FinetuneArguments(
         """That nothing was given which the modes, or few shots, do not obey."""
         if self.compare is not None and "mode" in self.given:
             raise ArgumentError("--mode and --compare both say how to transfer: leave out one.")
-        for name, mode in (("decay", "layerwise"), ("rank", "lora"), ("neighbors", "knn")):
+        for name, mode in OF_ONE_MODE.items():
             if name in self.given and self.compare is None and self.mode != mode:
                 raise ArgumentError(f"--{name} is for --mode {mode}, but got {self.mode}.")
         for name, value in OF_FEW_SHOTS.items() if self.shots else ():
@@ -142,9 +162,15 @@ class FinetuneArguments(
     def training(self, mode: str, **more: Any) -> TrainArguments:
         """The arguments of training in a mode; `more` are those of what it starts from."""
         given = {name: value for name, value in self.given.items() if name in TRAINING}
-        shared = {"epochs": self.epochs, "output_dir": self.output_dir} | given
+        views = given.pop("feature_views", 2 if self.horizontal_flip else 1)
+        if mode == "head" and 0 < views < 3 and self.compare is not None:
+            given.pop("augmentation", None)  # of the others
+        shared = {"epochs": self.epochs, "output_dir": self.output_dir}
+        if mode == "head" and views:  # faster trained than written
+            shared["checkpoint_every"] = 10
+        shared |= given
         adaptation = {
-            "head": {"freeze_backbone": True},
+            "head": {"freeze_backbone": True, "feature_views": views},
             "layerwise": {"layer_decay": self.decay},
             "lora": {"lora_rank": self.rank},
         }.get(mode, {})

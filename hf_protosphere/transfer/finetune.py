@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -14,14 +13,15 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
 from ..data.labels import labels_of
-from ..data.loaders import evaluation_loader
 from ..data.subsets import drawn
 from ..data.transforms import build_image_processor
 from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import evaluate_predictions
-from ..inference.probes import FrozenImages, frozen_images
+from ..inference.features import with_features
+from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, whole_file, write_json, write_text, write_yaml
@@ -195,54 +195,54 @@ class Transfer:
         training = self.training(mode, shots, trial)
         if self.accelerator.is_main_process:
             say(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
-        results = train(training, images=self.images, last=False)
+        # A run by itself computes its features once it has its folder.
+        shared = training.feature_views and not self.is_single
+        images = self._features if shared else self.images
+        results = train(training, images=images, last=False)
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:
             remove_run(Path(training.output_dir))
         return {
             "split": split,
             **_metrics(results[split]),
-            "seconds": results["training_seconds"],
+            "seconds": results["training_seconds"] + results.get("feature_seconds", 0.0),
+            "training_seconds": results["training_seconds"],
+            "feature_seconds": results.get("feature_seconds", 0.0),
             "trainable_parameters": results["provenance"]["trainable_parameters"],
         }
 
     @cached_property
-    def _frozen(self) -> tuple[Any, FrozenImages, FrozenImages, str, float]:
-        """The network; what it makes of training and evaluation images, without augmentation; which
-        split the latter are; and the seconds of the pass over the former."""
-        splits, accelerator = self.images.splits, self.accelerator
+    def _network(self) -> ProtoSphereForImageClassification:
         torch.manual_seed(self.arguments.seed)
         training, _ = resolve(self.training("prototypes"))
-        network = build_model(training, self.images).to(accelerator.device)
-        processor = build_image_processor(network.config)
-        split = next(role for role in ("test", "validation", "train") if role in splits)
+        return build_model(training, self.images).to(self.accelerator.device)
 
-        def passed(role: str) -> FrozenImages:
-            loader = evaluation_loader(
-                splits[role], processor, training.eval_batch_size, training.num_workers,
-                accelerator, description=role, cache=training.cache_images is not False,
-            )  # fmt: skip
-            return frozen_images(network, loader, accelerator, role)
-
-        started = time.perf_counter()
-        train_images = passed("train")
-        seconds = time.perf_counter() - started
-        return network, train_images, passed(split), split, seconds
+    @cached_property
+    def _features(self) -> ImageDataset:
+        """What the network makes of all images, for every row that leaves it as it is."""
+        head = self.training("head")
+        versions = head.feature_views if "head" in self.arguments.modes else 0
+        options = BatchOptions.of(head)
+        return with_features(
+            self.images, self._network, self.accelerator, options, max(versions, 1)
+        )
 
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
-        arguments, images, seed = self.arguments, self.images, self.arguments.seed + trial
-        network, all_images, evaluation, split, pass_seconds = self._frozen
-        train_images = all_images
+        arguments, images, network = self.arguments, self.images, self._network
+        split = next(role for role in ("test", "validation", "train") if role in images.splits)
+        seed, features = arguments.seed + trial, self._features.splits
+        train_images, evaluation = features["train"], features[split]
         if shots is not None:
-            labels = labels_of(images.splits["train"])
-            train_images = train_images.of_rows(drawn(labels, [shots] * images.num_labels, seed))
+            drawn_rows = drawn(labels_of(train_images), [shots] * images.num_labels, seed)
+            train_images = train_images.select(drawn_rows)
         temperature = network.config.softmax_temperature
         classifier = fit(
-            mode, train_images, evaluation, images.num_labels, temperature=temperature,
+            mode, train_images, evaluation, network, images.num_labels, temperature=temperature,
             epochs=arguments.probe_epochs, neighbors=arguments.neighbors, seed=seed,
         )  # fmt: skip
+        labels = evaluation.labels.to(classifier.logits.device)
         report = evaluate_predictions(
-            [(classifier.embeddings, classifier.logits, evaluation.labels)],
+            [(classifier.embeddings, classifier.logits, labels)],
             self.accelerator, num_classes=images.num_labels, prototypes=classifier.prototypes,
             embedding_dim=classifier.embeddings.shape[1],
         )  # fmt: skip
@@ -251,11 +251,13 @@ class Transfer:
             if model is not None:
                 folder = self.folder if self.is_single else self.folder / mode
                 save_model(model, build_image_processor(model.config), folder)
-        share = len(train_images.labels) / len(all_images.labels)  # of the pass over them
+        feature_seconds = train_images.seconds / len(train_images.versions)  # of the plain ones
         return {
             "split": split,
             **_metrics(report),
-            "seconds": pass_seconds * share + classifier.seconds,
+            "seconds": feature_seconds + classifier.seconds,
+            "training_seconds": classifier.seconds,
+            "feature_seconds": feature_seconds,
             "trainable_parameters": classifier.parameters,
         }
 

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inference.probes import FrozenImages, train_probe
+from ..data.image_cache import FeatureSplit
+from ..inference.features import embedded
+from ..inference.probes import train_probe
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 from ..training.adaptation import with_new_classes
@@ -37,8 +39,9 @@ class FrozenClassifier:
 
 def fit(
     mode: str,
-    train: FrozenImages,
-    evaluation: FrozenImages,
+    train: FeatureSplit,
+    evaluation: FeatureSplit,
+    network: ProtoSphereForImageClassification,
     num_classes: int,
     *,
     temperature: float = 0.1,
@@ -50,36 +53,41 @@ def fit(
     are divided by the temperature, the epochs are of the probes, the neighbors of knn."""
     if mode in ("prototypes", "knn"):
         started = time.perf_counter()
-        prototypes = None
+        known, embeddings = (embedded(network, split)[0] for split in (train, evaluation))
+        labels, prototypes = train.labels.to(known.device), None
         if mode == "prototypes":
-            prototypes = class_means(train.embeddings, train.labels, num_classes, group="local")
-            logits = evaluation.embeddings @ prototypes.to(evaluation.embeddings).T / temperature
+            prototypes = class_means(known, labels, num_classes, group="local")
+            logits = embeddings @ prototypes.to(embeddings).T / temperature
         else:
-            logits = _knn(train, evaluation.embeddings, num_classes, neighbors)
+            logits = _knn(known, labels, embeddings, num_classes, neighbors)
         seconds = time.perf_counter() - started
-        return FrozenClassifier(evaluation.embeddings, logits, prototypes, 0, seconds)
+        return FrozenClassifier(embeddings, logits, prototypes, 0, seconds)
+    device = network.device
+    features = train.versions[0].to(device), evaluation.versions[0].to(device)
     probe = train_probe(
-        mode.removesuffix("_probe"), (train.features, train.labels),
-        (evaluation.features, evaluation.labels), num_classes,
+        mode.removesuffix("_probe"), (features[0], train.labels.to(device)),
+        (features[1], evaluation.labels.to(device)), num_classes,
         epochs=epochs, temperature=temperature, seed=seed,
     )  # fmt: skip
     return FrozenClassifier(
-        F.normalize(evaluation.features, dim=1), probe.logits, F.normalize(probe.weight, dim=1),
+        F.normalize(features[1], dim=1), probe.logits, F.normalize(probe.weight, dim=1),
         sum(part.numel() for part in (probe.weight, probe.bias) if part is not None),
         probe.training_seconds, probe.weight, probe.bias,
     )  # fmt: skip
 
 
-def _knn(train: FrozenImages, embeddings: Tensor, num_classes: int, neighbors: int) -> Tensor:
+def _knn(
+    known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, neighbors: int
+) -> Tensor:
     """(N, K) log shares of the votes."""
-    neighbors = min(neighbors, len(train.labels))
+    neighbors = min(neighbors, len(labels))
     logits = []
     for block in embeddings.split(1024):  # no N x N matrix
-        cosines, nearest = (block @ train.embeddings.T).topk(neighbors)  # (n, neighbors)
+        cosines, nearest = (block @ known.T).topk(neighbors)  # (n, neighbors)
         # Of the largest 1 less the nearest: the same shares, and none overflows.
         votes = ((cosines - cosines[:, :1]) / KNN_TEMPERATURE).exp()
         shares = votes.new_zeros(len(block), num_classes)
-        shares.scatter_add_(1, train.labels[nearest], votes)
+        shares.scatter_add_(1, labels[nearest], votes)
         logits.append((shares / shares.sum(1, keepdim=True)).log())
     return torch.cat(logits)
 

@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.data import image_cache
-from hf_protosphere.data.image_cache import CachedImages, cache_path, cached_pixels
+from hf_protosphere.data.image_cache import (
+    CachedImages,
+    FeatureSplit,
+    cache_path,
+    cached_pixels,
+)
+from hf_protosphere.data.labels import labels_of
 from hf_protosphere.data.transforms import EvaluationImages, build_image_processor, collate
 from hf_protosphere.errors import CacheError, DataError
 from hf_protosphere.runs.files import whole_file
@@ -127,3 +133,44 @@ def test_an_interrupted_run_leaves_nothing_behind(split, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cached_pixels(split, processor(), 0, "train")
     assert list(cache_path(split, processor()).parent.iterdir()) == []
+
+
+def test_features_stand_for_a_split():
+    versions = torch.arange(24.0).view(2, 4, 3)
+    features = FeatureSplit(versions, torch.tensor([0, 1, 1, 0]), seconds=8.0)
+    batch = features.__getitems__([2, 0, 6])  # 6 is a repetition of 2
+    assert batch["pixel_values"].shape == (3, 3, 1, 1)
+    assert torch.equal(batch["pixel_values"][:, :, 0, 0], versions[0, [2, 0, 2]])
+    assert batch["labels"].tolist() == [1, 0, 1]
+    some = features.select(np.array([3, 1]))
+    assert torch.equal(some.versions, versions[:, [3, 1]])
+    assert labels_of(some).tolist() == [0, 1]
+    assert some.seconds == 4.0
+
+
+def test_versions_are_drawn_for_each_image_and_epoch():
+    versions = torch.arange(3.0)[:, None, None].expand(3, 400, 1)
+    features = FeatureSplit(versions, torch.zeros(400, dtype=torch.int64))
+
+    def drawn(epoch, views=1, seed=0, indices=range(400)):
+        split = features.for_training(views, seed)
+        split.set_epoch(epoch)
+        return split.__getitems__([*indices])["pixel_values"][..., 0, 0, 0]
+
+    first = drawn(0)
+    counts = first.long().bincount()
+    assert counts.min() > 100  # of 133
+    assert torch.equal(drawn(0, indices=range(200, 400)), first[200:])
+    for other in (drawn(1), drawn(0, seed=1), drawn(0, indices=range(400, 800))):
+        assert 0.2 < (other == first).float().mean() < 0.5
+    assert features.__getitems__([0])["pixel_values"].item() == 0  # evaluation takes the plain one
+    pairs = drawn(0, views=2)
+    assert pairs.shape == (400, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert drawn(0, views=4).sort().values[:, [0, -1]].unique(dim=0).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("versions", [torch.zeros(3, 2), torch.full((4, 2), torch.nan)])
+def test_features_that_cannot_be_are_refused(versions):
+    with pytest.raises(DataError, match=r"must be finite, \(N, F\) or \(A, N, F\)"):
+        FeatureSplit(versions, torch.zeros(4, dtype=torch.int64))

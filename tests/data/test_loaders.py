@@ -9,7 +9,7 @@ from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.data import loaders
 from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.dataset import load_image_dataset
-from hf_protosphere.data.image_cache import CachedImages
+from hf_protosphere.data.image_cache import CachedImages, FeatureSplit
 from hf_protosphere.data.labels import labels_of
 from hf_protosphere.data.loaders import TrainingBatches, evaluation_loader
 from hf_protosphere.data.samplers import ClassBalancedBatches
@@ -100,3 +100,17 @@ def test_a_cache_without_room_is_refused_or_left_out(images, monkeypatch):
     assert not batches(images).is_cached
     with pytest.raises(ArgumentError, match="--cache_images: there is no room for the 108"):
         batches(images, cache_images=True)
+
+
+def test_features_come_in_the_order_of_their_images(images):
+    train = images.splits["train"]
+    numbers = torch.arange(float(len(train)))[:, None]
+    features = FeatureSplit(torch.stack([numbers, -numbers]), torch.tensor(labels_of(train)))
+    of_features = batches(images.with_train(features))
+    order = [batch["pixel_values"].abs().flatten().long() for batch in of_features.epoch(2)]
+    labels = [label for _, label in as_list(batches(images).epoch(2))]
+    assert torch.equal(features.labels[torch.cat(order)], torch.cat(labels))
+    rest = as_list(of_features.epoch(2, skip=3))
+    assert torch.equal(torch.cat([x for x, _ in rest]).abs().flatten().long(), torch.cat(order[3:]))
+    loader = evaluation_loader(features, None, 7, 2, Accelerator(cpu=True))
+    assert torch.equal(torch.cat([b["pixel_values"] for b in loader])[:, :, 0, 0], numbers)

@@ -3,54 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
-from torch.utils.data import DataLoader
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.report import format_classifiers
-from hf_protosphere.inference.probes import frozen_images, train_probe
+from hf_protosphere.inference.probes import train_probe
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
-
-
-def test_frozen_images_are_what_the_network_makes_of_each():
-    torch.manual_seed(0)
-    config = ProtoSphereConfig(
-        backbone="test_resnet", image_size=32, num_labels=3, projection="linear", projection_dim=8
-    )
-    model = ProtoSphereForImageClassification(config).train()
-    pixels, labels = torch.randn(10, 3, 32, 32), [0, 1, 2, 2, 1, 0, 0, 1, 2, 0]
-    items = [{"pixel_values": x, "labels": label} for x, label in zip(pixels, labels)]
-    frozen = frozen_images(model, DataLoader(items, batch_size=4), Accelerator(), "test")
-    assert model.training
-    assert frozen.labels.tolist() == labels
-    model.eval()
-    with torch.no_grad():
-        for x, features, embedding in zip(pixels, frozen.features, frozen.embeddings):
-            (pooled,) = model.protosphere.backbone(x[None])
-            assert torch.allclose(features, pooled, atol=1e-5)
-            alone = F.normalize(model.protosphere.projection(pooled), dim=0)
-            assert torch.allclose(embedding, alone, atol=1e-5)
-    some = frozen.of_rows(torch.tensor([7, 2]).numpy())
-    assert torch.equal(some.embeddings, frozen.embeddings[[7, 2]])
-    assert some.labels.tolist() == [1, 2]
-
-
-def test_a_lost_image_is_noticed():
-    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=2)
-    model = ProtoSphereForImageClassification(config)
-    items = [{"pixel_values": torch.zeros(3, 32, 32), "labels": 0}] * 6
-
-    class Lossy:
-        dataset = items
-
-        def __iter__(self):
-            return iter(list(DataLoader(items, batch_size=4))[:-1])
-
-    with pytest.raises(RuntimeError, match=r"features of the test images: 4 images .* are 6"):
-        frozen_images(model, Lossy(), Accelerator(), "test")
 
 
 def clusters(seed, noise):

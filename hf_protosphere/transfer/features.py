@@ -1,0 +1,69 @@
+"""Heads on the features of a frozen network, from Python: these computed once, those trained often.
+
+Example:
+    >>> import torch
+    >>> from hf_protosphere.data.image_cache import FeatureSplit
+    >>> labels = torch.arange(60) % 3  # any features (N, F), or (A, N, F) of A versions
+    >>> split = FeatureSplit(torch.eye(96)[labels] + 0.1 * torch.rand(60, 96), labels)
+    >>> features = ImageDataset({"train": split, "validation": split}, ["a", "b", "c"])
+    >>> arguments = TrainArguments(
+    ...     dataset_name="mine", backbone="test_resnet", freeze_backbone=True, projection="linear",
+    ...     objective="ntce", epochs=2, batch_size=20,
+    ... )
+    >>> model, results = train_head(arguments, features)
+    >>> results["validation"]["accuracy"], embedded(model, split)[0].shape
+    (1.0, torch.Size([60, 128]))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..data.dataset import ImageDataset
+from ..inference.features import embedded as embedded
+from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..runs.metrics_log import read_metrics
+from ..runs.processes import own_accelerate_state
+from ..training.arguments import TrainArguments
+from ..training.setup import (
+    build_accelerator,
+    build_model,
+    features_and_head,
+    resolve,
+    training_images,
+)
+from ..training.train import train
+
+
+@own_accelerate_state()
+def features_of(arguments: TrainArguments, images: ImageDataset | None = None) -> ImageDataset:
+    """What the backbone that the arguments describe makes of their data, or of `images` that were
+    loaded before: `splits[role]` are of `FeatureSplit`. Give `freeze_backbone` and `feature_views`.
+    """
+    arguments, _ = resolve(arguments)
+    images, accelerator = training_images(arguments, None, images), build_accelerator(arguments)
+    model = build_model(arguments, images)
+    return features_and_head(arguments, images, model, accelerator)[0]
+
+
+def train_head(
+    arguments: TrainArguments, features: ImageDataset
+) -> tuple[ProtoSphereForImageClassification, dict[str, Any]]:
+    """Train projection and head on features, by the engine of `train`; no files are left.
+
+    Args:
+        arguments: as of `train`, with `freeze_backbone`, which name the backbone of the features.
+        features: of `features_of`, or of any tensors, as in the example above.
+
+    Returns:
+        The whole model of the best epoch, and what results.json holds, with the "records" of
+        metrics.jsonl.
+    """
+    with TemporaryDirectory() as folder:
+        options = {"output_dir": folder, "pictures": False, "report_to": ["none"]}
+        arguments = arguments.but(**options, checkpoint_every=arguments.epochs)
+        results = train(arguments, images=features, last=False)
+        model = ProtoSphereForImageClassification.from_pretrained(folder)
+        return model, results | {"records": read_metrics(Path(folder) / "metrics.jsonl")}
