@@ -31,7 +31,8 @@ MAX_CLASSES, MAX_OPTION = 10**6, 2**17
 WHOLE = {"projection_dim": 2**20, "projection_hidden_dim": 2**20, "image_size": 2**14}
 
 # Defaults of the versions before these were decided when a model is built.
-BEFORE = {"projection": "none", "projection_dim": 128}
+BEFORE = {"projection": "none", "projection_dim": 128, "softmax_temperature": 0.1}
+OPEN = ("projection_dim", "projection_hidden_dim", "softmax_temperature")  # where they are None
 TRANSFORM = ("size", "crop_size", "resample", "image_mean", "image_std")  # of an image processor
 
 OPEN_SET_TASK = "open-set-image-classification"
@@ -69,8 +70,10 @@ class ProtoSphereConfig(PretrainedConfig):
             arXiv 2605.20302). By default "class_means" for `objective="scl"`, else "learned".
         objective: what `labels` train: "nonl", "ntce", "scl", "normface", or "cross_entropy", the
             classical linear head with bias on unnormalised features, for comparison.
-        softmax_temperature: t > 0; logits are cosines divided by it. (The attribute cannot be
-            called `temperature`: transformers takes that for a generation parameter.)
+        softmax_temperature: t > 0; logits are cosines divided by it. None, the default, is decided,
+            and written here, when a classifier is built: `objectives.default_temperature` of its
+            objective and number of classes. (The attribute cannot be called `temperature`:
+            transformers takes that for a generation parameter.)
         image_size: side of the square input, in pixels.
         num_channels: 1 (grayscale) or 3 (RGB). A grayscale model also takes RGB, as the
             image-classification pipeline sends it, and uses the luminance.
@@ -106,7 +109,7 @@ class ProtoSphereConfig(PretrainedConfig):
     projection_hidden_dim: int | None = None
     prototypes: str | None = None
     objective: str = "nonl"
-    softmax_temperature: float = 0.1
+    softmax_temperature: float | None = None
     image_size: int = 224
     num_channels: int = 3
     image_mean: list[float] | None = None
@@ -199,7 +202,7 @@ class ProtoSphereConfig(PretrainedConfig):
                 raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
         for name in ("softmax_temperature", "calibration_temperature", "crop_pct", *WHOLE):
             value = getattr(self, name)
-            if value is None and name in ("projection_dim", "projection_hidden_dim"):
+            if value is None and name in OPEN:
                 continue
             if not (_is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be positive and finite, but got {value!r:.60}.")

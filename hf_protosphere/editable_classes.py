@@ -30,11 +30,12 @@ def class_name(name: str) -> str:
 class EditableClasses:
     """Adds, removes and merges the classes of a `ProtoSphereForImageClassification`.
 
-    Logits of the classes that stay are the same as before, to the bit. So a calibrated model keeps
-    its temperature, and its rejection threshold too, a cosine that goes on to serve. What they were
-    chosen for does not stay: a new prototype makes more images known, one that is gone fewer, and
-    of images of a new class nothing was measured. `config.false_rejection_rate`, the promise of
-    the threshold, becomes None until `protosphere calibrate` is run again.
+    Logits of the classes that stay are the same as before, to the bit: of whatever number of
+    classes, `config.softmax_temperature` stays. So a calibrated model keeps its temperature, and
+    its rejection threshold too, a cosine that goes on to serve. What they were chosen for does not
+    stay: a new prototype makes more images known, one that is gone fewer, and of images of a new
+    class nothing was measured. `config.false_rejection_rate`, the promise of the threshold, becomes
+    None until `protosphere calibrate` is run again.
     """
 
     @torch.no_grad()

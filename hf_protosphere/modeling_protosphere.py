@@ -32,7 +32,7 @@ from .checking import check_fit, has_new_head, no_larger_than, stored_tensors
 from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
-from .objectives import objective_loss
+from .objectives import default_temperature, objective_loss
 from .prototypes import PrototypeHead, cosines_to, nearest_cosines, simplex_etf, whole
 
 if TYPE_CHECKING:
@@ -273,6 +273,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 f"problem_type must be 'single_label_classification', but got "
                 f"{config.problem_type!r}: an image is of one class here."
             )
+        if config.softmax_temperature is None:
+            config.softmax_temperature = default_temperature(config.objective, config.num_labels)
         self.protosphere = ProtoSphereModel(config)
         dim = self.protosphere.embedding_dim
         if not config.has_prototypes:

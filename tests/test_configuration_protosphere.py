@@ -43,12 +43,12 @@ def test_defaults_depend_on_the_objective_and_the_channels():
 def test_a_file_that_does_not_say_it_means_what_it_meant_before(tmp_path):
     ProtoSphereConfig(backbone="test_resnet").save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert (saved["projection"], saved["projection_dim"]) == ("auto", None)
+    names = ("projection", "projection_dim", "softmax_temperature")
+    assert [saved.pop(name) for name in names] == ["auto", None, None]
     assert ProtoSphereConfig.from_pretrained(tmp_path).projection == "auto"
-    del saved["projection"], saved["projection_dim"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     old = ProtoSphereConfig.from_pretrained(tmp_path)
-    assert (old.projection, old.projection_dim) == ("none", 128)
+    assert [getattr(old, name) for name in names] == ["none", 128, 0.1]
 
 
 def test_label_maps_never_disagree(tmp_path):

@@ -156,7 +156,9 @@ def test_views_are_embedded_together_and_their_logits_averaged():
     assert torch.allclose(output.logits, single.logits.unflatten(0, (4, 2)).mean(1), atol=1e-5)
     each = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     assert torch.allclose(output.loss, F.cross_entropy(single.logits, each), atol=1e-5)
-    expected = nonl_loss(single.embeddings, model.prototypes, each, 0.1)
+    expected = nonl_loss(
+        single.embeddings, model.prototypes, each, model.config.softmax_temperature
+    )
     trained = model.train().objective(output.embeddings, output.logits, torch.arange(4))
     assert torch.allclose(trained, expected, atol=1e-5)
     model.eval()
@@ -379,7 +381,7 @@ assert type(model) is hf_protosphere.ProtoSphereForImageClassification
 
 
 def test_softmax_of_the_logits_is_a_distribution_that_follows_the_angle():
-    model = build(prototypes="simplex_etf").eval()
+    model = build(prototypes="simplex_etf", softmax_temperature=0.1).eval()
     embedding = model.prototypes[2]
     scores = (embedding @ model.prototypes.T / model.config.softmax_temperature).softmax(-1)
     expected = math.exp(10) / (math.exp(10) + 4 * math.exp(-10 / 4))

@@ -69,9 +69,10 @@ def test_unknown_is_one_more_class_at_the_threshold(saved):
     folder, model = saved
     (answer,) = pipeline(TASK, model=str(folder))([noise(0)])
     output = model(pixels_of([noise(0)], build_image_processor(model.config)))
-    threshold = model.config.rejection_threshold / 0.1 / 1.7
+    scale = model.config.softmax_temperature * 1.7
+    threshold = model.config.rejection_threshold / scale
     if model.config.objective == "cross_entropy":  # whose logits are no cosines
-        nearest = (output.embeddings @ model.prototypes.T).max().item() / 0.1 / 1.7
+        nearest = (output.embeddings @ model.prototypes.T).max().item() / scale
         threshold += output.logits.max().item() - nearest
     logits = torch.cat([output.logits[0], torch.tensor([threshold])])
     expected = logits.softmax(-1)[-1].item()

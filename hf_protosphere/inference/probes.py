@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import normface_loss
+from ..objectives import default_temperature
 
 BATCH_SIZE, MOMENTUM = 256, 0.9
 # Peak learning rates of SGD with a cosine schedule. Features of unit norm need a larger one.
@@ -37,7 +38,7 @@ class Probe:
 
 def train_probe(
     kind: Kind, train: tuple[Tensor, Tensor], evaluation: tuple[Tensor, Tensor], num_classes: int,
-    *, epochs: int = 90, temperature: float = 0.1, seed: int = 0,
+    *, epochs: int = 90, temperature: float | None = None, seed: int = 0,
 ) -> Probe:  # fmt: skip
     """Train a linear layer on features, without weight decay, and classify others by it.
 
@@ -45,7 +46,7 @@ def train_probe(
         kind: "linear", cross-entropy with a bias on the features as they are; "normalized_linear",
             NormFace on features of unit norm.
         train, evaluation: features (N, F) and labels (N,).
-        temperature: of the normalised probe.
+        temperature: of the normalised probe; by default NormFace's of so many classes.
 
     Example:
         >>> features = torch.eye(4).repeat(50, 1) + 0.01
@@ -55,6 +56,7 @@ def train_probe(
     """
     started = time.perf_counter()
     normalized = kind == "normalized_linear"
+    temperature = temperature or default_temperature("normface", num_classes)
     (features, labels), (others, truth) = train, evaluation
     generator, dim = torch.Generator().manual_seed(seed), features.shape[1]
     weight = dim**-0.5 * torch.randn(num_classes, dim, generator=generator)

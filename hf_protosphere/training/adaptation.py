@@ -44,12 +44,16 @@ def with_new_classes(
 ) -> ProtoSphereForImageClassification:
     """The network of a trained classifier, for other classes: backbone and projection are copied,
     and what the source's head knows of classes of the same name, where both heads are of a kind.
-    Objective, prototypes and the like may be others, as in `ProtoSphereConfig`."""
+    Objective, prototypes and the like may be others, as in `ProtoSphereConfig`; the temperature
+    stays that of the source, if none is given, for the same objective and number of classes."""
     config = {name: getattr(source.config, name) for name in NETWORK} | config
     if config["image_size"] != source.config.image_size:
         kwargs = config["backbone_kwargs"].items()
         config["backbone_kwargs"] = {k: v for k, v in kwargs if k not in ("image_size", "img_size")}
     made_of = ProtoSphereConfig(**config, id2label=dict(enumerate(class_names)))
+    ours, theirs = ((x.objective, x.num_labels) for x in (made_of, source.config))
+    if made_of.softmax_temperature is None and ours == theirs:
+        made_of.softmax_temperature = source.config.softmax_temperature
     model = ProtoSphereForImageClassification(made_of)
     network, trained = model.protosphere, source.protosphere
     load_weights(network.backbone, trained.backbone.state_dict())

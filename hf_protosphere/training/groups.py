@@ -50,7 +50,12 @@ class ModelArguments:
         "learned; simplex_etf, fixed at the optimum; or class_means, recomputed after every epoch "
         "(the default for scl)."
     )
-    temperature: Positive = flag("Cosines are divided by it, in the loss and in the scores.", 0.1)
+    temperature: Positive | None = flag(
+        "Cosines are divided by it, in the loss and in the scores. By default it follows from the "
+        "objective and the K classes: a factor times K / ((K - 1) ln(K - 1)), at which the softmax "
+        "of an optimal classifier gives the own class one half; with --finetune_from, for as many "
+        "classes and the same objective, it is the checkpoint's."
+    )
     image_size: Count | None = flag(
         "Side of the square input. By default the images' own size, rounded up to a multiple of "
         "32, at most 224."

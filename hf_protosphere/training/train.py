@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.dataset import ImageDataset
 from ..data.labels import some
 from ..errors import at_no_cost
+from ..objectives import optimal_temperature
 from ..plots.text import say
 from ..runs.processes import own_accelerate_state
 from ..runs.signals import stop_signals
@@ -72,6 +73,11 @@ def announcement(run: TrainingRun) -> str:
     """What is about to be trained, on what, for how long."""
     config, arguments, accelerator = run.model.config, run.arguments, run.accelerator
     parameters, trained = count_parameters(run.model), count_trained_parameters(run.model)
+    kind = "a linear head"
+    if config.has_prototypes:
+        t = config.softmax_temperature
+        share = t / optimal_temperature(config.num_labels)
+        kind = f"{config.prototypes} prototypes, temperature {t:.3g} = {share:.3g} t*"
     share = "" if trained == parameters else f", {trained:,} of them trained"
     sizes = ", ".join(
         f"{name} {run.images.num_train if name == 'train' else len(split)}"
@@ -80,7 +86,7 @@ def announcement(run: TrainingRun) -> str:
     lines = [
         f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters{share}, "
         f"projection {config.projection}, embeddings of {run.model.protosphere.embedding_dim}, "
-        f"{config.prototypes} prototypes)",
+        f"{kind})",
         f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
         f"{config.image_size} px, {config.num_channels} channel(s)",
         f"{arguments.epochs} epochs of {run.steps_per_epoch} steps of {run.images_per_step} "

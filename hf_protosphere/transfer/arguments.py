@@ -67,7 +67,8 @@ class TransferArguments:
         "Of the training; by default the checkpoint's own, else nonl."
     )
     temperature: Positive | None = flag(
-        "Cosines are divided by it; by default the checkpoint's, else 0.1."
+        "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
+        "objective; else as of train."
     )
     image_size: Count | None = flag(
         "Side of the square input; by default what the model was trained with. At another one "

@@ -280,8 +280,6 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     config = load_config(name)
     objective = arguments.objective or config.objective
     start = {"finetune_from": name, "objective": objective}
-    if arguments.temperature is None:
-        start["temperature"] = config.softmax_temperature
     if objective == config.objective:
         start["prototypes"] = config.prototypes
     return start

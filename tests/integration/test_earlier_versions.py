@@ -50,6 +50,7 @@ def test_a_checkpoint_loads_and_classifies(old):
     model = ProtoSphereForImageClassification.from_pretrained("finished")
     assert model.config.class_names == ["class_0", "class_1", "class_2"]
     assert (model.config.projection, model.protosphere.embedding_dim) == ("none", 16)
+    assert model.config.softmax_temperature == 0.1
     stored = load_file("finished/model.safetensors")
     assert torch.allclose(model.prototypes, torch.nn.functional.normalize(stored["head.weight"]))
 

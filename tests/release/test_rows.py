@@ -52,7 +52,7 @@ def test_overrides_and_launch_by_pattern_the_last_one_wins(recipe):
         )
     )
     assert [row.arguments.epochs for row in rows] == [5, 6]
-    assert [row.arguments.temperature for row in rows] == [0.1, 0.07]
+    assert [row.arguments.temperature for row in rows] == [None, 0.07]
     assert [row.launch for row in rows] == ["--num_processes 1", "--num_processes 2"]
 
 

@@ -10,6 +10,7 @@ from timm.models import save_for_hf
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.errors import ArgumentError
+from hf_protosphere.objectives import default_temperature
 from hf_protosphere.runs.loading import kind_of
 from hf_protosphere.training.adaptation import (
     classes_in_common,
@@ -47,6 +48,19 @@ def test_the_network_is_copied_and_classes_are_matched_by_name():
     assert classes_in_common(source.config, ["c", "x", "a", "y"]) == {0: 2, 2: 0}
     assert model.config.objective == "ntce"
     assert model.config.label2id == {"c": 0, "x": 1, "a": 2, "y": 3}
+
+
+def test_the_temperature_is_the_sources_for_the_same_task_only():
+    source = build(softmax_temperature=0.3)
+
+    def temperature(names="xyz", objective="nonl", **given):
+        return with_new_classes(source, names, objective=objective, **given).config
+
+    assert temperature().softmax_temperature == 0.3
+    assert temperature(softmax_temperature=0.7).softmax_temperature == 0.7
+    for config in (temperature("wxyz"), temperature(objective="ntce")):
+        rule = default_temperature(config.objective, config.num_labels)
+        assert config.softmax_temperature == rule
 
 
 def test_a_linear_head_is_copied_to_a_linear_head_only():

@@ -65,7 +65,7 @@ def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path,
 def test_resuming_from_nothing_starts_and_with_other_arguments_is_refused(arguments, capsys):
     train(arguments(resume=True, epochs=1))
     assert "starting from the start" in capsys.readouterr().out
-    with pytest.raises(ArgumentError, match=r"--temperature was 0.1, is 0.2.*--epochs|epochs"):
+    with pytest.raises(ArgumentError, match=r"--temperature was None, is 0.2.*--epochs|epochs"):
         train(arguments(resume=True, epochs=2, temperature=0.2))
 
 

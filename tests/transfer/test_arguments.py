@@ -40,7 +40,7 @@ def test_what_a_mode_is_to_training():
     }
     assert {(t.objective, t.epochs, t.imprint) for t in training.values()} == {("ntce", 7, True)}
     assert arguments.training("full", epochs=3, objective="scl").epochs == 3
-    assert finetuning().training("full").temperature == 0.1  # training's own default
+    assert finetuning().training("full").temperature is None  # training's own default
 
 
 @pytest.mark.parametrize(
