@@ -58,8 +58,9 @@ CLASSIFIERS = {
 def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> str:
     """Accuracy and price of the classifiers on a frozen backbone, as results.json holds them."""
     header = [f"on the frozen backbone, {split}", "accuracy", "one pass (s)", "training (s)"]
-    rows = [[CLASSIFIERS[name], f"{c['accuracy']:.2%}", f"{c['pass_seconds']:.1f}",
-             f"{c['training_seconds']:.1f}"] for name, c in classifiers.items()]  # fmt: skip
+    rows = [[CLASSIFIERS[name] + ", quick" * (c.get("augmented") is False), f"{c['accuracy']:.2%}",
+             f"{c['pass_seconds']:.1f}", f"{c['training_seconds']:.1f}"]
+            for name, c in classifiers.items()]  # fmt: skip
     return format_table([header, *rows])
 
 

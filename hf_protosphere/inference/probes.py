@@ -2,84 +2,108 @@
 
 After supervised contrastive learning the class means of the embeddings are a classifier already, in
 one forward pass (arXiv 2605.20302). The usual way is to throw the projection head away and train a
-linear layer on the backbone's features; the normalised way trains one on the sphere. Features are
-computed once, without augmentation.
+linear layer on the backbone's features; the normalised way trains one on the sphere. The fair ones
+see every image augmented anew in every epoch. On features computed once they take seconds and are
+weaker: 72.3 against 73.9 % on CIFAR-100 in the paper's Table 14.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor, nn
 
-from ..losses import normface_loss
+from ..data.arguments import BatchOptions
+from ..data.image_cache import FeatureSplit
+from ..data.loaders import TrainingBatches
+from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..objectives import default_temperature
 
 BATCH_SIZE, MOMENTUM = 256, 0.9
-# Peak learning rates of SGD with a cosine schedule. Features of unit norm need a larger one.
+# Peak learning rates. Features of unit norm need a larger one.
 LEARNING_RATES = {"linear": 0.1, "normalized_linear": 1.0}
 Kind = Literal["linear", "normalized_linear"]
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a probe reached: accuracy in [0, 1] on the evaluation images, and what it cost."""
+class Probe(nn.Module):
+    """Features (M, F) to logits (M, K): "linear", with a bias, of features as they are;
+    "normalized_linear", the cosines to rows of `weight` (K, F) over a temperature, by default
+    NormFace's of so many classes."""
 
-    accuracy: float
-    training_seconds: float
-    weight: Tensor  # (K, F); of a normalised probe with unit norm
-    bias: Tensor | None = None  # (K,), of a linear probe
-    logits: Tensor | None = None  # (N, K) of the evaluation images
+    def __init__(
+        self, kind: Kind, dim: int, num_classes: int, *, temperature: float | None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        temperature = temperature or default_temperature("normface", num_classes)
+        generator = torch.Generator().manual_seed(seed)
+        weight = dim**-0.5 * torch.randn(num_classes, dim, generator=generator)
+        self.kind, self.temperature, self.weight = kind, temperature, nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(num_classes)) if kind == "linear" else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.bias is not None:
+            return F.linear(features, self.weight, self.bias)
+        features, weight = (F.normalize(x, dim=1) for x in (features, self.weight))
+        return F.linear(features, weight) / self.temperature
 
 
-def train_probe(
-    kind: Kind, train: tuple[Tensor, Tensor], evaluation: tuple[Tensor, Tensor], num_classes: int,
-    *, epochs: int = 90, temperature: float | None = None, seed: int = 0,
-) -> Probe:  # fmt: skip
-    """Train a linear layer on features, without weight decay, and classify others by it.
+def train_probes(
+    probes: Sequence[Probe], network: ProtoSphereForImageClassification,
+    split: Dataset | FeatureSplit, accelerator: Accelerator, arguments: Any, seed: int,
+) -> tuple[list[float], float]:  # fmt: skip
+    """Train linear layers on a network's features, by SGD with momentum and without weight decay.
 
     Args:
-        kind: "linear", cross-entropy with a bias on the features as they are; "normalized_linear",
-            NormFace on features of unit norm.
-        train, evaluation: features (N, F) and labels (N,).
-        temperature: of the normalised probe; by default NormFace's of so many classes.
+        network: frozen; on the accelerator's device.
+        split: training images, which are augmented in every epoch and pass through the network once
+            for all probes; or their features, computed before.
+        arguments: of a job: `probe_epochs`, `probe_learning_rate`, `probe_milestones`, and those of
+            `BatchOptions`.
 
-    Example:
-        >>> features = torch.eye(4).repeat(50, 1) + 0.01
-        >>> data = features, torch.arange(4).repeat(50)
-        >>> train_probe("linear", data, data, 4).accuracy
-        1.0
+    Returns:
+        The seconds of each probe, and of the features.
     """
-    started = time.perf_counter()
-    normalized = kind == "normalized_linear"
-    temperature = temperature or default_temperature("normface", num_classes)
-    (features, labels), (others, truth) = train, evaluation
-    generator, dim = torch.Generator().manual_seed(seed), features.shape[1]
-    weight = dim**-0.5 * torch.randn(num_classes, dim, generator=generator)
-    weight = weight.to(features.device).requires_grad_()
-    bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
-    optimizer = torch.optim.SGD([weight, bias], LEARNING_RATES[kind], momentum=MOMENTUM)
-    steps = epochs * -(-len(labels) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(epochs):
-        order = torch.randperm(len(labels), generator=generator).to(labels.device)
-        for batch in order.split(BATCH_SIZE):
-            x, y = features[batch], labels[batch]
-            if normalized:
-                loss = normface_loss(x, weight, y, temperature, group="local")
-            else:
-                loss = F.cross_entropy(F.linear(x, weight, bias), y)
+    processes, epochs = accelerator.num_processes, arguments.probe_epochs
+    size = max(1, min(BATCH_SIZE, len(split)) // processes)
+    own = {"batch_size": size, "views": 1, "classes_per_batch": None, "seed": seed}
+    options = dataclasses.replace(BatchOptions.of(arguments), **own)
+    batches = TrainingBatches(split, network.config, options, accelerator)
+    steps, of_images = len(split) // (size * processes), not isinstance(split, FeatureSplit)
+    milestones = [milestone * steps for milestone in arguments.probe_milestones or []]
+
+    def rate(step: int) -> float:
+        if milestones:
+            return 0.2 ** sum(step >= milestone for milestone in milestones)
+        return (1 + math.cos(math.pi * step / (epochs * steps))) / 2
+
+    optimizers = []
+    for probe in probes:
+        peak = arguments.probe_learning_rate or LEARNING_RATES[probe.kind]
+        parameters = probe.to(accelerator.device).parameters()
+        optimizers.append(torch.optim.SGD(parameters, peak, momentum=MOMENTUM))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
+    network.eval()
+    seconds, started = [0.0] * len(probes), time.perf_counter()
+    for batch in (batch for epoch in range(epochs) for batch in batches.epoch(epoch)):
+        features = batch["pixel_values"].flatten(1)
+        if of_images:
+            with torch.no_grad(), accelerator.autocast():
+                output = network.protosphere(batch["pixel_values"], return_dict=True)
+            features = output.pooler_output.float()
+        features, labels = accelerator.gather((features, batch["labels"]))
+        for i, (probe, optimizer, schedule) in enumerate(zip(probes, optimizers, schedules)):
+            began = time.perf_counter()
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(probe(features), labels).backward()
             optimizer.step()
             schedule.step()
-    weight, bias = weight.detach(), bias.detach()
-    if normalized:
-        weight, bias, others = F.normalize(weight, dim=1), None, F.normalize(others, dim=1)
-    logits = F.linear(others, weight, bias) / (temperature if normalized else 1)
-    accuracy = (logits.argmax(1) == truth).double().mean().item()
-    return Probe(accuracy, time.perf_counter() - started, weight, bias, logits)
+            seconds[i] += time.perf_counter() - began
+    return seconds, time.perf_counter() - started - sum(seconds)

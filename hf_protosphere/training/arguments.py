@@ -19,7 +19,7 @@ UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
-    "nc_train_samples", "feature_views",
+    "nc_train_samples", "feature_views", "probe_augmentation",
 )  # fmt: skip
 # What the best epoch can be chosen by, beside any metric of neural collapse.
 BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")

@@ -13,9 +13,9 @@ from ..backbones import timm_name
 from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_model
 from ..evaluation.report import format_classifiers, format_report
-from ..inference.features import frozen, on_features
+from ..inference.features import frozen, on_features, with_backbone
 from ..inference.predictions import training_class_means
-from ..inference.probes import train_probe
+from ..inference.probes import LEARNING_RATES, Probe, train_probes
 from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -117,26 +117,29 @@ def _probes(
     run: TrainingRun, model: ProtoSphereForImageClassification, split: str
 ) -> dict[str, dict[str, float]]:
     """Those that were asked for, on features of the training images and of one split."""
-    arguments = run.arguments
-    kinds = ("linear", "normalized_linear")
-    if not (asked := [kind for kind in kinds if getattr(arguments, f"{kind}_probe")]):
+    arguments, accelerator, network = run.arguments, run.accelerator, model
+    asked = [kind for kind in LEARNING_RATES if getattr(arguments, f"{kind}_probe")]
+    if not asked:
         return {}
-    train, held_out = (
-        frozen(model, run.eval_loaders[role], run.accelerator, f"{role} images")
-        for role in ("train", split)
-    )
-    probes, device = {}, run.accelerator.device
-    data = [(part.versions[0].to(device), part.labels.to(device)) for part in (train, held_out)]
-    for kind in asked:
-        probe = train_probe(
-            kind, *data, run.images.num_labels,
-            epochs=arguments.probe_epochs, temperature=arguments.temperature, seed=arguments.seed,
-        )  # fmt: skip
-        probes[kind] = {
-            "accuracy": probe.accuracy, "pass_seconds": train.seconds,
-            "training_seconds": probe.training_seconds,
-        }  # fmt: skip
-    return probes
+    held_out = frozen(model, run.eval_loaders[split], accelerator, f"{split} images")
+    features, labels = held_out.versions[0], held_out.labels
+    options = {"temperature": arguments.temperature, "seed": arguments.seed}
+    dims = features.shape[1], run.images.num_labels
+    probes = [Probe(kind, *dims, **options) for kind in asked]
+    train = run.images.splits["train"]
+    if not arguments.probe_augmentation:
+        train = frozen(model, run.eval_loaders["train"], accelerator, "train images")
+    elif run.on_features:
+        train, network = train.images, with_backbone(model, run.model.protosphere.backbone)
+    seconds, passing = train_probes(probes, network, train, accelerator, arguments, arguments.seed)
+    return {
+        probe.kind: {
+            "accuracy": (probe.cpu()(features).argmax(1) == labels).double().mean().item(),
+            "pass_seconds": getattr(train, "seconds", passing), "training_seconds": spent,
+            "augmented": arguments.probe_augmentation,
+        }
+        for probe, spent in zip(probes, seconds)
+    }  # fmt: skip
 
 
 def _summary(

@@ -1,18 +1,6 @@
 """Heads on the features of a frozen network, from Python: these computed once, those trained often.
 
-Example:
-    >>> import torch
-    >>> from hf_protosphere.data.image_cache import FeatureSplit
-    >>> labels = torch.arange(60) % 3  # any features (N, F), or (A, N, F) of A versions
-    >>> split = FeatureSplit(torch.eye(96)[labels] + 0.1 * torch.rand(60, 96), labels)
-    >>> features = ImageDataset({"train": split, "validation": split}, ["a", "b", "c"])
-    >>> arguments = TrainArguments(
-    ...     dataset_name="mine", backbone="test_resnet", freeze_backbone=True, projection="linear",
-    ...     objective="ntce", epochs=2, batch_size=20,
-    ... )
-    >>> model, results = train_head(arguments, features)
-    >>> results["validation"]["accuracy"], embedded(model, split)[0].shape
-    (1.0, torch.Size([60, 128]))
+Any features will do: `ImageDataset({"train": FeatureSplit(features, labels), ...}, class_names)`.
 """
 
 from __future__ import annotations
@@ -55,7 +43,7 @@ def train_head(
 
     Args:
         arguments: as of `train`, with `freeze_backbone`, which name the backbone of the features.
-        features: of `features_of`, or of any tensors, as in the example above.
+        features: of `features_of`, or of any tensors.
 
     Returns:
         The whole model of the best epoch, and what results.json holds, with the "records" of

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
+from ..data.image_cache import FeatureSplit
 from ..data.labels import labels_of
 from ..data.subsets import drawn
 from ..data.transforms import build_image_processor
 from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import evaluate_predictions
-from ..inference.features import with_features
+from ..inference.features import embedded, with_features
+from ..inference.probes import Probe, train_probes
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs.checkpoints import refuse_changed_transfer, save_model
@@ -34,12 +38,13 @@ from ..runs.processes import (
     own_accelerate_state,
 )
 from ..runs.reading import errors_in_one_line, read_json_lines
+from ..training.adaptation import count_trained_parameters
 from ..training.arguments import TrainArguments
 from ..training.optimizer import usual_learning_rate
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
 from .arguments import OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
-from .frozen import as_model, fit
+from .frozen import as_model, knn, of_class_means
 from .report import format_summary, plot_shots, summarize
 
 ROWS = "rows.jsonl"
@@ -214,7 +219,9 @@ class Transfer:
     @cached_property
     def _network(self) -> ProtoSphereForImageClassification:
         torch.manual_seed(self.arguments.seed)
-        training, _ = resolve(self.training("prototypes"))
+        # A projection that nothing has trained is none of the network.
+        new = {} if "finetune_from" in self.start else {"projection": "none"}
+        training, _ = resolve(self.training("prototypes").but(**new))
         return build_model(training, self.images).to(self.accelerator.device)
 
     @cached_property
@@ -227,39 +234,68 @@ class Transfer:
             self.images, self._network, self.accelerator, options, max(versions, 1)
         )
 
+    def _shots(self, images: ImageDataset, shots: int | None, trial: int) -> Any:
+        """The training images, or of them those that a trial draws."""
+        split, seed = images.splits["train"], self.arguments.seed + trial
+        counts = [shots] * images.num_labels
+        return split if shots is None else split.select(drawn(labels_of(split), counts, seed))
+
+    @cache  # noqa: B019  (as long as the transfer lives)
+    def _probes(self, shots: int | None, trial: int) -> dict[str, tuple[Probe, float, float]]:
+        """All that are asked for, trained at once; the seconds of each, and of the features."""
+        modes = [mode for mode in self.arguments.modes if mode.endswith("_probe")]
+        fair, seed = self.arguments.probe_augmentation, self.arguments.seed + trial
+        train = self._shots(self.images if fair else self._features, shots, trial)
+        temperature = self.arguments.temperature
+        dims = self._features.splits["train"].versions.shape[2], self.images.num_labels
+        probes = [
+            Probe(mode.removesuffix("_probe"), *dims, temperature=temperature, seed=seed)
+            for mode in modes
+        ]
+        made_of = self._network, train, self.accelerator, self.training(modes[0]), seed
+        seconds, passing = train_probes(probes, *made_of)
+        passing = passing if fair else _seconds(train)
+        return {mode: (*made, passing) for mode, *made in zip(modes, probes, seconds)}
+
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         arguments, images, network = self.arguments, self.images, self._network
         split = next(role for role in ("test", "validation", "train") if role in images.splits)
-        seed, features = arguments.seed + trial, self._features.splits
-        train_images, evaluation = features["train"], features[split]
-        if shots is not None:
-            drawn_rows = drawn(labels_of(train_images), [shots] * images.num_labels, seed)
-            train_images = train_images.select(drawn_rows)
-        temperature = network.config.softmax_temperature
-        classifier = fit(
-            mode, train_images, evaluation, network, images.num_labels, temperature=temperature,
-            epochs=arguments.probe_epochs, neighbors=arguments.neighbors, seed=seed,
-        )  # fmt: skip
-        labels = evaluation.labels.to(classifier.logits.device)
+        train, evaluation = self._shots(self._features, shots, trial), self._features.splits[split]
+        device, probe, spent, passing = self.accelerator.device, None, 0.0, _seconds(train)
+        labels, started = evaluation.labels.to(device), time.perf_counter()
+        if mode.endswith("_probe"):
+            probe, spent, passing = self._probes(shots, trial)[mode]
+            space = evaluation.versions[0].to(device)
+            logits = probe(space).detach()
+        else:
+            space, _ = embedded(network, evaluation)
+            if mode == "knn":
+                known = embedded(network, train)[0], train.labels.to(device)
+                logits = knn(*known, space, images.num_labels, arguments.neighbors)
+            else:
+                probe = of_class_means(network, train, images.num_labels)
+                logits = probe(space)
+            spent = time.perf_counter() - started
         report = evaluate_predictions(
-            [(classifier.embeddings, classifier.logits, labels)],
-            self.accelerator, num_classes=images.num_labels, prototypes=classifier.prototypes,
-            embedding_dim=classifier.embeddings.shape[1],
+            [(F.normalize(space, dim=1), logits, labels)], self.accelerator,
+            num_classes=images.num_labels, embedding_dim=space.shape[1],
+            prototypes=None if probe is None else F.normalize(probe.weight.detach(), dim=1),
         )  # fmt: skip
-        if shots is None and self.accelerator.is_main_process:
-            model = as_model(mode, classifier, network, images.label_names, temperature)
-            if model is not None:
-                folder = self.folder if self.is_single else self.folder / mode
-                save_model(model, build_image_processor(model.config), folder)
-        feature_seconds = train_images.seconds / len(train_images.versions)  # of the plain ones
+        if probe is not None and shots is None and self.accelerator.is_main_process:
+            model = as_model(mode, probe, network, images.label_names)
+            folder = self.folder if self.is_single else self.folder / mode
+            save_model(model, build_image_processor(model.config), folder)
         return {
             "split": split,
             **_metrics(report),
-            "seconds": feature_seconds + classifier.seconds,
-            "training_seconds": classifier.seconds,
-            "feature_seconds": feature_seconds,
-            "trainable_parameters": classifier.parameters,
-        }
+            "seconds": passing + spent, "training_seconds": spent, "feature_seconds": passing,
+            "trainable_parameters": 0 if probe is None else count_trained_parameters(probe),
+        }  # fmt: skip
+
+
+def _seconds(split: FeatureSplit) -> float:
+    """Of the features of its plain images."""
+    return split.seconds / len(split.versions)
 
 
 def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:

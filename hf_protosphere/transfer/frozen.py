@@ -7,16 +7,13 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.image_cache import FeatureSplit
 from ..inference.features import embedded
-from ..inference.probes import train_probe
+from ..inference.probes import Probe
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 from ..training.adaptation import with_new_classes
@@ -24,62 +21,23 @@ from ..training.adaptation import with_new_classes
 KNN_TEMPERATURE = 0.07  # Wu et al.'s
 
 
-@dataclass(frozen=True)
-class FrozenClassifier:
-    """What it says of the evaluation images, and what it is made of."""
-
-    embeddings: Tensor  # (N, D) of the evaluation images, unit norm, in the space it classifies in
-    logits: Tensor  # (N, K)
-    prototypes: Tensor | None  # (K, D), unit norm; None of knn
-    parameters: int  # that were fitted
-    seconds: float  # beside the pass over the images
-    weight: Tensor | None = None  # (K, D) and bias (K,) of a linear layer
-    bias: Tensor | None = None
-
-
-def fit(
-    mode: str,
-    train: FeatureSplit,
-    evaluation: FeatureSplit,
-    network: ProtoSphereForImageClassification,
-    num_classes: int,
-    *,
-    temperature: float = 0.1,
-    epochs: int = 90,
-    neighbors: int = 20,
-    seed: int = 0,
-) -> FrozenClassifier:
-    """The classifier of one of `FROZEN_MODES`: cosines of prototypes and of the normalised probe
-    are divided by the temperature, the epochs are of the probes, the neighbors of knn."""
-    if mode in ("prototypes", "knn"):
-        started = time.perf_counter()
-        known, embeddings = (embedded(network, split)[0] for split in (train, evaluation))
-        labels, prototypes = train.labels.to(known.device), None
-        if mode == "prototypes":
-            prototypes = class_means(known, labels, num_classes, group="local")
-            logits = embeddings @ prototypes.to(embeddings).T / temperature
-        else:
-            logits = _knn(known, labels, embeddings, num_classes, neighbors)
-        seconds = time.perf_counter() - started
-        return FrozenClassifier(embeddings, logits, prototypes, 0, seconds)
-    device = network.device
-    features = train.versions[0].to(device), evaluation.versions[0].to(device)
-    probe = train_probe(
-        mode.removesuffix("_probe"), (features[0], train.labels.to(device)),
-        (features[1], evaluation.labels.to(device)), num_classes,
-        epochs=epochs, temperature=temperature, seed=seed,
-    )  # fmt: skip
-    return FrozenClassifier(
-        F.normalize(features[1], dim=1), probe.logits, F.normalize(probe.weight, dim=1),
-        sum(part.numel() for part in (probe.weight, probe.bias) if part is not None),
-        probe.training_seconds, probe.weight, probe.bias,
-    )  # fmt: skip
+@torch.no_grad()
+def of_class_means(
+    network: ProtoSphereForImageClassification, train: FeatureSplit, num_classes: int
+) -> Probe:
+    """Of embeddings, not of features, by their class means, which are not trained."""
+    embeddings, _ = embedded(network, train)
+    means = class_means(embeddings, train.labels.to(embeddings.device), num_classes, group="local")
+    temperature = network.config.softmax_temperature
+    probe = Probe("normalized_linear", means.shape[1], num_classes, temperature=temperature)
+    probe.weight.copy_(means)
+    return probe.requires_grad_(False).to(embeddings.device)
 
 
-def _knn(
+def knn(
     known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, neighbors: int
 ) -> Tensor:
-    """(N, K) log shares of the votes."""
+    """(N, K) log shares of the votes for embeddings (N, D), of those known with their labels."""
     neighbors = min(neighbors, len(labels))
     logits = []
     for block in embeddings.split(1024):  # no N x N matrix
@@ -94,25 +52,18 @@ def _knn(
 
 @torch.no_grad()
 def as_model(
-    mode: str,
-    classifier: FrozenClassifier,
-    network: ProtoSphereForImageClassification,
-    class_names: list[str],
-    temperature: float,
-) -> ProtoSphereForImageClassification | None:
-    """A model that classifies as the classifier does; None for knn, which needs its images."""
-    if mode == "knn":
-        return None
+    mode: str, probe: Probe, network: ProtoSphereForImageClassification, class_names: list[str]
+) -> ProtoSphereForImageClassification:
+    """A model that classifies images as the probe does what the network makes of them."""
     objective = "cross_entropy" if mode == "linear_probe" else "normface"
     head = {"projection": "none"}
     if mode == "prototypes":
         objective = network.config.objective if network.config.has_prototypes else objective
         head = {"prototypes": "class_means"}
-    head["softmax_temperature"] = temperature
-    model = with_new_classes(network, class_names, objective=objective, **head)
+    head |= {"softmax_temperature": probe.temperature, "objective": objective}
+    model = with_new_classes(network, class_names, **head)
     if mode == "linear_probe":
-        model.classifier.weight.copy_(classifier.weight)
-        model.classifier.bias.copy_(classifier.bias)
+        model.classifier.load_state_dict(probe.state_dict())
     else:
-        model.set_prototypes(classifier.prototypes)
+        model.set_prototypes(F.normalize(probe.weight, dim=1))
     return model

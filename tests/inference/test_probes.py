@@ -1,15 +1,36 @@
-"""Probes on frozen features: right on what can be separated, deterministic, in one table."""
+"""Linear probes: right on what can be separated, deterministic, fair or quick, in one table."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.report import format_classifiers
-from hf_protosphere.inference.probes import train_probe
+from hf_protosphere.inference.probes import Probe, train_probes
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
+
+CONFIG = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3, projection="none")
+
+
+def trained(kinds, split, network=None, *, classes=5, **options):
+    network = network or ProtoSphereForImageClassification(CONFIG)
+    dim = split.versions.shape[2] if isinstance(split, FeatureSplit) else 96
+    probes = [Probe(kind, dim, classes, temperature=0.1) for kind in kinds]
+    arguments = TrainArguments(dataset_name="x", num_workers=0, **options)
+    seconds, passing = train_probes(probes, network, split, Accelerator(), arguments, seed=0)
+    assert len(seconds) == len(kinds)
+    assert min(*seconds, passing) > 0
+    return probes
+
+
+def accuracy(probe, features, labels):
+    return (probe(features).argmax(1) == labels).double().mean().item()
 
 
 def clusters(seed, noise):
@@ -20,33 +41,73 @@ def clusters(seed, noise):
 
 
 @pytest.mark.parametrize("kind", ["linear", "normalized_linear"])
-def test_a_probe_is_as_good_as_logistic_regression(kind):
+@pytest.mark.parametrize(
+    "options", [{}, {"probe_milestones": [30, 60], "probe_learning_rate": 0.2}]
+)
+def test_a_probe_is_as_good_as_logistic_regression(kind, options):
     train_data, test_data = clusters(1, noise=1.5), clusters(2, noise=1.5)
-    probe = train_probe(kind, train_data, test_data, 5)
+    (probe,) = trained([kind], FeatureSplit(*train_data), **options)
     features = [data[0] for data in (train_data, test_data)]
     if kind == "normalized_linear":
         features = [F.normalize(x, dim=1) for x in features]
     reference = LogisticRegression(max_iter=1000).fit(features[0], train_data[1])
-    assert probe.accuracy > 0.6
-    assert probe.accuracy == pytest.approx(reference.score(features[1], test_data[1]), abs=0.04)
-    assert probe.training_seconds > 0
-    again = train_probe(kind, train_data, test_data, 5)
-    assert again.accuracy == probe.accuracy
+    found = accuracy(probe, *test_data)
+    assert found > 0.6
+    assert found == pytest.approx(reference.score(features[1], test_data[1]), abs=0.04)
+    # The same alone and beside another.
+    both = trained(["normalized_linear", "linear"], FeatureSplit(*train_data), **options)
+    (again,) = [other for other in both if other.kind == kind]
+    assert torch.equal(again.weight, probe.weight)
 
 
 def test_only_the_linear_probe_sees_norms():
     rays = torch.tensor([[1.0, 0.0], [3.0, 0.0]]).repeat(50, 1)
     data = rays, torch.arange(2).repeat(50)
-    assert train_probe("linear", data, data, 2).accuracy == 1
-    assert train_probe("normalized_linear", data, data, 2).accuracy == 0.5
+    linear, normalized = trained(["linear", "normalized_linear"], FeatureSplit(*data), classes=2)
+    assert accuracy(linear, *data) == 1
+    assert accuracy(normalized, *data) == 0.5
 
 
-def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path, capsys):
+def test_steps_of_the_learning_rate(monkeypatch):
+    rates, step = [], torch.optim.SGD.step
+
+    def seen(self, *args):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", seen)
+    split = FeatureSplit(*clusters(1, noise=1.0)).select(range(20))  # a batch an epoch
+    options = {"probe_epochs": 4, "probe_learning_rate": 5.0}
+    trained(["linear"], split, probe_milestones=[1, 3], **options)
+    assert rates == pytest.approx([5.0, 1.0, 1.0, 0.2])
+    rates.clear()
+    trained(["linear"], split, **options)
+    assert rates == pytest.approx([5.0, 4.268, 2.5, 0.732], abs=0.001)
+
+
+@pytest.mark.parametrize("cache_images", [True, False])
+def test_fair_probes_see_images_augmented_anew_in_one_pass_for_all(digits_folder, cache_images):
+    images = load_image_dataset(str(digits_folder), validation_fraction=0).splits["train"]
+    network, seen = ProtoSphereForImageClassification(CONFIG).train(), []
+    network.protosphere.register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    options = {"probe_epochs": 3, "augmentation": "crop", "cache_images": cache_images}
+    kinds = ["linear", "normalized_linear"]
+    first = trained(kinds, images, network, classes=3, **options)
+    assert len(seen) == 3  # batches of all 120 images
+    assert not torch.allclose(seen[0].sum(0), seen[1].sum(0), atol=0.1)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+    again = trained(kinds, images, network, classes=3, **options)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(first, again))
+
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path, capsys, fair):
     arguments = TrainArguments(
         dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=2,
         backbone="test_resnet", batch_size=16, num_workers=0, report_to=["none"], objective="scl",
         projection="mlp", projection_dim=16, linear_probe=True, normalized_linear_probe=True,
-        probe_epochs=20, optimizer="adamw", pictures=False,
+        probe_epochs=10, optimizer="adamw", pictures=False, probe_augmentation=fair,
     )  # fmt: skip
     results = train(arguments)
     classifiers = results["classifiers"]
@@ -68,7 +129,7 @@ def test_a_finished_run_is_probed_by_resuming_it(digits_folder, tmp_path):
 
     first = run()
     assert "classifiers" not in first
-    again = run(resume=True, linear_probe=True, probe_epochs=5)
+    again = run(resume=True, linear_probe=True, probe_epochs=5, probe_augmentation=True)
     assert set(again["classifiers"]) == {"class_means", "linear"}
     assert again["test"] == first["test"]
 

@@ -163,6 +163,25 @@ def test_a_backbone_that_is_no_protosphere(run, source, tmp_path):
     assert result["rows"][0]["num_images"] == 45
 
 
+def test_class_means_of_a_backbone_are_those_of_its_features(run, tmp_path):
+    save_for_hf(timm.create_model("test_resnet"), tmp_path / "timm", safe_serialization=True)
+    run(model=str(tmp_path / "timm"), mode="prototypes", image_size=32)
+    model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.projection == "none"
+
+
+def test_fair_probes_share_their_passes(run, monkeypatch):
+    trained, train = [], transfer_module.train_probes
+    monkeypatch.setattr(transfer_module, "train_probes", lambda *a: trained.append(a) or train(*a))
+    options = {"compare": "linear_probe,normalized_linear_probe", "shots": "4", "trials": 2}
+    rows = run(**options, probe_augmentation=True, probe_milestones=[3])["rows"]
+    assert len(rows) == 4
+    assert [len(made[0]) for made in trained] == [2, 2]  # probes of each trial
+    assert [len(made[2]) for made in trained] == [12, 12]  # images
+    assert [row["trainable_parameters"] for row in rows] == [291, 291, 288, 288]
+    assert rows[0]["feature_seconds"] == rows[2]["feature_seconds"] > 0
+
+
 @pytest.mark.parametrize("mode", ["head", "prototypes"])
 def test_a_transformer_at_another_image_size(run, tmp_path, mode):
     config = ProtoSphereConfig(
