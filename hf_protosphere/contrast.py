@@ -346,17 +346,24 @@ def resolve_group(group: Group) -> dist.ProcessGroup | None:
     return group if dist.get_world_size(group) > 1 else None
 
 
+def gathered(
+    vectors: Tensor, labels: Tensor, keep: Tensor, processes: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Vectors (N, D), labels (N,) and which to keep (N,) of all processes; where the own begin."""
+    if processes is None:
+        return vectors, labels, keep, 0
+    everyone, offset = GatherBatches.apply(vectors, processes)
+    all_labels, _ = GatherBatches.apply(labels, processes)
+    return everyone, all_labels, GatherBatches.apply(keep.long(), processes)[0].bool(), offset
+
+
 def contrast_vectors(
     vectors: Tensor, labels: Tensor, keep: Tensor, temperature: float, chunk_size: int | None,
     processes: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Each vector (N, D) among the kept ones of all processes: (N,) the log-sum-exp of its
     similarities x_i·x_j / t with the others, (N, D) the sum and (N,) the number of its class."""
-    everyone, all_labels, all_keep, offset = vectors, labels, keep, 0
-    if processes is not None:
-        everyone, offset = GatherBatches.apply(vectors, processes)
-        all_labels, _ = GatherBatches.apply(labels, processes)
-        all_keep = GatherBatches.apply(keep.long(), processes)[0].bool()
+    everyone, all_labels, all_keep, offset = gathered(vectors, labels, keep, processes)
     chunk_rows = rows_per_chunk(chunk_size, len(vectors), len(everyone))
     if processes is None:
         lse = PairwiseLogSumExp.apply(vectors, keep, temperature, chunk_size)

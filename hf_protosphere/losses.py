@@ -1,4 +1,4 @@
-"""Prototype contrast on the unit sphere: NormFace, NTCE, NONL and SupCon.
+"""Contrast on the unit sphere: NormFace, NTCE, NONL and SupCon; their relatives in `objectives.py`.
 
 With embeddings u_i and prototypes w_c of unit norm, a batch of M instances, K classes, temperature
 t and s_jc = w_c·u_j / t, the objectives of "Neural Collapse by Design" (Koromilas et al., ICML
@@ -14,7 +14,7 @@ All four are one operation, a log-sum-exp over one side of a matrix of similarit
 through one log-sum-exp *per class*: O(M·K) work, no M×M matrix, K numbers to exchange between
 processes. SupCon's denominator is NONL's with every instance as the prototype of its own class.
 
-This file travels to the Hub with every checkpoint and imports torch and `contrast.py` only.
+Travels to the Hub with every checkpoint and imports torch and `contrast.py` only.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .contrast import (
@@ -80,7 +81,7 @@ class LossOptions:
 OPTIONS = tuple(field.name for field in fields(LossOptions))
 
 
-class _Anchors(NamedTuple):
+class Anchors(NamedTuple):
     """Which instances take part: (M,) each, of SupCon's views (M, V)."""
 
     kept: Tensor  # bool: their label is not `ignore_index`
@@ -93,7 +94,7 @@ class _Anchors(NamedTuple):
         return (self.kept & ~self.contrasted).sum()
 
 
-def _loss(equation: Callable[..., tuple[Tensor, _Anchors]]) -> Callable[..., Tensor]:
+def loss_of(equation: Callable[..., tuple[Tensor, Anchors]]) -> Callable[..., Tensor]:
     """The public function of an equation: takes `LossOptions` as keywords, and is reduced."""
 
     @functools.wraps(equation)
@@ -107,11 +108,11 @@ def _loss(equation: Callable[..., tuple[Tensor, _Anchors]]) -> Callable[..., Ten
     return loss
 
 
-@_loss
+@loss_of
 def normface_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
-    *, options: LossOptions,
-) -> tuple[Tensor, _Anchors]:  # fmt: skip
+    *, bias: Tensor | None = None, options: LossOptions,
+) -> tuple[Tensor, Anchors]:  # fmt: skip
     """Softmax cross-entropy on cosines: every instance against the K prototypes.
 
         L = mean_i [ logsumexp_c w_c·u_i / t − w_yi·u_i / t ]
@@ -119,16 +120,20 @@ def normface_loss(
     Wang et al., "NormFace", 2017; the normalised softmax of arXiv 2605.20302. Prefer `ntce_loss` or
     `nonl_loss` where the batch is larger than the number of classes: they have more negatives.
 
-    Arguments, errors and distribution are those of `ntce_loss`.
+    Args:
+        bias: (K,) added to the similarities with each class's prototype: τ·log(its share of the
+            training images) is logit adjustment (Menon et al. 2021).
+
+    The other arguments, errors and distribution are those of `ntce_loss`.
     """
-    return _contrast(embeddings, prototypes, labels, temperature, options, "prototypes")
+    return contrast(embeddings, prototypes, labels, temperature, options, "prototypes", bias)[:2]
 
 
-@_loss
+@loss_of
 def ntce_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
-    *, options: LossOptions,
-) -> tuple[Tensor, _Anchors]:  # fmt: skip
+    *, queue: tuple[Tensor, Tensor] | None = None, options: LossOptions,
+) -> tuple[Tensor, Anchors]:  # fmt: skip
     """NTCE: the prototype of each instance's class against all M instances of the batch.
 
         L = mean_i [ logsumexp_j w_yi·u_j / t − w_yi·u_i / t ]
@@ -141,6 +146,8 @@ def ntce_loss(
         prototypes: (K, D), one row per class, any float dtype.
         labels: (M,) int64 in [0, K), or `ignore_index`.
         temperature: t > 0.
+        queue: (Q, D) embeddings and (Q,) labels of earlier batches, or `ignore_index`. They are
+            contrasted with as well, as constants; they are no anchors.
         weight, ignore_index, reduction, chunk_size, group, normalize: see `LossOptions`.
 
     Returns:
@@ -160,14 +167,15 @@ def ntce_loss(
         >>> round(loss.item(), 4)
         0.3133
     """
-    return _contrast(embeddings, prototypes, labels, temperature, options, "instances")
+    batch = (embeddings, prototypes, labels, temperature)
+    return contrast(*batch, options, "instances", queue=queue)[:2]
 
 
-@_loss
+@loss_of
 def nonl_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
-    *, options: LossOptions,
-) -> tuple[Tensor, _Anchors]:  # fmt: skip
+    *, queue: tuple[Tensor, Tensor] | None = None, options: LossOptions,
+) -> tuple[Tensor, Anchors]:  # fmt: skip
     """NONL: the prototype of each instance's class against the instances of the *other* classes.
 
         L = mean_i [ logsumexp_{j: yj ≠ yi} w_yi·u_j / t − w_yi·u_i / t ]
@@ -186,8 +194,8 @@ def nonl_loss(
         >>> nonl_loss(embeddings, prototypes, torch.tensor([0, 1]), temperature=1.0).item()
         -1.0
     """
-    over = "other classes"
-    losses, anchors = _contrast(embeddings, prototypes, labels, temperature, options, over)
+    batch = (embeddings, prototypes, labels, temperature)
+    losses, anchors, _ = contrast(*batch, options, "other classes", queue=queue)
     if readable(losses) and (left_out := int(anchors.left_out)):
         warnings.warn(
             f"nonl_loss: the batch holds a single class, so {left_out} anchors have no negatives "
@@ -197,10 +205,10 @@ def nonl_loss(
     return losses, anchors
 
 
-@_loss
+@loss_of
 def supcon_loss(
     embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
-) -> tuple[Tensor, _Anchors]:
+) -> tuple[Tensor, Anchors]:
     """Supervised contrastive loss: every view against every other view of the batch.
 
         L = mean_i [ logsumexp_{j ≠ i} u_i·u_j / t − mean_{p: yp = yi, p ≠ i} u_i·u_p / t ]
@@ -227,30 +235,22 @@ def supcon_loss(
         >>> round(supcon_loss(views, torch.tensor([0, 1]), temperature=1.0).item(), 4)
         0.5514
     """
-    temperature = _checked_temperature(temperature)
-    shape = embeddings.shape[:-1]
-    if len(shape) not in (1, 2):
-        raise ValueError(
-            f"expected embeddings (M, V, D) or (M, D), but got {tuple(embeddings.shape)}."
-        )
-    kept = _kept(labels, len(embeddings), options.ignore_index)
-    labels, kept = (x.repeat_interleave(shape[1:].numel()) for x in (labels, kept))  # (N,)
+    vectors, labels, kept = vectors_of(embeddings, labels, options)
+    temperature, processes = checked_temperature(temperature), resolve_group(options.group)
     with full_precision(embeddings):
-        vectors = embeddings.flatten(0, -2).to(compute_dtype(embeddings))  # (N, D)
-        if options.normalize:
-            norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-            vectors = vectors / norms.masked_fill(norms == 0, 1)
         lse, sums, counts = contrast_vectors(
-            vectors, labels, kept, temperature, options.chunk_size, resolve_group(options.group)
+            vectors, labels, kept, temperature, options.chunk_size, processes
         )
         others = counts - 1  # (N,) positives of each anchor
         positives = (vectors * (sums - vectors)).sum(-1) / (temperature * others.clamp_min(1))
-    anchors = (kept, others > 0, labels.clamp_min(0))
-    return (lse - positives).view(shape), _Anchors(*(x.view(shape) for x in anchors))
+    anchors = (lse - positives, kept, others > 0, labels.clamp_min(0))
+    losses, *anchors = (x.view(embeddings.shape[:-1]) for x in anchors)
+    return losses, Anchors(*anchors)
 
 
 class _LossModule(nn.Module):
-    """Stores a loss function's arguments; `left_out` counts the last batch's unusable anchors."""
+    """A loss function's options, as attributes. Called with what the function takes before the
+    temperature, and keywords of its own; `left_out` counts that batch's unusable anchors."""
 
     _function: Callable[..., Tensor]
     weight: Tensor | None
@@ -261,7 +261,7 @@ class _LossModule(nn.Module):
         normalize: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.temperature = _checked_temperature(temperature)
+        self.temperature = checked_temperature(temperature)
         self.register_buffer("weight", weight, persistent=False)
         self.ignore_index, self.reduction, self.chunk_size = ignore_index, reduction, chunk_size
         self.group, self.normalize = group, normalize
@@ -270,74 +270,86 @@ class _LossModule(nn.Module):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}"
 
-    def _reduced(self, *batch: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor, **more: Any) -> Tensor:
         options = LossOptions(**{name: getattr(self, name) for name in OPTIONS})
-        losses, anchors = self._function.__wrapped__(*batch, self.temperature, options=options)
+        equation, more["temperature"] = self._function.__wrapped__, self.temperature
+        losses, anchors = equation(*batch, **more, options=options)
         self.left_out = anchors.left_out
         return _reduce(losses, anchors, options)
 
 
-class _PrototypeLossModule(_LossModule):
-    def forward(self, embeddings: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
-        return self._reduced(embeddings, prototypes, labels)
+def module_of(name: str, function: Callable[..., Tensor]) -> type[_LossModule]:
+    words = f"`{function.__name__}` as a module, which keeps temperature and options."
+    body = {"__module__": function.__module__, "__doc__": words}
+    return type(name, (_LossModule,), body | {"_function": staticmethod(function)})
 
 
-class NormFaceLoss(_PrototypeLossModule):
-    """`normface_loss` as a module: `loss(embeddings, prototypes, labels)`."""
-
-    _function = staticmethod(normface_loss)
-
-
-class NTCELoss(_PrototypeLossModule):
-    """`ntce_loss` as a module: `loss(embeddings, prototypes, labels)`."""
-
-    _function = staticmethod(ntce_loss)
+NormFaceLoss = module_of("NormFaceLoss", normface_loss)
+NTCELoss = module_of("NTCELoss", ntce_loss)
+NONLLoss = module_of("NONLLoss", nonl_loss)
+SupConLoss = module_of("SupConLoss", supcon_loss)
 
 
-class NONLLoss(_PrototypeLossModule):
-    """`nonl_loss` as a module: `loss(embeddings, prototypes, labels)`."""
-
-    _function = staticmethod(nonl_loss)
-
-
-class SupConLoss(_LossModule):
-    """`supcon_loss` as a module: `loss(embeddings, labels)`."""
-
-    _function = staticmethod(supcon_loss)
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        return self._reduced(embeddings, labels)
-
-
-def _contrast(
+def contrast(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float,
-    options: LossOptions, over: Literal["prototypes", "instances", "other classes"],
-) -> tuple[Tensor, _Anchors]:  # fmt: skip
-    """(M,) log-sum-exp of what each instance is contrasted with, less its s_i,yi."""
-    temperature = _checked_temperature(temperature)
+    options: LossOptions, over: str, bias: Tensor | None = None,
+    queue: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Anchors, Tensor]:  # fmt: skip
+    """(M,) log-sum-exp over the "prototypes", "other prototypes", "instances" or "other classes",
+    less the own s_i,yi, both with the bias; and (M,) the latter without."""
+    temperature = checked_temperature(temperature)
     if prototypes.dim() != 2 or embeddings.dim() != 2 or embeddings.shape[1] != prototypes.shape[1]:
         raise ValueError(
             "expected embeddings (M, D) and prototypes (K, D), one row per class, but got "
             f"embeddings {tuple(embeddings.shape)} and prototypes {tuple(prototypes.shape)}."
         )
-    num_classes = len(prototypes)
-    kept = _kept(labels, len(embeddings), options.ignore_index, num_classes)
-    own_class = torch.where(kept, labels, -1)
-    lse, positives, _ = ContrastLogSumExp.apply(
-        prototypes, embeddings, own_class, kept, temperature, over != "prototypes",
-        over == "other classes", rows_per_chunk(options.chunk_size, num_classes, len(embeddings)),
-        options.normalize,
+    kept = _kept(labels, len(embeddings), options.ignore_index, len(prototypes))
+    own_class, normalize = torch.where(kept, labels, -1), options.normalize
+    classes, columns = own_class.clamp_min(0), embeddings
+    if queue is not None:
+        queued = _kept(queue[1], len(queue[0]), options.ignore_index, len(prototypes))
+        columns = torch.cat([embeddings, queue[0].detach().to(embeddings)])
+        own_class = torch.cat([own_class, torch.where(queued, queue[1], -1)])
+    if bias is not None:  # a coordinate more: 1 of the instances, t·bias of the prototypes
+        columns, rows = unit(columns, normalize), unit(prototypes, normalize)
+        columns = F.pad(columns, (0, 1), value=1.0)
+        prototypes = torch.cat([rows, temperature * bias.to(rows)[:, None]], 1)
+        normalize = False
+    over_columns, exclude_own = "prototypes" not in over, over.startswith("other")
+    lse, own, _ = ContrastLogSumExp.apply(
+        prototypes, columns, own_class, own_class >= 0, temperature, over_columns, exclude_own,
+        rows_per_chunk(options.chunk_size, len(prototypes), len(columns)), normalize,
     )  # fmt: skip
-    classes = own_class.clamp_min(0)
-    if over != "prototypes":  # lse is (K,), one per anchoring prototype: hand it to its instances
+    own = own[: len(embeddings)]
+    if over_columns:  # lse is (K,), one per anchoring prototype: hand it to its instances
         if (processes := resolve_group(options.group)) is not None:
             lse = GroupLogSumExp.apply(lse, processes)
         lse = lse.index_select(0, classes)  # (M,)
     contrasted = lse.detach() != -math.inf  # NaN stays in, to be seen
-    return lse - positives, _Anchors(kept, contrasted, classes)
+    bare = own if bias is None else own - bias.to(own).index_select(0, classes)
+    return lse - own, Anchors(kept, contrasted, classes), bare
 
 
-def _reduce(losses: Tensor, anchors: _Anchors, options: LossOptions) -> Tensor:
+def unit(vectors: Tensor, normalize: bool = True) -> Tensor:
+    """(N, D) of unit norm, in float32 or wider; a zero vector stays zero."""
+    with full_precision(vectors):
+        vectors = vectors.to(compute_dtype(vectors))
+        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        return vectors / norms.masked_fill(norms == 0, 1) if normalize else vectors
+
+
+def vectors_of(embeddings: Tensor, labels: Tensor, options: LossOptions) -> tuple[Tensor, ...]:
+    """Views (M[, V], D) and labels (M,) as N = M·V vectors (N, D), their labels, and bool: kept."""
+    if embeddings.dim() not in (2, 3):
+        shape = tuple(embeddings.shape)
+        raise ValueError(f"expected embeddings (M, V, D) or (M, D), but got {shape}.")
+    kept = _kept(labels, len(embeddings), options.ignore_index)
+    views = embeddings.shape[1:-1].numel()
+    labels, kept = (x.repeat_interleave(views) for x in (labels, kept))
+    return unit(embeddings.flatten(0, -2), options.normalize), labels, kept
+
+
+def _reduce(losses: Tensor, anchors: Anchors, options: LossOptions) -> Tensor:
     if (reduction := options.reduction) not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but got {reduction!r}.")
     included = anchors.kept & anchors.contrasted
@@ -357,7 +369,7 @@ def _reduce(losses: Tensor, anchors: _Anchors, options: LossOptions) -> Tensor:
     return total if processes is None else group_sum(total, processes)
 
 
-def _checked_temperature(temperature: float) -> float:
+def checked_temperature(temperature: float) -> float:
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be positive and finite, but got {temperature}.")
     return float(temperature)

@@ -1,4 +1,4 @@
-"""The objectives by name: one table of which loss each is, and what follows from that.
+"""The objectives by name, and those losses that complete the table of what contrasts with what.
 
 A loss on the sphere is told by what its *anchor* is, an image or a prototype, what the anchor is
 contrasted with, the K prototypes or the M images of the batch, and whether its own class is in the
@@ -8,35 +8,191 @@ denominator. Travels to the Hub with every checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from .losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from .contrast import PAIR_ROWS, full_precision, gathered, resolve_group, rows_per_chunk
+from .losses import (
+    Anchors,
+    LossOptions,
+    checked_temperature,
+    contrast,
+    loss_of,
+    module_of,
+    nonl_loss,
+    normface_loss,
+    ntce_loss,
+    supcon_loss,
+    vectors_of,
+)
+
+
+@loss_of
+def decoupled_normface_loss(
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
+    *, bias: Tensor | None = None, options: LossOptions,
+) -> tuple[Tensor, Anchors]:  # fmt: skip
+    """NormFace against the K − 1 prototypes of other classes: to it what NONL is to NTCE.
+
+        L = mean_i [ logsumexp_{c ≠ yi} w_c·u_i / t − w_yi·u_i / t ]
+
+    The value may be negative. The arguments are those of `normface_loss`.
+    """
+    batch = (embeddings, prototypes, labels, temperature)
+    return contrast(*batch, options, "other prototypes", bias)[:2]
+
+
+@loss_of
+def margin_loss(
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
+    *, margin: float, margin_type: str = "cosface", bias: Tensor | None = None,
+    options: LossOptions,
+) -> tuple[Tensor, Anchors]:  # fmt: skip
+    """NormFace whose own class must win by a margin m.
+
+        L = mean_i log(1 + Σ_{c ≠ yi} exp(w_c·u_i / t − s_i))
+
+    With θ between w_yi and u_i, s_i is (cos θ − m) / t ("cosface", Wang et al. 2018), or
+    cos(θ + m) / t ("arcface", Deng et al. 2019) and beyond θ + m = π (cos θ − m sin m) / t.
+    The other arguments are those of `normface_loss`.
+
+    Raises:
+        ValueError: a margin not in [0, π), or of another type.
+    """
+    if margin_type not in ("cosface", "arcface") or not 0 <= margin < math.pi:
+        raise ValueError(
+            "margin must be in [0, π) and margin_type 'cosface' or 'arcface', but got "
+            f"{margin} and {margin_type!r}."
+        )
+    batch = (embeddings, prototypes, labels, temperature)
+    losses, anchors, own = contrast(*batch, options, "other prototypes", bias)
+    lost = margin
+    if margin_type == "arcface":
+        cosines = own * temperature
+        sines = (1 - cosines.square()).clamp_min(1e-6).sqrt()  # its slope has no limit at 0
+        turned = cosines * (1 - math.cos(margin)) + sines * math.sin(margin)
+        lost = turned.where(cosines > -math.cos(margin), margin * math.sin(margin))
+    return F.softplus(losses + lost / temperature), anchors
+
+
+@loss_of
+def dot_regression_loss(
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, *, options: LossOptions
+) -> tuple[Tensor, Anchors]:
+    """Dot regression: every embedding to its own prototype, with no contrast.
+
+        L = mean_i (1 − w_yi·u_i)² / 2
+
+    Yang et al. 2022 (arXiv 2203.09081), on unit vectors, where the prototypes are a fixed simplex
+    ETF: nothing in it would keep learned ones apart. The arguments are those of `ntce_loss`.
+    """
+    _, anchors, cosines = contrast(embeddings, prototypes, labels, 1.0, options, "prototypes")
+    return (1 - cosines).square() / 2, anchors
+
+
+@loss_of
+def decoupled_supcon_loss(
+    embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
+) -> tuple[Tensor, Anchors]:
+    """SupCon against the views of other classes only: to it what NONL is to NTCE.
+
+        L = mean_i mean_{p: yp = yi, p ≠ i} [ logsumexp_{j: yj ≠ yi} u_i·u_j / t − u_i·u_p / t ]
+
+    The value may be negative. Anchors without a positive or without a negative are left out. The
+    arguments are those of `supcon_loss`.
+    """
+    return _against_other_classes(embeddings, labels, temperature, options)
+
+
+@loss_of
+def sincere_loss(
+    embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
+) -> tuple[Tensor, Anchors]:
+    """SINCERE: every positive pair of views against the views of other classes and itself.
+
+        L = mean_i mean_{p: yp = yi, p ≠ i} log(1 + Σ_{j: yj ≠ yi} exp(u_i·u_j / t − u_i·u_p / t))
+
+    Feeney & Hughes 2023 (arXiv 2309.14277): SupCon's denominator would push the other images of
+    the class away as well. The arguments are those of `supcon_loss`.
+    """
+    return _against_other_classes(embeddings, labels, temperature, options, F.softplus)
+
+
+def _against_other_classes(
+    embeddings: Tensor, labels: Tensor, temperature: float, options: LossOptions,
+    of_pair: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Anchors]:  # fmt: skip
+    """The mean over an anchor's positives of its log-sum-exp over other classes less the positive's
+    similarity, or of a function of that. In blocks of anchors, recomputed in the backward pass."""
+    vectors, labels, kept = vectors_of(embeddings, labels, options)
+    temperature, processes = checked_temperature(temperature), resolve_group(options.group)
+    everyone, all_labels, all_kept, offset = gathered(vectors, labels, kept, processes)
+    places = torch.arange(len(everyone), device=vectors.device)
+
+    def block(anchors: Tensor, everyone: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        similarities = anchors @ everyone.T / temperature
+        same = all_labels[own, None] == all_labels
+        negatives, positives = ~same & all_kept, same & all_kept & (own[:, None] != places)
+        least = torch.finfo(anchors.dtype).min  # −∞ in all of a row would have no gradient
+        pulls = similarities.where(negatives, least).logsumexp(1, keepdim=True) - similarities
+        pulls = pulls if of_pair is None else of_pair(pulls)
+        count = positives.sum(1)
+        usable = (count > 0) if of_pair else (count > 0) & negatives.any(1)
+        return pulls.where(positives, 0.0).sum(1) / count.clamp_min(1), usable
+
+    rows = rows_per_chunk(options.chunk_size, len(everyone), len(everyone)) or PAIR_ROWS
+    parts = zip(vectors.split(rows), places[offset : offset + len(vectors)].split(rows))
+    with full_precision(embeddings):
+        blocks = [
+            checkpoint(block, part, everyone, own, use_reentrant=False, preserve_rng_state=False)
+            for part, own in parts
+        ]
+    losses, usable = (torch.cat(each) for each in zip(*blocks))
+    anchors = (losses, kept, usable, labels.clamp_min(0))
+    losses, *anchors = (each.view(embeddings.shape[:-1]) for each in anchors)
+    return losses, Anchors(*anchors)
+
+
+DecoupledNormFaceLoss = module_of("DecoupledNormFaceLoss", decoupled_normface_loss)
+DecoupledSupConLoss = module_of("DecoupledSupConLoss", decoupled_supcon_loss)
+SINCERELoss = module_of("SINCERELoss", sincere_loss)
+
+
+def linear_cross_entropy(
+    logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Of logits (M, K) that no prototypes gave, with labels (M,) or probabilities (M, K)."""
+    return F.cross_entropy(logits if bias is None else logits + bias, labels, weight)
 
 
 @dataclass(frozen=True)
 class Objective:
     """
     Args:
-        loss: of (embeddings, prototypes, labels, temperature); where views are contrasted, of
-            (embeddings, labels, temperature); of a linear head, of (logits, labels).
+        loss: of (embeddings, prototypes, labels, temperature); of (embeddings, labels, temperature)
+            where views are contrasted; without temperature where nothing is; of a linear head, of
+            (logits, labels).
         anchor: what is contrasted.
-        contrast: with what.
+        contrast: with what, or None.
         own_class: whether the anchor's own class is in the denominator too.
         temperature_factor: the default temperature in units of `optimal_temperature`.
         prototypes: the kind that is trained with it by default; None for a linear head.
+        options: arguments of training that are for it.
     """
 
     loss: Callable[..., Tensor]
     anchor: Literal["image", "prototype"]
-    contrast: Literal["prototypes", "images"]
+    contrast: Literal["prototypes", "images"] | None
     own_class: bool
     temperature_factor: float = 1.0
     prototypes: Literal["learned", "simplex_etf", "class_means"] | None = "learned"
+    options: tuple[str, ...] = ()
 
     @property
     def contrasts_images(self) -> bool:
@@ -49,22 +205,30 @@ class Objective:
         return self.contrasts_images and self.anchor == "image"
 
 
+_image, _mixed = ("margin", "logit_adjustment"), ("label_smoothing", "mixup", "logit_adjustment")
+_views = {"anchor": "image", "contrast": "images", "prototypes": "class_means"}
 OBJECTIVES = {
-    "nonl": Objective(nonl_loss, "prototype", "images", own_class=False, temperature_factor=0.4),
-    "ntce": Objective(ntce_loss, "prototype", "images", own_class=True, temperature_factor=0.5),
-    "scl": Objective(
-        supcon_loss, "image", "images", own_class=True, prototypes="class_means"
+    "nonl": Objective(nonl_loss, "prototype", "images", False, 0.4, options=("queue_size",)),
+    "ntce": Objective(ntce_loss, "prototype", "images", True, 0.5, options=("queue_size",)),
+    "scl": Objective(supcon_loss, own_class=True, **_views),
+    "decoupled_scl": Objective(decoupled_supcon_loss, own_class=False, **_views),
+    "sincere": Objective(sincere_loss, own_class=False, **_views),
+    "normface": Objective(normface_loss, "image", "prototypes", True, options=_image),
+    "decoupled_normface": Objective(
+        decoupled_normface_loss, "image", "prototypes", False, options=_image[1:]
     ),
-    "normface": Objective(normface_loss, "image", "prototypes", own_class=True),
+    "dot_regression": Objective(
+        dot_regression_loss, "image", None, own_class=True, prototypes="simplex_etf"
+    ),
     "cross_entropy": Objective(
-        F.cross_entropy, "image", "prototypes", own_class=True, prototypes=None
+        linear_cross_entropy, "image", "prototypes", True, prototypes=None, options=_mixed
     ),
-}  # fmt: skip
+}
 
 
 def objective_loss(
     name: str, embeddings: Tensor, logits: Tensor, labels: Tensor, prototypes: Tensor | None,
-    temperature: float,
+    temperature: float, **options: Any,
 ) -> Tensor:  # fmt: skip
     """The objective `name` of a batch.
 
@@ -73,17 +237,48 @@ def objective_loss(
         logits: (M, K) or (M, V, K), which a linear head is trained by.
         labels: (M,) int64 in [0, K); for a linear head also (M, K) of probabilities.
         prototypes: (K, D) of any norm; None for a linear head.
+        options: weight, and what else the loss takes: bias, queue, margin, margin_type.
     """
     objective = OBJECTIVES[name]
+    loss = margin_loss if "margin" in options else objective.loss
     if objective.contrasts_views:
         # What the model returns has unit norm already: normalising again would cost a pass.
-        return objective.loss(embeddings, labels, temperature, normalize=False)
+        return loss(embeddings, labels, temperature, normalize=False, **options)
     if embeddings.dim() == 3:  # each view is an instance of its class
         labels = labels.repeat_interleave(embeddings.shape[1], dim=0)
         embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
     if objective.prototypes is None:
-        return objective.loss(logits, labels)
-    return objective.loss(embeddings, prototypes, labels, temperature)
+        return loss(logits, labels, **options)
+    contrast = () if objective.contrast is None else (temperature,)
+    return loss(embeddings, prototypes, labels, *contrast, **options)
+
+
+def class_terms(
+    objective: str, counts: Sequence[int], *, balanced: bool, logit_adjustment: float
+) -> tuple[Tensor | None, Tensor | None]:
+    """What makes up for classes of unequal size, n_c of N images: (K,) weights N / (K n_c), and (K,)
+    biases τ·log(n_c / N); each None where it is not asked for.
+
+    An image's softmax learns p(c | x) ∝ p(x | c) n_c. A bias in training takes the n_c upon itself,
+    and the scores without it are those of classes of equal size (Menon et al. 2021). Where the
+    anchor is the prototype of c, the bias of c is in every term of its log-sum-exp and in s_i,yi: it
+    cancels. NTCE is the likelihood of a class's images among all, its optimum s_jc = log p(x_j | c)
+    / p(x_j) but for a constant of c: there is no n_c to adjust in it. They only decide how much each
+    anchor counts, n_c times, and that is what the weights undo.
+
+    Raises:
+        ValueError: a bias that does nothing under the objective; a class without images.
+    """
+    images = torch.as_tensor(counts, dtype=torch.float32)
+    if logit_adjustment and "logit_adjustment" not in OBJECTIVES[objective].options:
+        raise ValueError(f"logit_adjustment does nothing under {objective!r}: balance the classes.")
+    if logit_adjustment and not images.all():
+        missing = (images == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"logit_adjustment needs images of every class, but has none of {missing}."
+        )
+    weights = images.sum() / (len(images) * images.clamp_min(1)) if balanced else None
+    return weights, logit_adjustment * (images / images.sum()).log() if logit_adjustment else None
 
 
 def optimal_temperature(num_classes: int) -> float:
