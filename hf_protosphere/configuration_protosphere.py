@@ -67,9 +67,10 @@ class ProtoSphereConfig(PretrainedConfig):
         projection_hidden_dim: width of the MLP; by default the backbone's.
         prototypes: "learned"; "simplex_etf" (fixed at the optimum, K ≤ D + 1); or "class_means"
             (the mean embeddings of the classes, set after training: the fixed prototypes of
-            arXiv 2605.20302). By default "class_means" for `objective="scl"`, else "learned".
-        objective: what `labels` train: "nonl", "ntce", "scl", "normface", or "cross_entropy", the
+            arXiv 2605.20302). By default what the objective trains, mostly "learned".
+        objective: what `labels` train, one of `objectives.OBJECTIVES`; "cross_entropy" is the
             classical linear head with bias on unnormalised features, for comparison.
+        margin, margin_type: of "normface", in [0, 1], as `objectives.margin_loss` takes them.
         softmax_temperature: t > 0; logits are cosines divided by it. None, the default, is decided,
             and written here, when a classifier is built: `objectives.default_temperature` of its
             objective and number of classes. (The attribute cannot be called `temperature`:
@@ -109,6 +110,8 @@ class ProtoSphereConfig(PretrainedConfig):
     projection_hidden_dim: int | None = None
     prototypes: str | None = None
     objective: str = "nonl"
+    margin: float = 0.0
+    margin_type: str = "cosface"
     softmax_temperature: float | None = None
     image_size: int = 224
     num_channels: int = 3
@@ -195,7 +198,7 @@ class ProtoSphereConfig(PretrainedConfig):
         for name, allowed in (
             ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS),
             ("objective", tuple(OBJECTIVES)), ("prototypes", PROTOTYPES),
-            ("interpolation", INTERPOLATIONS),
+            ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
                 known = ", ".join(map(repr, allowed))
@@ -212,7 +215,8 @@ class ProtoSphereConfig(PretrainedConfig):
                 )
         if self.image_size / self.crop_pct > 2 * WHOLE["image_size"]:
             raise ValueError(f"crop_pct must be larger for image_size {self.image_size}.")
-        for name, low, high in (("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1)):
+        ranges = ("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1), ("margin", 0, 1)
+        for name, low, high in ranges:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and low <= value <= high):
                 raise ValueError(f"{name} must be in [{low}, {high}] or None, but got {value!r}.")
@@ -236,6 +240,8 @@ class ProtoSphereConfig(PretrainedConfig):
                 f"objective {self.objective!r} contrasts views with each other and trains no "
                 "prototypes: use prototypes='class_means' (the default for it) or 'simplex_etf'."
             )
+        if self.margin and "margin" not in OBJECTIVES[self.objective].options:
+            raise ValueError(f"margin {self.margin} is for objective 'normface': leave it out.")
         if not self.has_prototypes and self.prototypes != "learned":
             raise ValueError(
                 "objective 'cross_entropy' is the classical linear head, which is learned: leave "

@@ -331,10 +331,13 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of embeddings (M[, V], D) and logits (M[, V], K) that `forward` computes when it
         is given labels: the configured one, or in evaluation mode the log-likelihood's."""
-        name = self.config.objective if self.training else "cross_entropy"
-        prototypes = self.head.weight if self.config.has_prototypes else None
-        temperature = self.config.softmax_temperature
-        return objective_loss(name, embeddings, logits, labels, prototypes, temperature)
+        config, options = self.config, {}
+        name = config.objective if self.training else "cross_entropy"
+        if self.training and config.margin:
+            options = {"margin": config.margin, "margin_type": config.margin_type}
+        prototypes = self.head.weight if config.has_prototypes else None
+        batch = (embeddings, logits, labels, prototypes, config.softmax_temperature)
+        return objective_loss(name, *batch, **options)
 
     @classmethod
     def from_backbone(

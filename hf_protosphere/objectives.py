@@ -256,15 +256,15 @@ def objective_loss(
 def class_terms(
     objective: str, counts: Sequence[int], *, balanced: bool, logit_adjustment: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What makes up for classes of unequal size, n_c of N images: (K,) weights N / (K n_c), and (K,)
-    biases τ·log(n_c / N); each None where it is not asked for.
+    """What makes up for classes of unequal size, n_c of N images: (K,) weights N / (K n_c) and
+    biases (K,) τ·log(n_c / N); each None where it is not asked for.
 
     An image's softmax learns p(c | x) ∝ p(x | c) n_c. A bias in training takes the n_c upon itself,
     and the scores without it are those of classes of equal size (Menon et al. 2021). Where the
-    anchor is the prototype of c, the bias of c is in every term of its log-sum-exp and in s_i,yi: it
-    cancels. NTCE is the likelihood of a class's images among all, its optimum s_jc = log p(x_j | c)
-    / p(x_j) but for a constant of c: there is no n_c to adjust in it. They only decide how much each
-    anchor counts, n_c times, and that is what the weights undo.
+    anchor is the prototype of c, its bias is in every term of its log-sum-exp and in s_i,yi: it
+    cancels. NTCE is the likelihood of a class's images among all; its optimum, but for a constant
+    of c, is s_jc = log p(x_j | c) / p(x_j), which holds no n_c to adjust. They only decide how much
+    an anchor counts, n_c times, and that is what the weights undo.
 
     Raises:
         ValueError: a bias that does nothing under the objective; a class without images.

@@ -65,6 +65,9 @@ def test_label_maps_never_disagree(tmp_path):
     [
         ({"objective": "triplet"}, "objective must be one of 'nonl'.*'triplet'"),
         ({"prototypes": "random"}, "prototypes must be one of"),
+        ({"objective": "normface", "margin": 1.5}, r"margin must be in \[0, 1\].*1.5"),
+        ({"objective": "ntce", "margin": 0.1}, "margin 0.1 is for objective 'normface'"),
+        ({"margin_type": "sphereface"}, "margin_type must be one of 'cosface', 'arcface'"),
         ({"projection": "conv"}, "projection must be one of"),
         ({"backbone_source": "torchvision"}, "backbone_source must be one of"),
         ({"interpolation": "sinc"}, "interpolation must be one of"),

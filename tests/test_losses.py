@@ -496,6 +496,42 @@ def test_second_derivatives_say_clearly_that_there_are_none():
         torch.func.grad(lambda u: ntce_loss(u, prototypes, labels))(embeddings.detach())
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("function", [ntce_loss, nonl_loss])
+def test_a_queue_is_contrasted_with_and_constant(function, chunk_size):
+    embeddings, prototypes, labels = draw(17, 9, 5, 4)
+    queue, _, queued = draw(18, 6, 5, 4)
+    queued[2], labels[1] = -100, -100
+
+    def ours(u, w):
+        return function(u, w, labels, 0.3, queue=(queue, queued), chunk_size=chunk_size)
+
+    def oracle(u, w):
+        everyone, theirs = torch.cat([u, queue]), torch.cat([labels, queued])
+        scores = F.normalize(everyone, dim=1) @ F.normalize(w, dim=1).T / 0.3
+        losses = []
+        for i, label in enumerate(labels.tolist()):
+            kept = (theirs != -100) & ((theirs != label) | (function is ntce_loss))
+            if label != -100:
+                losses.append(scores[kept, label].logsumexp(0) - scores[i, label])
+        return torch.stack(losses).mean()
+
+    expected = with_gradients(oracle, embeddings, prototypes)
+    assert_same(with_gradients(ours, embeddings, prototypes), expected, 1e-9)
+
+
+def test_a_queue_has_negatives_for_a_batch_of_one_class():
+    embeddings, prototypes, _ = draw(6, 5, 3, 4)
+    ones = torch.ones(5, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = losses.NONLLoss()
+        assert module(embeddings, prototypes, ones, queue=(embeddings, 2 * ones)).isfinite()
+    assert module.left_out == 0
+    with pytest.raises(IndexError, match=r"\[0, 3\) or -100.*got \[3\]"):
+        ntce_loss(embeddings, prototypes, ones, queue=(embeddings, 3 * ones))
+
+
 def test_values_do_not_depend_on_the_order_of_instances():
     embeddings, prototypes, labels = draw(15, 9, 4, 5)
     order = torch.randperm(9)
@@ -508,15 +544,20 @@ def test_values_do_not_depend_on_the_order_of_instances():
 # What is public: plain signatures, and modules whose attributes may change.
 
 
+OWN = {normface_loss: ["bias"], ntce_loss: ["queue"], nonl_loss: ["queue"]}
+
+
 @pytest.mark.parametrize("function", [*PROTOTYPE_LOSSES.values(), supcon_loss, losses.NTCELoss])
 def test_options_are_keywords_of_every_loss(function):
     signature = inspect.signature(function)
     options = inspect.signature(losses.LossOptions).parameters
     keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert keywords == list(options.values())
+    own = OWN.get(function, [])
+    assert [p.name for p in keywords[: len(own)]] == own
+    assert keywords[len(own) :] == list(options.values())
     assert signature.parameters["temperature"].default == 0.1
     with pytest.raises(TypeError, match="unexpected keyword argument 'margin'"):
-        function(*[torch.eye(2)] * (len(signature.parameters) - 7), margin=1)
+        function(*[torch.eye(2)] * (len(signature.parameters) - 7 - len(own)), margin=1)
 
 
 def test_the_positional_arguments_are_those_of_a_function():

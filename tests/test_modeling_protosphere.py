@@ -25,10 +25,8 @@ from hf_protosphere import (
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
-from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from hf_protosphere.objectives import OBJECTIVES, margin_loss
 from tests.models import TIMM, TRANSFORMERS, build, images
-
-OBJECTIVES = ("nonl", "ntce", "normface", "scl", "cross_entropy")
 
 
 @pytest.mark.parametrize(
@@ -68,19 +66,35 @@ def test_reload_is_bit_equal(tmp_path, source, backbone, kwargs):
 def test_labels_compute_the_objective_and_reach_every_parameter(objective):
     model = build(objective=objective, projection="linear", projection_dim=16).train()
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
-    pixels = images(6, 2, 3, 32, 32) if objective == "scl" else images(6, 3, 32, 32)
+    views = OBJECTIVES[objective].contrasts_views
+    pixels = images(6, 2, 3, 32, 32) if views else images(6, 3, 32, 32)
     output = model(pixels, labels=labels)
-    temperature = model.config.softmax_temperature
-    if objective == "scl":
-        expected = supcon_loss(output.embeddings, labels, temperature)
+    temperature, loss = model.config.softmax_temperature, OBJECTIVES[objective].loss
+    if views:
+        expected = loss(output.embeddings, labels, temperature)
     elif objective == "cross_entropy":
         expected = F.cross_entropy(output.logits, labels)
+    elif objective == "dot_regression":
+        expected = loss(output.embeddings, model.prototypes, labels)
     else:
-        loss = {"nonl": nonl_loss, "ntce": ntce_loss, "normface": normface_loss}[objective]
         expected = loss(output.embeddings, model.prototypes, labels, temperature)
     assert torch.allclose(output.loss, expected, atol=1e-5)
     output.loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_a_margin_is_in_the_loss_of_training_only():
+    plain, model = (build(objective="normface", margin=margin) for margin in (0.0, 0.3))
+    pixels, labels = images(6, 3, 32, 32), torch.arange(6) % 5
+    output = model.train()(pixels, labels=labels)
+    temperature = model.config.softmax_temperature
+    batch = (output.embeddings, model.prototypes, labels, temperature)
+    expected = margin_loss(*batch, margin=0.3)
+    assert torch.allclose(output.loss, expected, atol=1e-5)
+    for one in (plain, model):
+        one.load_state_dict(model.state_dict())
+        one.eval()
+    assert torch.equal(plain(pixels, labels=labels).loss, model(pixels, labels=labels).loss)
 
 
 @pytest.mark.parametrize("prototypes", ["learned", "simplex_etf", "class_means"])
@@ -156,7 +170,7 @@ def test_views_are_embedded_together_and_their_logits_averaged():
     assert torch.allclose(output.logits, single.logits.unflatten(0, (4, 2)).mean(1), atol=1e-5)
     each = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     assert torch.allclose(output.loss, F.cross_entropy(single.logits, each), atol=1e-5)
-    expected = nonl_loss(
+    expected = OBJECTIVES["nonl"].loss(
         single.embeddings, model.prototypes, each, model.config.softmax_temperature
     )
     trained = model.train().objective(output.embeddings, output.logits, torch.arange(4))

@@ -35,7 +35,8 @@ NETWORK = {
 }  # fmt: skip
 # And of its head, as long as its classes stay.
 HEAD = {
-    "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature"
+    "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature",
+    "margin": "margin", "margin_type": "margin_type",
 }  # fmt: skip
 
 

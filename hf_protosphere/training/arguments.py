@@ -21,6 +21,11 @@ OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
     "nc_train_samples", "feature_views", "probe_augmentation",
 )  # fmt: skip
+# What is for some objectives only, and why not for others.
+OF_AN_OBJECTIVE = {
+    "margin": "", "label_smoothing": ", whose loss needs one class for every image",
+    "mixup": ", whose loss needs one class for every image",
+}  # fmt: skip
 # What the best epoch can be chosen by, beside any metric of neural collapse.
 BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
 
@@ -55,12 +60,15 @@ class TrainArguments(
                 f"--objective {self.objective} contrasts views of the same image: --views must be "
                 f"2 or more, but got {self.views}."
             )
-        for name in ("label_smoothing", "mixup"):
-            if getattr(self, name) and self.objective != "cross_entropy":
+        for name, why in OF_AN_OBJECTIVE.items():
+            known = [of for of, objective in OBJECTIVES.items() if name in objective.options]
+            if getattr(self, name) and self.objective not in known:
                 raise ArgumentError(
-                    f"--{name} {getattr(self, name)} is for --objective cross_entropy, but got "
-                    f"{self.objective}, whose loss needs one class for every image: leave it out."
+                    f"--{name} {getattr(self, name)} is for --objective {' and '.join(known)}, but "
+                    f"got {self.objective}{why}: leave it out."
                 )
+        if self.margin_type != "cosface" and not self.margin:
+            raise ArgumentError(f"--margin_type {self.margin_type} is for --margin: give it too.")
 
     def _check_optimizer(self) -> None:
         has_momentum = self.optimizer == "sgd"

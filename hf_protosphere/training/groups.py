@@ -42,13 +42,21 @@ class ModelArguments:
         "128 for mlp."
     )
     objective: Literal[tuple(OBJECTIVES)] = flag(
-        "What to train: nonl and ntce (prototypes against the batch), scl (views against views, "
-        "then class means), normface (images against prototypes), or the cross_entropy baseline.",
+        "What to train: nonl and ntce (prototypes against the batch), normface (images against "
+        "prototypes), scl and sincere (views against views, then class means), dot_regression "
+        "(images to a fixed simplex ETF), or the cross_entropy baseline; decoupled_ leaves the own "
+        "class out of the denominator, as nonl does.",
         "nonl",
     )
+    margin: Annotated[float, "[0, 1]"] = flag(
+        "Of normface: how much nearer to its own prototype than to others an image must be, as in "
+        "face recognition, where 0.35 for cosface and 0.5 for arcface are usual.",
+        0.0,
+    )
+    margin_type: Literal["cosface", "arcface"] = flag("Of cosines, or of angles.", "cosface")
     prototypes: Literal["learned", "simplex_etf", "class_means"] | None = flag(
-        "learned; simplex_etf, fixed at the optimum; or class_means, recomputed after every epoch "
-        "(the default for scl)."
+        "learned; simplex_etf, fixed at the optimum (the default for dot_regression); or "
+        "class_means, recomputed after every epoch (the default where views are contrasted)."
     )
     temperature: Positive | None = flag(
         "Cosines are divided by it, in the loss and in the scores. By default it follows from the "
@@ -155,7 +163,7 @@ class OptimizationArguments:
     )
     horizontal_flip: bool = flag("Mirror images at random. Not for digits or text.", True)
     views: Count | None = flag(
-        "Augmented views of each image per step. By default 2 for scl, else 1."
+        "Augmented views of each image per step. By default 2 for scl and its like, else 1."
     )
     sync_batchnorm: bool = flag(
         "Batch norm over the images of all processes (several CUDA devices only).", False

@@ -9,12 +9,14 @@ import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
-from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
+from hf_protosphere.losses import nonl_loss, ntce_loss
+from hf_protosphere.objectives import OBJECTIVES
 
 WORLD_SIZE = 4
 SIZES = (5, 1, 0, 7)  # images of each process: one has a single image, one none
 NUM_CLASSES, DIM = 6, 8
-LOSSES = {"normface": normface_loss, "ntce": ntce_loss, "nonl": nonl_loss, "scl": supcon_loss}
+LOSSES = {name: of.loss for name, of in OBJECTIVES.items() if name != "cross_entropy"}
+VIEWS = [name for name, objective in OBJECTIVES.items() if objective.contrasts_views]
 
 
 class Embedder(nn.Module):
@@ -30,16 +32,18 @@ class Embedder(nn.Module):
     def forward(self, inputs, labels):
         embeddings = self.linear(inputs)
         options = {"group": self.group, "weight": self.weight}
-        if self.objective == "scl":
-            return supcon_loss(embeddings, labels, 0.2, **options) + 0 * self.prototypes.sum()
-        return LOSSES[self.objective](embeddings, self.prototypes, labels, 0.2, **options)
+        loss, contrast = LOSSES[self.objective], OBJECTIVES[self.objective].contrast
+        if self.objective in VIEWS:
+            return loss(embeddings, labels, 0.2, **options) + 0 * self.prototypes.sum()
+        temperature = () if contrast is None else (0.2,)
+        return loss(embeddings, self.prototypes, labels, *temperature, **options)
 
 
 def case(objective, num_processes, dtype):
     """Batches of each process. The first one's are all of one class, the last lacks some."""
     generator = torch.Generator().manual_seed(num_processes)
     size = sum(SIZES[:num_processes])
-    shape = (size, 2, 10) if objective == "scl" else (size, 10)
+    shape = (size, 2, 10) if objective in VIEWS else (size, 10)
     inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     labels = torch.randint(0, NUM_CLASSES, (size,), generator=generator)
     if num_processes > 1:
@@ -92,7 +96,7 @@ def check_accumulation(rank, accelerator):
     from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
     from hf_protosphere.training.step import backward_as_one_batch
 
-    for objective in ("ntce", "nonl", "scl"):
+    for objective in ("ntce", "nonl", *VIEWS):
         config = ProtoSphereConfig(
             backbone="test_efficientnet_gn",
             image_size=32,
@@ -103,11 +107,11 @@ def check_accumulation(rank, accelerator):
         )
         torch.manual_seed(0)
         model = ProtoSphereForImageClassification(config).double().train()
-        views = (2,) if objective == "scl" else ()
+        views = (2,) if objective in VIEWS else ()
         pixels = torch.randn(WORLD_SIZE, 2, 3, *views, 3, 32, 32, dtype=torch.float64)
         labels = torch.randint(0, 4, (WORLD_SIZE, 2, 3))  # (process, micro-batch, image)
         output = model(pixels.flatten(0, 2))
-        prototypes = () if objective == "scl" else (model.head.weight,)
+        prototypes = () if objective in VIEWS else (model.head.weight,)
         loss = LOSSES[objective](  # of all images, on every process alone
             output.embeddings, *prototypes, labels.flatten(), config.softmax_temperature,
             group="local",

@@ -68,6 +68,12 @@ def test_defaults_that_follow_from_others():
         ({"validation_fraction": 1.0}, r"--validation_fraction must be in \[0, 1\)"),
         ({"resume": True, "overwrite": True}, "--resume keeps .* --overwrite deletes"),
         ({"objective": "scl", "views": 1}, "--views must be 2 or more"),
+        ({"objective": "sincere", "views": 1}, "--objective sincere contrasts views"),
+        ({"margin": 0.2}, "--margin 0.2 is for --objective normface, but got nonl"),
+        (
+            {"objective": "normface", "margin_type": "arcface"},
+            "--margin_type arcface is for --margin: give it",
+        ),
         ({"backbone_kwargs": "{patch"}, "--backbone_kwargs must be JSON"),
         ({"backbone_kwargs": "[1]"}, "--backbone_kwargs must be a JSON object"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.objectives import OBJECTIVES
 from hf_protosphere.training.step import backward_as_one_batch
 
 # Group norm: batch norm would make the large batch a different network.
@@ -22,7 +23,7 @@ def build(dtype=torch.float64, **kwargs):
 
 def batch(objective, size=12, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
-    views = (2,) if objective == "scl" else ()
+    views = (2,) if OBJECTIVES[objective].contrasts_views else ()
     return {
         "pixel_values": torch.randn(size, *views, 3, 32, 32, generator=generator, dtype=dtype),
         "labels": torch.randint(0, 4, (size,), generator=generator),
@@ -39,10 +40,10 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("prototypes", ["learned", "simplex_etf"])
-@pytest.mark.parametrize("objective", ["ntce", "nonl", "scl", "normface"])
+@pytest.mark.parametrize("objective", ["ntce", "nonl", "scl", "sincere", "normface"])
 @pytest.mark.parametrize("sizes", [(12,), (4, 4, 4), (1, 6, 5)])
 def test_gradients_are_those_of_the_large_batch(objective, prototypes, sizes):
-    if objective == "scl":
+    if OBJECTIVES[objective].contrasts_views:
         prototypes = "simplex_etf"
     model = build(objective=objective, prototypes=prototypes)
     whole = batch(objective)
