@@ -78,7 +78,7 @@ def margin_loss(
         sines = (1 - cosines.square()).clamp_min(1e-6).sqrt()  # its slope has no limit at 0
         turned = cosines * (1 - math.cos(margin)) + sines * math.sin(margin)
         lost = turned.where(cosines > -math.cos(margin), margin * math.sin(margin))
-    return F.softplus(losses + lost / temperature), anchors
+    return _softplus(losses + lost / temperature), anchors
 
 
 @loss_of
@@ -121,7 +121,11 @@ def sincere_loss(
     Feeney & Hughes 2023 (arXiv 2309.14277): SupCon's denominator would push the other images of
     the class away as well. The arguments are those of `supcon_loss`.
     """
-    return _against_other_classes(embeddings, labels, temperature, options, F.softplus)
+    return _against_other_classes(embeddings, labels, temperature, options, _softplus)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return -F.logsigmoid(-x)  # torch's own is linear from 20 on, 2e-9 off
 
 
 def _against_other_classes(
