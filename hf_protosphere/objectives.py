@@ -209,7 +209,8 @@ class Objective:
         return self.contrasts_images and self.anchor == "image"
 
 
-_image, _mixed = ("margin", "logit_adjustment"), ("label_smoothing", "mixup", "logit_adjustment")
+_image = ("margin", "logit_adjustment")
+_mixed = ("label_smoothing", "mixup", "cutmix", "logit_adjustment")
 _views = {"anchor": "image", "contrast": "images", "prototypes": "class_means"}
 OBJECTIVES = {
     "nonl": Objective(nonl_loss, "prototype", "images", False, 0.4, options=("queue_size",)),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere import rgb as module
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.transforms import TrainTransform, build_image_processor
 from hf_protosphere.rgb import formats, narrowed, pixels_and_labels, pixels_of, rgb
 from tests.data import image
@@ -73,7 +74,7 @@ def test_the_middle_of_long_images_gives_the_same_pixels(size, crop_pct):
 def test_an_image_of_one_row_takes_no_memory():
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1, 20_000, 3), np.uint8))
     config = ProtoSphereConfig(image_size=224, num_labels=2)
-    transform = TrainTransform(config, augmentation="none", horizontal_flip=False)
+    transform = TrainTransform(config, BatchOptions())
     with peak_memory() as peak:
         pixels = pixels_of([wide], build_image_processor(config))
         assert transform(wide).shape == pixels[0].shape == (3, 224, 224)

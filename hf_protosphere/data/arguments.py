@@ -123,11 +123,15 @@ class LabelledImages:
 class BatchOptions:
     """How batches are made of the training images; what each means, the arguments of jobs say."""
 
-    batch_size: int
+    batch_size: int = 1
     seed: int = 0
     num_workers: int = 0
     augmentation: str = "none"
     horizontal_flip: bool = False
+    crop_scale: float | None = None
+    blur: float = 0.0
+    rand_augment: int | None = None
+    random_erasing: float = 0.0
     views: int = 1
     classes_per_batch: int | None = None
     gradient_accumulation_steps: int = 1

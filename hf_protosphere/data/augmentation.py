@@ -12,10 +12,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ..configuration_protosphere import ProtoSphereConfig, three_channels
 from ..modeling_protosphere import LUMINANCE
-from .transforms import smallest_area
+from .arguments import BatchOptions
+from .transforms import last_steps, repeatable, smallest_area
 
 TRIES = 4  # of a crop that fits: the 0.5 % (of small images) that never do are shortened
 # Uniform numbers in [0, 1) that decide about one view of one image.
@@ -35,19 +37,21 @@ class BatchAugmentation:
 
     The augmentations of `TrainTransform`, in one bilinear resampling and one affine map of the
     colours. Colour jitter always comes in the order brightness, contrast, saturation, hue, and
-    turns hue in YIQ coordinates; values are clipped once, at the end.
+    turns hue in YIQ coordinates; values are clipped once, at the end. What `last_steps` adds is
+    torchvision's, image by image, of values rounded to whole ones.
 
     The index of an image may be any number: indices that a sampler repeats within an epoch can be
     told apart by adding multiples of the data set's size (see `samplers`).
     """
 
     def __init__(
-        self, config: ProtoSphereConfig, *, augmentation: str, horizontal_flip: bool,
-        views: int = 1, seed: int = 0, device: torch.device | str = "cpu",
-    ) -> None:  # fmt: skip
-        self.size, self.augmentation = config.image_size, augmentation
-        self.horizontal_flip, self.views, self.seed = horizontal_flip, views, seed
-        self.smallest_area = smallest_area(augmentation, config.image_size)
+        self, config: ProtoSphereConfig, options: BatchOptions, device: torch.device | str = "cpu"
+    ) -> None:
+        self.size, self.augmentation = config.image_size, options.augmentation
+        self.horizontal_flip, self.views = options.horizontal_flip, options.views
+        self.seed, self.smallest_area = options.seed, smallest_area(config, options)
+        steps = last_steps(config, options)  # three of them are always there
+        self.last = v2.Compose(steps) if len(steps) > 3 else None
         self.mean, self.std = (
             255 * torch.tensor(three_channels(values), device=device)
             for values in (config.image_mean, config.image_std)
@@ -66,7 +70,7 @@ class BatchAugmentation:
         """From {"pixel_values": uint8, "index": (M,), ...} to what the model takes."""
         images, index = batch["pixel_values"].float(), batch["index"]
         views = [
-            self._augmented(images, dict(zip(NUMBERS, self.numbers(index, view).T)))
+            self._finished(self._augmented(images, self.numbers(index, view)), index, view)
             for view in range(self.views)
         ]
         pixels = views[0] if self.views == 1 else torch.stack(views, 1)
@@ -74,7 +78,8 @@ class BatchAugmentation:
             name: value for name, value in batch.items() if name not in ("pixel_values", "index")
         }
 
-    def _augmented(self, images: Tensor, u: dict[str, Tensor]) -> Tensor:
+    def _augmented(self, images: Tensor, numbers: Tensor) -> Tensor:
+        u = dict(zip(NUMBERS, numbers.T))
         theta = self._windows(images.shape[-1], u)  # (M, 2, 3)
         grid = F.affine_grid(theta, [len(images), 3, self.size, self.size], align_corners=False)
         images = F.grid_sample(images, grid, align_corners=False)
@@ -82,7 +87,14 @@ class BatchAugmentation:
             A, b = _colour_maps(images, u)
             coloured = torch.baddbmm(b[:, :, None], A, images.flatten(2))
             images = coloured.view_as(images).clamp_(0, 255)
-        return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return images
+
+    def _finished(self, images: Tensor, index: Tensor, view: int) -> Tensor:
+        if self.last is None:
+            return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        pairs = zip(images.round_().to(torch.uint8), index.tolist())
+        position = self.seed, self.epoch
+        return torch.stack([repeatable(self.last, x, *position, i, view) for x, i in pairs])
 
     def _windows(self, side: int, u: dict[str, Tensor]) -> Tensor:
         """Where in the stored image the output lies, as `affine_grid` wants it: [−1, 1]."""

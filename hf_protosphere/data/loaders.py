@@ -74,16 +74,13 @@ class TrainingBatches:
                 f"{cache_path(split, processor).parent}. Leave it out to decode them in worker "
                 "processes, or set HF_DATASETS_CACHE to a folder on a larger disk."
             )
-        kind = {
-            "augmentation": options.augmentation, "horizontal_flip": options.horizontal_flip
-        }  # fmt: skip
         more = {"views": options.views, "seed": options.seed}
         if of_features:
             augment, dataset = None, split.for_training(**more)
         elif self.is_cached:
-            augment = BatchAugmentation(config, **kind, **more, device=accelerator.device)
+            augment = BatchAugmentation(config, options, accelerator.device)
         else:
-            augment, dataset = None, TrainingImages(split, TrainTransform(config, **kind), **more)
+            augment, dataset = None, TrainingImages(split, TrainTransform(config, options), **more)
         self.augment = augment
         self._random = augment or dataset
         if options.classes_per_batch:

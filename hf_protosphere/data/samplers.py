@@ -66,22 +66,7 @@ class ClassBalancedBatches(Sampler[list[int]]):
         self.num_samples, self.batch_size = len(labels), batch_size
         self.classes_per_batch, self.batches_per_step = classes_per_batch, batches_per_step
         self.seed, self.epoch = seed, 0
-        if classes_per_batch > len(self.members):
-            raise ValueError(
-                f"batches of {classes_per_batch} classes need as many, but the training images "
-                f"have {len(self.members)}."
-            )
-        if batch_size % classes_per_batch:
-            raise ValueError(
-                f"batches of {classes_per_batch} classes need a multiple of it as their size, but "
-                f"got {batch_size}."
-            )
         self.steps = self.num_samples // (batch_size * batches_per_step)
-        if self.steps == 0:
-            raise ValueError(
-                f"{self.num_samples} images are less than one step of {batches_per_step} batches "
-                f"of {batch_size}."
-            )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor
 from ..configuration_protosphere import ProtoSphereConfig, three_channels
 from ..configuration_protosphere import build_image_processor as build_image_processor
 from ..rgb import narrowed, pixels_of, rgb, shorter_side
+from .arguments import BatchOptions
 from .labels import labels_of
 from .pixels import read, undecoded
 
@@ -26,16 +27,12 @@ from .pixels import read, undecoded
 class TrainTransform:
     """Augment one image: PIL → (3, image_size, image_size) float32, normalised.
 
-    Args:
-        augmentation: "none" (the evaluation transform), "crop" (shift by up to an eighth, as usual
-            for CIFAR), "resized_crop" (as usual for ImageNet), "contrastive" (with colour jitter,
-            as in SupCon).
-        horizontal_flip: mirror half of the images.
+    `augmentation` of the options is "none" (the evaluation transform), "crop" (shift by up to an
+    eighth, as usual for CIFAR), "resized_crop" (as usual for ImageNet) or "contrastive" (with
+    colour jitter, as in SupCon).
     """
 
-    def __init__(
-        self, config: ProtoSphereConfig, *, augmentation: str, horizontal_flip: bool
-    ) -> None:
+    def __init__(self, config: ProtoSphereConfig, options: BatchOptions) -> None:
         size = config.image_size
         interpolation = InterpolationMode(config.interpolation)
         fit = [
@@ -43,7 +40,7 @@ class TrainTransform:
             v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True),
             v2.CenterCrop(size),
         ]
-        scale = (smallest_area(augmentation, size), 1.0)
+        scale = (smallest_area(config, options), 1.0)
         crop = v2.RandomResizedCrop(size, scale, interpolation=interpolation, antialias=True)
         steps = {
             "none": fit,
@@ -55,22 +52,43 @@ class TrainTransform:
                 v2.RandomGrayscale(0.2),
             ],
         }
-        flip = [v2.RandomHorizontalFlip()] if horizontal_flip else []
-        to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-        mean, std = three_channels(config.image_mean), three_channels(config.image_std)
-        normalize = v2.Normalize(mean, std)
-        self.transform = v2.Compose([*steps[augmentation], *flip, *to_tensor, normalize])
+        flip = [v2.RandomHorizontalFlip()] if options.horizontal_flip else []
+        steps = [*steps[options.augmentation], *flip, *last_steps(config, options)]
+        self.transform = v2.Compose(steps)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(rgb(image))
 
 
-def smallest_area(augmentation: str, image_size: int) -> float:
+def last_steps(config: ProtoSphereConfig, options: BatchOptions) -> list[v2.Transform]:
+    """From an image of the final size, PIL's or uint8 (3, S, S), to normalised float32, with what
+    augments it last: blur, RandAugment, random erasing."""
+    mean, std = three_channels(config.image_mean), three_channels(config.image_std)
+    strength, size = options.rand_augment, config.image_size // 10 | 1  # of SimCLR's kernel
+    blur = v2.RandomApply([v2.GaussianBlur(size, (0.1, 2.0))], p=options.blur)
+    return [
+        v2.PILToTensor(),
+        *([blur] if options.blur else []),
+        *([v2.RandAugment(magnitude=strength)] if strength is not None else []),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std),
+        *([v2.RandomErasing(options.random_erasing)] if options.random_erasing else []),
+    ]  # fmt: skip
+
+
+def repeatable(transform: Any, image: Any, *position: int) -> Tensor:
+    """The transformed image, whose randomness is a function of the position alone."""
+    # Transforms draw from torch's global generator, whose state is everybody else's too.
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which seeds every device: as slow as an augmentation.
+        torch.default_generator.manual_seed(hash(position) % 2**63)
+        return transform(image)
+
+
+def smallest_area(config: ProtoSphereConfig, options: BatchOptions) -> float:
     """Of a random resized crop, as a share of the image."""
-    if augmentation == "contrastive":
-        return 0.2
-    # The published scale for ImageNet would leave 9 of 32 pixels a side of a small image.
-    return 0.08 if image_size >= 128 else 0.5
+    # The usual scale for ImageNet would leave 9 of 32 pixels a side of a small image.
+    usual = 0.08 if config.image_size >= 128 else 0.5
+    return options.crop_scale or (0.2 if options.augmentation == "contrastive" else usual)
 
 
 class _Images(Dataset):
@@ -98,14 +116,10 @@ class RandomViews:
         self.epoch = epoch
 
     def __call__(self, image: Image.Image, index: int) -> Tensor:
-        views = []
-        # Transforms draw from torch's global generator, whose state is everybody else's too.
-        with torch.random.fork_rng(devices=[]):
-            for view in range(self.views):
-                # Not torch.manual_seed, which seeds every device: as slow as an augmentation.
-                position = hash((self.seed, self.epoch, index, view))
-                torch.default_generator.manual_seed(position % 2**63)
-                views.append(self.transform(image))
+        views = [
+            repeatable(self.transform, image, self.seed, self.epoch, index, view)
+            for view in range(self.views)
+        ]
         return views[0] if self.views == 1 else torch.stack(views)
 
 

@@ -147,14 +147,9 @@ def without_adapters(model: ProtoSphereForImageClassification) -> ProtoSphereFor
 
 
 def parameter_groups(
-    model: ProtoSphereForImageClassification,
-    learning_rate: float,
-    weight_decay: float,
-    layer_decay: float | None,
-    *,
-    decay_all: bool = False,
-    fallback: tuple[str, ...] = (),
-) -> list[dict[str, Any]]:
+    model: ProtoSphereForImageClassification, learning_rate: float, weight_decay: float,
+    layer_decay: float | None, *, decay_all: bool = False, fallback: tuple[str, ...] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
     """Groups for an optimiser: no weight decay of biases, norms and prototypes but with
     `decay_all`; where `layer_decay` is given, a learning rate for each layer of the backbone; and
     apart from the others parameters whose names match `fallback`, as timm's Muon takes them."""

@@ -23,8 +23,9 @@ OF_ALL_IMAGES = (
 )  # fmt: skip
 # What is for some objectives only, and why not for others.
 OF_AN_OBJECTIVE = {
-    "margin": "", "label_smoothing": ", whose loss needs one class for every image",
-    "mixup": ", whose loss needs one class for every image",
+    "margin": "", **dict.fromkeys(
+        ("label_smoothing", "mixup", "cutmix"), ", whose loss needs one class for every image"
+    ),
 }  # fmt: skip
 # What the best epoch can be chosen by, beside any metric of neural collapse.
 BEST_METRICS = ("accuracy", "mean_class_accuracy", "neural_collapse")
@@ -118,6 +119,11 @@ class TrainArguments(
             raise ArgumentError(
                 f"--batch_size must be a multiple of --classes_per_batch {classes}, but got "
                 f"{self.batch_size}: {classes * max(1, self.batch_size // classes)}, say."
+            )
+        if self.crop_scale is not None and self.augmentation in ("none", "crop"):
+            raise ArgumentError(
+                f"--crop_scale {self.crop_scale} is for --augmentation resized_crop and "
+                f"contrastive, but got {self.augmentation}: leave it out."
             )
         if not self.streaming:
             return

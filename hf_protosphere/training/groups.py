@@ -162,6 +162,21 @@ class OptimizationArguments:
         "resized_crop",
     )
     horizontal_flip: bool = flag("Mirror images at random. Not for digits or text.", True)
+    crop_scale: Annotated[float, "(0, 1]"] | None = flag(
+        "Smallest area of a resized crop, as a share of the image. By default 0.08, below 128 "
+        "pixels 0.5, with contrastive 0.2; the paper's is 0.2."
+    )
+    blur: Annotated[float, "[0, 1]"] = flag(
+        "Share of the images that a Gaussian softens, of a deviation from 0.1 to 2 pixels: 0.5 is "
+        "usual for SCL on large images.",
+        0.0,
+    )
+    rand_augment: Annotated[CountOrZero, "[0, 30]"] | None = flag(
+        "RandAugment: two operations on each image, of this strength; 9 is usual."
+    )
+    random_erasing: Annotated[float, "[0, 1]"] = flag(
+        "Share of the images of which a rectangle is erased; 0.25 is usual.", 0.0
+    )
     views: Count | None = flag(
         "Augmented views of each image per step. By default 2 for scl and its like, else 1."
     )
@@ -175,13 +190,20 @@ class OptimizationArguments:
         "Mix pairs of images, by a share drawn from Beta(a, a): the cross_entropy baseline only.",
         0.0,
     )
+    cutmix: Annotated[float, "[0, 10]"] = flag(
+        "Paste a rectangle of each image into another, as --mixup mixes them; 1 is usual. Of both "
+        "each step takes one.",
+        0.0,
+    )
     ema_decay: Annotated[float, "(0, 1)"] | None = flag(
         "Evaluate and keep an exponential moving average of the weights, such as 0.999, in place "
         "of the last ones."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = flag("Of the backbone, not the losses.", "no")
     channels_last: bool = flag(
-        "Lay out images and convolutions channel by channel last: faster on recent GPUs.", False
+        "Lay out weights and images with their channels last, which is faster, where convolutions "
+        "have windows that overlap: in a ResNet, not in a ViT.",
+        True,
     )
     compile: bool = flag("Compile the model with torch.compile: slow to start, then faster.", False)
     seed: Seed = flag("Of weights, order, augmentation and the validation split.", 0)

@@ -54,6 +54,7 @@ from .setup import (
     count_steps,
     features_and_head,
     hold_output_dir,
+    profits_from_channels_last,
     refuse_single_values,
     refuse_what_classes_lack,
     resolve,
@@ -96,7 +97,7 @@ class TrainingRun:
         if not arguments.dry_run:
             self.held = held or ExitStack()
             hold_output_dir(arguments, self.model, self.accelerator, self.held)  # before decoding
-        if arguments.channels_last:
+        if arguments.channels_last and profits_from_channels_last(self.model, self.accelerator):
             self.model.to(memory_format=torch.channels_last)
         of_images = self.images, self.model
         self.images, trained = features_and_head(arguments, *of_images, self.accelerator)

@@ -234,6 +234,14 @@ def refuse_single_values(arguments: TrainArguments, model: nn.Module) -> None:
         ) from error
 
 
+def profits_from_channels_last(model: nn.Module, accelerator: Accelerator) -> bool:
+    """Whether windows of convolutions overlap, unlike a ViT's patches; where weights may be so."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    overlap = any(k > s for layer in layers for k, s in zip(layer.kernel_size, layer.stride))
+    sharded = accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin
+    return overlap and not sharded and accelerator.device.type in ("cpu", "cuda")
+
+
 def with_synchronized_batchnorm(
     model: ProtoSphereForImageClassification, accelerator: Accelerator
 ) -> ProtoSphereForImageClassification:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.data.mixup import mixup_target
+from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -88,7 +88,7 @@ class OptimizerStep:
         arguments, accelerator = self.arguments, self.accelerator
         position = hash((arguments.seed, step, accelerator.process_index))
         torch.manual_seed(position % 2**63)
-        if arguments.mixup:
+        if arguments.mixup or arguments.cutmix:
             np.random.seed(position % 2**32)
         loss, logits = self._backward(batches)
         if arguments.max_grad_norm is not None:
@@ -108,7 +108,8 @@ class OptimizerStep:
         losses, logits = [], []
         for i, batch in enumerate(batches):
             pixels, labels = batch["pixel_values"], batch["labels"]
-            if self.arguments.mixup or self.arguments.label_smoothing:
+            asked = self.arguments
+            if asked.mixup or asked.cutmix or asked.label_smoothing:
                 pixels, labels = self._mixed(pixels, labels)
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared_model):
@@ -120,12 +121,20 @@ class OptimizerStep:
         return torch.stack(losses).mean(), torch.cat(logits)
 
     def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Every image mixed with its mirror image in the order of the batch, of any size, and the
-        probabilities (m, K) of its classes, smoothed. One share holds for the batch."""
-        alpha, smoothing = self.arguments.mixup, self.arguments.label_smoothing
-        share = np.random.beta(alpha, alpha) if alpha else 1.0
-        if alpha:
+        """Every image mixed with its mirror image in the order of the batch, of any size, or with a
+        rectangle of that one, and the probabilities (m, K) of its classes, smoothed. One share and
+        one rectangle hold for the batch."""
+        arguments, share = self.arguments, 1.0
+        mixup, cutmix = arguments.mixup, arguments.cutmix
+        if cutmix and not (mixup and np.random.rand() < 0.5):
+            share = np.random.beta(cutmix, cutmix)
+            (top, bottom, left, right), share = cutmix_bbox_and_lam(pixels.shape, share)
+            others, pixels = pixels.flip(0), pixels.clone()
+            pixels[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+        elif mixup:
+            share = np.random.beta(mixup, mixup)
             pixels = pixels.lerp(pixels.flip(0), 1 - share)
+        smoothing = arguments.label_smoothing
         return pixels, mixup_target(labels, self.model.config.num_labels, share, smoothing)
 
 

@@ -115,7 +115,7 @@ class FinetuneArguments(
         self._check_modes()
         # Every check of training. The objective may be the checkpoint's: only its linear head takes
         # labels that are mixed.
-        mixed = self.objective is None and (self.mixup or self.label_smoothing)
+        mixed = self.objective is None and (self.mixup or self.cutmix or self.label_smoothing)
         for mode in self.modes:
             last = self.seed + (self.trials - 1 if self.shots else 0)
             self.training(mode, seed=last, **({"objective": "cross_entropy"} if mixed else {}))

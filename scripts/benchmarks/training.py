@@ -9,7 +9,7 @@
   beside kornia, where it is installed, on the same cached images.
 - epoch: a whole epoch beside an Accelerate loop over such a DataLoader, as in the examples of
   transformers without a Trainer.
-- options: the step with --channels_last, --compile and both.
+- options: the step with channels last (the default, left out everywhere else), --compile and both.
 - memory: resident memory after 3 and after 20 epochs of a small run.
 """
 
@@ -50,6 +50,7 @@ def our_run(a: argparse.Namespace, folder: str, **options: object) -> TrainingRu
         "objective": "cross_entropy", "batch_size": a.batch_size, "epochs": 100,
         "max_train_samples": a.images, "max_eval_samples": 1000, "report_to": ["none"],
         "augmentation": "resized_crop", "overwrite": True, "nc_every": 0, "nc_train_samples": 0,
+        "channels_last": False,
     }  # fmt: skip
     with redirect_stdout(StringIO()):
         return TrainingRun(TrainArguments(**defaults | options))

@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.augmentation import NUMBERS, BatchAugmentation, uniform_numbers
+from hf_protosphere.data.transforms import RandomViews, TrainTransform
 
 KINDS = ("none", "crop", "resized_crop", "contrastive")
+
+
+to_pil = v2.ToPILImage()
 
 
 def images(num=6, side=32):
@@ -22,7 +27,9 @@ def images(num=6, side=32):
 def augmentation(kind="resized_crop", *, size=32, flip=False, **options):
     plain = {"image_mean": [0.0] * 3, "image_std": [1 / 255] * 3}  # values stay 0 to 255
     config = ProtoSphereConfig(image_size=size, num_labels=2, **plain)
-    return BatchAugmentation(config, augmentation=kind, horizontal_flip=flip, **options)
+    return BatchAugmentation(
+        config, BatchOptions(augmentation=kind, horizontal_flip=flip, **options)
+    )
 
 
 def batch(pixels, index=None):
@@ -57,6 +64,39 @@ def test_an_image_is_augmented_alike_in_any_batch(kind, views):
         alone = augmentation(kind, flip=True, views=views, seed=3)(batch(pixels, torch.tensor([i])))
         assert torch.allclose(alone["pixel_values"][0], whole["pixel_values"][i], atol=1e-3)
         assert alone["labels"] == 10 * i
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(
+    "last", [{"blur": 0.5}, {"rand_augment": 9}, {"rand_augment": 0}, {"random_erasing": 0.5}]
+)
+def test_the_last_steps_are_those_of_single_images(last, views):
+    pixels = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(torch.uint8)
+    index = torch.tensor([7, 2, 19, 4, 5, 0])
+    given = {"pixel_values": pixels[index % 12], "index": index}
+    augment = augmentation("none", views=views, seed=3, **last)
+    augment.set_epoch(2)
+    seen = augment(given)["pixel_values"]
+    config = ProtoSphereConfig(
+        image_size=32, num_labels=2, image_mean=[0.0] * 3, image_std=[1 / 255] * 3
+    )
+    transform = TrainTransform(config, BatchOptions(**last))
+    alone = RandomViews(transform, views=views, seed=3)
+    alone.set_epoch(2)
+    expected = [alone(to_pil(pixels[i % 12]), i) for i in index.tolist()]
+    assert torch.allclose(seen, torch.stack(expected), atol=1e-3)
+    plain = augmentation("none", views=views)(given)
+    changed = (seen - plain["pixel_values"]).abs().flatten(1).amax(1) > 1
+    assert changed.any()
+    assert views == 2 or last.keys() & {"rand_augment"} or not changed.all()  # only a share
+
+
+def test_what_is_erased_is_erased_everywhere():
+    seen = augmentation("none", random_erasing=1.0)(batch(images() // 2 + 60))["pixel_values"]
+    gone = (seen == 0).all(1).float().mean((1, 2))
+    assert gone.min() > 0.01  # of the image
+    assert gone.max() < 0.5
 
 
 def test_epochs_seeds_views_images_and_repetitions_differ():
@@ -140,6 +180,14 @@ def test_resized_crops_lie_inside_and_have_the_areas_of_torchvision():
     assert (aspects.log().abs() <= math.log(4 / 3) + 1e-6).all()
 
 
+def test_the_smallest_crop_has_the_area_it_is_told():
+    augment = augmentation(size=16, crop_scale=0.25)
+    pixels = images(side=32)
+    decide(augment, area=0.0, aspect=0.5, x=0.5, y=0.25)
+    seen = augment(batch(pixels))["pixel_values"]
+    assert torch.allclose(seen, pixels[:, :, 4:20, 8:24].float(), atol=1e-2)
+
+
 def test_a_crop_of_everything_is_the_image():
     augment, pixels = augmentation(), images()
     decide(augment, area=1.0, aspect=0.5)
@@ -195,6 +243,6 @@ def test_values_are_normalised():
     config = ProtoSphereConfig(
         image_size=32, num_labels=2, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]
     )
-    augment = BatchAugmentation(config, augmentation="none", horizontal_flip=False)
+    augment = BatchAugmentation(config, BatchOptions())
     expected = v2.functional.normalize(images() / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert torch.allclose(augment(batch(images()))["pixel_values"], expected, atol=1e-4)

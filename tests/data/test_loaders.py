@@ -34,15 +34,31 @@ def as_list(epoch):
     return [(batch["pixel_values"], batch["labels"]) for batch in epoch]
 
 
-def test_cached_and_decoded_images_are_the_same(images):
-    cached, decoded = batches(images), batches(images, cache_images=False, num_workers=2)
+@pytest.mark.parametrize("last", [{}, {"blur": 0.5}, {"rand_augment": 9}, {"random_erasing": 0.5}])
+def test_cached_and_decoded_images_are_the_same(images, last):
+    cached = batches(images, **last)
+    decoded = batches(images, **last, cache_images=False, num_workers=2)
     assert (cached.is_cached, decoded.is_cached) == (True, False)
     for epoch in (0, 3):
         pairs = zip(as_list(cached.epoch(epoch)), as_list(decoded.epoch(epoch)), strict=True)
         for (ours, our_labels), (theirs, their_labels) in pairs:
             assert torch.equal(our_labels, their_labels)
             assert torch.allclose(ours, theirs, atol=1e-4)
-    assert not torch.equal(as_list(cached.epoch(0))[0][0], as_list(cached.epoch(3))[0][0])
+    seen = as_list(cached.epoch(0))[0][0]
+    assert not torch.equal(seen, as_list(cached.epoch(3))[0][0])
+    assert bool(last) != torch.equal(seen, as_list(batches(images).epoch(0))[0][0])
+
+
+@pytest.mark.parametrize("cache_images", [True, False])
+@pytest.mark.parametrize(("augmentation", "usual"), [("resized_crop", 0.5), ("contrastive", 0.2)])
+def test_the_scale_of_crops_reaches_both_paths(images, cache_images, augmentation, usual):
+    options = {"augmentation": augmentation, "cache_images": cache_images}
+    default, same, other = (
+        next(batches(images, crop_scale=scale, **options).epoch(0))["pixel_values"]
+        for scale in (None, usual, 0.1)
+    )
+    assert torch.equal(default, same)
+    assert not torch.equal(default, other)
 
 
 @pytest.mark.parametrize("cache_images", [True, False])

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.dataset import ImageDataset, load_image_dataset, without_bad_images
 from hf_protosphere.data.pixels import (
     DRAFT,
@@ -141,7 +142,8 @@ def test_rows_that_cannot_be_decoded_are_told_from_the_others(tmp_path):
 
 READERS = {
     "training": lambda split, processor: TrainingImages(
-        split, TrainTransform(CONFIG, augmentation="resized_crop", horizontal_flip=False)
+        split,
+        TrainTransform(CONFIG, BatchOptions(augmentation="resized_crop")),
     ).__getitems__([*range(len(split))]),
     "evaluation": lambda split, processor: EvaluationImages(split, processor).__getitems__(
         [*range(len(split))]

@@ -72,16 +72,3 @@ def test_balanced_order_depends_on_seed_and_epoch_alone():
     }
     assert len(orders) == 6
     assert list(balanced(epoch=2)) == list(balanced(epoch=2))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"classes": 7, "size": 14}, r"7 classes need as many, .* have 6"),
-        ({"classes": 4, "size": 6}, r"a multiple .* got 6"),
-        ({"classes": 3, "size": 60, "batches_per_step": 3}, r"less than one step of 3 batches"),
-    ],
-)
-def test_batches_that_cannot_be(options, message):
-    with pytest.raises(ValueError, match=message):
-        balanced(**options)

@@ -83,6 +83,13 @@ def test_an_epoch_goes_on_from_its_middle(shards, views):
         assert torch.equal(expected["labels"], batch["labels"])
 
 
+@pytest.mark.parametrize("last", [{"blur": 1.0}, {"rand_augment": 9}, {"random_erasing": 1.0}])
+def test_the_last_augmentations_reach_streams(shards, last):
+    plain, changed = (images_of(batches(shards, **more).epoch(0)) for more in ({}, last))
+    assert plain.shape == changed.shape
+    assert (plain != changed).any(1).float().mean() > 0.6
+
+
 def test_processes_and_workers_share_the_images(shards, capsys):
     parts = [
         images_of(batches(shards, 2, process, per_epoch=7, num_workers=workers).epoch(0))

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
 from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.transforms import (
     EvaluationImages,
     TrainingImages,
@@ -37,7 +38,7 @@ def config(**kwargs):
 
 def train_transform(augmentation="resized_crop", horizontal_flip=True, **kwargs):
     return TrainTransform(
-        config(**kwargs), augmentation=augmentation, horizontal_flip=horizontal_flip
+        config(**kwargs), BatchOptions(augmentation=augmentation, horizontal_flip=horizontal_flip)
     )
 
 
@@ -87,7 +88,7 @@ def test_grayscale_models_get_three_equal_channels():
     gray_config = config(num_channels=1, image_mean=[0.3], image_std=[0.2])
     pixels = build_image_processor(gray_config)(gray.convert("RGB"), return_tensors="pt")
     assert torch.equal(pixels["pixel_values"][0, 0], pixels["pixel_values"][0, 2])
-    trained = TrainTransform(gray_config, augmentation="crop", horizontal_flip=False)(gray)
+    trained = TrainTransform(gray_config, BatchOptions(augmentation="crop"))(gray)
     assert trained.shape == (3, 32, 32)
     assert torch.equal(trained[0], trained[2])
 

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 from hf_protosphere import ProtoSphereConfig
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.dataset import without_bad_images
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import (
@@ -167,7 +168,9 @@ def trained_on(contents: list[bytes]) -> list[int]:
     except DataError:  # none of them can be decoded
         return []
     assert len(names) == len(images) - len(good)
-    transform = TrainTransform(CONFIG, augmentation="resized_crop", horizontal_flip=True)
+    transform = TrainTransform(
+        CONFIG, BatchOptions(augmentation="resized_crop", horizontal_flip=True)
+    )
     rows = [*range(len(good))]
     assert len(TrainingImages(good, transform).__getitems__(rows)) == len(rows)
     assert len(EvaluationImages(good, PROCESSOR).__getitems__(rows)) == len(rows)

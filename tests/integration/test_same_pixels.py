@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import pipeline
 
 from hf_protosphere import rgb
+from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.image_cache import cached_pixels
 from hf_protosphere.data.pixels import undecoded
 from hf_protosphere.data.streaming import EvaluationStream
@@ -42,7 +43,7 @@ def readers(tmp_path_factory):
     )
     task = "open-set-image-classification"
     classify = pipeline(task, model=model, image_processor=processor)
-    transform = TrainTransform(config, augmentation="none", horizontal_flip=False)
+    transform = TrainTransform(config, BatchOptions())
     export = runpy.run_path(rgb.__file__)["rgb"]
 
     @cache

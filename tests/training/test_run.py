@@ -1,5 +1,6 @@
 """A training run epoch by epoch: resumed to the bit, stopped, averaged, ended early."""
 
+import copy
 import json
 import os
 import signal
@@ -146,14 +147,17 @@ def test_the_average_of_the_weights_is_evaluated_kept_and_resumed(arguments, tmp
 
 def test_channels_last_is_the_same_training(arguments, tmp_path):
     losses = []
-    for name in ("plain", "channels_last"):
-        options = {"channels_last": name == "channels_last", "objective": "scl", "epochs": 1}
+    for name, given in (("plain", {"channels_last": False}), ("channels_last", {})):
+        options = {**given, "objective": "scl", "epochs": 1}
         run = training.TrainingRun(arguments(**options, output_dir=str(tmp_path / name)))
         batches = run.batches.epoch(0)
         losses.append([run.step([next(batches)])[0].item() for _ in range(2)])
     weight = run.model.protosphere.backbone.conv1[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    run = training.TrainingRun(arguments(backbone="test_vit", output_dir=str(tmp_path / "vit")))
+    kernels = [p for p in run.model.parameters() if p.dim() == 4]  # of the patches
+    assert all(kernel.is_contiguous() for kernel in kernels)
 
 
 @pytest.mark.slow  # compiles C++
@@ -212,6 +216,41 @@ def test_odd_batches_of_two_views_are_mixed_and_smoothed(arguments):
     logits = run.model.train()(mixed.flatten(0, 1)).logits
     expected = F.cross_entropy(logits, targets.repeat_interleave(2, 0)).item()
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_rectangles_of_other_images_are_pasted(arguments, views):
+    options = {"objective": "cross_entropy", "views": views, "batch_size": 15, "cutmix": 1.0}
+    run = training.TrainingRun(arguments(**options, backbone="test_vit"))
+    batch = next(run.batches.epoch(0))
+    pixels, labels = batch["pixel_values"].clone(), batch["labels"]
+    network = copy.deepcopy(run.model).train()
+    loss = run.step([batch])[0].item()
+    assert torch.equal(batch["pixel_values"], pixels)
+
+    np.random.seed(hash((0, 0, 0)) % 2**32)  # seed, step, process
+    reach = (1 - np.random.beta(1.0, 1.0)) ** 0.5
+    side, y, x = int(32 * reach), np.random.randint(32), np.random.randint(32)
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[max(0, y - side // 2) : y + (side + 1) // 2,
+           max(0, x - side // 2) : x + (side + 1) // 2] = True  # fmt: skip
+    pasted = torch.where(inside, pixels.flip(0), pixels)
+    share = 1 - inside.float().mean()
+    assert 0 < share < 1
+    targets = share * F.one_hot(labels, 3) + (1 - share) * F.one_hot(labels.flip(0), 3)
+    logits = network(pasted.flatten(0, -4)).logits
+    expected = F.cross_entropy(logits, targets.repeat_interleave(views, 0)).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_mixup_and_cutmix_each_step_takes_one(arguments):
+    run = training.TrainingRun(arguments(objective="cross_entropy", cutmix=1.0, mixup=1.0))
+    pixels, labels, kinds = torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.long), set()
+    for seed in range(12):
+        np.random.seed(seed)
+        mixed, _ = run.optimizer_step._mixed(pixels, labels)
+        kinds.add(((mixed == pixels) | (mixed == pixels.flip(0))).all().item())
+    assert kinds == {True, False}
 
 
 def fails(*_, **__):
