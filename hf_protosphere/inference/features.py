@@ -132,9 +132,10 @@ def _features(
     mirrored = version == 1 and options.horizontal_flip
     how, dataset = f"mirrored {mirrored}", EvaluationImages(split, processor)
     if version > 0 and not mirrored:
-        kind = {"augmentation": options.augmentation, "horizontal_flip": options.horizontal_flip}
-        how = f"{kind} {options.seed} {version}"
-        dataset = TrainingImages(split, TrainTransform(network.config, **kind), seed=options.seed)
+        augment = TrainTransform(network.config, options)
+        # Of its share of blurred images torchvision's says nothing.
+        how = f"{augment.transform} {options.blur} {options.seed} {version}"
+        dataset = TrainingImages(split, augment, seed=options.seed)
     path = cache_path(split, processor, key, how, kind="features")
     sweep(path.parent)
     if keeps and all(gather_object([path.exists()])):

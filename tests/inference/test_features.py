@@ -112,6 +112,9 @@ def test_features_are_found_again_under_all_that_they_depend_on(
     assert files == {".features"}
     made(0, num_workers=2, batch_size=3)
     made(1, augmentation="resized_crop")
+    made(1, augmentation="resized_crop", crop_scale=0.3)
+    for last in ({"blur": 0.3}, {"blur": 0.6}, {"rand_augment": 9}, {"random_erasing": 0.2}):
+        made(1, **last)
     made(1, seed=1)
     made(2, horizontal_flip=False)  # then the second one, too, is augmented
     made(4, cache_images=False)
