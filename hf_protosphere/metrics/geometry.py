@@ -20,6 +20,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..prototypes import nonnegative_limit
 from .class_statistics import ROUNDING, ClassStatistics, centre, covariance_eigenvalues
 
 # The published ratios divide the mean of all embeddings by its norm. Below this share of the
@@ -94,6 +95,24 @@ def instance_alignment(statistics: ClassStatistics, prototypes: Tensor) -> float
 def class_alignment(statistics: ClassStatistics, prototypes: Tensor) -> float:
     """mean_c ‖w_c − μ_c/‖μ_c‖‖² (Koromilas et al. 2026). Optimum 0, range [0, 4] for unit w_c."""
     return (prototypes.double() - _unit(statistics.means)).square().sum(1).mean().item()
+
+
+def attained_nonnegative(
+    attained: dict[str, float], means: Tensor, prototypes: Tensor | None
+) -> dict[str, float]:
+    """Percentages of the alignment that embeddings without a negative entry can attain, √(1 − 1/K)
+    of the optimum (`prototypes.nonnegative_limit`), by the percentages of the optimum.
+
+    Empty where that is no limit: class means (K, D) with a negative entry, or of fewer dimensions
+    than classes; prototypes (K, D) that have none either, as class means have.
+    """
+    if prototypes is None or (means < 0).any() or not (prototypes < 0).any():
+        return {}
+    if means.shape[1] < len(prototypes):
+        return {}
+    most = 1 - nonnegative_limit(len(prototypes)) / 2
+    names = ("instance_alignment", "class_alignment")
+    return {name: min(100.0, attained[name] / most) for name in names}
 
 
 def class_mean_gram(statistics: ClassStatistics) -> Tensor:

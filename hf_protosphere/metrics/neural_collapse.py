@@ -316,7 +316,7 @@ class NeuralCollapse(Metric):
         Where classes have no samples, "absent_classes" lists them, and the others are measured.
         Then, and where no class has two samples, some metrics are not defined, and neither is
         "overall": they are not in the result (`undefined_metrics`). The same, with a warning, where
-        all class means coincide.
+        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`.
         """
         if prototypes is not None:  # before the long work
             self._check_prototypes(prototypes)
@@ -345,6 +345,8 @@ class NeuralCollapse(Metric):
             readable = [info.name for info in infos if info.min_classes <= self.num_classes]
             attained["overall"] = min(attained[name] for name in readable)
         result["attained"] = attained
+        if limited := geometry.attained_nonnegative(attained, s.means, prototypes):
+            result["attained_nonnegative"] = limited
         if absent := {*range(self.num_classes)} - {*s.classes.tolist()}:
             result["absent_classes"] = sorted(absent)
         if isinstance(self.keep, int):

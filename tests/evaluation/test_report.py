@@ -41,6 +41,17 @@ def test_the_table_has_a_row_for_every_metric():
     assert table.endswith("\n(no image of dog: what needs every class is not defined)")
 
 
+def test_what_embeddings_without_negative_entries_can_attain_is_told():
+    metric = NeuralCollapse(3, 3)
+    metric.update(torch.eye(3).repeat(2, 1), torch.arange(3).repeat(2))
+    best = torch.nn.functional.normalize(torch.eye(3) - 1 / 3, dim=1)
+    collapse = metric.compute(best) | {"optima": metric.optima}
+    report = {"num_images": 6, "accuracy": 1.0, "neural_collapse": collapse}
+    assert format_report(report, "test").endswith(
+        "of what those attain, Instance alignment 100.0 %, Class alignment 100.0 %)"
+    )
+
+
 def test_an_epoch_in_one_line():
     record = {"epoch": 3, "train_loss": 1.25, "validation_accuracy": 0.5}
     assert epoch_line(record) == "epoch     3  loss 1.250  validation accuracy 50.00%"

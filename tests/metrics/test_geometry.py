@@ -110,3 +110,17 @@ def test_the_gram_matrix_of_class_means_is_around_the_unit_global_mean():
     z = np.array([[1.0, 0.0], [0.0, 1.0]]) - mean
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     assert np.allclose(got, z @ z.T)
+
+
+def test_the_most_that_alignment_attains_without_negative_entries():
+    means, attained = torch.eye(4), {"instance_alignment": 43.30127, "class_alignment": 90.0}
+    simplex = torch.nn.functional.normalize(means - 0.25, dim=1)
+    shares = geometry.attained_nonnegative(attained, means, simplex)  # of sqrt(3/4)
+    assert shares == {"instance_alignment": pytest.approx(50), "class_alignment": 100}
+    for more in (
+        (means - 1e-9, simplex),
+        (means, means),  # as after SCL, whose class means are the prototypes
+        (means[:, :3], simplex[:, :3]),
+        (means, None),
+    ):
+        assert geometry.attained_nonnegative(attained, *more) == {}

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hf_protosphere.losses import normface_loss
+from hf_protosphere.objectives import default_temperature
+from hf_protosphere.prototypes import nonnegative_limit
 from scripts import theory
 
 CLASSES, PER_CLASS, TEMPERATURE = 6, 8, 0.2
@@ -50,6 +52,21 @@ def test_only_decoupled_alignment_keeps_its_gradients(monkeypatch):
         assert last[name]["collapse"] > 30 * last["nonl"]["collapse"], name
 
 
+@pytest.mark.parametrize("num_classes", [3, 6])
+@pytest.mark.parametrize("objective", ["nonl", "ntce", "normface"])
+def test_without_negative_entries_alignment_ends_at_the_limit(objective, num_classes):
+    record, embeddings, _ = theory.minimise(
+        objective, num_classes=num_classes, dim=2 * num_classes, per_class=2, nonnegative=True,
+        temperature=default_temperature(objective, num_classes),
+    )  # fmt: skip
+    limit = nonnegative_limit(num_classes)
+    assert record[0]["alignment"] > 1.5 * limit
+    assert record[-1]["alignment"] == pytest.approx(limit, abs=1e-6)
+    assert embeddings.min() >= 0
+    gram = embeddings[::2] @ embeddings[::2].T  # orthonormal
+    torch.testing.assert_close(gram, torch.eye(num_classes).double(), atol=1e-6, rtol=0)
+
+
 def test_the_script_prints_a_table_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(theory, "ADAM_STEPS", 5)
     monkeypatch.setattr(theory, "LBFGS_STEPS", 5)
@@ -58,5 +75,9 @@ def test_the_script_prints_a_table_and_draws(tmp_path, capsys, monkeypatch):
     assert printed.count("NONL") == 2
     assert "SCL's class means as NormFace prototypes" in printed
     assert (tmp_path / "pictures" / "theory.png").stat().st_size > 10_000
+    monkeypatch.setattr(theory, "NONNEGATIVE_CLASSES", (3, 10))
+    theory.main(["--nonnegative", "--output_dir", str(tmp_path)])
+    assert capsys.readouterr().out.count("NONL") == 2
+    assert (tmp_path / "nonnegative.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):
         theory.main(["--classes", "5", "--dim", "3"])
