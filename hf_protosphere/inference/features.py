@@ -106,28 +106,31 @@ def with_features(
     key = f"{network.protosphere.backbone}{digest.hexdigest()}{accelerator.mixed_precision}"
     if sample is not None:
         options = dataclasses.replace(options, cache_images=False)
+    started = time.perf_counter()
     for role, split in images.splits.items():
         measured = split if sample is None else split.select(range(min(sample, len(split))))
-        started, count = time.perf_counter(), versions if role == "train" else 1
+        count = versions if role == "train" else 1
         made = [
             _features(measured, network, accelerator, options, key, f"{role} images", version)
             for version in range(count)
         ]
-        seconds = (time.perf_counter() - started) * len(split) / len(measured)
-        features = torch.stack(made)[:, torch.arange(len(split)) % len(measured)]
+        features, seconds = torch.stack([f for f, _ in made]), sum(s for _, s in made)
+        features = features[:, torch.arange(len(split)) % len(measured)]
+        seconds *= len(split) / len(measured)
         splits[role] = FeatureSplit(features, torch.tensor(labels_of(split)), split, seconds)
         said.append(f"{len(split):,} {role} images{f' x {count}' if count > 1 else ''}")
-    seconds = sum(split.seconds for split in splits.values())
-    announce(f"{features.shape[-1]:,} features of {', '.join(said)}: {seconds:.1f} s")
+    spent, took = time.perf_counter() - started, sum(split.seconds for split in splits.values())
+    shown = f"{', '.join(said)}: {took:.1f} s, of them {spent:.1f} now"
+    announce(f"{features.shape[-1]:,} features of {shown}")
     return dataclasses.replace(images, splits=splits)
 
 
 def _features(
     split: Dataset, network: ProtoSphereForImageClassification, accelerator: Accelerator,
     options: BatchOptions, key: str, description: str, version: int,
-) -> Tensor:  # fmt: skip
-    """(N, F) float32 on the CPU, on every process: of one version of each image, as found in the
-    cache or computed and put there."""
+) -> tuple[Tensor, float]:  # fmt: skip
+    """(N, F) float32 on the CPU, on every process, of one version of each image, and the seconds
+    that they took: as found in the cache, or computed and put there."""
     processor, keeps = build_image_processor(network.config), options.cache_images is not False
     mirrored = version == 1 and options.horizontal_flip
     how, dataset = f"mirrored {mirrored}", EvaluationImages(split, processor)
@@ -136,21 +139,23 @@ def _features(
         # Of its share of blurred images torchvision's says nothing.
         how = f"{augment.transform} {options.blur} {options.seed} {version}"
         dataset = TrainingImages(split, augment, seed=options.seed)
-    path = cache_path(split, processor, key, how, kind="features")
+    path = cache_path(split, processor, key, how, kind="features.npz")
     sweep(path.parent)
     if keeps and all(gather_object([path.exists()])):
-        return torch.from_numpy(np.load(path))
+        with np.load(path) as kept:
+            return torch.from_numpy(kept["features"]), float(kept["seconds"])
     workers = options.num_workers
     loader = DataLoader(dataset, BATCH_SIZE, num_workers=workers, collate_fn=collate)
     loader = accelerator.prepare_data_loader(loader)
     loader.set_epoch(version)  # and so the data set's, at each start
     what = f"{description}, version {version + 1}"
-    features = frozen(network, loader, accelerator, what, mirrored).versions[0]
+    made = frozen(network, loader, accelerator, what, mirrored)
+    features, seconds = made.versions[0], made.seconds
     if keeps and accelerator.is_local_main_process:
         with at_no_cost("keeping the features for another run"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if has_room(path.parent, features.nbytes):
                 with whole_file(path) as unfinished, unfinished.open("wb") as file:
-                    np.save(file, features.numpy())
+                    np.savez(file, features=features.numpy(), seconds=seconds)
     accelerator.wait_for_everyone()
-    return features
+    return features, seconds

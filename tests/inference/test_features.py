@@ -107,9 +107,12 @@ def test_features_are_found_again_under_all_that_they_depend_on(
 
     first = made(4)  # three versions and the test images
     assert "96 features of 60 train images x 3, 45 test images" in capsys.readouterr().err
+    took = with_features(images, network, Accelerator(), FLIPPED, 3).splits["train"].seconds
+    assert took == with_features(images, network, Accelerator(), FLIPPED, 3).splits["train"].seconds
+    assert took > 0
     assert torch.equal(made(0), first)
     files = {path.suffix for path in cache.iterdir()}
-    assert files == {".features"}
+    assert files == {".npz"}
     made(0, num_workers=2, batch_size=3)
     made(1, augmentation="resized_crop")
     made(1, augmentation="resized_crop", crop_scale=0.3)
