@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .checking import load_image_processor
 from .configuration_protosphere import build_image_processor
+from .objectives import class_terms
 from .prototypes import class_means
 from .rgb import pixels_and_labels
 
@@ -175,6 +176,25 @@ class EditableClasses:
         self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
         self.config.forget_calibration()
 
+    def set_class_counts(
+        self, counts: Sequence[int], *, balanced: bool = True, logit_adjustment: float = 0.0
+    ) -> None:
+        """Train for classes of unequal size: with `balanced` an image weighs 1 / (images of its
+        class), with τ = `logit_adjustment` a score gains τ·log(share of its class), in the loss of
+        training alone; see `objectives.class_terms`. None of it is saved.
+
+        Args:
+            counts: (K,) training images of each class.
+
+        Raises:
+            ValueError: counts of other classes; and as `class_terms`.
+        """
+        if len(counts) != self.config.num_labels:
+            raise ValueError(f"expected {self.config.num_labels} counts, but got {len(counts)}.")
+        how = {"balanced": balanced, "logit_adjustment": logit_adjustment}
+        terms = class_terms(self.config.objective, counts, **how)
+        self.class_weight, self.class_bias = (x if x is None else x.to(self.device) for x in terms)
+
     def _pixels(
         self, images: Mapping[str, Any], processor: Any, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -224,3 +244,4 @@ class EditableClasses:
         self.head = head
         self.config.id2label = dict(enumerate(names))
         self.config.false_rejection_rate = None  # measured for the classes as they were
+        self.class_weight = self.class_bias = None

@@ -32,7 +32,7 @@ from .checking import check_fit, has_new_head, no_larger_than, stored_tensors
 from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
-from .objectives import default_temperature, objective_loss
+from .objectives import EmbeddingQueue, default_temperature, objective_loss
 from .prototypes import PrototypeHead, cosines_to, nearest_cosines, simplex_etf, whole
 
 if TYPE_CHECKING:
@@ -284,6 +284,10 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             if config.prototypes == "simplex_etf" and config.num_labels > dim + 1:
                 simplex_etf(config.num_labels, dim)  # raises, also on the meta device
             self.head = PrototypeHead(config.num_labels, dim, config.prototypes)
+        # For training only. A queue is of one process: no module, which others would be told.
+        self.register_buffer("class_weight", None, persistent=False)
+        self.register_buffer("class_bias", None, persistent=False)
+        self.queue: list[EmbeddingQueue] = []
         self.post_init()
 
     @property
@@ -331,13 +335,19 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of embeddings (M[, V], D) and logits (M[, V], K) that `forward` computes when it
         is given labels: the configured one, or in evaluation mode the log-likelihood's."""
-        config, options = self.config, {}
-        name = config.objective if self.training else "cross_entropy"
-        if self.training and config.margin:
-            options = {"margin": config.margin, "margin_type": config.margin_type}
+        config = self.config
         prototypes = self.head.weight if config.has_prototypes else None
         batch = (embeddings, logits, labels, prototypes, config.softmax_temperature)
-        return objective_loss(name, *batch, **options)
+        if not self.training:
+            return objective_loss("cross_entropy", *batch)
+        loss = objective_loss(
+            config.objective, *batch, margin=config.margin, margin_type=config.margin_type,
+            weight=self.class_weight, bias=self.class_bias,
+            queue=self.queue[0].entries if self.queue else None,
+        )  # fmt: skip
+        for queue in self.queue:
+            queue.push(embeddings, labels)
+        return loss
 
     @classmethod
     def from_backbone(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .contrast import PAIR_ROWS, full_precision, gathered, resolve_group, rows_per_chunk
@@ -233,7 +233,7 @@ OBJECTIVES = {
 
 def objective_loss(
     name: str, embeddings: Tensor, logits: Tensor, labels: Tensor, prototypes: Tensor | None,
-    temperature: float, **options: Any,
+    temperature: float, *, margin: float = 0.0, margin_type: str = "cosface", **options: Any,
 ) -> Tensor:  # fmt: skip
     """The objective `name` of a batch.
 
@@ -242,10 +242,12 @@ def objective_loss(
         logits: (M, K) or (M, V, K), which a linear head is trained by.
         labels: (M,) int64 in [0, K); for a linear head also (M, K) of probabilities.
         prototypes: (K, D) of any norm; None for a linear head.
-        options: weight, and what else the loss takes: bias, queue, margin, margin_type.
+        options: weight, bias and queue, where they are not None and the loss takes them.
     """
     objective = OBJECTIVES[name]
-    loss = margin_loss if "margin" in options else objective.loss
+    loss, options = objective.loss, {k: v for k, v in options.items() if v is not None}
+    if margin:
+        loss, options = margin_loss, options | {"margin": margin, "margin_type": margin_type}
     if objective.contrasts_views:
         # What the model returns has unit norm already: normalising again would cost a pass.
         return loss(embeddings, labels, temperature, normalize=False, **options)
@@ -284,6 +286,34 @@ def class_terms(
         )
     weights = images.sum() / (len(images) * images.clamp_min(1)) if balanced else None
     return weights, logit_adjustment * (images / images.sum()).log() if logit_adjustment else None
+
+
+class EmbeddingQueue(nn.Module):
+    """The newest embeddings of earlier batches of this process, with their labels: what NTCE and
+    NONL contrast with as well, by `model.queue.append(EmbeddingQueue(size, dim))`.
+
+    Over processes, each one's are in the contrast, by its K log-sum-exps: none are exchanged.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(size, dim))
+        self.register_buffer("labels", torch.full((size,), -100))  # of none yet
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))  # of the oldest
+
+    @property
+    def entries(self) -> tuple[Tensor, Tensor]:
+        return self.embeddings, self.labels
+
+    @torch.no_grad()
+    def push(self, embeddings: Tensor, labels: Tensor) -> None:
+        """(M, D) or (M, V, D), and (M,), in place of the oldest."""
+        size, views = len(self.labels), embeddings.shape[1:-1].numel()
+        labels = labels.repeat_interleave(views)[-size:]
+        places = (self.position + torch.arange(len(labels), device=labels.device)) % size
+        self.embeddings[places] = embeddings.flatten(0, -2)[-size:].to(self.embeddings)
+        self.labels[places] = labels
+        self.position.copy_((self.position + len(labels)) % size)
 
 
 def optimal_temperature(num_classes: int) -> float:

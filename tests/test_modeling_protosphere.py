@@ -25,7 +25,7 @@ from hf_protosphere import (
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
-from hf_protosphere.objectives import OBJECTIVES, margin_loss
+from hf_protosphere.objectives import OBJECTIVES, EmbeddingQueue, margin_loss
 from tests.models import TIMM, TRANSFORMERS, build, images
 
 
@@ -81,6 +81,33 @@ def test_labels_compute_the_objective_and_reach_every_parameter(objective):
     assert torch.allclose(output.loss, expected, atol=1e-5)
     output.loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_what_training_knows_of_classes_and_earlier_batches_is_not_the_model(tmp_path):
+    pixels, labels = images(6, 3, 32, 32), torch.arange(6) % 5
+    for objective, term in (("ntce", "queue"), ("normface", "bias"), ("cross_entropy", "bias")):
+        model = build(objective=objective).train()
+        names, likelihood = set(model.state_dict()), model.eval()(pixels, labels=labels).loss
+        if term == "queue":
+            model.queue.append(EmbeddingQueue(8, model.protosphere.embedding_dim))
+        model.set_class_counts([5, 4, 3, 2, 1], logit_adjustment=2.0 * (term == "bias"))
+        first, second = (model.train()(pixels, labels=labels) for _ in range(2))
+        weight, bias = model.class_weight, model.class_bias
+        if objective == "cross_entropy":
+            expected = F.cross_entropy(second.logits + bias, labels, weight)
+        else:
+            more = {"bias": bias} if term == "bias" else {"queue": (first.embeddings, labels)}
+            batch = (second.embeddings, model.prototypes, labels, model.config.softmax_temperature)
+            expected = OBJECTIVES[objective].loss(*batch, weight=weight, **more)
+        assert torch.allclose(second.loss, expected, atol=1e-5)
+        assert set(model.state_dict()) == names
+        assert model.eval()(pixels, labels=labels).loss.isclose(likelihood, atol=1)
+        model.save_pretrained(tmp_path / objective)
+        again = ProtoSphereForImageClassification.from_pretrained(tmp_path / objective).eval()
+        assert again.class_weight is None
+        assert torch.equal(again(pixels).logits, model(pixels).logits)
+    with pytest.raises(ValueError, match="expected 5 counts, but got 2"):
+        model.set_class_counts([1, 2])
 
 
 def test_a_margin_is_in_the_loss_of_training_only():

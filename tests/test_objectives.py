@@ -204,6 +204,25 @@ def test_a_bias_of_an_anchor_that_is_a_prototype_would_cancel():
         )
 
 
+# The queue.
+
+
+@pytest.mark.parametrize("views", [None, 2])
+def test_a_queue_holds_the_newest(views):
+    queue, seen = objectives.EmbeddingQueue(7, 3), []
+    for i, size in enumerate((2, 3, 1, 5, 9, 0, 4)):
+        embeddings, _, labels = draw(i, size, 5, 3, torch.float32, views)
+        queue.push(embeddings, labels)
+        seen += zip(
+            embeddings.flatten(0, -2).tolist(), labels.repeat_interleave(views or 1).tolist()
+        )
+        newest = sorted(seen[-7:])
+        kept = queue.labels >= 0
+        assert kept.sum() == min(len(seen), 7)
+        entries = zip(queue.embeddings[kept].tolist(), queue.labels[kept].tolist())
+        assert sorted((e, y) for e, y in entries) == [(e, y) for e, y in newest]
+
+
 # The table.
 
 

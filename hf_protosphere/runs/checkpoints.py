@@ -30,7 +30,7 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from .files import put_in_place, refused_by_disk, replacing_files, whole_file
 from .reading import errors_in_one_line, read_yaml
 
-AVERAGE = "average.safetensors"
+AVERAGE, QUEUE = "average.safetensors", "queue-%d.safetensors"  # the latter of each process
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 METADATA_MODULES = (
     "torch", "collections", "pathlib", "torch.distributed.checkpoint.metadata",
@@ -91,7 +91,7 @@ class Progress:
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1, *,
-    average: nn.Module | None = None,
+    average: nn.Module | None = None, queue: nn.Module | None = None,
 ) -> Path:  # fmt: skip
     """Everything to resume from. Once it is whole, all but the `keep` newest are removed; where the
     disk is full, the earlier ones are as they were.
@@ -107,6 +107,8 @@ def save_checkpoint(
     try:
         with refused_by_disk(final):
             accelerator.save_state(str(unfinished))
+            if queue is not None:
+                save_weights(queue, str(unfinished / (QUEUE % accelerator.process_index)))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 if average is not None:
@@ -127,11 +129,12 @@ def save_checkpoint(
 
 def load_checkpoint(
     accelerator: Accelerator, checkpoint: Path, step: int, *,
-    scheduler: LambdaLR, average: nn.Module | None = None,
+    scheduler: LambdaLR, average: nn.Module | None = None, queue: nn.Module | None = None,
 ) -> None:  # fmt: skip
     """What `save_checkpoint` saved beside the progress, read as if it came from a stranger: nothing
     in it can run code (DeepSpeed alone unpickles its own files), and of the optimiser only its
-    moments are taken. The schedule follows from the step of the progress."""
+    moments are taken. The schedule follows from the step of the progress. Queues belong to their
+    processes: another number of those begins with empty ones."""
     optimizer, kind = scheduler.optimizer, accelerator.distributed_type
     with errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint):
         if accelerator.is_main_process:
@@ -160,7 +163,10 @@ def load_checkpoint(
         scheduler.load_state_dict(scheduler.state_dict() | counters)
         if average is not None:
             load_model(average, str(checkpoint / AVERAGE))
-        _refuse_misfits(accelerator, average)
+        saved = len([*checkpoint.glob(QUEUE.replace("%d", "*"))]) or 1  # none: then it is damaged
+        if queue is not None and saved == accelerator.num_processes:
+            load_model(queue, str(checkpoint / (QUEUE % accelerator.process_index)))
+        _refuse_misfits(accelerator, average, queue)
 
 
 class _Metadata(pickle.Unpickler):
@@ -184,9 +190,9 @@ def _convert_pickles(checkpoint: Path) -> None:
         path.unlink()
 
 
-def _refuse_misfits(accelerator: Accelerator, average: nn.Module | None) -> None:
+def _refuse_misfits(accelerator: Accelerator, *more: nn.Module | None) -> None:
     """Refuse weights or moments of the optimiser that are not finite, or of another shape."""
-    networks = [*accelerator._models, *filter(None, [average])]
+    networks = [*accelerator._models, *filter(None, more)]
     tensors = [tensor for network in networks for tensor in network.state_dict().values()]
     for optimizer in accelerator._optimizers:
         for parameter, state in getattr(optimizer, "state", {}).items():

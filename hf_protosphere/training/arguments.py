@@ -19,11 +19,13 @@ UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
-    "nc_train_samples", "feature_views", "probe_augmentation",
+    "nc_train_samples", "feature_views", "probe_augmentation", "class_weights", "logit_adjustment",
 )  # fmt: skip
 # What is for some objectives only, and why not for others.
 OF_AN_OBJECTIVE = {
-    "margin": "", **dict.fromkeys(
+    "margin": "", "queue_size": "",
+    "logit_adjustment": ", under which a class's share is not in the scores, or cancels (give "
+    "--class_weights balanced)", **dict.fromkeys(
         ("label_smoothing", "mixup", "cutmix"), ", whose loss needs one class for every image"
     ),
 }  # fmt: skip
@@ -128,7 +130,7 @@ class TrainArguments(
         if not self.streaming:
             return
         for name in OF_ALL_IMAGES:
-            if getattr(self, name):
+            if getattr(self, name) not in (None, False, "none"):
                 raise ArgumentError(
                     f"--streaming sees the training images only as they come, and --{name} needs "
                     "to know all of them: leave out one of the two."

@@ -112,6 +112,19 @@ class OptimizationArguments:
         "Every batch holds so many classes with the same number of images each: class-balanced "
         "sampling, for long tails and many classes. By default images come at random."
     )
+    queue_size: CountOrZero = flag(
+        "So many embeddings of earlier batches, of each process, are contrasted with by nonl and "
+        "ntce as well, as constants: more negatives for small batches.",
+        0,
+    )
+    class_weights: Literal["none", "balanced"] = flag(
+        "balanced: every image weighs 1 / (images of its class). For long tails.", "none"
+    )
+    logit_adjustment: Annotated[float, "[0, inf)"] = flag(
+        "For long tails, of normface, decoupled_normface and cross_entropy: so many times (1 in "
+        "theory) the logarithm of a class's share of the images is added to its score in training.",
+        0.0,
+    )
     gradient_accumulation_steps: Count = flag(
         "Batches per optimiser step. NTCE, NONL and SCL contrast across all of them, exactly, at "
         "the price of one more forward pass.",

@@ -188,7 +188,7 @@ class TrainingRun:
                     )
                 load_checkpoint(
                     self.accelerator, checkpoint, progress.step, average=step.average,
-                    scheduler=step.scheduler,
+                    queue=step.queue, scheduler=step.scheduler,
                 )  # fmt: skip
             except DamagedCheckpoint as error:
                 damage.append(error)
@@ -357,8 +357,8 @@ class TrainingRun:
             self._write_best()
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
-        average = self.optimizer_step.average
-        return save_checkpoint(self.accelerator, folder, self.progress, keep, average=average)
+        more = {"average": self.optimizer_step.average, "queue": self.optimizer_step.queue}
+        return save_checkpoint(self.accelerator, folder, self.progress, keep, **more)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -93,6 +93,10 @@ def build_model(
         model.config.forget_calibration()
     else:
         model = _model_of(arguments, images)
+    if (balanced := arguments.class_weights == "balanced") or arguments.logit_adjustment:
+        counts, adjustment = images.class_counts("train"), arguments.logit_adjustment
+        with errors_in_one_line("--logit_adjustment cannot be"):
+            model.set_class_counts(counts, balanced=balanced, logit_adjustment=adjustment)
     freeze(model, arguments)
     return model
 

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from ..objectives import OBJECTIVES
+from ..objectives import OBJECTIVES, EmbeddingQueue
 from .adaptation import without_adapters
 from .arguments import TrainArguments
 
@@ -60,6 +60,11 @@ class OptimizerStep:
         if arguments.ema_decay is not None:
             # Its warm-up forgets the first weights, of which a short run would keep too much.
             self.average = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
+        self.queue: EmbeddingQueue | None = None
+        if arguments.queue_size:
+            dim = model.protosphere.embedding_dim
+            self.queue = EmbeddingQueue(arguments.queue_size, dim).to(accelerator.device)
+            model.queue.append(self.queue)
 
     @property
     def evaluated_model(self) -> ProtoSphereForImageClassification:
@@ -103,7 +108,9 @@ class OptimizerStep:
 
     def _backward(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """Loss and logits of the whole step; its gradients are left in the parameters."""
-        if OBJECTIVES[self.model.config.objective].contrasts_images and len(batches) > 1:
+        objective = OBJECTIVES[self.model.config.objective]
+        weighs = self.model.class_weight is not None and objective.prototypes is not None
+        if (objective.contrasts_images or weighs) and len(batches) > 1:
             return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
         losses, logits = [], []
         for i, batch in enumerate(batches):

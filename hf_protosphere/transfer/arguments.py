@@ -114,8 +114,9 @@ class FinetuneArguments(
         self.shot_counts  # noqa: B018
         self._check_modes()
         # Every check of training. The objective may be the checkpoint's: only its linear head takes
-        # labels that are mixed.
-        mixed = self.objective is None and (self.mixup or self.cutmix or self.label_smoothing)
+        # labels that are mixed, and not all a bias.
+        of_its_own = self.mixup or self.cutmix or self.label_smoothing or self.logit_adjustment
+        mixed = self.objective is None and of_its_own
         for mode in self.modes:
             last = self.seed + (self.trials - 1 if self.shots else 0)
             self.training(mode, seed=last, **({"objective": "cross_entropy"} if mixed else {}))

@@ -128,6 +128,27 @@ def check_accumulation(rank, accelerator):
             assert torch.allclose(ours, theirs, atol=1e-6 * theirs.abs().max().item()), objective
 
 
+def check_queues(rank):
+    """Of each process its own: together they are the queue of one process."""
+    for loss in (ntce_loss, nonl_loss):
+        inputs, labels = case("ntce", WORLD_SIZE, torch.float64)
+        queues = torch.randn(
+            WORLD_SIZE, 3, DIM, generator=torch.Generator().manual_seed(3)
+        ).double()
+        queued = torch.tensor([[0, 1, -100], [2, 2, 5], [-100] * 3, [4, 0, 1]])
+        leaves = [torch.nn.Parameter(torch.cat(inputs)[:, :DIM].clone()) for _ in range(2)]
+        weights = [torch.nn.Parameter(torch.eye(NUM_CLASSES, DIM).double()) for _ in range(2)]
+        union = (queues.flatten(0, 1), queued.flatten())
+        one = loss(leaves[0], weights[0], torch.cat(labels), queue=union, group="local")
+        part = leaves[1].split(SIZES)[rank]
+        many = loss(part, weights[1], labels[rank], queue=(queues[rank], queued[rank]))
+        assert abs(one - many) < 1e-12
+        one.backward(), many.backward()
+        for ours, theirs in ((leaves[1], leaves[0]), (weights[1], weights[0])):
+            dist.all_reduce(ours.grad)
+            assert torch.allclose(ours.grad / WORLD_SIZE, theirs.grad, atol=1e-12)
+
+
 def check_bytes_exchanged(rank):
     """O(K) numbers, at most a hundredth of the embeddings' bytes; none with group="local"."""
     num_classes, dim, size = 1000, 2048, 256
@@ -193,6 +214,7 @@ def work(rank, port):
     groups = {n: dist.new_group(list(range(n))) for n in (1, 2, 4)}
     check_equal_to_one_process(rank, groups)
     check_distributed_data_parallel(rank, accelerator)
+    check_queues(rank)
     check_bytes_exchanged(rank)
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")

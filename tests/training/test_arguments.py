@@ -73,6 +73,15 @@ def test_defaults_that_follow_from_others():
         ({"resume": True, "overwrite": True}, "--resume keeps .* --overwrite deletes"),
         ({"objective": "scl", "views": 1}, "--views must be 2 or more"),
         ({"objective": "sincere", "views": 1}, "--objective sincere contrasts views"),
+        (
+            {"objective": "scl", "queue_size": 9},
+            "--queue_size 9 is for --objective nonl and ntce, but",
+        ),
+        (
+            {"objective": "ntce", "logit_adjustment": 1.0},
+            r"cross_entropy, but got ntce, .* or cancels \(give --class_weights balanced\)",
+        ),
+        ({"streaming": True, "class_weights": "balanced"}, "--streaming .* --class_weights needs"),
         ({"margin": 0.2}, "--margin 0.2 is for --objective normface, but got nonl"),
         (
             {"objective": "normface", "margin_type": "arcface"},

@@ -37,7 +37,7 @@ def stop_after(monkeypatch, step, number=signal.SIGINT):
 @pytest.mark.parametrize(
     "by",
     [
-        {"optimizer": "adamw"},
+        {"optimizer": "adamw", "queue_size": 40, "class_weights": "balanced"},
         {"optimizer": "lamb", "learning_rate": 1e-2, "schedule": "step", "milestones": [1, 1.6]},
         {"optimizer": "muon", "learning_rate": 1e-3, "min_lr_rate": 0.1, "warmup_lr_rate": 0.5},
     ],
@@ -52,7 +52,9 @@ def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path,
         with pytest.raises(TrainingInterrupted, match=r"stopped after step 9.*--resume") as stopped:
             train(arguments(**options))
     assert stopped.value.signal == signal.SIGINT
-    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000009"
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest.name == "step-00000009"
+    assert (newest / "queue-0.safetensors").exists() == ("queue_size" in by)
     train(arguments(**options, resume=True))
 
     whole = load_file(tmp_path / "whole" / "model.safetensors")

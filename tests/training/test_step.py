@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.objectives import OBJECTIVES
+from hf_protosphere.objectives import OBJECTIVES, EmbeddingQueue
 from hf_protosphere.training.step import backward_as_one_batch
 
 # Group norm: batch norm would make the large batch a different network.
@@ -58,6 +58,24 @@ def test_gradients_are_those_of_the_large_batch(objective, prototypes, sizes):
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.allclose(got[name], value, atol=1e-6 * value.abs().max().item()), name
+
+
+@pytest.mark.parametrize("sizes", [(12,), (5, 7)])
+@pytest.mark.parametrize("objective", ["ntce", "normface"])
+def test_queue_and_weights_are_those_of_the_large_batch(objective, sizes):
+    results = []
+    for parts in ([12], sizes):
+        model = build(objective=objective)
+        if objective == "ntce":
+            model.queue.append(EmbeddingQueue(9, 8).double())
+        model.set_class_counts([8, 4, 2, 1])
+        for _ in range(2):  # the second with what the first left behind
+            model.zero_grad()
+            loss, _ = backward_as_one_batch(model, split(batch(objective), *parts))
+        results.append(
+            [loss, *gradients(model).values(), *[x for q in model.queue for x in q.entries]]
+        )
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*results, strict=True))
 
 
 def test_plain_accumulation_would_give_something_else():
