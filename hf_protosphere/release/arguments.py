@@ -33,7 +33,8 @@ class ReleaseArguments(Arguments):
     Attributes:
         recipes: YAML files for `protosphere train`; beside NAME.yaml, NAME-OBJECTIVE.yaml is taken
             for that objective if it is there.
-        objectives, seeds: every recipe is trained with each of them.
+        objectives, seeds: every recipe is trained with each of them,
+        skip: but for names of these patterns.
         overrides: {pattern of names: {argument of `protosphere train`: value}}; the last one wins.
             Names are RECIPE-BACKBONE-OBJECTIVE-seedSEED, patterns as of a shell.
         launch: {pattern of names: options of `accelerate launch`}; without, one plain process.
@@ -44,6 +45,7 @@ class ReleaseArguments(Arguments):
     recipes: list[PathName] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=lambda: [0])
+    skip: list[str] = field(default_factory=list)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     launch: dict[str, str] = field(default_factory=dict)
     output_dir: PathName = flag("Folder for the runs, one folder each.", "outputs/release")

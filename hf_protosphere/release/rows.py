@@ -86,10 +86,10 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
             raise ArgumentError(
                 f"recipes: {first.recipe} and {row.recipe} both give {row.name}: rename one."
             )
-    for pattern in (*arguments.overrides, *arguments.launch):
+    for pattern in (*arguments.skip, *arguments.overrides, *arguments.launch):
         if not any(fnmatchcase(name, pattern) for name in by_name):
             raise ArgumentError(
-                f"overrides, launch: {pattern!r} matches no model; they are called such as "
+                f"skip, overrides, launch: {pattern!r} matches no model; they are called such as "
                 f"{rows[0].name}."
             )
     for recipe, siblings in groupby(rows, key=lambda row: row.recipe):
@@ -99,7 +99,10 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
                 f"{recipe}: its models are compared, but they are on several data sets, "
                 f"{', '.join(sorted(data))}: give these recipes of their own."
             )
-    return rows
+    kept = [row for row in rows if not any(fnmatchcase(row.name, each) for each in arguments.skip)]
+    if not kept:
+        raise ArgumentError(f"skip: {' '.join(arguments.skip)} leaves no model to train.")
+    return kept
 
 
 def _row(arguments: ReleaseArguments, recipe: Path, objective: str, seed: int) -> Row:
