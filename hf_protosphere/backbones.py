@@ -139,6 +139,26 @@ def has_nonnegative_features(backbone: nn.Module, config: ProtoSphereConfig) -> 
     return not (features < 0).any()
 
 
+def build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.Module, int]:
+    """The map from pooled features to what is normalised, and its width."""
+    if config.projection == "none":
+        return nn.Identity(), feature_dim
+    dim = config.projection_dim
+    if config.projection == "linear":
+        layers = [nn.Linear(feature_dim, dim)]
+    else:
+        hidden = config.projection_hidden_dim or feature_dim
+        norm = [nn.BatchNorm1d(hidden)] if config.projection_batch_norm else []
+        layers = [nn.Linear(feature_dim, hidden), *norm, nn.ReLU(), nn.Linear(hidden, dim)]
+    for layer in layers:
+        layer.is_projection_or_head = True
+    if config.projection_dropout:
+        layers = [nn.Dropout(config.projection_dropout), *layers]
+        if config.projection == "mlp":
+            layers.insert(-1, nn.Dropout(config.projection_dropout))
+    return nn.Sequential(*layers), dim
+
+
 def _is_unloaded(backbone: nn.Module) -> bool:
     """On the meta device, while weights are loaded or to be sharded, or sharded by DeepSpeed."""
     return any(weight.is_meta or not weight.numel() for weight in backbone.parameters())

@@ -65,6 +65,9 @@ class ProtoSphereConfig(PretrainedConfig):
         projection_dim: dimension D of the embeddings; by default as wide as the backbone's features
             for "linear", and 128 for "mlp". Ignored with `projection="none"`.
         projection_hidden_dim: width of the MLP; by default the backbone's.
+        projection_batch_norm: batch norm before the MLP's ReLU.
+        projection_dropout: in [0, 1), share of the backbone's features, and of the MLP's hidden
+            values, that are dropped in training.
         prototypes: "learned"; "simplex_etf" (fixed at the optimum, K ≤ D + 1); or "class_means"
             (the mean embeddings of the classes, set after training: the fixed prototypes of
             arXiv 2605.20302). By default what the objective trains, mostly "learned".
@@ -108,6 +111,8 @@ class ProtoSphereConfig(PretrainedConfig):
     projection: str = "auto"
     projection_dim: int | None = None
     projection_hidden_dim: int | None = None
+    projection_batch_norm: bool = False
+    projection_dropout: float = 0.0
     prototypes: str | None = None
     objective: str = "nonl"
     margin: float = 0.0
@@ -232,8 +237,11 @@ class ProtoSphereConfig(PretrainedConfig):
                     f"{name} must hold one number per channel ({self.num_channels}), "
                     f"but got {values!r:.60}."
                 )
-        if not isinstance(self.small_images, bool):
-            raise ValueError(f"small_images must be true or false, but got {self.small_images!r}.")
+        for name in ("small_images", "projection_batch_norm"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, but got {value!r}.")
+        if not (_is_number(dropout := self.projection_dropout) and 0 <= dropout < 1):
+            raise ValueError(f"projection_dropout must be in [0, 1), but got {dropout!r}.")
         self._refuse_fetching()
         if OBJECTIVES[self.objective].contrasts_views and self.prototypes == "learned":
             raise ValueError(

@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 from .backbones import (
     attention_of,
     build_backbone,
+    build_projection,
     decide_projection,
     features_of,
     load_timm,
@@ -204,7 +205,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         asked = config._attn_implementation
         config._attn_implementation_internal = attention_of(self.backbone, asked)
         decide_projection(config, self.backbone, feature_dim)
-        self.projection, self.embedding_dim = _build_projection(config, feature_dim)
+        self.projection, self.embedding_dim = build_projection(config, feature_dim)
         self.post_init()
 
     @can_return_tuple
@@ -376,20 +377,6 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             backbone, new_stem = model.protosphere.backbone, config.small_images
             load_weights(backbone, source.state_dict(), new_stem=new_stem)
         return model
-
-
-def _build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.Module, int]:
-    if config.projection == "none":
-        return nn.Identity(), feature_dim
-    dim = config.projection_dim
-    if config.projection == "linear":
-        layers = [nn.Linear(feature_dim, dim)]
-    else:
-        hidden = config.projection_hidden_dim or feature_dim
-        layers = [nn.Linear(feature_dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)]
-    for layer in layers:
-        layer.is_projection_or_head = True
-    return nn.Sequential(*layers), dim
 
 
 ProtoSphereConfig.register_for_auto_class()

@@ -194,7 +194,7 @@ class Objective:
     anchor: Literal["image", "prototype"]
     contrast: Literal["prototypes", "images"] | None
     own_class: bool
-    temperature_factor: float = 1.0
+    temperature_factor: float = 0.5  # of every loss with prototypes: scripts/study/temperature
     prototypes: Literal["learned", "simplex_etf", "class_means"] | None = "learned"
     options: tuple[str, ...] = ()
 
@@ -211,10 +211,12 @@ class Objective:
 
 _image = ("margin", "logit_adjustment")
 _mixed = ("label_smoothing", "mixup", "cutmix", "logit_adjustment")
-_views = {"anchor": "image", "contrast": "images", "prototypes": "class_means"}
+_views = {
+    "anchor": "image", "contrast": "images", "temperature_factor": 0.25, "prototypes": "class_means"
+}  # fmt: skip
 OBJECTIVES = {
-    "nonl": Objective(nonl_loss, "prototype", "images", False, 0.4, options=("queue_size",)),
-    "ntce": Objective(ntce_loss, "prototype", "images", True, 0.5, options=("queue_size",)),
+    "nonl": Objective(nonl_loss, "prototype", "images", False, options=("queue_size",)),
+    "ntce": Objective(ntce_loss, "prototype", "images", True, options=("queue_size",)),
     "scl": Objective(supcon_loss, own_class=True, **_views),
     "decoupled_scl": Objective(decoupled_supcon_loss, own_class=False, **_views),
     "sincere": Objective(sincere_loss, own_class=False, **_views),

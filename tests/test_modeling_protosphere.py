@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from hf_protosphere import (
+    ProtoSphereConfig,
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
@@ -439,3 +440,22 @@ def test_saved_weights_have_the_permissions_that_the_user_gives(tmp_path):
     weights = list(tmp_path.glob("*.safetensors"))
     assert len(weights) > 1
     assert {path.stat().st_mode & 0o777 for path in weights} == {0o640}
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_a_projection_with_dropout_and_batch_norm(projection, tmp_path):
+    more = {"projection_batch_norm": True} if projection == "mlp" else {}
+    config = ProtoSphereConfig(
+        backbone="test_resnet", image_size=32, num_labels=3, projection=projection,
+        projection_dim=8, projection_hidden_dim=16, projection_dropout=0.5, **more,
+    )  # fmt: skip
+    model = ProtoSphereForImageClassification(config)
+    kinds = [type(layer).__name__ for layer in model.protosphere.projection]
+    mlp = ["Dropout", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+    assert kinds == (mlp if projection == "mlp" else ["Dropout", "Linear"])
+    pixels = torch.randn(4, 3, 32, 32)
+    assert not torch.equal(model.train()(pixels).logits, model(pixels).logits)
+    expected = model.eval()(pixels).logits
+    model.save_pretrained(tmp_path)
+    again = ProtoSphereForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(pixels).logits, expected)

@@ -272,4 +272,4 @@ def test_few_classes_have_a_temperature_too():
     assert (optimal_temperature(2), optimal_temperature(3)) == (2.0, 1.5)
     values = [optimal_temperature(k) for k in range(2, 200)]
     assert values == sorted(values, reverse=True)
-    assert default_temperature("nonl", 10) == pytest.approx(0.4 * optimal_temperature(10))
+    assert default_temperature("nonl", 10) == pytest.approx(0.5 * optimal_temperature(10))

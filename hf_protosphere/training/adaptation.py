@@ -29,7 +29,9 @@ from .arguments import TrainArguments
 NETWORK = {
     "backbone": "backbone", "backbone_source": "backbone_source",
     "backbone_kwargs": "backbone_options", "small_images": "small_images",
-    "projection": "projection", "projection_dim": "projection_dim", "projection_hidden_dim": None,
+    "projection": "projection", "projection_dim": "projection_dim",
+    "projection_hidden_dim": "projection_hidden_dim",
+    "projection_batch_norm": "projection_batch_norm", "projection_dropout": "projection_dropout",
     "image_size": "image_size", "num_channels": "num_channels", "image_mean": None,
     "image_std": None, "interpolation": None, "crop_pct": None,
 }  # fmt: skip

@@ -41,6 +41,17 @@ class ModelArguments:
         "Dimension of the embeddings; auto with it is linear. By default the features' for linear, "
         "128 for mlp."
     )
+    projection_hidden_dim: Annotated[Count, Beside("projection", "mlp")] | None = flag(
+        "Width of the MLP; by default the features'."
+    )
+    projection_batch_norm: Annotated[bool, Beside("projection", "mlp")] = flag(
+        "Batch norm within the MLP, before its ReLU.", False
+    )
+    projection_dropout: Annotated[float, "[0, 1)"] = flag(
+        "Share of the backbone's features, and of the MLP's hidden values, dropped in training: "
+        "for a frozen backbone, whose features are learned by heart soon.",
+        0.0,
+    )
     objective: Literal[tuple(OBJECTIVES)] = flag(
         "What to train: nonl and ntce (prototypes against the batch), normface (images against "
         "prototypes), scl and sincere (views against views, then class means), dot_regression "
@@ -134,15 +145,15 @@ class OptimizationArguments:
         "sgd, adamw, or one of timm's by its name there, such as muon, lion or lamb.", "sgd"
     )
     learning_rate: Positive | None = flag(
-        "Peak learning rate. By default 0.1 * (images per step) / 256 for SGD, 0.001 for AdamW; "
-        "the others have none."
+        "Peak learning rate. By default 0.4 * (images per step) / 256, at most 1, for SGD, a "
+        "quarter of it for cross_entropy; 0.001 for AdamW; the others have none."
     )
     momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)
     nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag(
         "Nesterov's momentum; the paper's is the plain one.", True
     )
     weight_decay: Annotated[float, "[0, inf)"] | None = flag(
-        "Not applied to biases, norms and prototypes. By default 1e-4 for SGD, 0.05 for AdamW, "
+        "Not applied to biases, norms and prototypes. By default 5e-4 for SGD, 0.05 for AdamW, "
         "else 0."
     )
     decay_all: bool = flag(

@@ -14,9 +14,14 @@ from .adaptation import parameter_groups
 from .arguments import TrainArguments
 
 
-def usual_learning_rate(optimizer: str, images_per_step: int) -> float:
-    """By default; those of the other optimisers have no rule that holds for most."""
-    return 0.1 * images_per_step / 256 if optimizer == "sgd" else 1e-3
+def usual_learning_rate(optimizer: str, images_per_step: int, on_sphere: bool) -> float:
+    """By default; those of the other optimisers have no rule that holds for most.
+
+    Cosines bound the gradients, and training on the sphere stands and likes four times the rate of
+    a linear head, which that brings to NaN on some features (scripts/study).
+    """
+    of_256 = 0.4 if on_sphere else 0.1
+    return min(of_256 * images_per_step / 256, 1.0) if optimizer == "sgd" else 1e-3
 
 
 def build_optimizer(
@@ -25,9 +30,10 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:  # fmt: skip
     """Optimiser and learning-rate schedule, stepped once per optimiser step."""
     name, momentum = arguments.optimizer, arguments.momentum
-    usual = {"sgd": 1e-4, "adamw": 0.05}.get(name, 0.0)
+    usual = {"sgd": 5e-4, "adamw": 0.05}.get(name, 0.0)
     weight_decay = usual if arguments.weight_decay is None else arguments.weight_decay
-    peak = arguments.learning_rate or usual_learning_rate(name, images_per_step)
+    on_sphere = model.config.has_prototypes
+    peak = arguments.learning_rate or usual_learning_rate(name, images_per_step, on_sphere)
     groups = parameter_groups(
         model, peak, weight_decay, arguments.layer_decay, decay_all=arguments.decay_all,
         # Muon makes the rows of a matrix orthogonal, which those of a head need not be.

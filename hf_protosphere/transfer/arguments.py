@@ -30,6 +30,12 @@ TRAINING = field_names(TrainArguments)
 OF_ONE_MODE = {
     "decay": "layerwise", "rank": "lora", "feature_views": "head", "neighbors": "knn"
 }  # fmt: skip
+# Of a head on a backbone without one: what comes as near to neural collapse on features as a whole
+# network does, and learns them by heart the least (scripts/study/frozen_features).
+HEAD_PROJECTION = {
+    "projection": "mlp", "projection_hidden_dim": 256, "projection_batch_norm": True,
+    "projection_dropout": 0.3,
+}  # fmt: skip
 # What few shots decide; None, too, is not to be given.
 OF_FEW_SHOTS = {
     "validation_fraction": 0.0, "nc_every": 0, "nc_train_samples": 0, "pictures": False,
@@ -169,7 +175,7 @@ class FinetuneArguments(
             given.pop("augmentation", None)  # of the others
         shared = {"epochs": self.epochs, "output_dir": self.output_dir}
         if mode == "head" and views:  # faster trained than written
-            shared["checkpoint_every"] = 10
+            shared |= {"epochs": 40, "checkpoint_every": 10}
         shared |= given
         adaptation = {
             "head": {"freeze_backbone": True, "feature_views": views},

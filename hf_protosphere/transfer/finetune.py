@@ -40,13 +40,15 @@ from ..runs.processes import (
 from ..runs.reading import errors_in_one_line, read_json_lines
 from ..training.adaptation import count_trained_parameters
 from ..training.arguments import TrainArguments
-from ..training.optimizer import usual_learning_rate
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
-from .arguments import OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
+from .arguments import HEAD_PROJECTION, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, knn, of_class_means
 from .report import format_summary, plot_shots, summarize
 
+# Of SGD, for 256 images. Below training's: what the network knows shall not be washed away, and a
+# head on features learns them by heart.
+LEARNING_RATES = {"full": 0.01, "layerwise": 0.01, "head": 0.1}
 ROWS = "rows.jsonl"
 ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 
@@ -173,6 +175,8 @@ class Transfer:
         arguments = self.arguments
         folder = self.folder if self.is_single else self.folder / mode
         options: dict[str, Any] = {"output_dir": str(folder), **self.start}
+        if mode == "head" and "finetune_from" not in self.start:
+            options |= HEAD_PROJECTION
         if not self.is_single and not arguments.dry_run:
             # Of rows that are not written down: go on where one was stopped.
             options |= {"resume": True, "overwrite": False}
@@ -180,10 +184,10 @@ class Transfer:
             folder = self.folder / "trials" / f"{mode}-{shots}-{trial}"
             options |= {"output_dir": str(folder), "seed": arguments.seed + trial}
             options |= self._few_shot_options(shots)
-        if arguments.learning_rate is None and mode in ("full", "layerwise"):
-            # A tenth of training's default: what the network knows shall not be washed away.
+        if arguments.learning_rate is None and mode in LEARNING_RATES:
             images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
-            options["learning_rate"] = usual_learning_rate(arguments.optimizer, images) / 10
+            sgd = arguments.optimizer == "sgd"
+            options["learning_rate"] = LEARNING_RATES[mode] * images / 256 if sgd else 1e-4
         return arguments.training(mode, **options)
 
     def _few_shot_options(self, shots: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from transformers import get_scheduler
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.training.optimizer import build_optimizer
+from hf_protosphere.training.optimizer import build_optimizer, usual_learning_rate
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def rates(optimizer, schedule, steps):
 @pytest.mark.parametrize(
     ("options", "rate", "decay"),
     [
-        ({"optimizer": "sgd"}, 0.1 * 64 / 256, 1e-4),  # by the images of a step
+        ({"optimizer": "sgd"}, 0.4 * 64 / 256, 5e-4),  # by the images of a step
         ({"optimizer": "adamw"}, 1e-3, 0.05),
         ({"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 0.0}, 0.3, 0.0),
         ({"optimizer": "lion", "learning_rate": 0.001}, 0.001, 0.0),
@@ -81,3 +81,9 @@ def test_muon_leaves_heads_and_vectors_to_adamw(arguments, model):
     by_muon = {id(p) for p, state in optimizer.state.items() if state["use_muon"]}
     matrices = {id(p) for p in model.protosphere.parameters() if p.dim() > 1}
     assert by_muon == matrices
+
+
+def test_the_usual_rate_of_large_batches_is_bounded():
+    assert usual_learning_rate("sgd", 8192, on_sphere=True) == 1.0
+    assert usual_learning_rate("sgd", 512, on_sphere=True) == pytest.approx(0.8)
+    assert usual_learning_rate("sgd", 512, on_sphere=False) == pytest.approx(0.2)
