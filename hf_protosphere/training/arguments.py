@@ -21,6 +21,7 @@ OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
     "nc_train_samples", "feature_views", "probe_augmentation", "class_weights", "logit_adjustment",
 )  # fmt: skip
+OF_PIXELS = ("augmentation", "crop_scale", "blur", "rand_augment", "random_erasing", "cutmix")
 # What is for some objectives only, and why not for others.
 OF_AN_OBJECTIVE = {
     "margin": "", "queue_size": "",
@@ -107,11 +108,14 @@ class TrainArguments(
                 f"--{other} {getattr(self, other)} is about a backbone that is trained, but "
                 "--freeze_backbone keeps it as it is: leave out one of the two."
             )
-        if 0 < self.feature_views < 3 and self.given.get("augmentation", "none") != "none":
-            raise ArgumentError(
-                f"--augmentation {self.augmentation} is for --feature_views of 3 or more, but got "
-                f"{self.feature_views}: leave it out, or give more, such as 8."
-            )
+        for name in OF_PIXELS if self.feature_views else ():
+            value, pasted = self.given.get(name) or "none", name == "cutmix"
+            if value != "none" and (self.feature_views < 3 or pasted):
+                raise ArgumentError(
+                    f"--{name} {value} changes images, but --feature_views {self.feature_views} "
+                    "trains on features: leave it out, or give 0"
+                    + ("." if pasted else ", or for augmented versions 3 or more.")
+                )
         if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
             raise ArgumentError(f"--lora_rank {self.lora_rank} needs peft: pip install peft.")
 

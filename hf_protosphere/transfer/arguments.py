@@ -20,7 +20,7 @@ from ..arguments.parsing import field_names
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments
 from ..errors import ArgumentError
 from ..objectives import OBJECTIVES
-from ..training.arguments import TrainArguments
+from ..training.arguments import OF_PIXELS, TrainArguments
 from ..training.groups import OptimizationArguments, RunArguments
 
 TRAINED_MODES = ("full", "head", "layerwise", "lora")
@@ -172,7 +172,7 @@ class FinetuneArguments(
         given = {name: value for name, value in self.given.items() if name in TRAINING}
         views = given.pop("feature_views", 2 if self.horizontal_flip else 1)
         if mode == "head" and 0 < views < 3 and self.compare is not None:
-            given.pop("augmentation", None)  # of the others
+            given = {k: v for k, v in given.items() if k not in OF_PIXELS}  # of the others
         shared = {"epochs": self.epochs, "output_dir": self.output_dir}
         if mode == "head" and views:  # faster trained than written
             shared |= {"epochs": 40, "checkpoint_every": 10}

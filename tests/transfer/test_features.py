@@ -13,6 +13,7 @@ from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.training import run as run_module
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import dry_run, train
+from hf_protosphere.transfer.arguments import FinetuneArguments
 from hf_protosphere.transfer.features import embedded, features_of, train_head
 
 
@@ -143,6 +144,14 @@ def test_a_dry_run_computes_a_sample(arguments, monkeypatch, capsys):
 def test_what_features_do_not_obey_is_refused(arguments):
     with pytest.raises(ArgumentError, match=r"--feature_views 2 is for --freeze_backbone"):
         arguments(freeze_backbone=False)
-    with pytest.raises(ArgumentError, match=r"--augmentation crop is for --feature_views of 3"):
-        arguments(augmentation="crop")
-    assert arguments(augmentation="crop", feature_views=3).feature_views == 3
+    for name, value in {"augmentation": "crop", "blur": 0.5, "random_erasing": 0.1}.items():
+        with pytest.raises(ArgumentError, match=f"--{name} {value} changes images, .* 3 or more"):
+            arguments(**{name: value})
+        assert arguments(**{name: value}, feature_views=3).feature_views == 3
+    with pytest.raises(ArgumentError, match=r"--cutmix 0\.5 changes images, .* or give 0\.$"):
+        arguments(cutmix=0.5, objective="cross_entropy", feature_views=3)
+    assert arguments(augmentation="none").feature_views == 2
+    options = {"model": "x", "dataset_name": "x", "compare": "head,full", "augmentation": "crop"}
+    compared = FinetuneArguments(**options)
+    assert compared.training("full").augmentation == "crop"
+    assert compared.training("head").feature_views == 2
