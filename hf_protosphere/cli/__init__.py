@@ -1,6 +1,6 @@
 """The command `protosphere`: one sub-command for each job. The scripts call it too.
 
-Start at `commands.py`, the table of all commands. Nothing imports this room.
+Start at `commands.yaml`, the table of all commands. Nothing imports this room.
 """
 
 from __future__ import annotations

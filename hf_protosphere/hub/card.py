@@ -1,8 +1,8 @@
 """The model card of a finished run, from its files alone: no model is loaded, nothing is trained.
 
-The words are in `model_card_template.md`; here is what fills them. Whatever comes from data sets,
-such as names of classes, is made safe to print by `markdown.inline`; paths never enter. Numbers the
-template takes from configuration, arguments and results itself.
+The words are in `model_card_template.md`, which takes most of the numbers from the run itself; here
+is what it cannot. Whatever comes from data sets, such as names of classes, is made safe to print by
+`markdown.inline`; paths never enter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import yaml
 from huggingface_hub import (
@@ -75,10 +74,12 @@ def render_card(
         title=inline(name), repo_id=repo_id, license=license, notes=notes,
         paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=WORDS[run.config.objective],
         trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
-        config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
-        classifier=run.classifier, unknown=_unknown(run),
-        **_model(run), **_results(run), **_data(run),
+        run=run, config=run.config, arguments=run.arguments, results=run.results,
+        origin=run.provenance, device=run.provenance["device"], **_results(run),
+        calibration=run.calibration, has_reliability=(run.folder / RELIABILITY).is_file(),
         comparison=_comparison(run, compare_with, repo_id),
+        inline=inline, listed=listed, percent=percent, duration=duration,
+        degrees=lambda cosine: math.degrees(math.acos(cosine)), frequencies=FREQUENCIES,
     )  # fmt: skip
 
 
@@ -190,25 +191,6 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
     return results
 
 
-def _model(run: FinishedRun) -> dict[str, Any]:
-    """What it is, classes and network, and what its training took."""
-    config, origin = run.config, run.provenance
-    versions = {"Python" if name == "python" else name: v for name, v in origin["versions"].items()}
-    projection = f"{config.projection}, to {config.projection_dim} dimensions"
-    return {
-        "num_classes": len(run.class_names),
-        "class_names": listed(run.class_names),
-        "added_classes": listed(list(run.added_classes)) if run.added_classes else None,
-        "backbone": inline(config.backbone),
-        "parameters": f"{origin['parameters'] / 1e6:.3g} million",
-        "projection": "none" if config.projection == "none" else projection,
-        "base_model_text": inline(origin["base_model"]),
-        "training_time": duration(run.results["training_seconds"]),
-        "device": "the CPU" if origin["device"] == "cpu" else inline(origin["device"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
-
-
 def _results(run: FinishedRun) -> dict[str, Any]:
     """What was measured: accuracies, neural collapse, pictures."""
     report = run.results[run.reported]
@@ -219,7 +201,6 @@ def _results(run: FinishedRun) -> dict[str, Any]:
     worst = sorted(below, key=lambda pair: pair[0])[:LEAST_ACCURATE_SHOWN]
     return {
         "reports": [_accuracies(run, split) for split in run.held_out],
-        "frequencies": {name: inline(words) for name, words in FREQUENCIES.items()},
         "least_accurate": ", ".join(f"{name} ({percent(accuracy)})" for accuracy, name in worst),
         "classifiers": [
             {"title": CLASSIFIERS[name], **metrics, "accuracy": percent(metrics["accuracy"])}
@@ -229,51 +210,6 @@ def _results(run: FinishedRun) -> dict[str, Any]:
         "metrics": applicable_metrics(run),
         "pictures": [name for name in pictures if (run.folder / name).is_file()],
     }
-
-
-def _data(run: FinishedRun) -> dict[str, Any]:
-    """What it was trained and measured on."""
-    splits, counts = run.provenance["splits"], run.results.get("train_counts", {}).values()
-    if run.dataset_id:
-        page = f"https://huggingface.co/datasets/{quote(run.dataset_id)}"
-        dataset = f"[{inline(run.dataset_id)}]({page})"
-    else:
-        dataset = f"{inline(run.dataset_name)} (a local data set)"
-    has_validation = "validation" in splits
-    return {
-        "dataset": dataset,
-        "fewest": min(counts, default=None),  # of a stream, classes were not counted
-        "most": max(counts, default=None),
-        "validation_is_from_train": has_validation and run.is_drawn_from_training("validation"),
-        "test_split": inline(splits["test"]["from"]) if "test" in splits else None,
-        "best_on": "validation" if has_validation else "training",
-    }
-
-
-def _unknown(run: FinishedRun) -> dict[str, Any] | None:
-    """The threshold below which an image is unknown, and what was measured of it, if anything."""
-    config, report = run.config, run.calibration
-    if config.rejection_threshold is None:
-        return None
-    words: dict[str, Any] = {
-        "cosine": f"{config.rejection_threshold:.4f}",
-        "degrees": f"{math.degrees(math.acos(config.rejection_threshold)):.1f}",
-        "calibration": None,
-    }
-    if report is not None:
-        error, missing = report["expected_calibration_error"], report["classes_without_images"]
-        words["calibration"] = {
-            "images": f"{report['num_images']:,}",
-            "source": inline(report["source"]),
-            "missing": listed(missing) if missing else None,
-            "rate": percent(report["false_rejection_rate"]),
-            "rejected": percent(report["rejected"]),
-            "temperature": f"{report['calibration_temperature']:.3f}",
-            "before": percent(error["before"]),
-            "after": percent(error["after"]),
-            "has_picture": (run.folder / RELIABILITY).is_file(),
-        }
-    return words
 
 
 def _comparison(
