@@ -96,7 +96,8 @@ def _fields(command):
         for field in group["__dataclass_fields__"].values() if "help" in field.metadata
     }  # fmt: skip
     assert {field.name for field in fields} - flags.keys() <= {
-        *("datasets", "arguments"), *("recipes", "objectives", "seeds", "overrides", "launch")
+        *("datasets", "arguments", "skip"),
+        *("recipes", "objectives", "seeds", "overrides", "launch"),
     }  # fmt: skip
     return flags
 
