@@ -78,6 +78,8 @@ class ProtoSphereConfig(PretrainedConfig):
             and written here, when a classifier is built: `objectives.default_temperature` of its
             objective and number of classes. (The attribute cannot be called `temperature`:
             transformers takes that for a generation parameter.)
+        learned_temperature: train the temperature from `softmax_temperature` on, which becomes what
+            was learned when the model is saved. For "ntce", "normface", "scl" and "sincere".
         image_size: side of the square input, in pixels.
         num_channels: 1 (grayscale) or 3 (RGB). A grayscale model also takes RGB, as the
             image-classification pipeline sends it, and uses the luminance.
@@ -118,6 +120,7 @@ class ProtoSphereConfig(PretrainedConfig):
     margin: float = 0.0
     margin_type: str = "cosface"
     softmax_temperature: float | None = None
+    learned_temperature: bool = False
     image_size: int = 224
     num_channels: int = 3
     image_mean: list[float] | None = None
@@ -237,27 +240,38 @@ class ProtoSphereConfig(PretrainedConfig):
                     f"{name} must hold one number per channel ({self.num_channels}), "
                     f"but got {values!r:.60}."
                 )
-        for name in ("small_images", "projection_batch_norm"):
+        for name in ("small_images", "projection_batch_norm", "learned_temperature"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, but got {value!r}.")
         if not (_is_number(dropout := self.projection_dropout) and 0 <= dropout < 1):
             raise ValueError(f"projection_dropout must be in [0, 1), but got {dropout!r}.")
         self._refuse_fetching()
-        if OBJECTIVES[self.objective].contrasts_views and self.prototypes == "learned":
+        self._check_objective()
+        names = Counter((self.id2label or {}).values())
+        if twice := sorted(name for name, count in names.items() if count > 1):
+            raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
+
+    def _check_objective(self) -> None:
+        objective = OBJECTIVES[self.objective]
+        if objective.contrasts_views and self.prototypes == "learned":
             raise ValueError(
                 f"objective {self.objective!r} contrasts views with each other and trains no "
                 "prototypes: use prototypes='class_means' (the default for it) or 'simplex_etf'."
             )
-        if self.margin and "margin" not in OBJECTIVES[self.objective].options:
+        if self.margin and "margin" not in objective.options:
             raise ValueError(f"margin {self.margin} is for objective 'normface': leave it out.")
+        learns = "learn_temperature" in objective.options and not self.margin
+        if self.learned_temperature and not learns:
+            raise ValueError(
+                f"learned_temperature does not go with objective {self.objective!r} and margin "
+                f"{self.margin}: a margin needs the number, and where the own class is not in the "
+                "denominator the loss has no minimum in it: it falls for ever as it goes to 0."
+            )
         if not self.has_prototypes and self.prototypes != "learned":
             raise ValueError(
                 "objective 'cross_entropy' is the classical linear head, which is learned: leave "
                 f"prototypes at 'learned', or use another objective with {self.prototypes!r}."
             )
-        names = Counter((self.id2label or {}).values())
-        if twice := sorted(name for name, count in names.items() if count > 1):
-            raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
 
     def _refuse_fetching(self) -> None:
         """A network is made of what the configuration says, and of no other file or code."""

@@ -5,6 +5,7 @@ Travels to the Hub with every checkpoint, beside the files it imports.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,8 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PrototypeHead):
             init.copy_(module.weight, module.initial_weight())
+            if self.config.learned_temperature:
+                init.constant_(module.log_temperature, math.log(self.config.softmax_temperature))
         elif isinstance(module, nn.Linear) and getattr(module, "is_projection_or_head", False):
             init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own default
             init.zeros_(module.bias)
@@ -180,6 +183,9 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
             "AutoConfig": "configuration_protosphere.ProtoSphereConfig",
             "AutoModel": "modeling_protosphere.ProtoSphereModel",
         }
+        weights = kwargs.get("state_dict") or self.state_dict()
+        if (learned := weights.get("head.log_temperature")) is not None:
+            self.config.softmax_temperature = PrototypeHead.temperature(learned).item()
         super().save_pretrained(save_directory, *args, **kwargs)
         if args[:1] != (False,) and kwargs.get("is_main_process", True):
             save_image_processor(self.config, save_directory)
@@ -284,7 +290,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         else:
             if config.prototypes == "simplex_etf" and config.num_labels > dim + 1:
                 simplex_etf(config.num_labels, dim)  # raises, also on the meta device
-            self.head = PrototypeHead(config.num_labels, dim, config.prototypes)
+            kind = (config.prototypes, config.learned_temperature)
+            self.head = PrototypeHead(config.num_labels, dim, *kind)
         # For training only. A queue is of one process: no module, which others would be told.
         self.register_buffer("class_weight", None, persistent=False)
         self.register_buffer("class_bias", None, persistent=False)
@@ -297,6 +304,13 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if not self.config.has_prototypes:
             return F.normalize(whole(self.classifier.weight).float(), dim=-1)
         return self.head.prototypes
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """Of the loss and the logits: a number, or (1,) that is learned."""
+        if not self.config.learned_temperature:
+            return self.config.softmax_temperature
+        return self.head.temperature(self.head.log_temperature)
 
     @can_return_tuple
     def forward(
@@ -321,7 +335,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                     cosines = embeddings @ prototypes.T
                 else:
                     cosines = cosines_to(embeddings, prototypes)
-                logits = cosines / self.config.softmax_temperature  # (M[, V], K)
+                logits = cosines / self.temperature  # (M[, V], K)
             loss = None if labels is None else self.objective(embeddings, logits, labels)
             is_unknown, threshold = None, self.config.rejection_threshold
             if threshold is not None:
@@ -338,7 +352,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         is given labels: the configured one, or in evaluation mode the log-likelihood's."""
         config = self.config
         prototypes = self.head.weight if config.has_prototypes else None
-        batch = (embeddings, logits, labels, prototypes, config.softmax_temperature)
+        batch = (embeddings, logits, labels, prototypes, self.temperature)
         if not self.training:
             return objective_loss("cross_entropy", *batch)
         loss = objective_loss(

@@ -210,17 +210,18 @@ class Objective:
 
 
 _image = ("margin", "logit_adjustment")
+_queue, _learned = ("queue_size",), ("learn_temperature",)
 _mixed = ("label_smoothing", "mixup", "cutmix", "logit_adjustment")
 _views = {
     "anchor": "image", "contrast": "images", "temperature_factor": 0.25, "prototypes": "class_means"
 }  # fmt: skip
 OBJECTIVES = {
-    "nonl": Objective(nonl_loss, "prototype", "images", False, options=("queue_size",)),
-    "ntce": Objective(ntce_loss, "prototype", "images", True, options=("queue_size",)),
-    "scl": Objective(supcon_loss, own_class=True, **_views),
+    "nonl": Objective(nonl_loss, "prototype", "images", False, options=_queue),
+    "ntce": Objective(ntce_loss, "prototype", "images", True, options=_queue + _learned),
+    "scl": Objective(supcon_loss, own_class=True, options=_learned, **_views),
     "decoupled_scl": Objective(decoupled_supcon_loss, own_class=False, **_views),
-    "sincere": Objective(sincere_loss, own_class=False, **_views),
-    "normface": Objective(normface_loss, "image", "prototypes", True, options=_image),
+    "sincere": Objective(sincere_loss, own_class=False, options=_learned, **_views),
+    "normface": Objective(normface_loss, "image", "prototypes", True, options=_image + _learned),
     "decoupled_normface": Objective(
         decoupled_normface_loss, "image", "prototypes", False, options=_image[1:]
     ),
@@ -235,7 +236,8 @@ OBJECTIVES = {
 
 def objective_loss(
     name: str, embeddings: Tensor, logits: Tensor, labels: Tensor, prototypes: Tensor | None,
-    temperature: float, *, margin: float = 0.0, margin_type: str = "cosface", **options: Any,
+    temperature: float | Tensor, *, margin: float = 0.0, margin_type: str = "cosface",
+    **options: Any,
 ) -> Tensor:  # fmt: skip
     """The objective `name` of a batch.
 
@@ -244,15 +246,22 @@ def objective_loss(
         logits: (M, K) or (M, V, K), which a linear head is trained by.
         labels: (M,) int64 in [0, K); for a linear head also (M, K) of probabilities.
         prototypes: (K, D) of any norm; None for a linear head.
+        temperature: a number, or (1,) that is learned.
         options: weight, bias and queue, where they are not None and the loss takes them.
     """
     objective = OBJECTIVES[name]
     loss, options = objective.loss, {k: v for k, v in options.items() if v is not None}
     if margin:
         loss, options = margin_loss, options | {"margin": margin, "margin_type": margin_type}
+    if isinstance(temperature, Tensor) and objective.prototypes is not None:
+        # The operators take a number: the vectors carry it to them, and its gradient back.
+        if objective.contrasts_views:
+            embeddings = embeddings * temperature.rsqrt()
+        prototypes = F.normalize(prototypes.to(temperature.dtype), dim=-1) / temperature
+        temperature, options["normalize"] = 1.0, False
     if objective.contrasts_views:
         # What the model returns has unit norm already: normalising again would cost a pass.
-        return loss(embeddings, labels, temperature, normalize=False, **options)
+        return loss(embeddings, labels, temperature, **options | {"normalize": False})
     if embeddings.dim() == 3:  # each view is an instance of its class
         labels = labels.repeat_interleave(embeddings.shape[1], dim=0)
         embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)

@@ -17,6 +17,9 @@ from .contrast import Group, resolve_group
 
 # Prototypes in one product: at 10 classes the zeros cost less than 1 % of the smallest backbone.
 TILE = 128
+# Between which one is learned. Below, logits would exceed 100, as in CLIP (Radford et al. 2021);
+# above, the softmax of cosines is nearly flat: t*(K) of K ≥ 5 is less.
+TEMPERATURES = (0.01, 1.0)
 
 
 def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
@@ -189,10 +192,15 @@ def nearest_cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
 
 
 class PrototypeHead(nn.Module):
-    """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed."""
+    """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed. With
+    `learns_temperature` the logarithm of a temperature beside them."""
 
-    def __init__(self, num_classes: int, dim: int, kind: str) -> None:
+    def __init__(
+        self, num_classes: int, dim: int, kind: str, learns_temperature: bool = False
+    ) -> None:
         super().__init__()
+        if learns_temperature:
+            self.log_temperature = nn.Parameter(torch.empty(1))  # FSDP2 shards no scalar
         self.kind = kind
         weight = torch.empty(num_classes, dim)
         if kind == "learned":
@@ -205,6 +213,15 @@ class PrototypeHead(nn.Module):
         """(K, D), unit rows, float32 or wider. Of a sharded model all processes ask together."""
         weight = whole(self.weight)
         return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
+
+    @staticmethod
+    def temperature(log_temperature: Tensor) -> Tensor:
+        """(1,), float32 or wider, within `TEMPERATURES`."""
+        log = whole(log_temperature)
+        log = log.to(torch.promote_types(log.dtype, torch.float32))
+        least, most = map(math.log, TEMPERATURES)
+        # The gradient passes: what a step brought beyond a bound, another one brings back.
+        return (log + (log.clamp(least, most) - log).detach()).exp()
 
     @torch.no_grad()
     def initial_weight(self) -> Tensor:

@@ -430,6 +430,44 @@ def test_softmax_of_the_logits_is_a_distribution_that_follows_the_angle():
     assert scores[2].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_learned_temperature_is_saved_and_said(tmp_path):
+    model = build(objective="ntce", learned_temperature=True, softmax_temperature=0.3)
+    assert model.temperature.item() == pytest.approx(0.3)
+    model.train()(images(4, 3, 32, 32), labels=torch.arange(4)).loss.backward()
+    assert model.head.log_temperature.grad.abs() > 0
+    with torch.no_grad():
+        model.head.log_temperature += 0.5
+    expected = model.eval()(images(4, 3, 32, 32)).logits
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again(images(4, 3, 32, 32)).logits, expected)
+    assert again.config.softmax_temperature == again.temperature.item()
+    assert again.config.softmax_temperature == pytest.approx(0.3 * math.exp(0.5))
+    again.remove_classes(["LABEL_0"])
+    assert torch.equal(again(images(4, 3, 32, 32)).logits, expected[:, 1:])
+
+
+@pytest.mark.parametrize(("log", "bound"), [(-9.0, 0.01), (3.0, 1.0)])
+def test_a_learned_temperature_comes_back_from_beyond_its_bounds(log, bound):
+    model = build(objective="ntce", learned_temperature=True)
+    torch.nn.init.constant_(model.head.log_temperature, log)
+    assert model.temperature.item() == pytest.approx(bound)
+    model.temperature.backward()
+    assert model.head.log_temperature.grad.item() == pytest.approx(bound)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": name} for name in ("nonl", "decoupled_normface", "decoupled_scl",
+                                         "dot_regression", "cross_entropy")
+    ] + [{"objective": "normface", "margin": 0.2}],
+)  # fmt: skip
+def test_a_temperature_without_an_optimum_is_not_learned(options):
+    with pytest.raises(ValueError, match=r"learned_temperature does not go with .*falls for ever"):
+        build(learned_temperature=True, **options)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_saved_weights_have_the_permissions_that_the_user_gives(tmp_path):
     before = os.umask(0o027)

@@ -273,3 +273,27 @@ def test_few_classes_have_a_temperature_too():
     values = [optimal_temperature(k) for k in range(2, 200)]
     assert values == sorted(values, reverse=True)
     assert default_temperature("nonl", 10) == pytest.approx(0.5 * optimal_temperature(10))
+
+
+@pytest.mark.parametrize("objective", ["ntce", "normface", "scl", "sincere"])
+def test_the_gradient_of_a_learned_temperature_is_that_of_the_number(objective):
+    generator = torch.Generator().manual_seed(0)
+    views = (2,) if OBJECTIVES[objective].contrasts_views else ()
+    embeddings = torch.randn(9, *views, 4, generator=generator, dtype=torch.float64)
+    embeddings, prototypes = F.normalize(embeddings, dim=-1), 3 * torch.eye(3, 4).double()
+    options = {"weight": torch.tensor([1.0, 2.0, 3.0])}
+    if objective == "normface":
+        options["bias"] = torch.tensor([0.0, 1.0, -1.0])
+    if objective == "ntce":
+        options["queue"] = (embeddings.flip(0), torch.arange(9) % 2)
+
+    def value(temperature):
+        batch = (embeddings, embeddings, torch.arange(9) % 3, prototypes, temperature)
+        return objective_loss(objective, *batch, **options)
+
+    learned = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    loss = value(learned)
+    torch.testing.assert_close(loss, value(0.3), rtol=1e-12, atol=0)
+    loss.backward()
+    slope = (value(0.3 + 1e-5) - value(0.3 - 1e-5)) / 2e-5
+    torch.testing.assert_close(learned.grad[0], slope, rtol=1e-7, atol=0)

@@ -38,7 +38,7 @@ NETWORK = {
 # And of its head, as long as its classes stay.
 HEAD = {
     "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature",
-    "margin": "margin", "margin_type": "margin_type",
+    "learned_temperature": "learn_temperature", "margin": "margin", "margin_type": "margin_type",
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def parameter_groups(
     `decay_all`; where `layer_decay` is given, a learning rate for each layer of the backbone; and
     apart from the others parameters whose names match `fallback`, as timm's Muon takes them."""
     # Decay would only shrink the prototypes' norm, which is not used.
-    spared = () if decay_all else ("head.weight",)
+    spared = ("head.log_temperature", *(() if decay_all else ("head.weight",)))
     of_all = timm.optim.param_groups_weight_decay(
         model, weight_decay, not decay_all, no_weight_decay_list=spared, fallback_list=fallback
     )

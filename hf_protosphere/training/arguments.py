@@ -24,6 +24,8 @@ OF_ALL_IMAGES = (
 OF_PIXELS = ("augmentation", "crop_scale", "blur", "rand_augment", "random_erasing", "cutmix")
 # What is for some objectives only, and why not for others.
 OF_AN_OBJECTIVE = {
+    "learn_temperature": ": others have no temperature, or fall for ever as it goes to 0, once "
+    "classes are separated, since the own class is not in their denominator",
     "margin": "", "queue_size": "",
     "logit_adjustment": ", under which a class's share is not in the scores, or cancels (give "
     "--class_weights balanced)", **dict.fromkeys(

@@ -75,6 +75,9 @@ class ModelArguments:
         "of an optimal classifier gives the own class one half; with --finetune_from, for as many "
         "classes and the same objective, it is the checkpoint's."
     )
+    learn_temperature: bool = flag(
+        "Train the temperature as well, from there on, between 0.01 and 1.", False
+    )
     image_size: Count | None = flag(
         "Side of the square input. By default the images' own size, rounded up to a multiple of "
         "32, at most 224."

@@ -79,6 +79,8 @@ def epoch_line(record: dict[str, Any]) -> str:
     line = f"epoch {record['epoch']:>5.4g}"
     if "train_loss" in record:
         line += f"  loss {record['train_loss']:.3f}"
+    if "temperature" in record:
+        line += f"  temperature {record['temperature']:.3g}"
     if START in record:
         line += f"  validation accuracy by class means, before training {record[START]:.2%}"
     if "validation_accuracy" in record:

@@ -310,6 +310,8 @@ class TrainingRun:
             "learning_rate": step.scheduler.get_last_lr()[0],
             "train_loss": loss, "train_accuracy": accuracy,
         }  # fmt: skip
+        if arguments.learn_temperature:
+            record["temperature"] = self.model.temperature.item()
         if last or progress.epoch % arguments.evaluate_every == 0:
             if self.model.config.prototypes == "class_means":
                 step.set_prototypes(self._training_means())

@@ -78,6 +78,7 @@ def announcement(run: TrainingRun) -> str:
         t = config.softmax_temperature
         share = t / optimal_temperature(config.num_labels)
         kind = f"{config.prototypes} prototypes, temperature {t:.3g} = {share:.3g} t*"
+        kind += ", from there learned" if config.learned_temperature else ""
     share = "" if trained == parameters else f", {trained:,} of them trained"
     sizes = ", ".join(
         f"{name} {run.images.num_train if name == 'train' else len(split)}"

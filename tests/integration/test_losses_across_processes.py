@@ -94,6 +94,7 @@ def check_distributed_data_parallel(rank, accelerator):
 def check_accumulation(rank, accelerator):
     """Contrast over all micro-batches of all processes."""
     from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+    from hf_protosphere.objectives import OBJECTIVES, objective_loss
     from hf_protosphere.training.step import backward_as_one_batch
 
     for objective in ("ntce", "nonl", *VIEWS):
@@ -104,6 +105,7 @@ def check_accumulation(rank, accelerator):
             projection="linear",
             projection_dim=8,
             objective=objective,
+            learned_temperature="learn_temperature" in OBJECTIVES[objective].options,
         )
         torch.manual_seed(0)
         model = ProtoSphereForImageClassification(config).double().train()
@@ -111,10 +113,9 @@ def check_accumulation(rank, accelerator):
         pixels = torch.randn(WORLD_SIZE, 2, 3, *views, 3, 32, 32, dtype=torch.float64)
         labels = torch.randint(0, 4, (WORLD_SIZE, 2, 3))  # (process, micro-batch, image)
         output = model(pixels.flatten(0, 2))
-        prototypes = () if objective in VIEWS else (model.head.weight,)
-        loss = LOSSES[objective](  # of all images, on every process alone
-            output.embeddings, *prototypes, labels.flatten(), config.softmax_temperature,
-            group="local",
+        loss = objective_loss(  # of all images, on every process alone
+            objective, output.embeddings, output.logits, labels.flatten(), model.head.weight,
+            model.temperature, group="local",
         )  # fmt: skip
         loss.backward()
         expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]

@@ -149,6 +149,13 @@ def test_lower_layers_learn_slower(options):
     assert {id(p) for group in everything for p in group["params"]} == rates.keys()
 
 
+def test_a_learned_temperature_never_decays():
+    model = build(objective="ntce", learned_temperature=True)
+    groups = parameter_groups(model, 1.0, 0.05, None, decay_all=True)
+    spared = [p for group in groups if not group["weight_decay"] for p in group["params"]]
+    assert len(spared) == 1 and spared[0] is model.head.log_temperature  # noqa: PT018
+
+
 def test_training_leaves_the_backbone_as_it_was_or_a_plain_checkpoint(digits_folder, tmp_path):
     options = {
         "dataset_name": str(digits_folder), "epochs": 1, "batch_size": 16, "num_workers": 0,

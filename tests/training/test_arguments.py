@@ -82,6 +82,7 @@ def test_defaults_that_follow_from_others():
             r"cross_entropy, but got ntce, .* or cancels \(give --class_weights balanced\)",
         ),
         ({"streaming": True, "class_weights": "balanced"}, "--streaming .* --class_weights needs"),
+        ({"learn_temperature": True}, "is for --objective ntce and .*but got nonl.*fall for ever"),
         ({"margin": 0.2}, "--margin 0.2 is for --objective normface, but got nonl"),
         (
             {"objective": "normface", "margin_type": "arcface"},

@@ -45,11 +45,14 @@ def gradients(model):
 def test_gradients_are_those_of_the_large_batch(objective, prototypes, sizes):
     if OBJECTIVES[objective].contrasts_views:
         prototypes = "simplex_etf"
-    model = build(objective=objective, prototypes=prototypes)
+    can_learn = "learn_temperature" in OBJECTIVES[objective].options
+    learned = can_learn and prototypes == "simplex_etf"
+    model = build(objective=objective, prototypes=prototypes, learned_temperature=learned)
     whole = batch(objective)
     output = model(whole["pixel_values"], labels=whole["labels"])
     output.loss.backward()
     expected = gradients(model)
+    assert ("head.log_temperature" in expected) == learned
     model.zero_grad()
     loss, logits = backward_as_one_batch(model, split(whole, *sizes))
     assert torch.allclose(loss, output.loss.detach(), atol=1e-12)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
-from hf_protosphere import ProtoSphereForImageClassification
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
@@ -90,6 +90,16 @@ def test_every_objective_trains(arguments, tmp_path, objective, prototypes):
     assert all(
         r["train_loss"] == r["train_loss"] for r in read_metrics(tmp_path / "run/metrics.jsonl")
     )
+
+
+def test_a_learned_temperature_is_told_every_epoch(arguments, tmp_path, capsys):
+    train(arguments(objective="ntce", learn_temperature=True, temperature=0.5, decay_all=True))
+    told = [r["temperature"] for r in read_metrics(tmp_path / "run/metrics.jsonl")]
+    assert len({0.5, *told}) == 3
+    printed = capsys.readouterr()
+    assert f"temperature {told[-1]:.3g}" in printed.out + printed.err
+    config = ProtoSphereConfig.from_pretrained(tmp_path / "run")
+    assert config.softmax_temperature in told
 
 
 def test_scl_ends_with_the_training_class_means_as_prototypes(arguments, tmp_path):
