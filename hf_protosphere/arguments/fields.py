@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Beside:
     """In an `Annotated` type: an argument that does nothing without another one, or without a value
-    of it; alone it is refused."""
+    of it, or one of several, "a|b"; alone it is refused."""
 
     other: str
     value: str | None = None
 
     def check(self, arguments: Any, name: str) -> None:
         there, value = getattr(arguments, self.other), getattr(arguments, name)
-        is_met = there == self.value if self.value else there not in (None, False, "none", [])
+        is_met = (
+            there in self.value.split("|") if self.value else there not in (None, False, "none", [])
+        )
         if not is_met and value != arguments.__dataclass_fields__[name].default:
             needed = f"--{self.other}" + (f" {self.value}" if self.value else "")
             raise ArgumentError(

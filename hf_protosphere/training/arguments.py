@@ -95,12 +95,11 @@ class TrainArguments(
                 f"--momentum {self.momentum} is not for --optimizer {self.optimizer}: leave it out."
             )
         stones = self.milestones or []
-        if (self.schedule == "step") != bool(stones):
-            raise ArgumentError("--schedule step and --milestones go together: give both or none.")
-        if stones != sorted({*stones}) or not all(0 < epoch < self.epochs for epoch in stones):
+        rise = stones == sorted({*stones}) and all(0 < epoch < self.epochs for epoch in stones)
+        if not rise or (self.schedule == "step") != bool(stones):
             raise ArgumentError(
-                f"--milestones must rise between 0 and --epochs {self.epochs}, but got "
-                f"{' '.join(map(str, stones))}."
+                f"--milestones, for --schedule step alone, must rise between 0 and --epochs "
+                f"{self.epochs}, but got {stones or None} for {self.schedule}."
             )
 
     def _check_adaptation(self) -> None:
@@ -127,11 +126,6 @@ class TrainArguments(
             raise ArgumentError(
                 f"--batch_size must be a multiple of --classes_per_batch {classes}, but got "
                 f"{self.batch_size}: {classes * max(1, self.batch_size // classes)}, say."
-            )
-        if self.crop_scale is not None and self.augmentation in ("none", "crop"):
-            raise ArgumentError(
-                f"--crop_scale {self.crop_scale} is for --augmentation resized_crop and "
-                f"contrastive, but got {self.augmentation}: leave it out."
             )
         if not self.streaming:
             return

@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 from ..arguments.fields import Beside, Count, CountOrZero, PathName, Positive, Seed, flag
 from ..objectives import OBJECTIVES
 
+Share = Annotated[float, "[0, 1]"]
+OfCrops = Beside("augmentation", "resized_crop|contrastive")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
@@ -152,34 +155,25 @@ class OptimizationArguments:
         "quarter of it for cross_entropy; 0.001 for AdamW; the others have none."
     )
     momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)
-    nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag(
-        "Nesterov's momentum; the paper's is the plain one.", True
-    )
+    nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag("The momentum of Nesterov.", True)
     weight_decay: Annotated[float, "[0, inf)"] | None = flag(
-        "Not applied to biases, norms and prototypes. By default 5e-4 for SGD, 0.05 for AdamW, "
-        "else 0."
+        "Not of biases, norms and prototypes. By default 5e-4 for SGD, 0.05 for AdamW, else 0."
     )
-    decay_all: bool = flag(
-        "Weight decay of biases, norms and prototypes too, as in the paper. Prototypes have unit "
-        "norm where they are used: decay only makes their steps larger.",
-        False,
-    )
+    decay_all: bool = flag("Weight decay of biases, norms and prototypes too.", False)
     schedule: Literal["cosine", "step", "constant"] = flag(
         "Of the learning rate, after warm-up; step: times --gamma at --milestones.", "cosine"
     )
-    min_lr_rate: Annotated[float, "[0, 1]", Beside("schedule", "cosine")] = flag(
+    min_lr_rate: Annotated[Share, Beside("schedule", "cosine")] = flag(
         "Where the cosine ends, as a share of the peak.", 0.0
     )
     milestones: list[float] | None = flag(
         "Epochs at which the learning rate falls, such as 60 75 90, with --schedule step."
     )
-    gamma: Annotated[float, "(0, 1)", Beside("schedule", "step")] = flag(
-        "What it is multiplied by there.", 0.1
-    )
+    gamma: Annotated[float, "(0, 1)", Beside("schedule", "step")] = flag("The factor there.", 0.1)
     warmup_epochs: Annotated[float, "[0, inf)"] = flag(
         "Linear warm-up; fractions of an epoch are fine.", 1.0
     )
-    warmup_lr_rate: Annotated[float, "[0, 1]", Beside("warmup_epochs")] = flag(
+    warmup_lr_rate: Annotated[Share, Beside("warmup_epochs")] = flag(
         "Where the warm-up begins, as a share of the peak.", 0.0
     )
     max_grad_norm: Positive | None = flag("Clip the gradient to this norm.")
@@ -189,21 +183,15 @@ class OptimizationArguments:
         "resized_crop",
     )
     horizontal_flip: bool = flag("Mirror images at random. Not for digits or text.", True)
-    crop_scale: Annotated[float, "(0, 1]"] | None = flag(
+    crop_scale: Annotated[float, "(0, 1]", OfCrops] | None = flag(
         "Smallest area of a resized crop, as a share of the image. By default 0.08, below 128 "
         "pixels 0.5, with contrastive 0.2; the paper's is 0.2."
     )
-    blur: Annotated[float, "[0, 1]"] = flag(
-        "Share of the images that a Gaussian softens, of a deviation from 0.1 to 2 pixels: 0.5 is "
-        "usual for SCL on large images.",
-        0.0,
-    )
+    blur: Share = flag("Share of the images under a Gaussian blur; 0.5 is usual for SCL.", 0.0)
     rand_augment: Annotated[CountOrZero, "[0, 30]"] | None = flag(
         "RandAugment: two operations on each image, of this strength; 9 is usual."
     )
-    random_erasing: Annotated[float, "[0, 1]"] = flag(
-        "Share of the images of which a rectangle is erased; 0.25 is usual.", 0.0
-    )
+    random_erasing: Share = flag("Share of the images with a part erased; 0.25 is usual.", 0.0)
     views: Count | None = flag(
         "Augmented views of each image per step. By default 2 for scl and its like, else 1."
     )
@@ -218,9 +206,7 @@ class OptimizationArguments:
         0.0,
     )
     cutmix: Annotated[float, "[0, 10]"] = flag(
-        "Paste a rectangle of each image into another, as --mixup mixes them; 1 is usual. Of both "
-        "each step takes one.",
-        0.0,
+        "Paste a part of another image; 1 is usual. Beside --mixup each step takes one.", 0.0
     )
     ema_decay: Annotated[float, "(0, 1)"] | None = flag(
         "Evaluate and keep an exponential moving average of the weights, such as 0.999, in place "
@@ -228,9 +214,7 @@ class OptimizationArguments:
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = flag("Of the backbone, not the losses.", "no")
     channels_last: bool = flag(
-        "Lay out weights and images with their channels last, which is faster, where convolutions "
-        "have windows that overlap: in a ResNet, not in a ViT.",
-        True,
+        "Where windows of convolutions overlap (no ViT's): channels last in memory, faster.", True
     )
     compile: bool = flag("Compile the model with torch.compile: slow to start, then faster.", False)
     seed: Seed = flag("Of weights, order, augmentation and the validation split.", 0)

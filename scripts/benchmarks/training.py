@@ -40,6 +40,7 @@ from hf_protosphere.runs.signals import Stop
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.run import TrainingRun
 
+VARIANTS = ["channels_last", "compile", "both"]
 NETWORKS = 5  # pairs of them: forward and backward of two equal networks differed by up to 2 %
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,7 +51,7 @@ def our_run(a: argparse.Namespace, folder: str, **options: object) -> TrainingRu
         "objective": "cross_entropy", "batch_size": a.batch_size, "epochs": 100,
         "max_train_samples": a.images, "max_eval_samples": 1000, "report_to": ["none"],
         "augmentation": "resized_crop", "overwrite": True, "nc_every": 0, "nc_train_samples": 0,
-        "channels_last": False,
+        "channels_last": False, "small_images": a.small_images,
     }  # fmt: skip
     with redirect_stdout(StringIO()):
         return TrainingRun(TrainArguments(**defaults | options))
@@ -141,8 +142,9 @@ def step_times(a: argparse.Namespace, folder: str) -> list[list[float]]:
 
 def options_of_the_step(a: argparse.Namespace, folder: str) -> None:
     """The same network and batch with each option, in turn."""
-    variants = {"--channels_last": {"channels_last": True}, "--compile": {"compile": True}}
+    variants = {"channels_last": {"channels_last": True}, "compile": {"compile": True}}
     variants |= {"both": {"channels_last": True, "compile": True}}
+    variants = {name: options for name, options in variants.items() if name in a.variants}
     a = argparse.Namespace(**vars(a) | {"images": 1000})
     plain, *others = (our_run(a, folder, **options) for options in ({}, *variants.values()))
     batch = next(plain.batches.epoch(0))
@@ -247,6 +249,10 @@ if __name__ == "__main__":
     parser.add_argument("--dataset_name", default="cifar10", help="as in `protosphere train`")
     parser.add_argument("--backbone", default="test_resnet")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--small_images", action="store_true", help="as in `protosphere train`")
+    parser.add_argument(
+        "--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="of options"
+    )
     parser.add_argument("--images", type=int, default=20_000, help="training images used")
     parser.add_argument("--steps", type=int, default=40, help="timed steps of each")
     parts = ["step", "options", "data", "epoch", "memory"]

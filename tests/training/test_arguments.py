@@ -7,6 +7,8 @@ from hf_protosphere.errors import ArgumentError
 from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.training.arguments import TrainArguments
 
+FROZEN = {"freeze_backbone": True}
+
 
 def parse(*argv):
     return parse_arguments(TrainArguments, argv, "protosphere", "test")
@@ -46,11 +48,11 @@ def test_defaults_that_follow_from_others():
         ({"optimizer": "mouon"}, r"sgd, adamw or .*list_optimizers\(\), not 'mouon'.*'muon'"),
         ({"optimizer": "kron", "learning_rate": 1e-3}, r"list_optimizers\(\), not 'kron'"),
         ({"optimizer": "muon"}, "muon has no usual learning rate: give --learning_rate"),
-        ({"schedule": "step"}, "--schedule step and --milestones go together"),
-        ({"milestones": [3]}, "--schedule step and --milestones go together"),
-        ({"schedule": "step", "milestones": [9, 3]}, "--milestones must rise .* 100, .* 9 3"),
-        ({"schedule": "step", "milestones": [0]}, "--milestones must rise between 0 and"),
-        ({"schedule": "step", "milestones": [100]}, "--milestones must rise between 0 and"),
+        ({"schedule": "step"}, "--milestones, .* got None for step"),
+        ({"milestones": [3]}, r"--milestones, for --schedule step .* got \[3\] for cosine"),
+        ({"schedule": "step", "milestones": [9, 3]}, r"must rise .* 100, but got \[9, 3\]"),
+        ({"schedule": "step", "milestones": [0]}, "must rise between 0 and"),
+        ({"schedule": "step", "milestones": [100]}, "must rise between 0 and"),
         ({"schedule": "step", "milestones": ["3"]}, "--milestones must be .*a number"),
         ({"gamma": 0.2}, "--gamma 0.2 is for --schedule step only"),
         ({"min_lr_rate": 0.2, "schedule": "constant"}, "--min_lr_rate 0.2 is for --schedule cos"),
@@ -67,6 +69,11 @@ def test_defaults_that_follow_from_others():
         ({"prototypes": "random"}, "--prototypes must be one of learned"),
         ({"validation_fraction": 1.0}, r"--validation_fraction must be in \[0, 1\)"),
         ({"crop_scale": 0.2, "augmentation": "crop"}, "--crop_scale 0.2 is for --augmentation res"),
+        ({"feature_views": 2, "blur": 0.5, **FROZEN}, "--blur 0.5 changes images"),
+        (
+            {"feature_views": 8, "cutmix": 1.0, "objective": "cross_entropy", **FROZEN},
+            "--cutmix 1.0 changes images",
+        ),
         ({"crop_scale": 0.0}, r"--crop_scale must be in \(0, 1\]"),
         ({"rand_augment": 31}, r"--rand_augment must be in \[0, 30\], but got 31"),
         ({"cutmix": 1.0}, "--cutmix 1.0 is for --objective cross_entropy, but got nonl"),
