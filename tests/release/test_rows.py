@@ -43,11 +43,10 @@ def test_the_release_of_the_paper(monkeypatch, tmp_path):
         "cross_entropy": 2048, "dot_regression": 2048, "normface": 4096, "ntce": 4096,
         "nonl": 8192, "scl": 2048,
     }  # fmt: skip
-    for name, row in rows.items():  # warm-up from 0.01, whatever the batch
-        if name.startswith("imagenet"):
-            steps = row.arguments.gradient_accumulation_steps
-            devices = 4 if name.startswith("imagenet100") else 8
-            peak = row.arguments.learning_rate or 0.1 * devices * steps
+    for name, row in rows.items():
+        if name.startswith("imagenet1k"):
+            peak = 0.1 * 8 * row.arguments.gradient_accumulation_steps
+            assert row.arguments.learning_rate == pytest.approx(peak), name
             assert row.arguments.warmup_lr_rate * peak == pytest.approx(0.01, rel=0.01), name
     assert {row.state() for row in rows.values()} == {MISSING}
     assert (len(release.collection), len(release.description)) < (60, 150)  # what the Hub takes

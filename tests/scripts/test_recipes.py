@@ -49,12 +49,12 @@ def test_a_recipe_stands_on_its_bases_and_flags_win():
 PAPER = {
     "cifar10": (1000, 512, 0.2, 0, None, None),
     "cifar100": (1000, 512, 0.2, 0, None, None),
-    "imagenet100": (500, 4 * 256, None, 10, 0.2, None),
-    "imagenet1k": (500, 8 * 256 * 4, None, 10, 0.2, None),
+    "imagenet100": (500, 4 * 256, 0.4, 10, 0.2, None),
+    "imagenet1k": (500, 8 * 256 * 4, 3.2, 10, 0.2, None),
     "cifar10-scl": (1000, 512, 0.05, 0, 0.07, (5.0, [60, 75, 90], 100)),
     "cifar100-scl": (1000, 512, 0.05, 0, 0.07, (5.0, [60, 75, 90], 100)),
     "imagenet100-scl": (500, 4 * 256, 0.8, 10, 0.1, (2.0, [30, 60, 80], 90)),
-    "imagenet1k-scl": (500, 8 * 256, None, 5, 0.1, (0.8, [30, 60, 80], 90)),
+    "imagenet1k-scl": (500, 8 * 256, 0.8, 5, 0.1, (0.8, [30, 60, 80], 90)),
     "longtail-cifar10": (200, 128, 0.1, 0, None, None),
     "longtail-cifar100": (200, 128, 0.1, 0, None, None),
 }
@@ -71,6 +71,8 @@ def test_recipes_have_the_settings_of_the_paper(name):
     found = a.epochs, images, a.learning_rate, a.warmup_epochs, a.temperature, probes
     assert found == PAPER[name]
     assert (a.optimizer, a.momentum, a.nesterov, a.decay_all) == ("sgd", 0.9, False, True)
+    if name.startswith("imagenet"):
+        assert a.warmup_lr_rate * a.learning_rate == pytest.approx(0.01, rel=0.01)
     assert (a.schedule, a.min_lr_rate, a.seed) == ("cosine", 1e-3, 42)
     assert a.weight_decay == (2e-4 if tail else 1e-4)
     scl = name.endswith("-scl")
