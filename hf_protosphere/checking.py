@@ -5,8 +5,6 @@ no other file is fetched, and nothing is built that is larger than what the weig
 the Hub with every checkpoint.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

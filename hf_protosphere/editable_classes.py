@@ -3,8 +3,6 @@
 Travels to the Hub with every checkpoint.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A pipeline that can answer "unknown". Travels to the Hub with every checkpoint."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import os

@@ -1,7 +1,5 @@
 """The page of `--help`: how a command is called, what most people need, then every group."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from argparse import Namespace

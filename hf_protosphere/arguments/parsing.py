@@ -1,7 +1,5 @@
 """Arguments from flags, YAML files and Python, into one dataclass, and the checks they share."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from itertools import takewhile

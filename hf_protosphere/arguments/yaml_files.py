@@ -1,7 +1,5 @@
 """YAML by anybody: as plain values, and no more of them than the file has."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -3,8 +3,6 @@
 Start at `commands.yaml`, the table of all commands. Nothing imports this room.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

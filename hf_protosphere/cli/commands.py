@@ -1,7 +1,5 @@
 """The commands of `commands.yaml`: the module of each, its arguments, and what it is for."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The arguments of measuring a checkpoint: a group for each thing that can be asked of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..arguments.fields import Arguments, Count, PathName, check, flag, required

@@ -1,7 +1,5 @@
 """Neural collapse in the stock `transformers.Trainer`, of any image classifier."""
 
-from __future__ import annotations
-
 import random
 import time
 import warnings
@@ -68,17 +66,11 @@ class NeuralCollapseCallback(TrainerCallback):
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        *,
-        every: Literal["epoch"] | int = "epoch",
-        train_samples: int = 1000,
-        train_dataset: Dataset | None = None,
-        classification_layer: str | nn.Linear | None = None,
-        class_names: list[str] | None = None,
-        target: float = 95.0,
-        seed: int = 0,
-    ) -> None:
+        self, trainer: Trainer, *, every: Literal["epoch"] | int = "epoch",
+        train_samples: int = 1000, train_dataset: Dataset | None = None,
+        classification_layer: str | nn.Linear | None = None, class_names: list[str] | None = None,
+        target: float = 95.0, seed: int = 0,
+    ) -> None:  # fmt: skip
         if every != "epoch" and not (isinstance(every, int) and every > 0):
             raise ArgumentError(f"every must be 'epoch' or a number of steps, but got {every!r}.")
         if train_samples < 0:

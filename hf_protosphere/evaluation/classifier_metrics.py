@@ -1,7 +1,5 @@
 """Metrics of a classifier: accuracies by its prototypes and by class means, and neural collapse."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,17 +29,11 @@ def evaluate_model(
 
 
 def evaluate_predictions(
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    accelerator: Accelerator,
-    *,
-    num_classes: int,
-    embedding_dim: int,
-    prototypes: Tensor | None = None,
-    means: Tensor | None = None,
-    neural_collapse: bool = True,
-    snapshot: SnapshotCollector | None = None,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]], accelerator: Accelerator, *, num_classes: int,
+    embedding_dim: int, prototypes: Tensor | None = None, means: Tensor | None = None,
+    neural_collapse: bool = True, snapshot: SnapshotCollector | None = None,
     stopwatch: AbstractContextManager | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Accuracies in [0, 1] and neural-collapse metrics over one split.
 
     Args:

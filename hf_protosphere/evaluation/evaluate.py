@@ -1,7 +1,5 @@
 """Everything that `protosphere evaluate` says of a checkpoint on a data set."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """An evaluation as a table for people, and flat for trackers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The arguments of what comes after training: publishing, releasing, exporting."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from dataclasses import dataclass

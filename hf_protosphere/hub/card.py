@@ -5,8 +5,6 @@ is what it cannot. Whatever comes from data sets, such as names of classes, is m
 `markdown.inline`; paths never enter.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,13 +40,9 @@ LEAST_ACCURATE_SHOWN = 5
 
 
 def render_card(
-    folder: str | Path,
-    *,
-    repo_id: str | None = None,
-    license: str | None = None,
-    notes: str | None = None,
-    compare_with: Sequence[str | Path] = (),
-) -> ModelCard:
+    folder: str | Path, *, repo_id: str | None = None, license: str | None = None,
+    notes: str | None = None, compare_with: Sequence[str | Path] = (),
+) -> ModelCard:  # fmt: skip
     """The model card of a finished run, with metadata for the Hub.
 
     Args:

@@ -1,7 +1,5 @@
 """A finished run beside its siblings: the same recipe with other objectives and seeds."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """A checkpoint as ONNX or as a torch.export program, by torch's own exporters, compared with the
 model on images before it gets its final name."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Numbers and foreign text as parts of a Markdown page."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

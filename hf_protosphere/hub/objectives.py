@@ -1,7 +1,5 @@
 """What each objective is, in words: for cards and tables. `losses.py` computes them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

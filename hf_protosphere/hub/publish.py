@@ -1,7 +1,5 @@
 """Publish a finished run: one commit with everything, then a tag. Training is never called."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex

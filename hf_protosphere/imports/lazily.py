@@ -1,7 +1,5 @@
 """Names that a package offers, imported only when they are asked for."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

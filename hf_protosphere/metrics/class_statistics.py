@@ -4,8 +4,6 @@ Class by class, in float64 and in bounded memory: no K×D×D tensor and no float
 embeddings exists. Over processes each one decomposes its share of the classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -13,8 +13,6 @@ References:
     Roy, Vetterli, EUSIPCO 2007 (effective rank); Song et al., arXiv 2406.03999 (matrix ratios)
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

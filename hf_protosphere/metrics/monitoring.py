@@ -1,7 +1,5 @@
 """Neural collapse over a training: its records, when each metric arrives, what measuring costs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any

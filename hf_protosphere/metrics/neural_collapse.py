@@ -172,15 +172,10 @@ class NeuralCollapse(Metric):
     full_state_update = True  # `forward` puts what was kept aside: a batch refused costs none of it
 
     def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        *,
-        keep: Literal["embeddings", "moments"] | int = "embeddings",
-        memory_limit: int = 4 * 2**30,
-        directory: str | None = None,
-        **kwargs: Any,
-    ) -> None:
+        self, num_classes: int, embedding_dim: int, *,
+        keep: Literal["embeddings", "moments"] | int = "embeddings", memory_limit: int = 4 * 2**30,
+        directory: str | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if num_classes < 2 or embedding_dim < 1:
             raise ValueError(
                 "num_classes must be at least 2 and embedding_dim at least 1, "

@@ -1,7 +1,5 @@
 """The paper that everything here comes from."""
 
-from __future__ import annotations
-
 PAPER_URL = "https://arxiv.org/abs/2605.20302"
 
 PAPER_BIBTEX = """\

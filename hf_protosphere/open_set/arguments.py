@@ -1,7 +1,5 @@
 """The arguments of telling unknown images from known ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

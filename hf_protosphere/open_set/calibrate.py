@@ -1,7 +1,5 @@
 """What `protosphere calibrate` does: a threshold for "unknown", and scores that can be trusted."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Tensors in, numbers out. Sums are in float64.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The suffix of the file to write says the format.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -76,13 +76,10 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
 
 
 def detect_unknown(
-    model: ProtoSphereForImageClassification,
-    loader: Callable[[Dataset], DataLoader],
-    known_images: Dataset,
-    unknown_images: Dataset,
-    train_images: Dataset | None,
+    model: ProtoSphereForImageClassification, loader: Callable[[Dataset], DataLoader],
+    known_images: Dataset, unknown_images: Dataset, train_images: Dataset | None,
     accelerator: Accelerator,
-) -> Detection:
+) -> Detection:  # fmt: skip
     """Score known images and unknown ones.
 
     Maximum softmax and energy (Hendrycks & Gimpel 2017, Liu et al. 2020) are those of the logits

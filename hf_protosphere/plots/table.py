@@ -1,7 +1,5 @@
 """Tables of text: aligned for terminals, or in Markdown. The first row is the header."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from .text import printable

@@ -1,8 +1,6 @@
 """Foreign text, such as names of classes, files and runs, where people read it: in terminals and in
 figures. In Markdown it is `hub.markdown`'s."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The arguments of a release: which recipes, objectives and seeds, and where to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints

@@ -4,8 +4,6 @@ What is done is seen from the folders and the Hub alone, so that the same comman
 Every row is trained by a process of its own: what ends one leaves the others.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

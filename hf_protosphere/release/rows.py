@@ -1,7 +1,5 @@
 """The rows of a release: which runs there are, with which arguments, and how far each has come."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from dataclasses import dataclass

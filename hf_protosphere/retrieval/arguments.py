@@ -1,7 +1,5 @@
 """The arguments of retrieval: what to index, and what to look for in an index."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The command `protosphere index`: embed a folder of images, or a data set, to search in it."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -4,8 +4,6 @@ One order everywhere, whatever finds it: by cosine, computed in float64 and roun
 among equal cosines by row number. So faiss and torch give the same neighbours, to the last one.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

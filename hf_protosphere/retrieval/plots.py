@@ -1,7 +1,5 @@
 """Pictures of neighbours: a row for each query, the query first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

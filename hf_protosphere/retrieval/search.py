@@ -1,7 +1,5 @@
 """The command `protosphere search`: the nearest images of an index, or how good they are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The arguments of measuring errors on corrupted images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -4,8 +4,6 @@ All give items {"pixel_values": (3, S, S) uint8, "labels", "resized"}: a model h
 and normalise them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -42,13 +40,9 @@ class ResizedImages(Dataset):
     """
 
     def __init__(
-        self,
-        split: datasets.Dataset,
-        processor: BaseImageProcessor,
-        *,
-        pixels: np.memmap | None = None,
-        ready_made: bool = False,
-    ) -> None:
+        self, split: datasets.Dataset, processor: BaseImageProcessor, *,
+        pixels: np.memmap | None = None, ready_made: bool = False,
+    ) -> None:  # fmt: skip
         self.split, self.processor, self.ready_made = undecoded(split), processor, ready_made
         self.labels = labels_of(split)
         # By its name: what is opened anew in each worker need not be sent to it.
@@ -118,13 +112,9 @@ def make_corrupted(
 
 
 def read_corrupted(
-    folder: str | Path,
-    label_names: list[str],
-    processor: BaseImageProcessor,
-    corruptions: Sequence[str],
-    severities: Sequence[int],
-    max_images: int | None = None,
-) -> list[Dataset]:
+    folder: str | Path, label_names: list[str], processor: BaseImageProcessor,
+    corruptions: Sequence[str], severities: Sequence[int], max_images: int | None = None,
+) -> list[Dataset]:  # fmt: skip
     """A ready-made data set for each corruption and severity, severities within corruptions.
 
     Args:

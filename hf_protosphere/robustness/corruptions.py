@@ -5,8 +5,6 @@ ImageNet-C's parameters at every image size. CIFAR-10-C was made with smaller on
 it, read its files.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from functools import cache

@@ -1,7 +1,5 @@
 """How often a classifier errs on corrupted images, by itself and beside a baseline; as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,20 +24,13 @@ from .corruptions import SEVERITIES, parse_corruptions, parse_severities
 
 
 def corruption_errors(
-    model: ProtoSphereForImageClassification,
-    split: Dataset,
-    processor: BaseImageProcessor,
-    accelerator: Accelerator,
-    *,
-    corruptions: str | Sequence[str] = "all",
+    model: ProtoSphereForImageClassification, split: Dataset, processor: BaseImageProcessor,
+    accelerator: Accelerator, *, corruptions: str | Sequence[str] = "all",
     severities: str | Sequence[int] = SEVERITIES,
     baseline: tuple[ProtoSphereForImageClassification, BaseImageProcessor] | None = None,
-    corrupted_dataset: str | Path | None = None,
-    max_images: int | None = None,
-    batch_size: int = 256,
-    num_workers: int = 2,
-    seed: int = 0,
-) -> dict[str, Any]:
+    corrupted_dataset: str | Path | None = None, max_images: int | None = None,
+    batch_size: int = 256, num_workers: int = 2, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Top-1 errors on a split's images, clean and under corruptions, each image counted once.
 
     The images are resized and cropped first, then corrupted: as ImageNet-C was made.

@@ -1,7 +1,5 @@
 """The arguments of drawing runs again."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

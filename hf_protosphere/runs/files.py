@@ -1,7 +1,5 @@
 """How files get to the disk: whole, and only then under their name."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

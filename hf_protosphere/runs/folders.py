@@ -1,8 +1,6 @@
 """The folders that commands write: held by one process at a time, and nothing in them is replaced
 or removed but what this package has written."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -84,11 +82,9 @@ def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterato
 
 @contextmanager
 def held_for_all(
-    accelerator: Accelerator | PartialState,
-    folder: str | Path | None,
-    flag: str,
+    accelerator: Accelerator | PartialState, folder: str | Path | None, flag: str,
     writes: Iterable[str],
-) -> Iterator[None]:
+) -> Iterator[None]:  # fmt: skip
     """As `held_folder`, where there is one, by the main process; errors are raised on every one."""
     with ExitStack() as held:
         if folder is not None:

@@ -1,7 +1,5 @@
 """A trained classifier by its name, and every way in which that can go wrong, said in one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

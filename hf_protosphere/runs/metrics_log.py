@@ -1,7 +1,5 @@
 """metrics.jsonl: one record a line, appended as a run measures, read again to resume or draw."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """All pictures of a run, drawn from its finished files: no model, no images, no training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

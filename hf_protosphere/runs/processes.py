@@ -1,7 +1,5 @@
 """Several processes: whether the launcher's are what training takes, and how they fail alike."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

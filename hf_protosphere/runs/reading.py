@@ -1,8 +1,6 @@
 """Files of a run, a model or an index, read as if they came from a stranger: whole and of the kind
 that they should be, or refused in one line that says what writes them again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

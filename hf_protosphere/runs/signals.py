@@ -1,7 +1,5 @@
 """Stop on SIGINT (Ctrl-C) or SIGTERM (preemption) with a checkpoint."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The file of a snapshot: the sphere is drawn from it, without model or images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -48,7 +48,7 @@ def test_a_command_is_a_module_of_its_own_name(command):
     assert job.__module__ == f"hf_protosphere.{module}"
     arguments, *options = inspect.signature(job).parameters.values()
     assert all(option.default is not option.empty for option in options)
-    assert arguments.annotation == _imported(command.arguments).__name__
+    assert get_type_hints(job)[arguments.name] is _imported(command.arguments)
 
 
 @EACH
