@@ -109,10 +109,7 @@ class EditableClasses:
         return unshifted
 
     def remove_classes(self, names: Sequence[str]) -> None:
-        """
-        Raises:
-            ValueError: an unknown name, or fewer than two classes would be left.
-        """
+        """An unknown name is a `ValueError`, and that fewer than two classes would be left."""
         self._require_prototypes("remove_classes")
         gone = set(self._indices(names))
         kept = [i for i in range(self.config.num_labels) if i not in gone]

@@ -4,7 +4,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, check, decide, flag, required
 from ..arguments.parsing import read_text
@@ -13,8 +13,7 @@ from ..errors import ArgumentError
 
 # What git takes for a tag, and nothing for another branch or address.
 TAG = re.compile(
-    r"(?!(main|refs|heads)(/|$))(?!.*(\.\.|(\.lock|\.)(/|$)))\w[\w.+-]*(/\w[\w.+-]*)*",
-    re.ASCII,
+    r"(?!(main|refs|heads)(/|$))(?!.*(\.\.|(\.lock|\.)(/|$)))\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII
 )
 
 
@@ -56,11 +55,14 @@ class PublishArguments(Arguments):
                 f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
                 "leave out one of the two."
             )
-        self.notes_text  # noqa: B018  (what cannot be read is an error now, not later)
+        self.card_options  # noqa: B018  (notes that cannot be read are an error now, not later)
 
     @property
-    def notes_text(self) -> str | None:
-        return None if self.notes is None else read_text(self.notes, "--notes")
+    def card_options(self) -> dict[str, Any]:
+        """What `hub.card.card_files` takes beside the folder."""
+        names = ("repo_id", "license", "compare_with", "benchmark_task")
+        notes = None if self.notes is None else read_text(self.notes, "--notes")
+        return {name: getattr(self, name) for name in names} | {"notes": notes}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ LEAST_ACCURATE_SHOWN = 5
 
 def render_card(
     folder: str | Path, *, repo_id: str | None = None, license: str | None = None,
-    notes: str | None = None, compare_with: Sequence[str | Path] = (),
+    notes: str | None = None, compare_with: Sequence[str | Path] | None = None,
 ) -> ModelCard:  # fmt: skip
     """The model card of a finished run, with metadata for the Hub.
 
@@ -207,7 +207,7 @@ def _results(run: FinishedRun) -> dict[str, Any]:
 
 
 def _comparison(
-    run: FinishedRun, folders: Sequence[str | Path], repo_id: str
+    run: FinishedRun, folders: Sequence[str | Path] | None, repo_id: str
 ) -> list[dict[str, Any]]:
     if not folders:
         return []

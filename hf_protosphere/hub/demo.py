@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import SpaceCard, SpaceCardData
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import Template
 from PIL import Image
 from torch import Tensor
 
 from ..data.pixels import read
 from ..errors import ArgumentError, DataError
-from ..open_set.threshold import Answer, OpenSetClassifier
+from ..open_set.threshold import OpenSetClassifier
 from ..plots.sphere import plot_sphere
 from ..plots.text import say
 from ..runs.files import replacing_files, writable_folder
@@ -37,6 +38,8 @@ SHOWN_ANGLES, SHOWN_SCORES = 10, 5
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 CSS = Path(__file__).with_name("demo.css")
 ANGLES_CSS = Path(__file__).with_name("demo_angles.css")
+_HTML = Path(__file__).with_name("demo.html").read_text(encoding="utf-8")
+HTML = Template(_HTML, autoescape=True).module
 # By the command, whose arguments stay; modules of the package may move.
 SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
 
@@ -83,18 +86,14 @@ def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
         except DataError as error:
             return f"<p>{escape(str(error))}</p>", {}, "", _sphere(classifier)
         sphere = _sphere(classifier, answer.embedding)
-        return _verdict(answer), answer.scores, _angles(answer, threshold.degrees), sphere
+        bars = HTML.angles(answer, threshold.degrees, SHOWN_ANGLES)
+        return str(HTML.verdict(answer)), answer.scores, str(bars), sphere
 
     threshold = classifier.threshold
-    num_classes, dim = classifier.snapshot.prototypes.shape
     no_image = "<p>Upload or paste an image to see its class.</p>"
     kept = (600, 3600)  # every ten minutes, images older than an hour are removed from the disk
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=kept) as page:
-        gr.HTML(
-            f"<h1>{escape(title)}</h1><p>A prototype for each of {num_classes:,} classes on the "
-            f"unit sphere of {dim:,} dimensions. Farther than {threshold.degrees:.1f}° from all of "
-            f"them an image is <b>unknown</b> ({escape(threshold.origin)}).</p>"
-        )
+        gr.HTML(str(HTML.heading(title, *classifier.snapshot.prototypes.shape, threshold)))
         with gr.Row():
             image = gr.Image(
                 type="filepath", label="Image", sources=["upload", "clipboard"], buttons=[],
@@ -161,26 +160,6 @@ def _uploaded(file: Path) -> Image.Image:
         raise DataError(f"{file.name} has more than {MAX_BYTES // 2**20} MiB.")
     # The name alone: where it lies is no visitor's business.
     return read({"path": file.name, "bytes": file.read_bytes()}, max_pixels=MAX_PIXELS)
-
-
-def _verdict(answer: Answer) -> str:
-    nearest, angle = next(iter(answer.angles.items()))
-    if answer.label is None:
-        label, where = "unknown", f"the nearest prototype, that of {escape(nearest)}"
-    else:
-        label, where = escape(answer.label), "its prototype"
-    return f"<h2>{label}</h2><p>{angle:.1f}° from {where}</p>"
-
-
-def _angles(answer: Answer, threshold: float) -> str:
-    rows = "".join(
-        f'<tr class="{"known" if angle <= threshold else ""}"><th scope="row">{escape(name)}</th>'
-        f'<td class="scale"><div class="bar" style="width: {angle / 1.8:.1f}%"></div>'
-        f'<div class="threshold" style="left: {threshold / 1.8:.1f}%"></div></td>'
-        f"<td>{angle:.1f}°</td></tr>"
-        for name, angle in list(answer.angles.items())[:SHOWN_ANGLES]
-    )
-    return f"<table>{rows}</table><p>Dotted: unknown beyond {threshold:.1f}°.</p>"
 
 
 def _sphere(classifier: OpenSetClassifier, embedding: Tensor | None = None) -> Image.Image:

@@ -4,7 +4,8 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +42,6 @@ PRIVATE_ARGUMENTS = (
 )  # fmt: skip
 RETRY_AFTER = (1, 5, 20)  # seconds
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-CAUSES = (httpx.HTTPError, OSError)  # those of huggingface_hub are among them
 
 
 def publish(arguments: PublishArguments) -> str:
@@ -62,15 +62,11 @@ def publish(arguments: PublishArguments) -> str:
     run = FinishedRun.read(arguments.folder)
     load_classifier(str(run.folder), "folder")
     with run.reading():
-        write_card(run.folder, **_card_options(arguments))
+        write_card(run.folder, **arguments.card_options)
         files = publishable_files(run, arguments)
-    try:
+    then = f"\n{run.folder} is complete. To try again:\n  {command(arguments)}"
+    with _hub_errors(f"{arguments.repo_id} was not published", arguments.repo_id, then):
         address = _patiently(_upload, HfApi(), arguments, files)
-    except CAUSES as error:
-        raise PublishError(
-            f"{arguments.repo_id} was not published: {_reason(error, arguments.repo_id)}\n"
-            f"{run.folder} is complete. To try again:\n  {command(arguments)}"
-        ) from error
     say(address)
     return address
 
@@ -85,12 +81,11 @@ def is_published(arguments: PublishArguments) -> bool:
     with run.reading():
         files = publishable_files(run, arguments)
     repo_id, revision = arguments.repo_id, arguments.revision or "main"
-    try:
-        return not _patiently(changed_files, HfApi(), repo_id, files, revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return False
-    except CAUSES as error:
-        raise PublishError(f"{repo_id}: {_reason(error, repo_id)}") from error
+    with _hub_errors(repo_id, repo_id):
+        try:
+            return not _patiently(changed_files, HfApi(), repo_id, files, revision)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return False
 
 
 def account() -> str:
@@ -99,10 +94,8 @@ def account() -> str:
     Raises:
         PublishError: nobody, or the Hub cannot be asked.
     """
-    try:
+    with _hub_errors("nothing can be published", "the Hub"):
         return str(_patiently(HfApi().whoami)["name"])
-    except CAUSES as error:
-        raise PublishError(f"nothing can be published: {_reason(error, 'the Hub')}") from error
 
 
 def publish_collection(
@@ -115,7 +108,7 @@ def publish_collection(
         PublishError: the Hub cannot be reached or refuses. It can be called again.
     """
     api = HfApi()
-    try:
+    with _hub_errors(f"the collection {title!r} is not complete", "the collection"):
         collection = _patiently(
             api.create_collection, title, namespace=namespace, description=description,
             private=private, exists_ok=True,
@@ -123,21 +116,7 @@ def publish_collection(
         there = {item.item_id for item in collection.items if item.item_type == "model"}
         for repo_id in [name for name in repo_ids if name not in there]:
             _patiently(api.add_collection_item, collection.slug, repo_id, "model", exists_ok=True)
-    except CAUSES as error:
-        raise PublishError(
-            f"the collection {title!r} is not complete: {_reason(error, 'the collection')}"
-        ) from error
     return collection.url
-
-
-def _card_options(arguments: PublishArguments) -> dict[str, Any]:
-    return {
-        "repo_id": arguments.repo_id,
-        "license": arguments.license,
-        "notes": arguments.notes_text,
-        "compare_with": arguments.compare_with or [],
-        "benchmark_task": arguments.benchmark_task,
-    }
 
 
 def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str, bytes | Path]:
@@ -150,7 +129,7 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
     files: dict[str, bytes | Path] = {}
     for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
         files |= {path.name: path for path in sorted(run.folder.glob(pattern))}
-    texts = card_files(run.folder, **_card_options(arguments))
+    texts = card_files(run.folder, **arguments.card_options)
     texts["metrics.json"] = json.dumps(run.results, indent=2) + "\n"
     if run.calibration is not None:
         texts["calibration.json"] = json.dumps(run.calibration, indent=2) + "\n"
@@ -210,6 +189,14 @@ def _is_same(content: bytes | Path, entry: RepoFile | None) -> bool:
         if entry.lfs:
             return sha_fileobj(file).hex() == entry.lfs.sha256
         return git_hash(file.read()) == entry.blob_id
+
+
+@contextmanager
+def _hub_errors(what: str, target: str, then: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, OSError) as error:  # those of huggingface_hub are among them
+        raise PublishError(f"{what}: {_reason(error, target)}{then}") from error
 
 
 def _patiently(action: Callable[..., T], *arguments: Any, **options: Any) -> T:

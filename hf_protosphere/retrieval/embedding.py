@@ -39,16 +39,16 @@ class Embedder:
 
     @classmethod
     def load(cls, name: str) -> Embedder:
-        """
-        Raises:
-            ArgumentError: there is no checkpoint of this name, or it is damaged.
-        """
+        """From a folder or the Hub; an `ArgumentError` where there is none, or it is damaged."""
         classifier, processor = load_classifier(name)
         model = classifier.base_model.eval()
-        fingerprint = _fingerprint(model, processor)
+        digest = hashlib.sha256(processor.to_json_string().encode())
+        for key, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         with own_accelerate_state():
             device = Accelerator().device
-        return cls(name, model.to(device), processor, fingerprint)
+        return cls(name, model.to(device), processor, digest.hexdigest())
 
     @property
     def dim(self) -> int:
@@ -102,11 +102,3 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, pixels: Tensor) -> Tensor:
         return self.model(pixels.to(self.model.device)).embeddings.float().cpu()
-
-
-def _fingerprint(model: ProtoSphereModel, processor: BaseImageProcessor) -> str:
-    digest = hashlib.sha256(processor.to_json_string().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -161,27 +161,22 @@ class ImageIndex:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         flat = pa.array(self.embeddings.flatten().numpy())
-        columns = {
-            name: pa.array([getattr(image, name) for image in self.images], kind)
-            for name, kind in COLUMNS.items()
-        }
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1])
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1])
+        table = pa.Table.from_pylist([vars(image) for image in self.images], pa.schema(COLUMNS))
+        table = table.append_column("embedding", vectors)
         origin = dataclasses.asdict(self.origin)
         if self.origin.folder is not None:
             images, index = Path(self.origin.folder), folder.resolve()
             # Relative where one holds the other, so that they can be moved together.
             if images.is_relative_to(index) or index.is_relative_to(images):
                 origin["folder"] = os.path.relpath(images, index)
-        table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(origin)})
+        table = table.replace_schema_metadata({KEY: json.dumps(origin)})
         with whole_file(folder / INDEX) as unfinished:
             pq.write_table(table, unfinished, write_page_checksum=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> ImageIndex:
-        """
-        Raises:
-            ArgumentError: there is no index, or it is damaged.
-        """
+        """The index in a folder; an `ArgumentError` where there is none, or it is damaged."""
         path = Path(folder) / INDEX
         if not path.is_file():
             raise ArgumentError(
@@ -223,10 +218,7 @@ class ImageIndex:
         return nearest(queries, self.embeddings, k)
 
     def check_model(self, embedder: Embedder) -> None:
-        """
-        Raises:
-            ArgumentError: the index was built with another model.
-        """
+        """An `ArgumentError` where the index was built with another model."""
         if embedder.fingerprint != self.origin.fingerprint:
             raise ArgumentError(
                 f"--model {embedder.name} is not what the index was built with, which was "
@@ -235,10 +227,7 @@ class ImageIndex:
             )
 
     def image(self, row: int) -> PILImage.Image:
-        """
-        Raises:
-            DataError: the image is not any more where the index has it from.
-        """
+        """A `DataError` where the image is not any more where the index has it from."""
         image = self.images[row]
         if image.path is not None:
             return open_image(Path(self.origin.folder) / image.path)
@@ -273,10 +262,7 @@ def _embedder(model: str | Embedder) -> Embedder:
 
 
 def _refuse_giants(path: Path) -> None:
-    """
-    Raises:
-        ValueError: other columns, or more numbers than fit into a file of this size.
-    """
+    """Other columns, or more numbers than fit into a file of this size, are a `ValueError`."""
     kinds = {field.name: field.type for field in pq.read_schema(path)}
     embedding = kinds.pop("embedding", None)
     is_list = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
@@ -288,11 +274,8 @@ def _refuse_giants(path: Path) -> None:
 
 
 def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> None:
-    """
-    Raises:
-        ValueError: vectors that are no points of the sphere, or an image that is none of the folder
-            or split that the index was made from.
-    """
+    """Vectors that are no points of the sphere, and an image that is none of the folder or split
+    that the index was made from, are a `ValueError`."""
     if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
     source, known = origin.dataset, {"dataset_name", "split", *LabelledImages().columns}

@@ -20,39 +20,35 @@ def index(arguments: IndexArguments) -> ImageIndex:
     """
     own = is_index(Path(arguments.index_dir) / INDEX)
     with held_folder(arguments.index_dir, "--index_dir", () if own else (INDEX,)) as folder:
-        return _index(arguments, folder)
-
-
-def _index(arguments: IndexArguments, folder: Path) -> ImageIndex:
-    model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
-    embedder = Embedder.load(str(model.resolve()) if model.is_dir() else arguments.model)
-    previous = None
-    if not arguments.overwrite and (folder / INDEX).exists():
-        previous = ImageIndex.load(folder)
-        _check_same_source(previous, arguments)
-        previous.check_model(embedder)
-    started = time.perf_counter()
-    if arguments.images is not None:
-        made = ImageIndex.of_folder(
-            arguments.images, embedder, labels_from_folders=arguments.labels_from_folders,
-            previous=previous, **arguments.embedding_options,
-        )  # fmt: skip
-    else:
-        made = ImageIndex.of_dataset(
-            arguments.dataset_name, embedder, split=arguments.split, columns=arguments.columns,
-            **arguments.embedding_options,
-        )  # fmt: skip
-        previous = None  # a data set is embedded anew
-    made.save(folder)
-    before = {image.file_state for image in previous.images} if previous else set()
-    now = {image.file_state for image in made.images}
-    kept = len(before & now)
-    say(
-        f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
-        f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
-        f"({time.perf_counter() - started:.1f} s)"
-    )
-    return made
+        model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
+        embedder = Embedder.load(str(model.resolve()) if model.is_dir() else arguments.model)
+        previous = None
+        if not arguments.overwrite and (folder / INDEX).exists():
+            previous = ImageIndex.load(folder)
+            _check_same_source(previous, arguments)
+            previous.check_model(embedder)
+        started = time.perf_counter()
+        if arguments.images is not None:
+            made = ImageIndex.of_folder(
+                arguments.images, embedder, labels_from_folders=arguments.labels_from_folders,
+                previous=previous, **arguments.embedding_options,
+            )  # fmt: skip
+        else:
+            made = ImageIndex.of_dataset(
+                arguments.dataset_name, embedder, split=arguments.split, columns=arguments.columns,
+                **arguments.embedding_options,
+            )  # fmt: skip
+            previous = None  # a data set is embedded anew
+        made.save(folder)
+        before = {image.file_state for image in previous.images} if previous else set()
+        now = {image.file_state for image in made.images}
+        kept = len(before & now)
+        say(
+            f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
+            f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
+            f"({time.perf_counter() - started:.1f} s)"
+        )
+        return made
 
 
 def _check_same_source(previous: ImageIndex, arguments: IndexArguments) -> None:

@@ -113,8 +113,7 @@ def retrieval_metrics(
             f"{len(queries)} queries cannot be the {len(embeddings)} embeddings themselves."
         )
     totals = dict.fromkeys(("mean_average_precision", "mean_average_precision_at_r"), 0.0)
-    recalls = dict.fromkeys(sorted(ks), 0)
-    counted = 0
+    recalls, counted = dict.fromkeys(sorted(ks), 0), 0
     ranks = torch.arange(1, len(embeddings) + 1, device=queries.device, dtype=torch.float64)
     for start, block in _blocks(queries, len(embeddings)):
         cosines = _all_cosines(block, embeddings)  # (B, N)

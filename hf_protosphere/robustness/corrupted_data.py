@@ -191,11 +191,7 @@ def _images_of_rows(path: Path, batch: dict[str, list]) -> dict[str, list]:
 
 
 def _array(path: Path, dimensions: int) -> np.ndarray:
-    """Of a .npy file, read as it is needed.
-
-    Raises:
-        DataError: it is damaged, or pickled, or has other dimensions.
-    """
+    """Of a .npy file, read as it is needed; damaged, pickled, or of other dimensions, refused."""
     with errors_in_one_line(f"--corrupted_dataset: {path} cannot be read", kind=DataError):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:

@@ -118,10 +118,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
 
 
 def check_side(side: int) -> None:
-    """
-    Raises:
-        ArgumentError: images of this side are too small to be corrupted.
-    """
+    """An `ArgumentError` where images of this side are too small to be corrupted."""
     if side < SMALLEST_SIDE:
         raise ArgumentError(
             f"--corruptions needs images of at least {SMALLEST_SIDE} pixels a side, but the "

@@ -17,7 +17,7 @@ from PIL import Image
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.hub import demo as demo_page
 from hf_protosphere.hub.arguments import DemoArguments
-from hf_protosphere.hub.demo import build_page, demo, write_space
+from hf_protosphere.hub.demo import HTML, build_page, demo, write_space
 from hf_protosphere.open_set.threshold import Answer, OpenSetClassifier
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
@@ -31,18 +31,18 @@ def answer(label, angles):
 
 def test_the_verdict_names_the_class_or_says_unknown():
     angles = {"<b>cat": 20.04, "dog": 95.0}
-    known = demo_page._verdict(answer("<b>cat", angles))
+    known = HTML.verdict(answer("<b>cat", angles))
     assert known == "<h2>&lt;b&gt;cat</h2><p>20.0° from its prototype</p>"
-    unknown = demo_page._verdict(answer(None, angles))
+    unknown = HTML.verdict(answer(None, angles))
     assert unknown.startswith("<h2>unknown</h2><p>20.0° from the nearest prototype, that of &lt;b")
 
 
 def test_the_ten_nearest_angles_are_shown_in_order():
-    table = demo_page._angles(answer("0", {f"<{c}>": 9.0 * c for c in range(15)}), threshold=20)
+    table = HTML.angles(answer("0", {f"<{c}>": 9.0 * c for c in range(15)}), 20, 10)
     assert re.findall(r"&lt;(\d+)&gt;", table) == [str(c) for c in range(10)]
     assert re.findall(r"<td>([\d.]+)°", table) == [f"{9 * c:.1f}" for c in range(10)]
     assert table.count('class="known"') == 3  # 0, 9 and 18 degrees
-    assert "width: 50.0%" in demo_page._angles(answer("0", {"0": 90.0}), threshold=20)
+    assert "width: 50.0%" in HTML.angles(answer("0", {"0": 90.0}), 20, 10)
 
 
 def test_gradio_is_asked_for(monkeypatch):
