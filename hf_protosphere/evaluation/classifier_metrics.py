@@ -100,17 +100,11 @@ MANY, FEW = 100, 20
 def accuracy_by_frequency(
     accuracies: Sequence[float | None], train_counts: Sequence[int]
 ) -> dict[str, float]:
-    """Mean accuracy of the classes with many (> 100), medium and few (< 20) training images.
+    """Mean accuracy of the classes with many (> 100), medium and few (< 20) training images; groups
+    that are empty are left out. A class that was not evaluated has an accuracy of None.
 
-    Args:
-        accuracies: of each class, in [0, 1]; None for one that was not evaluated.
-
-    Returns:
-        {"many": ..., "medium": ..., "few": ...} without groups that are empty.
-
-    Example:
-        >>> accuracy_by_frequency([1.0, 0.5, 0.0], [500, 300, 5])
-        {'many': 0.75, 'few': 0.0}
+    >>> accuracy_by_frequency([1.0, 0.5, 0.0], [500, 300, 5])
+    {'many': 0.75, 'few': 0.0}
     """
     groups: dict[str, list[float]] = {"many": [], "medium": [], "few": []}
     for accuracy, count in zip(accuracies, train_counts):

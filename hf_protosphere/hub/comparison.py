@@ -56,15 +56,11 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
 
 def spread(values: Sequence[float], digits: int) -> str:
     """
-    >>> spread([95.0, 96.0], 1)
-    '95.5 ± 0.7 %'
-    >>> spread([95.0], 1)
-    '95.0 %'
+    >>> spread([95.0, 96.0], 1), spread([95.0], 1)
+    ('95.5 ± 0.7 %', '95.0 %')
     """
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    if len(values) > 1:
-        mean += f" ± {statistics.stdev(values):.{digits}f}"
-    return f"{mean} %"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation} %"
 
 
 def overall_collapse(run: FinishedRun) -> float | None:

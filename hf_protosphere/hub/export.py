@@ -89,11 +89,8 @@ def export(arguments: ExportArguments) -> Path:
 
 @torch.no_grad()
 def largest_difference(network: nn.Module, run: Run, images: Tensor) -> float:
-    """Between the outputs of the two, in batches of several sizes; NaN if there is one.
-
-    Args:
-        images: (N, 3, S, S), what a processor returns.
-    """
+    """Between the outputs of the two on images (N, 3, S, S), as a processor returns them, in
+    batches of several sizes; NaN if there is one."""
     differences = [
         (ours - theirs).abs().max()
         for batch in (images[:1], *images[1:].split(16))

@@ -89,11 +89,7 @@ def is_published(arguments: PublishArguments) -> bool:
 
 
 def account() -> str:
-    """The name of whoever is logged in.
-
-    Raises:
-        PublishError: nobody, or the Hub cannot be asked.
-    """
+    """The name of whoever is logged in; a `PublishError` where nobody is."""
     with _hub_errors("nothing can be published", "the Hub"):
         return str(_patiently(HfApi().whoami)["name"])
 

@@ -66,7 +66,12 @@ class EmbeddingStore:
         # As one carries when counting: a block joins the one before it when it has grown as large.
         while len(self.rows) > 1 and self._may_join(*self.rows[-2:]):
             self._join(2)
-        self._move_to_disk()
+        in_memory = [i for i, block in enumerate(self.rows) if isinstance(block, Tensor)]
+        excess = sum(self.rows[i].nbytes for i in in_memory) - self.memory_limit
+        for i in in_memory:
+            if excess > 0 and self.rows[i].nbytes > BLOCK_BYTES / 2:  # one that grows no more
+                excess -= self.rows[i].nbytes
+                self.rows[i] = self._written(self.rows[i])
 
     def _may_join(self, before: Tensor | OnDisk, last: Tensor | OnDisk) -> bool:
         if isinstance(before, OnDisk) or 2 * len(last) <= len(before):
@@ -82,14 +87,6 @@ class EmbeddingStore:
         if self.size is not None:
             order = order[places(labels[order]) < self.size]
         self.rows[-num:], self.labels[-num:] = [rows[order]], [labels[order]]
-
-    def _move_to_disk(self) -> None:
-        in_memory = [i for i, block in enumerate(self.rows) if isinstance(block, Tensor)]
-        excess = sum(self.rows[i].nbytes for i in in_memory) - self.memory_limit
-        for i in in_memory:
-            if excess > 0 and self.rows[i].nbytes > BLOCK_BYTES / 2:  # one that grows no more
-                excess -= self.rows[i].nbytes
-                self.rows[i] = self._written(self.rows[i])
 
     def _written(self, rows: Tensor) -> OnDisk:
         files = (block.file for block in self.rows if isinstance(block, OnDisk))

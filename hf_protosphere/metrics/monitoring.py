@@ -35,14 +35,9 @@ def first_reached(
         {"train": {"nc1_cdnv": {"step": 120, "epoch": 4}}, "validation": {...}}, without the
         metrics that never did. "overall" is in it: the step at which all of them had.
 
-    Example:
-        >>> attained = [{"attained": {"nc1_cdnv": percent}} for percent in (40.0, 96.0, 94.0)]
-        >>> records = [
-        ...     {"step": 10 * i, "epoch": i, "train_neural_collapse": collapse}
-        ...     for i, collapse in enumerate(attained)
-        ... ]
-        >>> first_reached(records)
-        {'train': {'nc1_cdnv': {'step': 10, 'epoch': 1}}}
+    >>> collapse = [{"attained": {"overall": percent}} for percent in (40.0, 96.0, 94.0)]
+    >>> first_reached({"step": 9 * i, "epoch": i, "eval" + COLLAPSE: collapse[i]} for i in range(3))
+    {'eval': {'overall': {'step': 9, 'epoch': 1}}}
     """
     reached: dict[str, dict[str, dict[str, float]]] = {}
     for record in records:

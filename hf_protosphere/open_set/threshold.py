@@ -117,14 +117,12 @@ def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
 
 def default_threshold(snapshot: Snapshot) -> Threshold:
     """The angle to the nearest prototype that 95 % of the snapshot's images keep within; without
-    images half of arccos(−1/(K − 1)), the angle between two prototypes of a simplex ETF.
-    """
+    images half of arccos(−1/(K − 1)), the angle between two prototypes of a simplex ETF."""
     if not len(snapshot.own_cosines):
         angle = math.degrees(math.acos(-1 / (len(snapshot.prototypes) - 1)))
+        why = f"as the checkpoint has no {SNAPSHOT} of images to tell it from"
         return Threshold(
-            angle / 2,
-            "half the angle between two prototypes at neural collapse, as the checkpoint has no "
-            f"{SNAPSHOT} of images to tell it from",
+            angle / 2, f"half the angle between two prototypes at neural collapse, {why}"
         )
     nearest = _degrees(torch.maximum(snapshot.own_cosines, snapshot.nearest_other_cosines))
     images = f"{KNOWN_SHARE:.0%} of the {len(nearest):,} {snapshot.split} images"

@@ -4,6 +4,7 @@ All give items {"pixel_values": (3, S, S) uint8, "labels", "resized"}: a model h
 and normalise them.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -100,15 +101,12 @@ def resized_images(
 def make_corrupted(
     images: ResizedImages, corruptions: Sequence[str], severities: Sequence[int], seed: int
 ) -> list[Dataset]:
-    """A data set for each corruption and severity, severities within corruptions.
-
-    Raises:
-        ArgumentError: the model's images are too small, or the library is missing.
-    """
+    """A data set for each corruption and severity, severities within corruptions; `ArgumentError`
+    where the model's images are too small, or the library is missing."""
     load_library()
     check_side(min(input_size(images.processor)))
-    return [CorruptedImages(images, name, severity, seed) for name in corruptions
-            for severity in severities]  # fmt: skip
+    pairs = itertools.product(corruptions, severities)
+    return [CorruptedImages(images, name, severity, seed) for name, severity in pairs]
 
 
 def read_corrupted(
@@ -128,10 +126,8 @@ def read_corrupted(
     """
     folder = Path(folder)
     arrays = (folder / "labels.npy").is_file()
-    parts = [
-        (f"{name}.npy" if arrays else f"{name}/{severity}", severity)
-        for name in corruptions for severity in severities
-    ]  # fmt: skip
+    pairs = itertools.product(corruptions, severities)
+    parts = [(f"{name}.npy" if arrays else f"{name}/{s}", s) for name, s in pairs]
     if missing := dict.fromkeys(part for part, _ in parts if not (folder / part).exists()):
         raise DataError(
             f"--corrupted_dataset {folder} has no {', '.join(missing)}: add what is missing, or "
@@ -155,8 +151,7 @@ def input_size(processor: BaseImageProcessor) -> tuple[int, int]:
 
 
 def _folder_split(path: Path) -> datasets.Dataset:
-    files, _ = walk_images(path)
-    splits = by_split(path, files, flag="--corrupted_dataset")
+    splits = by_split(path, walk_images(path)[0], flag="--corrupted_dataset")
     images, names = zip(*splits.get("train", [(None, None)]))
     if not all(names):
         raise DataError(f"--corrupted_dataset: {path} must hold folders of images, one a class.")

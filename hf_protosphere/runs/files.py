@@ -57,7 +57,12 @@ def replacing_files(folder: Path) -> Iterator[Path]:
                 (staged / NEW).mkdir()
                 yield staged / NEW
                 _finish(staged / NEW)
-                _refuse_folders_in_place_of(staged / NEW, folder)
+                for path in (staged / NEW).rglob("*"):
+                    target = folder / path.relative_to(staged / NEW)
+                    if target.is_dir() and not path.is_dir():
+                        raise IsADirectoryError(
+                            errno.EISDIR, os.strerror(errno.EISDIR), str(target)
+                        )
                 (staged / READY).touch()
                 _sync(staged)
                 move_files(staged / NEW, folder)
@@ -170,13 +175,6 @@ def disk_refusal(error: BaseException | None) -> str | None:
             return os.strerror(int(found[1] or errno.ENOSPC))
         error = error.__cause__ or error.__context__
     return None
-
-
-def _refuse_folders_in_place_of(new: Path, folder: Path) -> None:
-    for path in new.rglob("*"):
-        target = folder / path.relative_to(new)
-        if target.is_dir() and not path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
 
 
 def _finish(folder: Path) -> None:

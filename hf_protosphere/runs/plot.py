@@ -36,7 +36,7 @@ def draw_run(
         if any("train_loss" in record for record in records):
             names.append(f"curves{suffix}")
             plot_curves(records, new / names[-1])
-        if _is_measured(records):
+        if any(key.endswith(COLLAPSE) for record in records for key in record):
             names.append(f"neural_collapse{suffix}")
             plot_collapse({run.name: records}, new / names[-1], target)
         if (run / SNAPSHOT).exists():
@@ -88,18 +88,8 @@ def _compared(runs: Sequence[Path]) -> dict[str, Records]:
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
-    records = {name: _records(run) for name, run in zip(names, runs)}
-    for run, of_run in zip(runs, records.values()):
-        if not _is_measured(of_run):
-            raise ArgumentError(
-                f"--runs {run} was never measured for neural collapse: train with --nc_every 1."
-            )
-    return records
+    return {name: _records(run) for name, run in zip(names, runs)}
 
 
 def _records(run: Path) -> Records:
     return next((records for name in RECORDS if (records := read_metrics(run / name))), [])
-
-
-def _is_measured(records: Records) -> bool:
-    return any(key.endswith(COLLAPSE) for record in records for key in record)

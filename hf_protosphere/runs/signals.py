@@ -55,12 +55,8 @@ def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
 
 @contextmanager
 def interruptions() -> Iterator[None]:
-    """SIGINT and SIGTERM as KeyboardInterrupt, with their number, at once; at the end that is told
-    the user.
-
-    Raises:
-        TrainingInterrupted: of a command that goes on from there the next time.
-    """
+    """SIGINT and SIGTERM as KeyboardInterrupt, with their number, at once; at the end the user is
+    told by `TrainingInterrupted`, of a command that goes on from there the next time."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
