@@ -178,9 +178,7 @@ class ClassDistances:
         residuals = (embeddings - means[index]).numpy()
         covariance = LedoitWolf(assume_centered=True).fit(residuals).covariance_
         # Σ = L Lᵀ, so that Σ⁻¹ = W Wᵀ with W = L⁻ᵀ.
-        factor = torch.linalg.cholesky(torch.from_numpy(covariance))
-        identity = torch.eye(len(factor), dtype=torch.float64)
-        whitening = torch.linalg.solve_triangular(factor, identity, upper=False).T
+        whitening = torch.linalg.cholesky(torch.from_numpy(covariance)).inverse().T
         return cls(means @ whitening, whitening)
 
     def nearest(self, embeddings: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
+from torchvision.transforms.functional import normalize
 from transformers import BaseImageProcessor
 
 from ..data.labels import some
@@ -174,12 +175,8 @@ class MeasuredClassifier:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(M, 3, S, S) uint8 → (M,) labels."""
-        mean, std = (
-            torch.tensor(values, device=pixels.device)[:, None, None]
-            for values in (self.processor.image_mean, self.processor.image_std)
-        )
-        logits = self.model((pixels / 255 - mean) / std).logits
-        return self.label_of_output[logits.argmax(-1)]
+        pixels = normalize(pixels / 255, self.processor.image_mean, self.processor.image_std)
+        return self.label_of_output[self.model(pixels).logits.argmax(-1)]
 
 
 def _errors(

@@ -5,7 +5,7 @@ import evaluate
 import torch
 
 from hf_protosphere.metrics.neural_collapse import NeuralCollapse as NeuralCollapseMetric
-from hf_protosphere.metrics.paper import PAPER_BIBTEX
+from hf_protosphere.metrics.paper import PAPER_BIBTEX, PAPER_URL
 
 _DESCRIPTION = """\
 Neural collapse is the optimum of supervised classification: the embeddings of a class contract to
@@ -48,12 +48,10 @@ class NeuralCollapse(evaluate.Metric):
             citation=PAPER_BIBTEX,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
-                {
-                    "embeddings": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                }
+                embeddings=datasets.Sequence(datasets.Value("float64")),
+                references=datasets.Value("int64"),
             ),
-            reference_urls=["https://arxiv.org/abs/2605.20302", "https://arxiv.org/abs/2008.08186"],
+            reference_urls=[PAPER_URL, "https://arxiv.org/abs/2008.08186"],
         )
         # Not in the constructor, which allows formats for single numbers only. Without one evaluate
         # would hand over Python lists, 32 bytes a number; "numpy" would round to float32.
