@@ -5,8 +5,6 @@ whatever the batch, the number of processes, or the point at which a run was res
 augment batches draw theirs from a global generator, batch by batch.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -17,6 +15,7 @@ from torchvision.transforms import v2
 from ..configuration_protosphere import ProtoSphereConfig, three_channels
 from ..modeling_protosphere import LUMINANCE
 from .arguments import BatchOptions
+from .samplers import ByEpoch
 from .transforms import last_steps, repeatable, smallest_area
 
 TRIES = 4  # of a crop that fits: the 0.5 % (of small images) that never do are shortened
@@ -31,7 +30,7 @@ YIQ = torch.tensor(
 )
 
 
-class BatchAugmentation:
+class BatchAugmentation(ByEpoch):
     """uint8 (M, 3, S, S) with their indices → float32 (M[, V], 3, image_size, image_size), where
     one view has no dimension of its own.
 
@@ -56,10 +55,6 @@ class BatchAugmentation:
             255 * torch.tensor(three_channels(values), device=device)
             for values in (config.image_mean, config.image_std)
         )
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def numbers(self, index: Tensor, view: int) -> Tensor:
         """(M, P) uniform numbers in [0, 1), in the order of `NUMBERS`."""

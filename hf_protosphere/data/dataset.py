@@ -124,24 +124,18 @@ def load_image_dataset(
     roles: Collection[str] = ("train", "validation", "test"),
     flags: Mapping[str, str] | None = None,
 ) -> ImageDataset:  # fmt: skip
-    """Load, check and unify a data set.
+    """Load, check and unify a data set. What is no flag, or more than its help says:
 
     Args:
-        dataset_name: a Hub id, a folder of Parquet files, a folder of images (one sub-folder per
-            class), a Parquet, CSV or JSON file, or a folder written by `save_to_disk`.
         image_column, label_column: found by feature type, then by name, when None.
         train_split: several, joined by "+" as in "train+validation", are one.
         validation_split: when None, one called validation, valid, val or dev; else a share of
             `validation_fraction` of each class of the training split. The test split is never
             validated on.
-        on_bad_image: "error", or "skip" to leave out images that cannot be decoded.
-        check_images: decode every image once; remembered by the data set's fingerprint.
         need_train: there must be a training split.
         need_all_classes: it must have images of every class.
         label_names: a trained model's classes, in order; by default those of the training split, or
             of the first one that is read.
-        streaming: do not download the training split; the others are.
-        num_train_images: of a streamed training split that does not say how many it has.
         roles: the splits that will be read, of "train", "validation" and "test": no others are
             decoded, checked or kept, and none has to be there. Where the validation images are held
             out of the training split, that is one of them.

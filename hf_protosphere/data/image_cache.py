@@ -27,6 +27,7 @@ from ..errors import CacheError, DataError, WriteError
 from ..runs.files import sweep, whole_file
 from .augmentation import uniform_numbers
 from .pixels import DecodedImages, images_key
+from .samplers import ByEpoch
 
 # Where the cache itself would take more, images are decoded by worker processes all the time.
 MAX_CACHE_BYTES = 64 * 2**30
@@ -54,7 +55,7 @@ class CachedImages(Dataset):
         return {"pixel_values": (pixels / 255 - mean) / std, "labels": labels}
 
 
-class FeatureSplit(Dataset):
+class FeatureSplit(ByEpoch, Dataset):
     """What a frozen network makes of a split's images, in their place: it goes wherever a split of
     images goes. Batches {"pixel_values": (M, F, 1, 1), "labels": (M,)}; of several views, as
     `for_training` asks for them, (M, views, F, 1, 1).
@@ -67,7 +68,7 @@ class FeatureSplit(Dataset):
         seconds: that it took to compute them.
     """
 
-    views, seed, epoch = 0, 0, 0  # with views, versions are drawn
+    views, seed = 0, 0  # with views, versions are drawn
 
     def __init__(
         self, versions: Tensor, labels: Tensor, images: datasets.Dataset | None = None,
@@ -91,9 +92,6 @@ class FeatureSplit(Dataset):
         split = copy.copy(self)
         split.views, split.seed = views, seed
         return split
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -4,8 +4,6 @@ Splits are matched by class name, never by number: each split of a folder number
 Numbers without names are names where any class is called by a number; else they are positions.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache

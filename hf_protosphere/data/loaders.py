@@ -1,7 +1,5 @@
 """From splits to batches: decoded once where there is room, else by worker processes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
-from ..configuration_protosphere import ProtoSphereConfig
+from ..configuration_protosphere import ProtoSphereConfig, build_image_processor
 from ..errors import ArgumentError
 from ..runs.processes import main_process_first
 from .arguments import BatchOptions
@@ -21,13 +19,7 @@ from .image_cache import CachedImages, FeatureSplit, cache_path, cached_pixels
 from .labels import labels_of
 from .samplers import ClassBalancedBatches, EpochSampler
 from .streaming import EvaluationStream
-from .transforms import (
-    EvaluationImages,
-    TrainingImages,
-    TrainTransform,
-    build_image_processor,
-    collate,
-)
+from .transforms import EvaluationImages, TrainingImages, TrainTransform, collate
 
 
 def evaluation_loader(

@@ -5,8 +5,6 @@ here, so that the same file is the same image everywhere. How any image becomes 
 which travels with checkpoints too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import defaultdict

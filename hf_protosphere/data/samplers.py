@@ -1,7 +1,5 @@
 """Which training images come when: functions of the seed and the epoch alone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +8,16 @@ import torch
 from torch.utils.data import Sampler
 
 
-class EpochSampler(Sampler[int]):
+class ByEpoch:
+    """What is drawn anew in every epoch, as a function of its number."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class EpochSampler(ByEpoch, Sampler[int]):
     """All indices in [0, num_samples), in an order that depends only on (seed, epoch).
 
     Example:
@@ -21,10 +28,7 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
-        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.num_samples, self.seed = num_samples, seed
 
     def __len__(self) -> int:
         return self.num_samples
@@ -34,7 +38,7 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(self.num_samples, generator=generator).tolist())
 
 
-class ClassBalancedBatches(Sampler[list[int]]):
+class ClassBalancedBatches(ByEpoch, Sampler[list[int]]):
     """Batches of C classes with S images each: every class comes equally often in an epoch.
 
     Batches that belong to one step, those of all processes and micro-batches, share no image as
@@ -65,11 +69,7 @@ class ClassBalancedBatches(Sampler[list[int]]):
         self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
         self.num_samples, self.batch_size = len(labels), batch_size
         self.classes_per_batch, self.batches_per_step = classes_per_batch, batches_per_step
-        self.seed, self.epoch = seed, 0
-        self.steps = self.num_samples // (batch_size * batches_per_step)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.seed, self.steps = seed, self.num_samples // (batch_size * batches_per_step)
 
     def __len__(self) -> int:
         return self.steps * self.batches_per_step

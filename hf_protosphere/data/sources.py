@@ -1,7 +1,5 @@
 """Where a data set comes from, and which of its splits and columns are meant."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,17 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    Image,
-    IterableDataset,
-    IterableDatasetDict,
-    Value,
-    concatenate_datasets,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from datasets.exceptions import DatasetsError
 from huggingface_hub import metadata_load
 from huggingface_hub.utils import httpx
@@ -47,7 +35,7 @@ STREAMED_SHARDS = 256  # at most, of a folder of images
 def load_splits(
     name: str, config: str | None, revision: str | None = None, streaming: bool = False,
     flag: str = "--dataset_name", named: Collection[str] = (),
-) -> DatasetDict | IterableDatasetDict:  # fmt: skip
+) -> DatasetDict | datasets.IterableDatasetDict:  # fmt: skip
     """All splits of a data set, as they are; a `DataError` names the flag that gave it. Folders of
     images called as in `named`, the splits that the user calls by name, are splits too."""
     path = Path(name).expanduser()
@@ -68,7 +56,7 @@ def load_splits(
             raise DataError(f"{flag} {name}: there is no such file or folder.")
         else:
             loaded = datasets.load_dataset(name, config, revision=revision, streaming=streaming)
-        if isinstance(loaded, IterableDatasetDict):
+        if isinstance(loaded, datasets.IterableDatasetDict):
             if any(split.features is None for split in loaded.values()):
                 raise DataError(f"--streaming: {flag} {name} declares no columns: leave it out.")
             return loaded
@@ -90,7 +78,7 @@ def load_splits(
 
 def _load_folder(
     path: Path, config: str | None, streaming: bool, flag: str, named: Collection[str]
-) -> DatasetDict | IterableDatasetDict:
+) -> DatasetDict | datasets.IterableDatasetDict:
     card = path / "README.md"
     described = card.is_file() and "configs" in (metadata_load(card) or {})
     files, left_out = walk_images(path)
@@ -108,7 +96,7 @@ def _load_folder(
     names = sorted({name for rows in splits.values() for _, name in rows} - {None})
     if not streaming:
         return DatasetDict({split: _table(rows, names) for split, rows in splits.items()})
-    streams = IterableDatasetDict()
+    streams = datasets.IterableDatasetDict()
     for split, rows in splits.items():
         # Shuffled once: a folder has class after class, and a stream is shuffled in a buffer alone.
         shards = min(STREAMED_SHARDS, len(rows))
@@ -186,7 +174,7 @@ def _examples(
 
 def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
     """The splits, with those that the name joins by "+" as one, called like this."""
-    if isinstance(loaded, IterableDatasetDict):
+    if isinstance(loaded, datasets.IterableDatasetDict):
         raise DataError(
             f"--train_split {name}: --streaming reads one split: leave it out, or name one."
         )
@@ -196,7 +184,7 @@ def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
             f"--train_split {name}: the data set has no {missing[0]}, but {', '.join(loaded)}."
         )
     try:
-        joined = concatenate_datasets([loaded[part] for part in parts])
+        joined = datasets.concatenate_datasets([loaded[part] for part in parts])
     except ValueError as error:
         raise DataError(f"--train_split {name}: {error}") from error
     others = {split: images for split, images in loaded.items() if split not in parts}
@@ -252,9 +240,8 @@ def _given_or_only(split: Dataset, name: str | None, found: list[str], what: str
     if name is not None and name not in split.features:
         raise DataError(f"{flag} {name}: there is no such column, but {_describe(split)}.")
     if name is None and len(found) != 1:
-        problem = "has several columns" if found else "has no column"
-        columns = _describe(split)
-        raise DataError(f"the data set {problem} of {what}: give {flag}, one of {columns}.")
+        problem = f"{'has several columns' if found else 'has no column'} of {what}"
+        raise DataError(f"the data set {problem}: give {flag}, one of {_describe(split)}.")
     return name or found[0]
 
 
@@ -277,10 +264,8 @@ def two_columns(
     columns |= {label_column: "label"} if label_column is not None else {}
     for column, name in columns.items():
         if column not in split.features:
-            raise DataError(
-                f"--{name}_column {column} is missing in one of the splits, which has "
-                f"{_describe(split)}."
-            )
+            missing = f"--{name}_column {column} is missing in one of the splits, which has "
+            raise DataError(f"{missing}{_describe(split)}.")
     # First of all: what comes later would decode images of a stream and encode them again.
     image = Image(decode=not isinstance(split, IterableDataset))
     split, feature = split.select_columns([*columns]), split.features[image_column]

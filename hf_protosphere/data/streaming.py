@@ -1,7 +1,5 @@
 """Training images that are read as they come, from the Hub or the disk, instead of downloaded."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Parts of a split, drawn by a seed: long-tailed, a few of each class, balanced, or held out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

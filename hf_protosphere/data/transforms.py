@@ -4,8 +4,6 @@ Inputs have three channels, also for grayscale models: the image-classification 
 and the model takes the luminance itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import datasets
@@ -22,6 +20,7 @@ from ..rgb import narrowed, pixels_of, rgb, shorter_side
 from .arguments import BatchOptions
 from .labels import labels_of
 from .pixels import read, undecoded
+from .samplers import ByEpoch
 
 
 class TrainTransform:
@@ -105,15 +104,12 @@ class _Images(Dataset):
         return self.__getitems__([index])[0]
 
 
-class RandomViews:
+class RandomViews(ByEpoch):
     """Augmented views of an image, (C, H, W) as of the transform, or several (V, C, H, W); the
     randomness of each depends only on (seed, epoch, index, view)."""
 
     def __init__(self, transform: Any, *, views: int = 1, seed: int = 0) -> None:
-        self.transform, self.views, self.seed, self.epoch = transform, views, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.transform, self.views, self.seed = transform, views, seed
 
     def __call__(self, image: Image.Image, index: int) -> Tensor:
         views = [

@@ -1,7 +1,5 @@
 """Features of images by a frozen network: computed once, and trained on in place of the images."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib
@@ -15,17 +13,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..configuration_protosphere import build_image_processor
 from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
 from ..data.image_cache import FeatureSplit, cache_path, has_room
 from ..data.labels import labels_of
-from ..data.transforms import (
-    EvaluationImages,
-    TrainingImages,
-    TrainTransform,
-    build_image_processor,
-    collate,
-)
+from ..data.transforms import EvaluationImages, TrainingImages, TrainTransform, collate
 from ..errors import at_no_cost
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.files import sweep, whole_file
@@ -144,12 +137,10 @@ def _features(
     if keeps and all(gather_object([path.exists()])):
         with np.load(path) as kept:
             return torch.from_numpy(kept["features"]), float(kept["seconds"])
-    workers = options.num_workers
-    loader = DataLoader(dataset, BATCH_SIZE, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(dataset, BATCH_SIZE, num_workers=options.num_workers, collate_fn=collate)
     loader = accelerator.prepare_data_loader(loader)
     loader.set_epoch(version)  # and so the data set's, at each start
-    what = f"{description}, version {version + 1}"
-    made = frozen(network, loader, accelerator, what, mirrored)
+    made = frozen(network, loader, accelerator, f"{description}, version {version + 1}", mirrored)
     features, seconds = made.versions[0], made.seconds
     if keeps and accelerator.is_local_main_process:
         with at_no_cost("keeping the features for another run"):

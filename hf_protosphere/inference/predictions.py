@@ -1,7 +1,5 @@
 """The one pass over images: what models say of each of them, once, on every process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

@@ -7,8 +7,6 @@ see every image augmented anew in every epoch. On features computed once they ta
 weaker: 72.3 against 73.9 % on CIFAR-100 in the paper's Table 14.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time

@@ -1,7 +1,5 @@
 """New classes for a checkpoint, from images on disk or a data set: `protosphere add-class`."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The arguments of transfer: what to start from, how to adapt it, with how many images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -27,9 +25,7 @@ TRAINED_MODES = ("full", "head", "layerwise", "lora")
 FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
 MODES = (*TRAINED_MODES, *FROZEN_MODES)
 TRAINING = field_names(TrainArguments)
-OF_ONE_MODE = {
-    "decay": "layerwise", "rank": "lora", "feature_views": "head", "neighbors": "knn"
-}  # fmt: skip
+OF_ONE_MODE = {"decay": "layerwise", "rank": "lora", "feature_views": "head", "neighbors": "knn"}
 # Of a head on a backbone without one: what comes as near to neural collapse on features as a whole
 # network does, and learns them by heart the least (scripts/study/frozen_features).
 HEAD_PROJECTION = {
@@ -116,8 +112,7 @@ class FinetuneArguments(
         check(self)
         if self.shots is not None and self.images_per_class is not None:
             raise ArgumentError("--shots and --images_per_class say the same: give one of them.")
-        self.modes  # noqa: B018  (a name that is no mode is an error now, not later)
-        self.shot_counts  # noqa: B018
+        self.shot_counts  # noqa: B018  (no number is an error now, not later)
         self._check_modes()
         # Every check of training. The objective may be the checkpoint's: only its linear head takes
         # labels that are mixed, and not all a bias.

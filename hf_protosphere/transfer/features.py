@@ -3,8 +3,6 @@
 Any features will do: `ImageDataset({"train": FeatureSplit(features, labels), ...}, class_names)`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,14 +12,8 @@ from ..inference.features import embedded as embedded
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..runs.metrics_log import read_metrics
 from ..runs.processes import own_accelerate_state
+from ..training import setup
 from ..training.arguments import TrainArguments
-from ..training.setup import (
-    build_accelerator,
-    build_model,
-    features_and_head,
-    resolve,
-    training_images,
-)
 from ..training.train import train
 
 
@@ -30,10 +22,10 @@ def features_of(arguments: TrainArguments, images: ImageDataset | None = None) -
     """What the backbone that the arguments describe makes of their data, or of `images` that were
     loaded before: `splits[role]` are of `FeatureSplit`. Give `freeze_backbone` and `feature_views`.
     """
-    arguments, _ = resolve(arguments)
-    images, accelerator = training_images(arguments, None, images), build_accelerator(arguments)
-    model = build_model(arguments, images)
-    return features_and_head(arguments, images, model, accelerator)[0]
+    arguments, _ = setup.resolve(arguments)
+    images = setup.training_images(arguments, None, images)
+    accelerator, model = setup.build_accelerator(arguments), setup.build_model(arguments, images)
+    return setup.features_and_head(arguments, images, model, accelerator)[0]
 
 
 def train_head(

@@ -18,8 +18,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
 from ..data.image_cache import FeatureSplit
-from ..data.labels import labels_of
-from ..data.subsets import drawn
+from ..data.subsets import few_shot
 from ..data.transforms import build_image_processor
 from ..errors import at_no_cost
 from ..evaluation.classifier_metrics import evaluate_predictions
@@ -211,14 +210,9 @@ class Transfer:
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:
             remove_run(Path(training.output_dir))
-        return {
-            "split": split,
-            **_metrics(results[split]),
-            "seconds": results["training_seconds"] + results.get("feature_seconds", 0.0),
-            "training_seconds": results["training_seconds"],
-            "feature_seconds": results.get("feature_seconds", 0.0),
-            "trainable_parameters": results["provenance"]["trainable_parameters"],
-        }
+        seconds = results["training_seconds"], results.get("feature_seconds", 0.0)
+        parameters = results["provenance"]["trainable_parameters"]
+        return _row(split, results[split], *seconds, parameters)
 
     @cached_property
     def _network(self) -> ProtoSphereForImageClassification:
@@ -233,16 +227,13 @@ class Transfer:
         """What the network makes of all images, for every row that leaves it as it is."""
         head = self.training("head")
         versions = head.feature_views if "head" in self.arguments.modes else 0
-        options = BatchOptions.of(head)
-        return with_features(
-            self.images, self._network, self.accelerator, options, max(versions, 1)
-        )
+        made_of = self._network, self.accelerator, BatchOptions.of(head)
+        return with_features(self.images, *made_of, max(versions, 1))
 
     def _shots(self, images: ImageDataset, shots: int | None, trial: int) -> Any:
         """The training images, or of them those that a trial draws."""
         split, seed = images.splits["train"], self.arguments.seed + trial
-        counts = [shots] * images.num_labels
-        return split if shots is None else split.select(drawn(labels_of(split), counts, seed))
+        return split if shots is None else few_shot(split, images.num_labels, shots, seed)
 
     @cache  # noqa: B019  (as long as the transfer lives)
     def _probes(self, shots: int | None, trial: int) -> dict[str, tuple[Probe, float, float]]:
@@ -289,12 +280,8 @@ class Transfer:
             model = as_model(mode, probe, network, images.label_names)
             folder = self.folder if self.is_single else self.folder / mode
             save_model(model, build_image_processor(model.config), folder)
-        return {
-            "split": split,
-            **_metrics(report),
-            "seconds": passing + spent, "training_seconds": spent, "feature_seconds": passing,
-            "trainable_parameters": 0 if probe is None else count_trained_parameters(probe),
-        }  # fmt: skip
+        parameters = 0 if probe is None else count_trained_parameters(probe)
+        return _row(split, report, spent, passing, parameters)
 
 
 def _seconds(split: FeatureSplit) -> float:
@@ -325,6 +312,11 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     return start
 
 
-def _metrics(report: dict[str, Any]) -> dict[str, Any]:
+def _row(
+    split: str, report: dict[str, Any], training: float, features: float, parameters: int
+) -> dict[str, Any]:
+    """What a mode came to on a split, and its price in seconds and trained parameters."""
     names = ("num_images", "accuracy", "mean_class_accuracy", "neural_collapse")
-    return {name: report[name] for name in names}
+    seconds = {"training_seconds": training, "feature_seconds": features}
+    row = {"split": split} | {name: report[name] for name in names} | seconds
+    return row | {"seconds": training + features, "trainable_parameters": parameters}

@@ -5,8 +5,6 @@
 - knn: the nearest training images vote, each with exp(cosine / temperature) (Wu et al. 2018).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What transfers come to: trials with their confidence, one table, one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -47,9 +45,8 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
         averaged: Row = {"mode": mode, "shots": shots, "trials": len(trials)}
         for name in AVERAGED:
             values = [value for row in trials if (value := _value(row, name)) is not None]
-            averaged[name], averaged[f"{name}_interval"] = (
-                mean_and_interval(values) if values else (None, None)
-            )
+            mean = mean_and_interval(values) if values else (None, None)
+            averaged[name], averaged[f"{name}_interval"] = mean
         summary.append(averaged)
     return summary
 

@@ -1,7 +1,5 @@
 """The arguments of a transfer suite: which models, on which data sets, in which modes."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a transfer suite comes to, for people: one table, in text and Markdown, and one picture."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

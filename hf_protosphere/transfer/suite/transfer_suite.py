@@ -3,8 +3,6 @@
 What is done is seen from the folders alone, so that the same command always goes on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
