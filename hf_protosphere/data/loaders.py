@@ -44,11 +44,8 @@ def evaluation_loader(
 
 
 class TrainingBatches:
-    """Augmented batches of the training images, on the device, in an order that each epoch has.
-
-    Which images an epoch holds, in which order and how augmented follows from the seed and the
-    epoch alone, whatever the number of workers.
-    """
+    """Augmented batches of the training images, on the device. Which ones an epoch holds, in which
+    order and how augmented follows from seed and epoch alone, whatever the number of workers."""
 
     def __init__(
         self, split: Dataset | FeatureSplit, config: ProtoSphereConfig, options: BatchOptions,

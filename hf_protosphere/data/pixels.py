@@ -83,10 +83,8 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def undecoded(split: datasets.Dataset) -> datasets.Dataset:
-    """The split with values for `decode` in its column "image".
-
-    A batch of photographs that datasets decode by itself would be in memory at once.
-    """
+    """The split with values for `decode` in its column "image": a batch of photographs that
+    datasets decode by itself would be in memory at once."""
     if not isinstance(split.features.get("image"), ImageFeature):  # made by a transform
         return split
     return split.with_format(None).cast_column("image", ImageFeature(decode=False))

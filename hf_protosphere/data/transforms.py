@@ -41,15 +41,12 @@ class TrainTransform:
         ]
         scale = (smallest_area(config, options), 1.0)
         crop = v2.RandomResizedCrop(size, scale, interpolation=interpolation, antialias=True)
+        jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
         steps = {
             "none": fit,
             "crop": [*fit, v2.RandomCrop(size, padding=max(1, size // 8))],
             "resized_crop": [crop],
-            "contrastive": [
-                crop,
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-                v2.RandomGrayscale(0.2),
-            ],
+            "contrastive": [crop, jitter, v2.RandomGrayscale(0.2)],
         }
         flip = [v2.RandomHorizontalFlip()] if options.horizontal_flip else []
         steps = [*steps[options.augmentation], *flip, *last_steps(config, options)]
@@ -120,11 +117,9 @@ class RandomViews(ByEpoch):
 
 
 class TrainingImages(_Images):
-    """Augmented images, as `RandomViews` makes them.
-
-    So the images of an epoch are the same whatever the number of workers, and after resuming. An
-    index beyond the split's size is a repetition of the image at index % size, augmented anew.
-    """
+    """Augmented images, as `RandomViews` makes them: the same whatever the number of workers, and
+    after resuming. An index beyond the split's size repeats the image at index % size, augmented
+    anew."""
 
     def __init__(
         self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0

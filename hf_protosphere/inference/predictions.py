@@ -16,12 +16,9 @@ from ..prototypes import class_means
 
 @torch.no_grad()
 def inferred(
-    models: Sequence[nn.Module],
-    loader: DataLoader,
-    accelerator: Accelerator,
-    description: str,
+    models: Sequence[nn.Module], loader: DataLoader, accelerator: Accelerator, description: str,
     compute: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[tuple[Tensor, ...]]:  # fmt: skip
     """What models make of every batch: each image once, in order, the same on every process.
 
     Meanwhile the models are in evaluation mode, without gradients, under autocast.

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from ..data.arguments import BatchOptions
 from ..data.image_cache import FeatureSplit
@@ -75,19 +76,18 @@ def train_probes(
     options = dataclasses.replace(BatchOptions.of(arguments), **own)
     batches = TrainingBatches(split, network.config, options, accelerator)
     steps, of_images = len(split) // (size * processes), not isinstance(split, FeatureSplit)
-    milestones = [milestone * steps for milestone in arguments.probe_milestones or []]
-
-    def rate(step: int) -> float:
-        if milestones:
-            return 0.2 ** sum(step >= milestone for milestone in milestones)
-        return (1 + math.cos(math.pi * step / (epochs * steps))) / 2
-
-    optimizers = []
+    milestones = [math.ceil(milestone * steps) for milestone in arguments.probe_milestones or []]
+    optimizers, schedules = [], []
     for probe in probes:
         peak = arguments.probe_learning_rate or LEARNING_RATES[probe.kind]
         parameters = probe.to(accelerator.device).parameters()
-        optimizers.append(torch.optim.SGD(parameters, peak, momentum=MOMENTUM))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
+        optimizer = torch.optim.SGD(parameters, peak, momentum=MOMENTUM)
+        optimizers.append(optimizer)
+        schedules.append(
+            MultiStepLR(optimizer, milestones, 0.2)
+            if milestones
+            else CosineAnnealingLR(optimizer, epochs * steps)
+        )
     network.eval()
     seconds, started = [0.0] * len(probes), time.perf_counter()
     for batch in (batch for epoch in range(epochs) for batch in batches.epoch(epoch)):
