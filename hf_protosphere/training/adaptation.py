@@ -5,8 +5,6 @@ is to the image (`--layer_decay`), or changed by low-rank adapters only (`--lora
 2021, by peft). Nothing of that is left in what is saved: it is a ProtoSphere model like any other.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re
@@ -86,9 +84,7 @@ def first_prototypes(
     model: ProtoSphereForImageClassification, means: Tensor, source: ProtoSphereConfig | None
 ) -> Tensor:
     """(K, D) class means, but the model's own prototypes of the classes that its source knew.
-
-    Beside those the means are centred, as in `EditableClasses.add_classes`.
-    """
+    Beside those the means are centred, as in `EditableClasses.add_classes`."""
     if source is None or not source.has_prototypes:
         return means
     rows = list(classes_in_common(source, model.config.class_names))

@@ -1,7 +1,5 @@
 """The arguments of each job: one dataclass for flags, YAML files and Python, checked at once."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Holds command lines and thus paths: for those who ran it, not for publishing (see `provenance`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import re

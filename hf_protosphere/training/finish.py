@@ -99,9 +99,8 @@ def _measured(
         last, loader = collector if split == held_out[-1] else None, run.eval_loaders[split]
         report = evaluate_model(model, loader, accelerator, means=means, snapshot=last)
         if arguments.imbalance:
-            report["accuracy_by_frequency"] = accuracy_by_frequency(
-                report["class_accuracies"], run.train_counts
-            )
+            of_classes = report["class_accuracies"], run.train_counts
+            report["accuracy_by_frequency"] = accuracy_by_frequency(*of_classes)
         results[split] = report
     with at_no_cost("probing", alone=alone):
         if probes := _probes(run, model, held_out[-1]):

@@ -1,7 +1,5 @@
 """Groups of the arguments of training: the groups of `--help`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Neural collapse while a model trains: when it is measured, what that costs, who arrives when."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,17 +74,13 @@ def score(record: Mapping[str, Any], metric: str) -> float:
 
 
 def epoch_line(record: dict[str, Any]) -> str:
-    line = f"epoch {record['epoch']:>5.4g}"
-    if "train_loss" in record:
-        line += f"  loss {record['train_loss']:.3f}"
-    if "temperature" in record:
-        line += f"  temperature {record['temperature']:.3g}"
-    if START in record:
-        line += f"  validation accuracy by class means, before training {record[START]:.2%}"
-    if "validation_accuracy" in record:
-        line += f"  validation accuracy {record['validation_accuracy']:.2%}"
-    if "validation_neural_collapse" in record:
-        attained = record["validation_neural_collapse"]["attained"]
-        if "overall" in attained:
-            line += f"  neural collapse {attained['overall']:.1f} %"
-    return line
+    attained = record.get("validation" + COLLAPSE, {}).get("attained", {})
+    shown = {
+        "loss {:.3f}": record.get("train_loss"),
+        "temperature {:.3g}": record.get("temperature"),
+        "validation accuracy by class means, before training {:.2%}": record.get(START),
+        "validation accuracy {:.2%}": record.get("validation_accuracy"),
+        "neural collapse {:.1f} %": attained.get("overall"),
+    }
+    words = [form.format(value) for form, value in shown.items() if value is not None]
+    return "  ".join([f"epoch {record['epoch']:>5.4g}", *words])

@@ -1,7 +1,5 @@
 """The optimiser, torch's or by name one of timm's, and its learning rate from step to step."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

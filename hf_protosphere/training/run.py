@@ -1,7 +1,5 @@
 """A training run: everything that it is made of, and its epochs."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -43,26 +41,12 @@ from ..runs.files import write_yaml
 from ..runs.metrics_log import MetricsLog
 from ..runs.processes import main_process_first
 from ..runs.signals import Stop
+from . import setup
 from .adaptation import first_prototypes
 from .arguments import TrainArguments
 from .environment import record_start
 from .monitoring import CollapseMonitor, epoch_line, score
 from .optimizer import build_optimizer
-from .setup import (
-    build_accelerator,
-    build_model,
-    count_steps,
-    features_and_head,
-    hold_output_dir,
-    profits_from_channels_last,
-    refuse_single_values,
-    refuse_what_classes_lack,
-    resolve,
-    start_trackers,
-    tell_trackers,
-    training_images,
-    with_synchronized_batchnorm,
-)
 from .step import OptimizerStep
 
 LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
@@ -76,31 +60,32 @@ class TrainingRun:
         self, arguments: TrainArguments, images: ImageDataset | None = None,
         held: ExitStack | None = None,
     ) -> None:  # fmt: skip
-        self.arguments, self.checkpoint = resolve(arguments)
+        self.arguments, self.checkpoint = setup.resolve(arguments)
         arguments = self.arguments
         self.output_dir = Path(arguments.output_dir)
-        self.accelerator = build_accelerator(arguments)
+        self.accelerator = setup.build_accelerator(arguments)
         set_seed(arguments.seed)
         classes = self.checkpoint.class_names if arguments.resume_from is not None else None
         with main_process_first(self.accelerator):
-            self.images = training_images(arguments, classes, images)
+            self.images = setup.training_images(arguments, classes, images)
         streamed = self.images.is_streamed
         self.train_counts = None if streamed else self.images.class_counts("train")
-        self.steps_per_epoch = count_steps(arguments, self.images, self.accelerator)
+        self.steps_per_epoch = setup.count_steps(arguments, self.images, self.accelerator)
         self.validation = "validation" if "validation" in self.images.splits else "train"
-        refuse_what_classes_lack(arguments, self.images, self.validation)
-        self.model = build_model(arguments, self.images)
-        refuse_single_values(arguments, self.model)
+        setup.refuse_what_classes_lack(arguments, self.images, self.validation)
+        self.model = setup.build_model(arguments, self.images)
+        setup.refuse_single_values(arguments, self.model)
         if arguments.sync_batchnorm:
-            self.model = with_synchronized_batchnorm(self.model, self.accelerator)
+            self.model = setup.with_synchronized_batchnorm(self.model, self.accelerator)
         self.processor = build_image_processor(self.model.config)
         if not arguments.dry_run:
-            self.held = held or ExitStack()
-            hold_output_dir(arguments, self.model, self.accelerator, self.held)  # before decoding
-        if arguments.channels_last and profits_from_channels_last(self.model, self.accelerator):
+            self.held = held or ExitStack()  # before images are decoded
+            setup.hold_output_dir(arguments, self.model, self.accelerator, self.held)
+        profits = setup.profits_from_channels_last(self.model, self.accelerator)
+        if arguments.channels_last and profits:
             self.model.to(memory_format=torch.channels_last)
         of_images = self.images, self.model
-        self.images, trained = features_and_head(arguments, *of_images, self.accelerator)
+        self.images, trained = setup.features_and_head(arguments, *of_images, self.accelerator)
         self.on_features = trained is not self.model
         self.batches = self._training_batches()
         self.eval_loaders = {
@@ -143,7 +128,7 @@ class TrainingRun:
             run_id = record_start(self.output_dir, self.arguments, self.images, self.accelerator)
             last_step = self.progress.step or -1  # also epoch 0 comes again
             self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=last_step)
-        start_trackers(self.accelerator, self.arguments, run_id)
+        setup.start_trackers(self.accelerator, self.arguments, run_id)
 
     def _training_batches(self) -> TrainingBatches | StreamedBatches:
         split, options = self.images.splits["train"], BatchOptions.of(self.arguments)
@@ -263,10 +248,8 @@ class TrainingRun:
         progress.training_seconds += trained_seconds()
 
     def groups_of_batches(self) -> Iterator[list[dict[str, Tensor]]]:
-        """What is left of the current epoch, as the batches of each optimiser step.
-
-        Full groups only: what is left over at the end of an epoch is no step.
-        """
+        """What is left of the current epoch, as the batches of each optimiser step. What is no
+        full group, at its end, is no step."""
         size, progress = self.arguments.gradient_accumulation_steps, self.progress
         batches = self.batches.epoch(progress.epoch, skip=size * progress.step_in_epoch)
         return map(list, zip(*[batches] * size))
@@ -366,7 +349,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             self.log.append(record)
             tqdm.write(epoch_line(record))
-        tell_trackers(self.accelerator, record)
+        setup.tell_trackers(self.accelerator, record)
 
     def _begin(self) -> None:
         """Prototypes that start from class means; and epoch 0, what these are worth as a classifier

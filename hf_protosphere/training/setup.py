@@ -1,7 +1,5 @@
 """From arguments to the parts of a run: accelerator, data, model."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import os
@@ -130,19 +128,16 @@ def load_training_data(
         validation_split=arguments.validation_split, test_split=arguments.test_split,
         validation_fraction=arguments.validation_fraction if hold_out else 0.0, **more,
     )  # fmt: skip
-    if arguments.imbalance:
-        train, kind = images.splits["train"], arguments.imbalance
-        factor = arguments.imbalance_factor
-        tail = long_tailed(train, images.num_labels, kind, factor, arguments.seed)
-        images = images.with_train(tail)
-    return images
+    if arguments.imbalance is None:
+        return images
+    tail = arguments.imbalance, arguments.imbalance_factor, arguments.seed
+    return images.with_train(long_tailed(images.splits["train"], images.num_labels, *tail))
 
 
 def training_images(
-    arguments: TrainArguments,
-    label_names: list[str] | None = None,
+    arguments: TrainArguments, label_names: list[str] | None = None,
     loaded: ImageDataset | None = None,
-) -> ImageDataset:
+) -> ImageDataset:  # fmt: skip
     """The images of a run, loaded where they are not yet: of few shots, those that it draws."""
     images = loaded or load_training_data(
         arguments, label_names=label_names, streaming=arguments.streaming,

@@ -8,8 +8,6 @@ each micro-batch again, with a graph, and send its part of that gradient through
 one more forward pass, and memory for the embeddings instead of the activations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -37,13 +35,10 @@ class OptimizerStep:
     """
 
     def __init__(
-        self,
-        arguments: TrainArguments,
-        model: ProtoSphereForImageClassification,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        self, arguments: TrainArguments, model: ProtoSphereForImageClassification,
+        optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
         accelerator: Accelerator,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.arguments, self.model, self.accelerator = arguments, model, accelerator
         for name in ("ema_decay", "lora_rank", "feature_views"):
             value = getattr(arguments, name)
@@ -114,8 +109,7 @@ class OptimizerStep:
             return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
         losses, logits = [], []
         for i, batch in enumerate(batches):
-            pixels, labels = batch["pixel_values"], batch["labels"]
-            asked = self.arguments
+            pixels, labels, asked = batch["pixel_values"], batch["labels"], self.arguments
             if asked.mixup or asked.cutmix or asked.label_smoothing:
                 pixels, labels = self._mixed(pixels, labels)
             last = i == len(batches) - 1
@@ -146,10 +140,9 @@ class OptimizerStep:
 
 
 def backward_as_one_batch(
-    model: nn.Module,
-    batches: Sequence[Mapping[str, Tensor]],
+    model: nn.Module, batches: Sequence[Mapping[str, Tensor]],
     accelerator: Accelerator | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Add to the gradients what one backward pass over the concatenated batches would add.
 
     Dropout and stochastic depth draw the same numbers in both passes, and buffers (batch norm's

@@ -1,7 +1,5 @@
 """The command `protosphere train`: train a classifier, or plan it, as one dataclass says."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import ExitStack
