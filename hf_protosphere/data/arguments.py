@@ -34,8 +34,7 @@ class DataArguments:
     max_train_samples: Count | None = flag("Use only so many training images, balanced by class.")
     max_eval_samples: Count | None = flag("Use only so many images of each other split.")
     num_workers: CountOrZero = flag(
-        "Processes that load images, for each training process. The result does not depend on it.",
-        2,
+        "Processes that load images, for each training process. No result depends on it.", 2
     )
 
 
@@ -71,9 +70,7 @@ class SplitArguments:
     imbalance_factor: Annotated[float, "(0, 1]", Beside("imbalance")] = flag(
         "Images of the smallest class over the largest's.", 0.01
     )
-    images_per_class: Count | None = flag(
-        "Few shots: train on so many images of each class, drawn by the seed."
-    )
+    images_per_class: Count | None = flag("Few shots: train on so many images of each class.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,8 +98,8 @@ class AdaptationArguments:
     feature_views: Annotated[CountOrZero, Beside("freeze_backbone")] = flag(
         "With --freeze_backbone: compute the backbone's features once, of so many versions of each "
         "training image, and train on them in seconds: 1, the plain one; 2, its mirror image too "
-        "(with --horizontal_flip); more are augmented. They are kept beside the decoded images, in "
-        "the cache of datasets. 0: images pass through the backbone in every epoch, augmented.",
+        "(with --horizontal_flip); more are augmented. They are kept in the cache of datasets. 0: "
+        "images pass through the backbone in every epoch, augmented.",
         0,
     )
     layer_decay: Annotated[float, "(0, 1]"] | None = flag(
@@ -145,9 +145,7 @@ class OptimizationArguments:
         "the price of one more forward pass.",
         1,
     )
-    optimizer: str = flag(
-        "sgd, adamw, or one of timm's by its name there, such as muon, lion or lamb.", "sgd"
-    )
+    optimizer: str = flag("sgd, adamw, or one of timm's, such as muon, lion or lamb.", "sgd")
     learning_rate: Positive | None = flag(
         "Peak learning rate. By default 0.4 * (images per step) / 256, at most 1, for SGD, a "
         "quarter of it for cross_entropy; 0.001 for AdamW; the others have none."
@@ -193,12 +191,8 @@ class OptimizationArguments:
     views: Count | None = flag(
         "Augmented views of each image per step. By default 2 for scl and its like, else 1."
     )
-    sync_batchnorm: bool = flag(
-        "Batch norm over the images of all processes (several CUDA devices only).", False
-    )
-    label_smoothing: Annotated[float, "[0, 1)"] = flag(
-        "Of the cross_entropy baseline only, in [0, 1).", 0.0
-    )
+    sync_batchnorm: bool = flag("Batch norm over all processes (several CUDA devices).", False)
+    label_smoothing: Annotated[float, "[0, 1)"] = flag("Of the cross_entropy baseline only.", 0.0)
     mixup: Annotated[float, "[0, 10]"] = flag(
         "Mix pairs of images, by a share drawn from Beta(a, a): the cross_entropy baseline only.",
         0.0,
@@ -222,14 +216,10 @@ class OptimizationArguments:
 class RunArguments:
     _argument_group_name = "run"
 
-    output_dir: PathName = flag(
-        "Folder for the model, metrics, curves and checkpoints.", "outputs/run"
-    )
+    output_dir: PathName = flag("Folder for model, metrics, curves, checkpoints.", "outputs/run")
     overwrite: bool = flag("Replace an earlier run in --output_dir.", False)
     dry_run: bool = flag(
-        "Build everything, take two steps, print the plan with memory and time, and leave nothing "
-        "behind.",
-        False,
+        "Build everything, take two steps, print memory and time, leave nothing behind.", False
     )
     resume: bool = flag("Go on from the last checkpoint in --output_dir.", False)
     eval_batch_size: Count | None = flag("By default twice --batch_size.")
@@ -251,22 +241,16 @@ class RunArguments:
         "metrics, such as nc1_cdnv.",
         "accuracy",
     )
-    early_stopping_patience: Count | None = flag(
-        "Stop after so many epochs without a better --best_metric."
-    )
+    early_stopping_patience: Count | None = flag("Stop after so many epochs without a better one.")
     checkpoint_every: Count = flag("Epochs between checkpoints to resume from.", 1)
     keep_checkpoints: Count = flag("How many of them to keep, the newest.", 1)
-    pictures: bool = flag(
-        "Draw the run's pictures at its end; `protosphere plot` draws them later.", True
-    )
+    pictures: bool = flag("Draw the run at its end; `protosphere plot` draws it later.", True)
     linear_probe: bool = flag(
         "At the end, also train a linear layer on the frozen backbone's features, the usual way "
         "after SCL: accuracy and time beside those of the class means.",
         False,
     )
-    normalized_linear_probe: bool = flag(
-        "The same on the sphere: features and weights of unit norm.", False
-    )
+    normalized_linear_probe: bool = flag("The same, features and weights of unit norm.", False)
     probe_epochs: Count = flag("Passes over the training images for each probe.", 90)
     probe_augmentation: bool = flag(
         "Fair probes: in every epoch images are augmented anew, and pass through the frozen "

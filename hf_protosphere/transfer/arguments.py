@@ -62,12 +62,8 @@ class TransferArguments:
     shots: Annotated[str, int] | None = flag(
         "Few-shot: so many training images of each class, such as 1,2,5,10, with --trials each."
     )
-    trials: Annotated[Count, Beside("shots")] = flag(
-        "Draws of the images for each number of shots.", 10
-    )
-    objective: Literal[tuple(OBJECTIVES)] | None = flag(
-        "Of the training; by default the checkpoint's own, else nonl."
-    )
+    trials: Annotated[Count, Beside("shots")] = flag("Draws for each number of shots.", 10)
+    objective: Literal[tuple(OBJECTIVES)] | None = flag("By default the checkpoint's, else nonl.")
     temperature: Positive | None = flag(
         "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
         "objective; else as of train."
@@ -76,15 +72,11 @@ class TransferArguments:
         "Side of the square input; by default what the model was trained with. At another one "
         "the position embeddings of a transformer are resampled."
     )
-    decay: Annotated[float, "(0, 1]"] = flag(
-        "Of the learning rate from layer to layer, with layerwise.", 0.75
-    )
+    decay: Annotated[float, "(0, 1]"] = flag("Of layerwise: learning rate by layer.", 0.75)
     rank: Count = flag("Of the adapters of lora.", 8)
     feature_views: CountOrZero | None = flag(
-        "Versions of each training image whose features are computed, with head: 1, the plain one; "
-        "2, its mirror image too (the default with --horizontal_flip); more are augmented. They "
-        "are kept in the cache of datasets, for the next run. 0: images pass through the backbone "
-        "in every epoch, augmented anew: slow."
+        "Of head, as of train: versions of each training image whose features are computed; 0: "
+        "images pass through the backbone, slow. By default 2 with --horizontal_flip, else 1."
     )
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
     min_steps: Annotated[Count, Beside("shots")] = flag(

@@ -40,9 +40,7 @@ class TransferSuiteArguments(Arguments):
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     models: list[PathName] | None = flag("What to transfer, as for `protosphere finetune --model`.")
-    baseline: PathName | None = flag(
-        "The model that the others are compared with; by default the first one."
-    )
+    baseline: PathName | None = flag("What the others are compared with; by default the first.")
     modes: list[str] = flag(
         f"How to transfer, in one or several ways: {', '.join(MODES)}.", ["linear_probe"]
     )
