@@ -1,7 +1,5 @@
 """The arguments of data: which, which splits, how it is read; and how batches are made of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -137,6 +135,6 @@ class BatchOptions:
     shuffle_buffer: int = 10_000
 
     @classmethod
-    def of(cls, arguments: Any) -> BatchOptions:
+    def of(cls, arguments: Any) -> "BatchOptions":
         """Those among the arguments of a job."""
         return cls(**{option.name: getattr(arguments, option.name) for option in fields(cls)})

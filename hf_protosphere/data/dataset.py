@@ -3,8 +3,6 @@
 Everything that could stop a run later is checked here, and said with the flag that mends it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections import Counter
@@ -69,7 +67,7 @@ class ImageDataset:
         """Training images."""
         return self.streamed_images if self.is_streamed else len(self.splits["train"])
 
-    def with_train(self, split: Dataset) -> ImageDataset:
+    def with_train(self, split: Dataset) -> "ImageDataset":
         """The same with other training images."""
         return dataclasses.replace(self, splits={**self.splits, "train": split})
 

@@ -6,8 +6,6 @@ went through: the next run on the same images finds them. The operating system k
 memory as far as there is room.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import math
@@ -83,12 +81,12 @@ class FeatureSplit(ByEpoch, Dataset):
                 f"got {(*versions.shape,)} and {(*labels.shape,)}."
             )
 
-    def select(self, rows: Sequence[int]) -> FeatureSplit:
+    def select(self, rows: Sequence[int]) -> "FeatureSplit":
         images, share = self.images and self.images.select(rows), len(rows) / len(self)
         versions, labels = self.versions[:, rows], self.labels[rows]
         return FeatureSplit(versions, labels, images, share * self.seconds)
 
-    def for_training(self, views: int, seed: int) -> FeatureSplit:
+    def for_training(self, views: int, seed: int) -> "FeatureSplit":
         split = copy.copy(self)
         split.views, split.seed = views, seed
         return split

@@ -17,11 +17,12 @@ from ..errors import DataError
 from ..plots.text import printable
 from ..runs.processes import announce
 
+Split = Dataset | IterableDataset
 SHOWN = 5  # names listed in a message
 MAX_CLASSES = 1_000_000  # that numbers can count: larger ones are no labels
 
 
-def find_class_names(splits: dict[str, Dataset | IterableDataset]) -> list[str]:
+def find_class_names(splits: dict[str, Split]) -> list[str]:
     """The classes, as `class_name` has them, from the training split where there is one."""
     role = "train" if "train" in splits else next(iter(splits))
     own, _ = _own_classes(splits[role], role)
@@ -42,9 +43,7 @@ def announce_cases(names: Iterable[str], known: Iterable[str]) -> None:
         announce(f"Classes whose names differ in case alone stay apart: {some(alike)}.")
 
 
-def map_labels(
-    split: Dataset | IterableDataset, role: str, names: Sequence[str]
-) -> Dataset | IterableDataset:
+def map_labels(split: Split, role: str, names: Sequence[str]) -> Split:
     """The split with ClassLabel(names), its classes matched by name; a stream's as they come."""
     own, labels = _own_classes(split, role)
     feature, names = split.features["label"], list(names)
@@ -61,7 +60,7 @@ def map_labels(
     return mapped.cast_column("label", ClassLabel(names=names))
 
 
-def _own_classes(split: Dataset | IterableDataset, role: str) -> tuple[list[str], np.ndarray]:
+def _own_classes(split: Split, role: str) -> tuple[list[str], np.ndarray]:
     """The names of the classes that the split itself has, and which one each image is of, (N,); of
     a stream, which cannot be asked, every one once."""
     feature = (split.features or {}).get("label")

@@ -29,6 +29,7 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json
 PIXELS = datasets.Array2D | datasets.Array3D
 # RuntimeError: a loading script too, which datasets no longer runs.
 OF_DAMAGED_FILES = OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError
+Rows = list[tuple[Path, str | None]]  # image files with their classes
 STREAMED_SHARDS = 256  # at most, of a folder of images
 
 
@@ -109,7 +110,7 @@ def _load_folder(
 
 def by_split(
     folder: Path, files: Sequence[Path], named: Collection[str] = (), flag: str = "--dataset_name"
-) -> dict[str, list[tuple[Path, str | None]]]:
+) -> dict[str, Rows]:
     """The image files of a folder with their classes, by split.
 
     Folders at the top that are called train, validation, val, valid, dev or test, or as in `named`,
@@ -132,7 +133,7 @@ def by_split(
                 "classes into a folder train; or name the other splits, as by --test_split."
             )
         splits = {*depths} if of_folders else set()
-    found: dict[str, list[tuple[Path, str | None]]] = {name: [] for name in SPLIT_FOLDERS}
+    found: dict[str, Rows] = {name: [] for name in SPLIT_FOLDERS}
     for file, names in parts.items():
         split, *within = names if names[0] in splits else ("train", *names)
         found.setdefault(split, []).append((file, within[0] if len(within) > 1 else None))
@@ -151,9 +152,7 @@ def outnumber_tables(files: list[Path], left_out: Mapping[str, list[Path]]) -> b
     return len(files) > sum(path.suffix in packed for path in left_out.get(OTHER, []))
 
 
-def _table(
-    rows: list[tuple[Path, str | None]], names: list[str], seed: int | None = None
-) -> Dataset:
+def _table(rows: Rows, names: list[str], seed: int | None = None) -> Dataset:
     """Paths and classes, in the cache of datasets."""
     features = Features({"image": Image()} | ({"label": ClassLabel(names=names)} if names else {}))
     digest = hashlib.sha256(f"{names} {seed} {[(str(path), name) for path, name in rows]}".encode())
@@ -165,9 +164,7 @@ def _table(
     )  # fmt: skip
 
 
-def _examples(
-    rows: list[tuple[Path, str | None]], columns: tuple[str, ...]
-) -> Iterator[dict[str, str | None]]:
+def _examples(rows: Rows, columns: tuple[str, ...]) -> Iterator[dict[str, str | None]]:
     for path, name in rows:
         yield dict(zip(columns, (str(path), name)))
 

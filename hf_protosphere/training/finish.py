@@ -1,11 +1,9 @@
 """The end of a training run: final metrics, provenance, baselines on frozen features, files."""
 
-from __future__ import annotations
-
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 
@@ -30,9 +28,7 @@ from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments
 from .environment import device_name, versions
 from .monitoring import START
-
-if TYPE_CHECKING:
-    from .run import TrainingRun
+from .run import TrainingRun
 
 
 def finish(run: TrainingRun) -> dict[str, Any]:

@@ -88,9 +88,8 @@ class TrainingRun:
         self.images, trained = setup.features_and_head(arguments, *of_images, self.accelerator)
         self.on_features = trained is not self.model
         self.batches = self._training_batches()
-        self.eval_loaders = {
-            role: self._eval_loader(split, role) for role, split in self.images.splits.items()
-        }
+        splits = self.images.splits.items()
+        self.eval_loaders = {role: self._eval_loader(split, role) for role, split in splits}
         optimizer = build_optimizer(
             arguments, trained, images_per_step=self.images_per_step,
             steps_per_epoch=self.steps_per_epoch,

@@ -1,7 +1,5 @@
 """Transfer of a trained network to other data, in one or several modes, with all or few images."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator
@@ -79,7 +77,7 @@ def finetune(
         return _finetune(Transfer(arguments, images, held), last)
 
 
-def _finetune(job: Transfer, last: bool) -> dict[str, Any]:
+def _finetune(job: "Transfer", last: bool) -> dict[str, Any]:
     arguments = job.arguments
     if arguments.dry_run:
         for mode in arguments.modes:
