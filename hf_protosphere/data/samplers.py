@@ -18,14 +18,7 @@ class ByEpoch:
 
 
 class EpochSampler(ByEpoch, Sampler[int]):
-    """All indices in [0, num_samples), in an order that depends only on (seed, epoch).
-
-    Example:
-        >>> sampler = EpochSampler(4, seed=0)
-        >>> sampler.set_epoch(3)
-        >>> list(sampler) == list(sampler)
-        True
-    """
+    """All indices in [0, num_samples), in an order that depends only on (seed, epoch)."""
 
     def __init__(self, num_samples: int, seed: int) -> None:
         self.num_samples, self.seed = num_samples, seed
@@ -52,11 +45,6 @@ class ClassBalancedBatches(ByEpoch, Sampler[list[int]]):
         batch_size: C · S.
         batches_per_step: batches that are one step, one after the other. Accelerate deals them out
             to the processes in turn.
-
-    Example:
-        >>> batches = ClassBalancedBatches([0, 0, 0, 1, 1, 2], 2, 4, seed=0)
-        >>> [sorted(len(set(batch)) for batch in batches)]
-        [[4]]
     """
 
     drop_last = True  # what Accelerate asks of batch samplers
