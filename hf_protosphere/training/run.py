@@ -165,7 +165,7 @@ class TrainingRun:
                 progress = read_progress(checkpoint)
                 refuse_changed_arguments(self.output_dir, self.record, progress, self.progress)
                 full = progress.epoch * self.steps_per_epoch
-                if not 0 <= progress.step - full == progress.step_in_epoch < self.steps_per_epoch:
+                if not 0 <= progress.step - full == progress.step_in_epoch <= self.steps_per_epoch:
                     raise DamagedCheckpoint(
                         f"{checkpoint} is damaged, or the data have changed: step {progress.step} "
                         f"is none of epoch {progress.epoch + 1} with {self.steps_per_epoch} each."
