@@ -358,7 +358,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         loss = objective_loss(
             config.objective, *batch, margin=config.margin, margin_type=config.margin_type,
             weight=self.class_weight, bias=self.class_bias,
-            queue=self.queue[0].entries if self.queue else None,
+            queue=(self.queue[0].embeddings, self.queue[0].labels) if self.queue else None,
         )  # fmt: skip
         for queue in self.queue:
             queue.push(embeddings, labels)

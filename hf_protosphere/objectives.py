@@ -168,22 +168,13 @@ DecoupledSupConLoss = module_of("DecoupledSupConLoss", decoupled_supcon_loss)
 SINCERELoss = module_of("SINCERELoss", sincere_loss)
 
 
-def linear_cross_entropy(
-    logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """Of logits (M, K) that no prototypes gave, with labels (M,) or probabilities (M, K)."""
-    return F.cross_entropy(logits if bias is None else logits + bias, labels, weight)
-
-
 @dataclass(frozen=True)
 class Objective:
     """
     Args:
-        loss: of (embeddings, prototypes, labels, temperature); of (embeddings, labels, temperature)
-            where views are contrasted; without temperature where nothing is; of a linear head, of
-            (logits, labels).
-        anchor: what is contrasted.
-        contrast: with what, or None.
+        loss: of embeddings, prototypes (not where views are contrasted), labels and temperature
+            (not where nothing is); for a linear head, of logits and labels.
+        anchor: what is contrasted; contrast: with what, or None.
         own_class: whether the anchor's own class is in the denominator too.
         temperature_factor: the default temperature in units of `optimal_temperature`.
         prototypes: the kind that is trained with it by default; None for a linear head.
@@ -229,7 +220,7 @@ OBJECTIVES = {
         dot_regression_loss, "image", None, own_class=True, prototypes="simplex_etf"
     ),
     "cross_entropy": Objective(
-        linear_cross_entropy, "image", "prototypes", True, prototypes=None, options=_mixed
+        F.cross_entropy, "image", "prototypes", True, prototypes=None, options=_mixed
     ),
 }
 
@@ -266,7 +257,7 @@ def objective_loss(
         labels = labels.repeat_interleave(embeddings.shape[1], dim=0)
         embeddings, logits = embeddings.flatten(0, 1), logits.flatten(0, 1)
     if objective.prototypes is None:
-        return loss(logits, labels, **options)
+        return loss(logits + options.pop("bias", 0.0), labels, **options)
     contrast = () if objective.contrast is None else (temperature,)
     return loss(embeddings, prototypes, labels, *contrast, **options)
 
@@ -291,10 +282,8 @@ def class_terms(
     if logit_adjustment and "logit_adjustment" not in OBJECTIVES[objective].options:
         raise ValueError(f"logit_adjustment does nothing under {objective!r}: balance the classes.")
     if logit_adjustment and not images.all():
-        missing = (images == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"logit_adjustment needs images of every class, but has none of {missing}."
-        )
+        none = (images == 0).nonzero().flatten().tolist()
+        raise ValueError(f"logit_adjustment needs images of every class, but has none of {none}.")
     weights = images.sum() / (len(images) * images.clamp_min(1)) if balanced else None
     return weights, logit_adjustment * (images / images.sum()).log() if logit_adjustment else None
 
@@ -311,10 +300,6 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("embeddings", torch.zeros(size, dim))
         self.register_buffer("labels", torch.full((size,), -100))  # of none yet
         self.register_buffer("position", torch.zeros((), dtype=torch.long))  # of the oldest
-
-    @property
-    def entries(self) -> tuple[Tensor, Tensor]:
-        return self.embeddings, self.labels
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, labels: Tensor) -> None:

@@ -77,11 +77,9 @@ def evaluate_predictions(
     class_accuracies = [h / n if n else None for h, n in zip(right.tolist(), counts.tolist())]
     seen = [accuracy for accuracy in class_accuracies if accuracy is not None]
     report: dict[str, Any] = {
-        "num_images": int(counts.sum()),
-        "accuracy": (right.sum() / counts.sum()).item(),
-        "mean_class_accuracy": sum(seen) / len(seen),
-        "class_accuracies": class_accuracies,
-    }
+        "num_images": int(counts.sum()), "accuracy": (right.sum() / counts.sum()).item(),
+        "mean_class_accuracy": sum(seen) / len(seen), "class_accuracies": class_accuracies,
+    }  # fmt: skip
     if num_classes > 5:
         report["top5_accuracy"] = in_top5.compute().item()
     if means is not None:

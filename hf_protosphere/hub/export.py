@@ -102,14 +102,12 @@ def largest_difference(network: nn.Module, run: Run, images: Tensor) -> float:
 def preprocessing(processor: BaseImageProcessor) -> dict[str, object]:
     """What happens to an image before the network, in the order in which it does."""
     return {
-        "convert": "RGB",
-        "resize_shorter_side": processor.size["shortest_edge"],
+        "convert": "RGB", "resize_shorter_side": processor.size["shortest_edge"],
         "interpolation": Image.Resampling(processor.resample).name,
         "center_crop": processor.crop_size["height"],
-        "divide_by": round(1 / processor.rescale_factor),
-        "mean": list(processor.image_mean),
+        "divide_by": round(1 / processor.rescale_factor), "mean": list(processor.image_mean),
         "std": list(processor.image_std),
-    }
+    }  # fmt: skip
 
 
 def _images(

@@ -26,11 +26,9 @@ from ..prototypes import nearest_cosines
 from .arguments import OpenSetArguments
 
 SCORES = {
-    "cosine": "cosine to the nearest prototype",
-    "max_softmax": "maximum softmax",
-    "energy": "energy",
-    "mahalanobis": "Mahalanobis",
-}
+    "cosine": "cosine to the nearest prototype", "max_softmax": "maximum softmax",
+    "energy": "energy", "mahalanobis": "Mahalanobis",
+}  # fmt: skip
 KNOWN_ACCEPTED = 0.95  # where the false positive rate is read
 COVARIANCE_IMAGES = 20_000  # of the training images, balanced by class: bounded memory
 

@@ -111,14 +111,12 @@ class ImageIndex:
         labels = folder_labels(root, files, "--images") if labels_from_folders else {}
         images = [
             IndexedImage(
-                path=path.relative_to(root).as_posix(),
-                label=labels.get(path),
-                size=(status := path.stat()).st_size,
-                modified=status.st_mtime_ns,
+                path=path.relative_to(root).as_posix(), label=labels.get(path),
+                size=(status := path.stat()).st_size, modified=status.st_mtime_ns,
                 changed=status.st_ctime_ns,
             )
             for path in files
-        ]
+        ]  # fmt: skip
         known: dict[tuple, Tensor] = {}
         if previous is not None:
             previous.check_model(embedder)

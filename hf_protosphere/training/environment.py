@@ -47,17 +47,12 @@ def record_start(
                 f"{path} holds no starts of a run: remove it, and it is begun anew."
             )
     start = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device_name(accelerator.device),
-        "processes": accelerator.num_processes,
-        "git": git_state(),
-        "seed": arguments.seed,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv,
+        "versions": versions(), "python": platform.python_version(),
+        "platform": platform.platform(), "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes, "git": git_state(), "seed": arguments.seed,
         "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
-    }
+    }  # fmt: skip
     record["starts"].append(start)
     write_json(path, record)
     return record["run_id"]

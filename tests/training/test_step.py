@@ -76,7 +76,7 @@ def test_queue_and_weights_are_those_of_the_large_batch(objective, sizes):
             model.zero_grad()
             loss, _ = backward_as_one_batch(model, split(batch(objective), *parts))
         results.append(
-            [loss, *gradients(model).values(), *[x for q in model.queue for x in q.entries]]
+            [loss, *gradients(model).values(), *[x for q in model.queue for x in q.buffers()]]
         )
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*results, strict=True))
 
