@@ -158,12 +158,9 @@ class TrainArguments(
         if self.best_metric not in BEST_METRICS:
             from ..metrics.neural_collapse import METRICS
 
-            names = [*BEST_METRICS, *(metric.name for metric in METRICS)]
-            if self.best_metric not in names:
-                raise ArgumentError(
-                    f"--best_metric must be one of {', '.join(names)}, but got "
-                    f"{self.best_metric!r}."
-                )
+            known = [*BEST_METRICS, *(metric.name for metric in METRICS)]
+            complaint = f"--best_metric must be one of {', '.join(known)}, but got"
+            check_known([self.best_metric], known, complaint)
         decide(self, report_to=_trackers(self.report_to))
 
     @property
@@ -192,11 +189,8 @@ def _trackers(names: list[str] | None) -> list[str]:
     if names is None:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     names = [name for name in names if name != "none"]
+    check_known(names, TRACKERS, f"--report_to takes {', '.join(TRACKERS)} or none, but got")
     for name in names:
-        if name not in TRACKERS:
-            raise ArgumentError(
-                f"--report_to takes {', '.join(TRACKERS)} or none, but got {name!r}."
-            )
         if importlib.util.find_spec(name) is None:
             raise ArgumentError(f"--report_to {name} is not installed: pip install {name}.")
     return names

@@ -11,6 +11,7 @@ from ..arguments.fields import (
     PathName,
     Positive,
     check,
+    check_known,
     flag,
     required,
 )
@@ -133,10 +134,7 @@ class FinetuneArguments(
         if self.compare is None:
             return [self.mode]
         names = MODES if self.compare == "all" else self.compare.replace(" ", "").split(",")
-        if wrong := [name for name in names if name not in MODES]:
-            raise ArgumentError(
-                f"--compare takes all or some of {', '.join(MODES)}, but got {wrong[0]!r}."
-            )
+        check_known(names, MODES, f"--compare takes all or some of {', '.join(MODES)}, but got")
         return list(dict.fromkeys(names))
 
     @property

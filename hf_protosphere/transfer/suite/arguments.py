@@ -112,11 +112,7 @@ class TransferSuiteArguments(Arguments):
         return self.datasets[dataset].get("metric", "accuracy")
 
     def finetuning(self, dataset: str, model: str) -> FinetuneArguments:
-        """The arguments of the transfers of one model to one data set.
-
-        Raises:
-            ArgumentError: naming the data set whose arguments cannot work.
-        """
+        """Of the transfers of one model to one data set; an `ArgumentError` names the data set."""
         values = self.arguments | self.datasets[dataset]
         values.pop("metric", None)
         # The whole name: the last parts of several may be the same, such as "run".

@@ -44,20 +44,15 @@ class Entry:
         return Path(self.arguments.output_dir)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """What is done, by mode.
-
-        Raises:
-            ArgumentError: the folder holds a transfer with other arguments.
-        """
+        """What is done, by mode; an `ArgumentError` where the folder holds another transfer."""
         refuse_changed_transfer(self.folder, vars(self.arguments))
         rows = rows_on_disk(self.folder)
-        modes = self.arguments.modes
-        return {mode: rows[mode, None, 0] for mode in modes if (mode, None, 0) in rows}
+        return {m: rows[m, None, 0] for m in self.arguments.modes if (m, None, 0) in rows}
 
     def missing(self) -> list[str]:
         """The modes that are to do."""
-        rows = self.rows()
-        return [mode for mode in self.arguments.modes if mode not in rows]
+        done = self.rows()
+        return [mode for mode in self.arguments.modes if mode not in done]
 
 
 @own_accelerate_state()
@@ -137,12 +132,8 @@ def _transfer(entries: list[Entry]) -> dict[tuple[str, str], str]:
 
 
 def matrix(arguments: TransferSuiteArguments) -> list[Entry]:
-    """All models on all data sets, data set by data set.
-
-    Raises:
-        ArgumentError: naming the data set whose arguments cannot work, or two models whose results
-            would lie in the same folder.
-    """
+    """All models on all data sets, data set by data set. An `ArgumentError` names one whose
+    arguments cannot work, or two models whose results would lie in the same folder."""
     entries = [
         Entry(dataset, model, arguments.metric(dataset), arguments.finetuning(dataset, model))
         for dataset in arguments.datasets
