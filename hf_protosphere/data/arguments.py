@@ -26,9 +26,7 @@ class DataArguments:
     on_bad_image: Literal["error", "skip"] = flag(
         "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
     )
-    check_images: bool = flag(
-        "Decode every image once before the work starts (remembered for the next time).", True
-    )
+    check_images: bool = flag("Decode every image before the work starts (remembered).", True)
     max_train_samples: Count | None = flag("Use only so many training images, balanced by class.")
     max_eval_samples: Count | None = flag("Use only so many images of each other split.")
     num_workers: CountOrZero = flag(

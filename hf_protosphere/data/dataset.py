@@ -62,10 +62,14 @@ class ImageDataset:
     def is_streamed(self) -> bool:
         return isinstance(self.splits.get("train"), IterableDataset)
 
+    def num_images(self, role: str) -> int:
+        """Of a split, also of one that is streamed."""
+        is_stream = role == "train" and self.is_streamed
+        return self.streamed_images if is_stream else len(self.splits[role])
+
     @property
     def num_train(self) -> int:
-        """Training images."""
-        return self.streamed_images if self.is_streamed else len(self.splits["train"])
+        return self.num_images("train")
 
     def with_train(self, split: Dataset) -> "ImageDataset":
         """The same with other training images."""

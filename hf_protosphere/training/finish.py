@@ -175,14 +175,11 @@ def _summary(
 def provenance(run: TrainingRun) -> dict[str, Any]:
     """For results.json. Paths do not enter, so that everything may be published: what is local has
     no name in it."""
-    arguments, splits, step = run.arguments, run.images.splits, run.optimizer_step
+    arguments, step = run.arguments, run.optimizer_step
     return {
         "dataset": hub_id(arguments.dataset_name),
         "splits": {
-            role: {
-                "from": source,
-                "images": run.images.num_train if role == "train" else len(splits[role]),
-            }
+            role: {"from": source, "images": run.images.num_images(role)}
             for role, source in run.images.sources.items()
         },
         "base_model": base_model(arguments),

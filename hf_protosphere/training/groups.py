@@ -29,8 +29,7 @@ class ModelArguments:
         "weights, objective and classes."
     )
     small_images: bool = flag(
-        "ResNets begin with a 3x3 convolution of stride 1 and no max-pooling: for 32 pixels or so.",
-        False,
+        "ResNets begin with a 3x3 convolution of stride 1, no max-pooling: for 32 pixels.", False
     )
     projection: Literal["auto", "none", "linear", "mlp"] = flag(
         "Map from the backbone's features to the sphere. auto: linear where the features are "

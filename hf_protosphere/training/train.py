@@ -78,10 +78,7 @@ def announcement(run: TrainingRun) -> str:
         kind = f"{config.prototypes} prototypes, temperature {t:.3g} = {share:.3g} t*"
         kind += ", from there learned" if config.learned_temperature else ""
     share = "" if trained == parameters else f", {trained:,} of them trained"
-    sizes = ", ".join(
-        f"{name} {run.images.num_train if name == 'train' else len(split)}"
-        for name, split in run.images.splits.items()
-    )
+    sizes = ", ".join(f"{name} {run.images.num_images(name)}" for name in run.images.splits)
     lines = [
         f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters{share}, "
         f"projection {config.projection}, embeddings of {run.model.protosphere.embedding_dim}, "

@@ -96,10 +96,8 @@ def _add_class(
         load_classifier(str(unfinished), "the new checkpoint")  # or it is not kept
     say(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
     if center is None and model.config.prototypes == "learned":
-        say(
-            "The prototypes were not centred, for want of "
-            + (f"a {SNAPSHOT}." if snapshot is None else "--center.")
-        )
+        missing = f"a {SNAPSHOT}" if snapshot is None else "--center"
+        say(f"The prototypes were not centred, for want of {missing}.")
     if model.config.rejection_threshold is not None:
         say(
             "Its threshold and temperature are those of the classes before: to choose them again, "

@@ -41,17 +41,13 @@ class TransferSuiteArguments(Arguments):
     arguments: dict[str, Any] = field(default_factory=dict)
     models: list[PathName] | None = flag("What to transfer, as for `protosphere finetune --model`.")
     baseline: PathName | None = flag("What the others are compared with; by default the first.")
-    modes: list[str] = flag(
-        f"How to transfer, in one or several ways: {', '.join(MODES)}.", ["linear_probe"]
-    )
+    modes: list[str] = flag(f"How to transfer: some of {', '.join(MODES)}.", ["linear_probe"])
     data: list[str] | None = flag(
         "NAME=FOLDER: take this data set of the file from a local folder. One of Parquet or Arrow "
         "files has the columns and splits that the file names; one of images has its own."
     )
     only: list[str] | None = flag("Names of the data sets to do now.")
-    output_dir: PathName = flag(
-        "Folder for the table, and for the transfers, DATASET/MODEL each.", "outputs/transfer"
-    )
+    output_dir: PathName = flag("Folder of the table and each DATASET/MODEL.", "outputs/transfer")
     dry_run: bool = flag("Print what is done and what is to do; do nothing.", False)
 
     def __post_init__(self) -> None:
