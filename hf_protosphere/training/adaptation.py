@@ -23,16 +23,16 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from .arguments import TrainArguments
 
 # What a checkpoint's configuration decides of a network that starts from it, each with the argument
-# of training that says the same, if one does.
+# of training that says the same; and what none says.
 NETWORK = {
     "backbone": "backbone", "backbone_source": "backbone_source",
     "backbone_kwargs": "backbone_options", "small_images": "small_images",
     "projection": "projection", "projection_dim": "projection_dim",
     "projection_hidden_dim": "projection_hidden_dim",
     "projection_batch_norm": "projection_batch_norm", "projection_dropout": "projection_dropout",
-    "image_size": "image_size", "num_channels": "num_channels", "image_mean": None,
-    "image_std": None, "interpolation": None, "crop_pct": None,
+    "image_size": "image_size", "num_channels": "num_channels",
 }  # fmt: skip
+PREPROCESSING = ("image_mean", "image_std", "interpolation", "crop_pct")
 # And of its head, as long as its classes stay.
 HEAD = {
     "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature",
@@ -47,7 +47,7 @@ def with_new_classes(
     and what the source's head knows of classes of the same name, where both heads are of a kind.
     Objective, prototypes and the like may be others, as in `ProtoSphereConfig`; the temperature
     stays that of the source, if none is given, for the same objective and number of classes."""
-    config = {name: getattr(source.config, name) for name in NETWORK} | config
+    config = {name: getattr(source.config, name) for name in (*NETWORK, *PREPROCESSING)} | config
     if config["image_size"] != source.config.image_size:
         kwargs = config["backbone_kwargs"].items()
         config["backbone_kwargs"] = {k: v for k, v in kwargs if k not in ("image_size", "img_size")}

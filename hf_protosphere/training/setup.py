@@ -53,8 +53,6 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
     if config is not None:
         of_checkpoint = NETWORK if arguments.resume_from is None else NETWORK | HEAD
         for name, argument in of_checkpoint.items():
-            if argument is None:
-                continue
             value, asked = getattr(config, name), getattr(arguments, argument)
             option = name if name == "backbone_kwargs" else argument
             if name == "image_size" and arguments.resume_from is None and asked is not None:
@@ -100,7 +98,7 @@ def build_model(
 
 
 def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereForImageClassification:
-    asked = {name: getattr(arguments, of) for name, of in (NETWORK | HEAD).items() if of}
+    asked = {name: getattr(arguments, of) for name, of in (NETWORK | HEAD).items()}
     asked["num_channels"] = arguments.num_channels or images.num_channels
     if not arguments.pretrained:
         asked["image_size"] = arguments.image_size or images.suggested_image_size()
