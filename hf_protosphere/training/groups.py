@@ -140,9 +140,7 @@ class OptimizationArguments:
         0.0,
     )
     gradient_accumulation_steps: Count = flag(
-        "Batches per optimiser step. NTCE, NONL and SCL contrast across all of them, exactly, at "
-        "the price of one more forward pass.",
-        1,
+        "Batches per step; losses contrast across all of them, by one more forward pass.", 1
     )
     optimizer: str = flag("sgd, adamw, or one of timm's, such as muon, lion or lamb.", "sgd")
     learning_rate: Positive | None = flag(
@@ -165,9 +163,7 @@ class OptimizationArguments:
         "Epochs at which the learning rate falls, such as 60 75 90, with --schedule step."
     )
     gamma: Annotated[float, "(0, 1)", Beside("schedule", "step")] = flag("The factor there.", 0.1)
-    warmup_epochs: Annotated[float, "[0, inf)"] = flag(
-        "Linear warm-up; fractions of an epoch are fine.", 1.0
-    )
+    warmup_epochs: Annotated[float, "[0, inf)"] = flag("Linear warm-up; fractions are fine.", 1.0)
     warmup_lr_rate: Annotated[Share, Beside("warmup_epochs")] = flag(
         "Where the warm-up begins, as a share of the peak.", 0.0
     )
@@ -193,15 +189,13 @@ class OptimizationArguments:
     sync_batchnorm: bool = flag("Batch norm over all processes (several CUDA devices).", False)
     label_smoothing: Annotated[float, "[0, 1)"] = flag("Of the cross_entropy baseline only.", 0.0)
     mixup: Annotated[float, "[0, 10]"] = flag(
-        "Mix pairs of images, by a share drawn from Beta(a, a): the cross_entropy baseline only.",
-        0.0,
+        "Of the cross_entropy baseline: mix pairs of images, by a share from Beta(a, a).", 0.0
     )
     cutmix: Annotated[float, "[0, 10]"] = flag(
         "Paste a part of another image; 1 is usual. Beside --mixup each step takes one.", 0.0
     )
     ema_decay: Annotated[float, "(0, 1)"] | None = flag(
-        "Evaluate and keep an exponential moving average of the weights, such as 0.999, in place "
-        "of the last ones."
+        "Evaluate and keep an exponential moving average of the weights, such as 0.999."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = flag("Of the backbone, not the losses.", "no")
     channels_last: bool = flag(
@@ -264,8 +258,7 @@ class RunArguments:
         "Epochs at which it falls to a fifth, such as 60 75 90; by default along a cosine."
     )
     report_to: list[str] | None = flag(
-        "Trackers: tensorboard, trackio, wandb, several of them, or none. By default tensorboard "
-        "when it is installed."
+        "tensorboard, trackio, wandb, several of them, or none. By default tensorboard, if there."
     )
     project: str = flag("Name of the project in trackio and wandb.", "hf_protosphere")
     run_name: str | None = flag("Name of the run there; by default that of --output_dir.")
