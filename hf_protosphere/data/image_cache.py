@@ -123,7 +123,7 @@ def cached_pixels(
     split: datasets.Dataset, processor: BaseImageProcessor, num_workers: int, description: str
 ) -> np.memmap | None:
     """(N, 3, S, S) uint8, as the processor makes them without rescaling; changes stay in memory.
-    The file is made at the first call; None where it would need one and `has_room` for none."""
+    The file is made at the first call; None where there is no room for it."""
     path, side = cache_path(split, processor), processor.crop_size["height"]
     sweep(path.parent)
     shape = (len(split), 3, side, side)
