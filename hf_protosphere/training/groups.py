@@ -144,8 +144,8 @@ class OptimizationArguments:
     )
     optimizer: str = flag("sgd, adamw, or one of timm's, such as muon, lion or lamb.", "sgd")
     learning_rate: Positive | None = flag(
-        "Peak learning rate. By default 0.4 * (images per step) / 256, at most 1, for SGD, a "
-        "quarter of it for cross_entropy; 0.001 for AdamW; the others have none."
+        "Peak learning rate. By default 0.6 * (images per step) / 256, at most 1, for SGD, a "
+        "sixth of it for cross_entropy; 0.001 for AdamW; the others have none."
     )
     momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)
     nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag("The momentum of Nesterov.", True)

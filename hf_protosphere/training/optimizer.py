@@ -15,10 +15,10 @@ from .arguments import TrainArguments
 def usual_learning_rate(optimizer: str, images_per_step: int, on_sphere: bool) -> float:
     """By default; those of the other optimisers have no rule that holds for most.
 
-    Cosines bound the gradients, and training on the sphere stands and likes four times the rate of
+    Cosines bound the gradients, and training on the sphere stands and likes six times the rate of
     a linear head, which that brings to NaN on some features (scripts/study).
     """
-    of_256 = 0.4 if on_sphere else 0.1
+    of_256 = 0.6 if on_sphere else 0.1
     return min(of_256 * images_per_step / 256, 1.0) if optimizer == "sgd" else 1e-3
 
 

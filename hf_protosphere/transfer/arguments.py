@@ -160,7 +160,7 @@ class FinetuneArguments(
             given = {k: v for k, v in given.items() if k not in OF_PIXELS}  # of the others
         shared = {"epochs": self.epochs, "output_dir": self.output_dir}
         if mode == "head" and views:  # faster trained than written
-            shared |= {"epochs": 40, "checkpoint_every": 10}
+            shared["checkpoint_every"] = 10
         shared |= given
         adaptation = {
             "head": {"freeze_backbone": True, "feature_views": views},

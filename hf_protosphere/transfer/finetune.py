@@ -1,6 +1,7 @@
 """Transfer of a trained network to other data, in one or several modes, with all or few images."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -172,6 +173,9 @@ class Transfer:
         arguments = self.arguments
         folder = self.folder if self.is_single else self.folder / mode
         options: dict[str, Any] = {"output_dir": str(folder), **self.start}
+        if mode == "head":
+            steps = self.images.num_train // (arguments.batch_size * self.batches_per_step)
+            options["epochs"] = arguments.given.get("epochs", head_epochs(steps))
         if mode == "head" and "finetune_from" not in self.start:
             options |= HEAD_PROJECTION
         if not self.is_single and not arguments.dry_run:
@@ -285,6 +289,11 @@ class Transfer:
 def _seconds(split: FeatureSplit) -> float:
     """Of the features of its plain images."""
     return split.seconds / len(split.versions)
+
+
+def head_epochs(steps_per_epoch: int) -> int:
+    """By default: as many as give a head 750 optimiser steps, and at least 40."""
+    return max(40, math.ceil(750 / max(steps_per_epoch, 1)))
 
 
 def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:
