@@ -38,7 +38,7 @@ fuzz: $(VENV)/.installed  ## Damaged images and damaged runs by the thousand, wi
 	$(BIN)/python -m pytest -m slow -s -q tests/integration/test_mutated_images.py \
 		tests/integration/test_damaged_runs.py
 
-study: $(VENV)/.installed  ## The study of scripts/study on CIFAR-10 (under 90 minutes on two cores)
+study: $(VENV)/.installed  ## A stage of scripts/study: make study STUDY="small_network --data ..."
 	$(BIN)/python -m scripts.study $(STUDY)
 
 quality: $(VENV)/.installed  ## Lint and check the format

@@ -38,7 +38,11 @@ CARDS = {
         "tests/metrics/test_evaluate_module.py",
     ROOT / "model_cards" / "demo" / "README.md": "tests/hub/test_card.py",
 }  # fmt: skip
-READMES = [ROOT / "README.md", SCRIPTS / "README.md", *sorted(PACKAGE.glob("*/README.md"))]
+READMES = [
+    ROOT / "README.md",
+    *sorted(SCRIPTS.rglob("README.md")),
+    *sorted(PACKAGE.glob("*/README.md")),
+]
 EACH = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 # Appended to commands as they are written; the last of two equal flags counts.
 TRAINING = (

@@ -1,0 +1,1 @@
+"""Stage one: heads on features of a pretrained network, in seconds each, for every loss."""

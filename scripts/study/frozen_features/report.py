@@ -1,0 +1,185 @@
+"""Tables and the picture of the stage, from its rows alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean, stdev
+
+from hf_protosphere.plots.style import COLORS, new_figure, save_figure
+
+from ..rows import Measured
+from ..tables import Results, Value, collapse, table, verdict, write_tables
+from .methods import CROSS_ENTROPY, METHODS, PROTOTYPES, SHOTS
+
+SCORES = ("max_softmax", "energy", "prototypes", "class means", "neighbours")
+SHOWN = {
+    "CDNV": "nc1_cdnv", "equiangular": "nc2_equiangular", "self-duality": "nc3_self_duality",
+    "class alignment": "class_alignment", "instance alignment": "instance_alignment",
+}  # fmt: skip
+MEASURES = ("nc1_cdnv", "nc2_equiangular", "class_alignment")  # that are compared one by one
+
+
+def value(name: str) -> Value:
+    return lambda measured: measured.get(name)
+
+
+def write(results: Results, folder: Path) -> None:
+    names = list(dict.fromkeys(row.data for row in results.rows))
+    tasks = {row.task for row in results.rows}
+    parts = []
+    for title, task, section in (
+        ("Accuracy and collapse", "classify", _accuracy),
+        ("Collapse against cross-entropy's", "classify", _against),
+        ("Retrieval, far unknown images, calibration", "classify", _uses),
+        ("Three classes left out: near unknown images, seen and unseen classes", "open", _open),
+        ("Few images", f"{SHOTS[0]} a class", _few),
+        ("Long tails", "tail", _tail),
+        ("Batches", "batch", _batch),
+    ):
+        if task in tasks:
+            parts.append(f"### {title}")
+            parts += [f"**{name}**\n\n{section(results, name)}" for name in names]
+    write_tables(folder / "RESULTS.md", "\n\n".join(parts))
+    _draw(results, names, folder / "frozen_features.png")
+
+
+def tuned(results: Results, data: str) -> str:
+    """The setting of cross-entropy that is most accurate on validation images."""
+    return max(
+        CROSS_ENTROPY,
+        key=lambda m: fmean(results.values("classify", data, m, value("validation_accuracy"))),
+    )
+
+
+def near_best(results: Results, data: str) -> list[str]:
+    """Settings of cross-entropy within one deviation of the best one's accuracy on test images."""
+    of = {m: results.values("classify", data, m, value("test_accuracy")) for m in CROSS_ENTROPY}
+    best = max(of, key=lambda m: fmean(of[m]))
+    return [m for m in of if fmean(of[m]) >= fmean(of[best]) - stdev(of[best])]
+
+
+def _accuracy(results: Results, data: str) -> str:
+    columns: dict[str, Value] = {
+        "test accuracy (%)": value("test_accuracy"),
+        "validation": value("validation_accuracy"),
+        **{f"test {title}": collapse("test", name) for title, name in SHOWN.items()},
+        "training class alignment": collapse("train", "class_alignment"),
+        "training CDNV": collapse("train", "nc1_cdnv"),
+    }
+    return table(results, "classify", data, columns, against=tuned(results, data))
+
+
+def _against(results: Results, data: str) -> str:
+    settings = near_best(results, data)
+    lines = []
+    for name in MEASURES:
+        of = collapse("test", name)
+        most = max(settings, key=lambda m: fmean(results.values("classify", data, m, of)))
+        theirs = results.values("classify", data, most, of)
+        ours = ", ".join(
+            f"{m} {verdict(results.values('classify', data, m, of), theirs)}" for m in PROTOTYPES
+        )
+        title = next(title for title, metric in SHOWN.items() if metric == name)
+        lines.append(f"- test {title}: {most} attains {fmean(theirs):.1f}; {ours}")
+    said = f"Of the settings within one deviation of its best accuracy ({'; '.join(settings)}):"
+    return "\n".join([said, "", *lines])
+
+
+def _uses(results: Results, data: str) -> str:
+    columns: dict[str, Value] = {
+        "mAP@R (%)": value("known_map"),
+        "of the layer before": value("known_hidden_map"),
+        **{f"far AUROC, {score}": _score("far", score) for score in SCORES},
+        "calibration error": value("calibration_error"),
+        "after scaling": value("scaled_calibration_error"),
+        "log-likelihood after scaling": value("scaled_nll"),
+    }
+    return table(results, "classify", data, columns, against=_most("known_map", results, data))
+
+
+def _most(name: str, results: Results, data: str) -> str:
+    """The setting of cross-entropy with the largest value of this: to its favour."""
+    of = value(name)
+    return max(CROSS_ENTROPY, key=lambda m: fmean(results.values("classify", data, m, of)))
+
+
+def _score(kind: str, score: str) -> Value:
+    def of(measured: Measured) -> float | None:
+        return measured.get(kind, {}).get(score)
+
+    return of
+
+
+def _open(results: Results, data: str) -> str:
+    columns: dict[str, Value] = {
+        "mAP@R of seen classes (%)": value("known_map"),
+        "of the layer before": value("known_hidden_map"),
+        "unseen classes": value("unseen_map"),
+        "of the layer before, unseen": value("unseen_hidden_map"),
+        "accuracy of seven": value("test_accuracy"),
+        **{f"near AUROC, {score}": _score("near", score) for score in SCORES},
+    }
+    return table(results, "open", data, columns, against=_best("open", "known_map", results, data))
+
+
+def _best(task: str, name: str, results: Results, data: str, prefix: str = "CE") -> str:
+    methods = [m for m in METHODS[task] if m.startswith(prefix)]
+    return max(methods, key=lambda m: fmean(results.values(task, data, m, value(name))))
+
+
+def _few(results: Results, data: str) -> str:
+    parts = []
+    for shots in SHOTS:
+        task = f"{shots} a class"
+        columns: dict[str, Value] = {
+            f"mean accuracy of classes, {task} (%)": value("test_class_accuracy"),
+            "by class means": value("test_means_class_accuracy"),
+        }
+        best = _best(task, "test_class_accuracy", results, data)
+        parts.append(table(results, task, data, columns, against=best))
+    return "\n\n".join(parts)
+
+
+def _tail(results: Results, data: str) -> str:
+    columns: dict[str, Value] = {
+        "mean accuracy of classes (%)": value("test_class_accuracy"),
+        "by class means": value("test_means_class_accuracy"),
+    }
+    best = _best("tail", "test_class_accuracy", results, data)
+    return table(results, "tail", data, columns, against=best)
+
+
+def _batch(results: Results, data: str) -> str:
+    columns: dict[str, Value] = {
+        "test accuracy (%)": value("test_accuracy"), "seconds": value("seconds")
+    }  # fmt: skip
+    return table(results, "batch", data, columns)
+
+
+def _draw(results: Results, names: list[str], picture: Path) -> None:
+    """Accuracy beside collapse and retrieval, a point for each method, with its deviations."""
+    figure = new_figure(11, 4.2 * len(names))
+    panels: dict[str, Value] = {
+        "CDNV attained on test images (%)": collapse("test", "nc1_cdnv"),
+        "mAP@R among test images (%)": value("known_map"),
+    }
+    accuracy = value("test_accuracy")
+    for row, data in zip(figure.subplots(len(names), len(panels), squeeze=False), names):
+        for axes, (title, of) in zip(row, panels.items()):
+            shown = 0
+            for method in results.methods("classify", data):
+                x = results.values("classify", data, method, accuracy)
+                y = results.values("classify", data, method, of)
+                ours, theirs = method in PROTOTYPES, method in CROSS_ENTROPY
+                shown += not theirs
+                color = "gray" if theirs else COLORS[(shown - 1) % len(COLORS)]
+                label = "cross-entropy, every setting" if method == "CE" else method
+                axes.errorbar(
+                    fmean(x), fmean(y), stdev(y), stdev(x), color=color, capsize=2,
+                    marker="o" if ours else "x" if theirs else "^", markersize=7 if ours else 5,
+                    label=None if theirs and method != "CE" else label, linestyle="none",
+                )  # fmt: skip
+            axes.set(title=data, xlabel="test accuracy (%)", ylabel=title)
+            axes.grid(alpha=0.3)
+    figure.axes[-1].legend(fontsize="x-small", frameon=False)
+    save_figure(figure, picture, 110)
