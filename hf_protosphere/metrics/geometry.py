@@ -104,13 +104,11 @@ def attained_nonnegative(
     Empty where that is no limit: class means (K, D) with a negative entry, or of fewer dimensions
     than classes; prototypes (K, D) that have none either, as class means have.
     """
-    if prototypes is None or (means < 0).any() or not (prototypes < 0).any():
-        return {}
-    if means.shape[1] < len(prototypes):
+    limited = prototypes is not None and (means >= 0).all() and (prototypes < 0).any()
+    if not limited or means.shape[1] < len(prototypes):
         return {}
     most = 1 - nonnegative_limit(len(prototypes)) / 2
-    names = ("instance_alignment", "class_alignment")
-    return {name: min(100.0, attained[name] / most) for name in names}
+    return {n: min(100.0, attained[n] / most) for n in ("instance_alignment", "class_alignment")}
 
 
 def class_mean_gram(statistics: ClassStatistics) -> Tensor:

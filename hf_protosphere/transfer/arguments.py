@@ -64,6 +64,11 @@ class TransferArguments:
         "Few-shot: so many training images of each class, such as 1,2,5,10, with --trials each."
     )
     trials: Annotated[Count, Beside("shots")] = flag("Draws for each number of shots.", 10)
+    several_labels: bool = flag(
+        "The label column lists the classes of each image: a linear classifier of each class "
+        "against the others, measured by mean average precision. With linear_probe only.",
+        False,
+    )
     objective: Literal[tuple(OBJECTIVES)] | None = flag("By default the checkpoint's, else nonl.")
     temperature: Positive | None = flag(
         "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
@@ -119,6 +124,8 @@ class FinetuneArguments(
         """That nothing was given which the modes, or few shots, do not obey."""
         if self.compare is not None and "mode" in self.given:
             raise ArgumentError("--mode and --compare both say how to transfer: leave out one.")
+        if self.several_labels and (self.modes != ["linear_probe"] or self.shots):
+            raise ArgumentError("--several_labels is for --mode linear_probe, without --shots.")
         for name, mode in OF_ONE_MODE.items():
             if name in self.given and self.compare is None and self.mode != mode:
                 raise ArgumentError(f"--{name} is for --mode {mode}, but got {self.mode}.")

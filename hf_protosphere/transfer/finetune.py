@@ -12,11 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import Tensor
+from torchmetrics.classification import MultilabelAveragePrecision
 from transformers.utils import logging as transformers_logging
 
 from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
 from ..data.image_cache import FeatureSplit
+from ..data.labels import memberships
 from ..data.subsets import few_shot
 from ..data.transforms import build_image_processor
 from ..errors import at_no_cost
@@ -42,7 +45,7 @@ from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
 from .arguments import HEAD_PROJECTION, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
 from .frozen import as_model, knn, of_class_means
-from .report import format_summary, plot_shots, summarize
+from .report import MEASURES, format_summary, plot_shots, summarize
 
 # Of SGD, for 256 images. Below training's: what the network knows shall not be washed away, and a
 # head on features learns them by heart.
@@ -110,7 +113,9 @@ def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> I
     """The data set, for all modes, shots and trials. Of few shots no image is held out: that would
     be many more than those that are trained on."""
     with main_process_first(accelerator):
-        return load_training_data(arguments, hold_out=not arguments.shot_counts)
+        several, few = arguments.several_labels, bool(arguments.shot_counts)
+        options = {"several_labels": several, "need_all_classes": not several}
+        return load_training_data(arguments, hold_out=not few, **options)
 
 
 class Transfer:
@@ -237,6 +242,13 @@ class Transfer:
         split, seed = images.splits["train"], self.arguments.seed + trial
         return split if shots is None else few_shot(split, images.num_labels, shots, seed)
 
+    @cached_property
+    def _members(self) -> Tensor | None:
+        """Of images of several labels: (S, K), which of K classes are in each of S joined ones."""
+        if not self.arguments.several_labels:
+            return None
+        return memberships(self.images.label_names).to(self.accelerator.device)
+
     @cache  # noqa: B019  (as long as the transfer lives)
     def _probes(self, shots: int | None, trial: int) -> dict[str, tuple[Probe, float, float]]:
         """All that are asked for, trained at once; the seconds of each, and of the features."""
@@ -244,13 +256,14 @@ class Transfer:
         fair, seed = self.arguments.probe_augmentation, self.arguments.seed + trial
         train = self._shots(self.images if fair else self._features, shots, trial)
         temperature = self.arguments.temperature
-        dims = self._features.splits["train"].versions.shape[2], self.images.num_labels
+        num_classes = self.images.num_labels if self._members is None else self._members.shape[1]
+        dims = self._features.splits["train"].versions.shape[2], num_classes
         probes = [
             Probe(mode.removesuffix("_probe"), *dims, temperature=temperature, seed=seed)
             for mode in modes
         ]
         made_of = self._network, train, self.accelerator, self.training(modes[0]), seed
-        seconds, passing = train_probes(probes, *made_of)
+        seconds, passing = train_probes(probes, *made_of, self._members)
         passing = passing if fair else _seconds(train)
         return {mode: (*made, passing) for mode, *made in zip(modes, probes, seconds)}
 
@@ -264,6 +277,11 @@ class Transfer:
             probe, spent, passing = self._probes(shots, trial)[mode]
             space = evaluation.versions[0].to(device)
             logits = probe(space).detach()
+            if self._members is not None:
+                precision = MultilabelAveragePrecision(logits.shape[1]).to(device)
+                value = precision(logits, self._members[labels].long()).item()
+                report = {"num_images": len(labels), "mean_average_precision": value}
+                return _row(split, report, spent, passing, count_trained_parameters(probe))
         else:
             space, _ = embedded(network, evaluation)
             if mode == "knn":
@@ -323,7 +341,7 @@ def _row(
     split: str, report: dict[str, Any], training: float, features: float, parameters: int
 ) -> dict[str, Any]:
     """What a mode came to on a split, and its price in seconds and trained parameters."""
-    names = ("num_images", "accuracy", "mean_class_accuracy", "neural_collapse")
+    names = ("num_images", *MEASURES, "neural_collapse")
     seconds = {"training_seconds": training, "feature_seconds": features}
-    row = {"split": split} | {name: report[name] for name in names} | seconds
+    row = {"split": split} | {n: report[n] for n in names if n in report} | seconds
     return row | {"seconds": training + features, "trainable_parameters": parameters}

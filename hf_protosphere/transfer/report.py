@@ -12,8 +12,12 @@ Row = dict[str, Any]
 CONFIDENCE = 0.95
 # Metrics of neural collapse in the table, beside the least attained of all.
 SHOWN = {"nc1_cdnv": "CDNV", "nc2_equiangular": "equiangular", "nc3_self_duality": "self-duality"}
+MEASURES = {
+    "accuracy": "accuracy", "mean_class_accuracy": "mean per class",
+    "mean_average_precision": "mean average precision",
+}  # fmt: skip
 AVERAGED = (
-    "accuracy", "mean_class_accuracy", "seconds", "trainable_parameters", "collapse", *SHOWN
+    *MEASURES, "seconds", "trainable_parameters", "collapse", *SHOWN
 )  # fmt: skip
 
 
@@ -52,21 +56,22 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
 
 def _value(row: Row, name: str) -> float | None:
-    collapse = row["neural_collapse"]
+    collapse = row.get("neural_collapse", {})
     if name == "collapse":
-        return collapse["attained"].get("overall")  # of images of every class
-    return collapse.get(name) if name in SHOWN else row[name]
+        return collapse.get("attained", {}).get("overall")  # of images of every class
+    return collapse.get(name) if name in SHOWN else row.get(name)
 
 
 def format_summary(summary: Sequence[Row]) -> str:
     """The summary as a table for people."""
     few_shot = any(row["shots"] is not None for row in summary)
-    header = ["mode", *(["shots"] if few_shot else []), "accuracy", "mean per class", "time (s)",
-              "trained", *SHOWN.values(), "least attained"]  # fmt: skip
+    measured = [name for name in MEASURES if summary[0][name] is not None]
+    header = ["mode", *(["shots"] if few_shot else []), *(MEASURES[name] for name in measured),
+              "time (s)", "trained", *SHOWN.values(), "least attained"]  # fmt: skip
     rows = [
         [
             row["mode"], *([str(row["shots"] or "all")] if few_shot else []),
-            *(_percentage(row, name) for name in ("accuracy", "mean_class_accuracy")),
+            *(_percentage(row, name) for name in measured),
             f"{row['seconds']:.1f}", f"{row['trainable_parameters']:,.0f}",
             *("-" if row[name] is None else f"{row[name]:.3g}" for name in SHOWN),
             "-" if row["collapse"] is None else f"{row['collapse']:.1f} %",

@@ -18,12 +18,13 @@ from hf_protosphere.training.train import train
 CONFIG = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3, projection="none")
 
 
-def trained(kinds, split, network=None, *, classes=5, **options):
+def trained(kinds, split, network=None, *, classes=5, members=None, **options):
     network = network or ProtoSphereForImageClassification(CONFIG)
     dim = split.versions.shape[2] if isinstance(split, FeatureSplit) else 96
     probes = [Probe(kind, dim, classes, temperature=0.1) for kind in kinds]
     arguments = TrainArguments(dataset_name="x", num_workers=0, **options)
-    seconds, passing = train_probes(probes, network, split, Accelerator(), arguments, seed=0)
+    made_of = network, split, Accelerator(), arguments, 0, members
+    seconds, passing = train_probes(probes, *made_of)
     assert len(seconds) == len(kinds)
     assert min(*seconds, passing) > 0
     return probes
@@ -58,6 +59,17 @@ def test_a_probe_is_as_good_as_logistic_regression(kind, options):
     both = trained(["normalized_linear", "linear"], FeatureSplit(*train_data), **options)
     (again,) = [other for other in both if other.kind == kind]
     assert torch.equal(again.weight, probe.weight)
+
+
+def test_one_against_all_is_a_logistic_regression_of_each_class():
+    data, test = clusters(1, noise=1.5), clusters(2, noise=1.5)
+    members = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]).float()
+    (probe,) = trained(["linear"], FeatureSplit(*data), classes=3, members=members)
+    told = probe(test[0]) > 0
+    for c in range(3):
+        reference = LogisticRegression(max_iter=1000).fit(data[0], members[data[1], c])
+        found = (told[:, c] == members[test[1], c]).double().mean().item()
+        assert found == pytest.approx(reference.score(test[0], members[test[1], c]), abs=0.03)
 
 
 def test_only_the_linear_probe_sees_norms():

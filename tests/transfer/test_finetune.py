@@ -6,12 +6,13 @@ import shutil
 import pytest
 import timm
 import torch
+from datasets import ClassLabel, Dataset, Features, Image, List, load_dataset
 from timm.models import save_for_hf
 from transformers import AutoImageProcessor
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.errors import ArgumentError
+from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.runs.finished_run import FinishedRun
@@ -21,6 +22,8 @@ from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer import finetune as transfer_module
 from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
 from hf_protosphere.transfer.finetune import finetune
+from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
+from hf_protosphere.transfer.suite.transfer_suite import transfer_suite
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +243,47 @@ def test_few_shots_in_odd_batches_are_mixed(run):
     options = {"objective": "cross_entropy", "mixup": 0.2, "shots": "1", "trials": 1}
     (row,) = run(**options, min_steps=1)["rows"]  # three images
     assert row["num_images"] == 45
+
+
+@pytest.fixture
+def of_several_labels(digits_folder, tmp_path):
+    """Digits as they are, even or not, and some of none: lists of classes."""
+    names = ["zero", "one", "two", "even"]
+    kind = Features({"image": Image(), "classes": List(ClassLabel(names=names))})
+    (tmp_path / "several").mkdir()
+    for split in ("train", "test"):
+        digits = load_dataset(str(digits_folder), split=split)
+        lists = [[d] + [3] * (d % 2 == 0) for d in digits["label"]]
+        lists[0] = [] if split == "train" else [0, 1, 2]  # a combination that is not trained on
+        rows = {"image": digits["image"], "classes": lists}
+        rows = Dataset.from_dict(rows, features=kind)
+        rows.to_parquet(tmp_path / "several" / f"{split}-00000-of-00001.parquet")
+    return {"dataset_name": str(tmp_path / "several"), "label_column": "classes"}
+
+
+def test_several_labels_an_image_by_mean_average_precision(run, of_several_labels, capsys):
+    options = {**of_several_labels, "mode": "linear_probe", "several_labels": True}
+    (row,) = run(**options, probe_epochs=60)["rows"]
+    assert row["num_images"] == 45
+    assert 0.8 < row["mean_average_precision"] < 1
+    assert "mean average precision" in capsys.readouterr().out
+    assert row["trainable_parameters"] == 4 * 97
+    with pytest.raises(ArgumentError, match="--several_labels is for --mode linear_probe"):
+        run(**options | {"mode": "knn"})
+    with pytest.raises(DataError, match="of type List"):
+        run(**of_several_labels, mode="linear_probe", overwrite=True)
+    with pytest.raises(DataError, match="those of the train split are no lists, but ClassLabel"):
+        run(mode="linear_probe", several_labels=True, overwrite=True)
+
+
+def test_a_suite_with_several_labels(source, of_several_labels, tmp_path):
+    several = {**of_several_labels, "metric": "mean_average_precision", "num_workers": 0}
+    results = transfer_suite(
+        TransferSuiteArguments(
+            models=[str(source)], datasets={"voc": several}, output_dir=str(tmp_path / "suite"),
+            arguments={"validation_fraction": 0.0, "probe_epochs": 2},
+        )
+    )  # fmt: skip
+    (row,) = results["rows"]
+    assert (row["metric"], row["num_images"]) == ("mean_average_precision", 45)
+    assert "mAP" in (tmp_path / "suite" / "table.md").read_text()

@@ -18,7 +18,9 @@ OF_THE_SUITE = (
 # What a folder of images has in its own way; a folder of tables is taken for a copy of the Hub's.
 OF_THE_LAYOUT = ("image_column", "label_column", "train_split", "validation_split", "test_split")
 OF_THE_HUB = ("dataset_config", "dataset_revision")
-METRIC_TITLES = {"accuracy": "accuracy", "mean_class_accuracy": "mean per class"}
+METRIC_TITLES = {
+    "accuracy": "accuracy", "mean_class_accuracy": "mean per class", "mean_average_precision": "mAP"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,9 @@ class TransferSuiteArguments(Arguments):
     What only the file of a suite says has no flags:
 
     Attributes:
-        datasets: {name: {"dataset_name": Hub id or folder, "metric": "accuracy" (the default) or
-            "mean_class_accuracy", any argument of `protosphere finetune`: value}}.
+        datasets: {name: {"dataset_name": Hub id or folder, "metric": "accuracy" (the default),
+            "mean_class_accuracy" or, of several labels an image, "mean_average_precision", any
+            argument of `protosphere finetune`: value}}.
         arguments: {any argument of `protosphere finetune`: value}, for all data sets; those of a
             data set win.
     """
@@ -110,7 +113,8 @@ class TransferSuiteArguments(Arguments):
     def finetuning(self, dataset: str, model: str) -> FinetuneArguments:
         """Of the transfers of one model to one data set; an `ArgumentError` names the data set."""
         values = self.arguments | self.datasets[dataset]
-        values.pop("metric", None)
+        if values.pop("metric", None) == "mean_average_precision":
+            values["several_labels"] = True
         # The whole name: the last parts of several may be the same, such as "run".
         folder = re.sub(r"[^A-Za-z0-9_.]+", "-", model).strip("-.")[-100:]
         values |= {

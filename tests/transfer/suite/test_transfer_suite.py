@@ -269,7 +269,7 @@ def test_the_suite_of_the_paper(tmp_path):
     file = str(ROOT / "scripts" / "transfer" / "paper.yaml")
     suite = parse_arguments(TransferSuiteArguments, ["--config", file], "transfer-suite", "")
     entries = matrix(suite)  # every one of them valid arguments
-    assert len(entries) == 7 * 5
+    assert len(entries) == 8 * 5
     assert "cross_entropy" in suite.models[0]
     release = yaml.safe_load((ROOT / "scripts" / "releases" / "paper.yaml").read_text())
     for model in suite.models:
@@ -280,5 +280,6 @@ def test_the_suite_of_the_paper(tmp_path):
         assert seed == "seed42"  # of ImageNet the release has no other
     food = next(entry.arguments for entry in entries if entry.dataset == "food")
     assert (food.dataset_name, food.test_split) == ("ethz/food101", "validation")
-    assert {entry.metric for entry in entries} == {"accuracy"}
+    by_precision = {e.dataset for e in entries if e.metric == "mean_average_precision"}
+    assert by_precision == {"voc2007"} == {e.dataset for e in entries if e.arguments.several_labels}
     assert {entry.arguments.compare for entry in entries} == {"linear_probe"}
