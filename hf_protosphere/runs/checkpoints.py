@@ -47,6 +47,8 @@ MAY_DIFFER_ON_RESUME = {
     "normalized_linear_probe", "early_stopping_patience", "pictures", *PROBING,
     "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
+# Defaults of version 0.1.0, of SGD.
+BEFORE = {"learning_rate": "0.1 * (images per step) / 256", "weight_decay": "1e-4"}
 MAY_DIFFER_BETWEEN_ROWS = {"mode", "compare", "shots", "trials"}  # more or fewer of them
 
 
@@ -251,11 +253,17 @@ def read_progress(checkpoint: Path) -> Progress:
 
 def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
     """What differs from the run in the folder and would change its results, in words."""
-    may_differ = set(MAY_DIFFER_ON_RESUME)
+    may_differ, file = set(MAY_DIFFER_ON_RESUME), folder / "arguments.yaml"
     # Batches are then made for each process.
     if arguments["classes_per_batch"] or arguments["streaming"]:
         may_differ -= {"batch_size", "gradient_accumulation_steps"}
-    return _changed(folder / "arguments.yaml", arguments, may_differ)
+    changed = []
+    if "decay_all:" not in file.read_text():  # of a version whose defaults were others
+        for name, value in BEFORE.items():
+            if arguments[name] is None:
+                changed.append(f"--{name} is no longer what it was by default: give {value}")
+        may_differ |= BEFORE.keys()
+    return changed + _changed(file, arguments, may_differ)
 
 
 def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:

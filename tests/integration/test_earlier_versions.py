@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hf_protosphere import ProtoSphereForImageClassification
 from hf_protosphere.arguments.parsing import read_yaml
+from hf_protosphere.errors import ArgumentError
 from hf_protosphere.hub.arguments import PublishArguments
 from hf_protosphere.hub.publish import publish
 from hf_protosphere.runs.plot import draw_run
@@ -34,7 +35,11 @@ def old(tmp_path, monkeypatch):
 
 def test_a_stopped_run_ends_as_it_would_have(old):
     values = read_yaml("stopped/arguments.yaml", TrainArguments)
-    train(TrainArguments(**values | {"output_dir": "stopped", "resume": True, "pictures": False}))
+    values |= {"output_dir": "stopped", "resume": True, "pictures": False}
+    with pytest.raises(ArgumentError, match=r"--learning_rate is no longer .* give 0\.1 \* "):
+        train(TrainArguments(**values))
+    values |= {"learning_rate": 0.1 * 8 / 256, "weight_decay": 1e-4}
+    train(TrainArguments(**values))
     before, after = (load_file(f"{run}/model.safetensors") for run in ("finished", "stopped"))
     for name, tensor in before.items():
         # Not to the bit: another machine's kernels round otherwise than that of the fixture.

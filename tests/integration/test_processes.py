@@ -16,7 +16,7 @@ from hf_protosphere.cli import main
 from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import finish as finishing
-from hf_protosphere.training import run as training
+from hf_protosphere.training import setup as assembly
 from tests import ROOT, forked
 
 from .trainings import in_float64, no_pictures
@@ -38,7 +38,7 @@ CASES = {
 @pytest.fixture(scope="module", autouse=True)
 def _as_in_the_script():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "build_model", in_float64)
+        patch.setattr(assembly, "build_model", in_float64)
         patch.setattr(finishing, "draw_run", no_pictures)
         yield
 

@@ -60,7 +60,7 @@ def test_from_two_classes_to_a_stranger(hub, two_digits, digits_folder, python, 
     )  # fmt: skip
     rows = json.loads((transfer / "comparison.json").read_text())["rows"]
     assert {row["mode"] for row in rows} == {"full", "prototypes"}
-    assert min(row["accuracy"] for row in rows) > 0.8
+    assert min(row["accuracy"] for row in rows) > 0.7  # of 45 images, by what two classes teach
 
     full = transfer / "full"
     save_digits(4, tmp_path / "four", 20)

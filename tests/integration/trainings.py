@@ -20,10 +20,12 @@ from hf_protosphere.training import finish as finishing
 from hf_protosphere.training import run as training
 from hf_protosphere.training import setup as assembly
 
+build_model = assembly.build_model
+
 
 def in_float64(arguments, images):
     """The model, so that another order of summation is no difference."""
-    return assembly.build_model(arguments, images).double()
+    return build_model(arguments, images).double()
 
 
 def no_pictures(*_, **__):
@@ -58,7 +60,7 @@ def interfere(stop_at, fail_at):
 
 def run(trainings, stop_at=None, fail_at=None):
     print("process", os.getpid(), flush=True)
-    training.build_model, finishing.draw_run = in_float64, no_pictures
+    assembly.build_model, finishing.draw_run = in_float64, no_pictures
     # The end of a training destroys the process group, which the next one needs.
     PartialState.destroy_process_group = lambda *_, **__: None
     if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):

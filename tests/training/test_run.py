@@ -88,7 +88,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(arguments, tmp_path, ca
 
     (first / "progress.json").write_text('{"step": 3}')
     progress = json.loads((last / "progress.json").read_text())
-    for changes in ({"step": 5}, {"epoch": 1, "step_in_epoch": 3}, {"epoch": 9}):
+    for changes in ({"step": 5}, {"epoch": 1, "step_in_epoch": 2}, {"epoch": 9}):
         (last / "progress.json").write_text(json.dumps(progress | changes))
         none = rf"^--resume: {last} is damaged.* is whole: start again by --overwrite\.$"
         with pytest.raises(ArgumentError, match=none) as error:
