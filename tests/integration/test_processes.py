@@ -271,7 +271,7 @@ def test_accelerate_launch(one, flags, environment, tmp_path):
     assert json.loads((tmp_path / "stopped" / "results.json").read_text())
 
 
-@pytest.mark.slow  # trains ten models, half of them sharded: minutes
+@pytest.mark.slow  # trains twelve models, half of them sharded: minutes
 @pytest.mark.parametrize(
     ("sharding", "tolerance"),
     [("fsdp2", 1e-10), ("deepspeed_zero2", 1e-4)],  # DeepSpeed makes the weights float32
@@ -284,6 +284,8 @@ def test_sharded_models(one, flags, environment, tmp_path, sharding, tolerance):
     environment = {k: v for k, v in environment.items() if k != "ACCELERATE_USE_CPU"}
     cases = {name: (*case, "--backbone", "test_vit") for name, case in CASES.items()}
     cases["clipped"] = (*STOPPED, "--max_grad_norm", "0.5")
+    learned = ("--objective", "ntce", "--learn_temperature", "--backbone", "test_vit")
+    cases["learned"] = learned
     for name, case in cases.items():
         main(["train", *flags(tmp_path / "one" / name, 1, *case)])
     main(["train", *flags(tmp_path / "one" / "stopped", 1, *STOPPED, **STOPPED_STEP)])
