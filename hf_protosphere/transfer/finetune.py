@@ -225,7 +225,9 @@ class Transfer:
     def _network(self) -> ProtoSphereForImageClassification:
         torch.manual_seed(self.arguments.seed)
         # A projection that nothing has trained is none of the network.
-        new = {} if "finetune_from" in self.start else {"projection": "none"}
+        new = {"projection": "none", "prototypes": "class_means"}
+        if "finetune_from" in self.start or self.arguments.objective == "cross_entropy":
+            new = {}  # of a linear head there is none anyway
         training, _ = resolve(self.training("prototypes").but(**new))
         return build_model(training, self.images).to(self.accelerator.device)
 
