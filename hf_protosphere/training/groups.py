@@ -145,7 +145,8 @@ class OptimizationArguments:
     optimizer: str = flag("sgd, adamw, or one of timm's, such as muon, lion or lamb.", "sgd")
     learning_rate: Positive | None = flag(
         "Peak learning rate. By default 0.6 * (images per step) / 256, at most 1, for SGD, a "
-        "sixth of it for cross_entropy; 0.001 for AdamW; the others have none."
+        "sixth of it for cross_entropy, views, and from trained weights; 0.001 for AdamW; the "
+        "others have none."
     )
     momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)
     nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag("The momentum of Nesterov.", True)

@@ -8,17 +8,18 @@ from timm.optim import create_optimizer_v2
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..objectives import OBJECTIVES
 from .adaptation import parameter_groups
 from .arguments import TrainArguments
 
 
-def usual_learning_rate(optimizer: str, images_per_step: int, on_sphere: bool) -> float:
+def usual_learning_rate(optimizer: str, images_per_step: int, prototypes: bool) -> float:
     """By default; those of the other optimisers have no rule that holds for most.
 
-    Cosines bound the gradients, and training on the sphere stands and likes six times the rate of
-    a linear head, which that brings to NaN on some features (scripts/study).
+    Cosines bound the gradients, and prototypes trained from scratch stand and like six times the
+    rate of a linear head, which that brings to NaN on some features (scripts/study).
     """
-    of_256 = 0.6 if on_sphere else 0.1
+    of_256 = 0.6 if prototypes else 0.1
     return min(of_256 * images_per_step / 256, 1.0) if optimizer == "sgd" else 1e-3
 
 
@@ -30,8 +31,9 @@ def build_optimizer(
     name, momentum = arguments.optimizer, arguments.momentum
     usual = {"sgd": 5e-4, "adamw": 0.05}.get(name, 0.0)
     weight_decay = usual if arguments.weight_decay is None else arguments.weight_decay
-    on_sphere = model.config.has_prototypes
-    peak = arguments.learning_rate or usual_learning_rate(name, images_per_step, on_sphere)
+    views = OBJECTIVES[model.config.objective].contrasts_views  # not tried at the higher rate
+    prototypes = model.config.has_prototypes and not (views or arguments.starts_from_weights)
+    peak = arguments.learning_rate or usual_learning_rate(name, images_per_step, prototypes)
     groups = parameter_groups(
         model, peak, weight_decay, arguments.layer_decay, decay_all=arguments.decay_all,
         # Muon makes the rows of a matrix orthogonal, which those of a head need not be.

@@ -47,9 +47,9 @@ from .arguments import HEAD_PROJECTION, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArg
 from .frozen import as_model, knn, of_class_means
 from .report import MEASURES, format_summary, plot_shots, summarize
 
-# Of SGD, for 256 images. Below training's: what the network knows shall not be washed away, and a
-# head on features learns them by heart.
-LEARNING_RATES = {"full": 0.01, "layerwise": 0.01, "head": 0.1}
+# Of SGD, for 256 images; a hundredth of them of AdamW. Below training's: what the network knows
+# shall not be washed away, and a head on features learns them by heart.
+LEARNING_RATES = {"full": 0.01, "layerwise": 0.01, "head": 0.1, "lora": 0.1}
 ROWS = "rows.jsonl"
 ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 
@@ -192,8 +192,8 @@ class Transfer:
             options |= self._few_shot_options(shots)
         if arguments.learning_rate is None and mode in LEARNING_RATES:
             images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
-            sgd = arguments.optimizer == "sgd"
-            options["learning_rate"] = LEARNING_RATES[mode] * images / 256 if sgd else 1e-4
+            scale = images / 256 if arguments.optimizer == "sgd" else 0.01
+            options["learning_rate"] = LEARNING_RATES[mode] * scale
         return arguments.training(mode, **options)
 
     def _few_shot_options(self, shots: int) -> dict[str, Any]:

@@ -36,16 +36,18 @@ def features(count=12, seed=0):
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.setattr(frozen, "_features", lambda name, path, model: features(seed=len(name)))
+    monkeypatch.setattr(
+        frozen, "features_of_data", lambda name, path, model: features(seed=len(name))
+    )
     monkeypatch.setattr(frozen, "TAIL", (12, 2))
-    plain = frozen._arguments
+    plain = frozen.arguments_of
 
     def quick(row, model, options, images=0):
         arguments = plain(row, "resnet18", options, images)
         some = {"backbone": "test_resnet", "pretrained": False, "epochs": 2, "evaluate_every": 2}
         return arguments.but(**some, batch_size=min(arguments.batch_size, 20), image_size=32)
 
-    monkeypatch.setattr(frozen, "_arguments", quick)
+    monkeypatch.setattr(frozen, "arguments_of", quick)
     return Work({"clothing": "a", "cifar10": "b"}, tmp_path, {"model": "test_resnet"})
 
 
@@ -140,7 +142,6 @@ def test_the_reports_are_written_between_their_marks(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "RESULTS.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
-        better = {Row: measured}
         better = {row: {**measured, "test_accuracy": 50.0 + row.seed} for row in of_stage}
         report.write(Results(better), folder)
         text = (folder / "RESULTS.md").read_text()

@@ -84,6 +84,18 @@ def test_muon_leaves_heads_and_vectors_to_adamw(arguments, model):
 
 
 def test_the_usual_rate_of_large_batches_is_bounded():
-    assert usual_learning_rate("sgd", 8192, on_sphere=True) == 1.0
-    assert usual_learning_rate("sgd", 256, on_sphere=True) == pytest.approx(0.6)
-    assert usual_learning_rate("sgd", 512, on_sphere=False) == pytest.approx(0.2)
+    assert usual_learning_rate("sgd", 8192, prototypes=True) == 1.0
+    assert usual_learning_rate("sgd", 256, prototypes=True) == pytest.approx(0.6)
+    assert usual_learning_rate("sgd", 512, prototypes=False) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "of_256"),
+    [({}, 0.6), ({"objective": "ntce"}, 0.6), ({"objective": "scl"}, 0.1),
+     ({"objective": "cross_entropy"}, 0.1), ({"pretrained": True}, 0.1)],
+)  # fmt: skip
+def test_the_higher_rate_is_for_prototypes_from_scratch(arguments, model, options, of_256):
+    model.config.objective = options.get("objective", "nonl")
+    given = arguments(optimizer="sgd", **options)
+    optimizer, _ = build_optimizer(given, model, images_per_step=64, steps_per_epoch=10)
+    assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(of_256 * 64 / 256)

@@ -61,28 +61,29 @@ def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
 
 
 def measure(row: Row, work: Work) -> Measured:
-    features = _features(row.data, work.data[row.data], work.options["model"])
+    features = features_of_data(row.data, work.data[row.data], work.options["model"])
     if row.task != "batch":
         features = reduced(features)
     unseen: list[int] = []
     if row.task == "open":
         unseen = np.random.default_rng(row.seed).permutation(features.num_labels)[:UNSEEN].tolist()
-        known = _without(features, unseen)
+        known = without(features, unseen)
     elif row.task in FEW:
         known = _few(features, row)
     else:
         known = features
     options = METHODS[row.task][row.method]
-    arguments = _arguments(row, work.options["model"], options, known.num_train)
+    arguments = arguments_of(row, work.options["model"], options, known.num_train)
     model, results = train_head(arguments, known)
     measured = _classification(model, known) | {"seconds": results["training_seconds"]}
     if row.task == "classify":
         measured |= _collapse(model, known) | _retrieval(model, known.splits["test"], "known")
-        others = [name for name in work.data if name != row.data]
-        far = torch.cat([
-            _features(name, work.data[name], work.options["model"]).splits["test"].versions[0]
-            for name in others
-        ])  # fmt: skip
+        others = (
+            features_of_data(name, path, work.options["model"])
+            for name, path in work.data.items()
+            if name != row.data
+        )
+        far = torch.cat([other.splits["test"].versions[0] for other in others])
         measured["far"] = _unknown(model, known, far)
     if row.task == "open":
         test = features.splits["test"]
@@ -93,7 +94,7 @@ def measure(row: Row, work: Work) -> Measured:
     return measured
 
 
-def _arguments(row: Row, model: str, options: Options, images: int = 0) -> TrainArguments:
+def arguments_of(row: Row, model: str, options: Options, images: int = 0) -> TrainArguments:
     epochs = EPOCHS.get(row.task) or head_epochs(images // 256)
     batch_size = options.get("batch_size", BATCH.get(row.task, 256))
     return TrainArguments(**{
@@ -106,7 +107,7 @@ def _arguments(row: Row, model: str, options: Options, images: int = 0) -> Train
 
 
 @cache
-def _features(name: str, path: str, model: str) -> ImageDataset:
+def features_of_data(name: str, path: str, model: str) -> ImageDataset:
     images = load_image_dataset(path, validation_fraction=0, check_images=False)
     if "validation" not in images.splits:
         train = images.splits["train"]
@@ -118,7 +119,7 @@ def _features(name: str, path: str, model: str) -> ImageDataset:
             "train": train.select(kept), "validation": train.select(np.setdiff1d(both, kept))
         }  # fmt: skip
         images = dataclasses.replace(images, splits=dict(images.splits) | splits)
-    return features_of(_arguments(Row("classify", path, "", 0), model, {}), images)
+    return features_of(arguments_of(Row("classify", path, "", 0), model, {}), images)
 
 
 def reduced(features: ImageDataset) -> ImageDataset:
@@ -135,7 +136,7 @@ def _part(split: FeatureSplit, rows: np.ndarray, labels: np.ndarray | None = Non
     return FeatureSplit(split.versions[:, rows], labels)
 
 
-def _without(features: ImageDataset, unseen: list[int]) -> ImageDataset:
+def without(features: ImageDataset, unseen: list[int]) -> ImageDataset:
     """Without these classes; the others are numbered anew."""
     kept = [label for label in range(features.num_labels) if label not in unseen]
     splits = {}

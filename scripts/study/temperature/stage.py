@@ -50,7 +50,7 @@ def measure(row: Row, work: Work) -> Measured:
         options["learn_temperature"] = True
     else:
         options["temperature"] = float(factor) * optimal_temperature(count)
-    arguments = frozen._arguments(row, work.options["model"], options)
+    arguments = frozen.arguments_of(row, work.options["model"], options)
     arguments = arguments.but(epochs=epochs, evaluate_every=epochs)
     model, _ = train_head(arguments, features)
     split = features.splits["validation"]
@@ -65,10 +65,10 @@ def _temperature(model: Any) -> float:
 @cache
 def _classes(path: str, model: str, count: int, seed: int) -> ImageDataset:
     """Training and validation images of so many classes, drawn by the seed."""
-    features = frozen.reduced(frozen._features("cifar10", path, model))
+    features = frozen.reduced(frozen.features_of_data("cifar10", path, model))
     if count < features.num_labels:
         order = np.random.default_rng(seed).permutation(features.num_labels)
-        return frozen._without(features, order[count:].tolist())
+        return frozen.without(features, order[count:].tolist())
     if count == features.num_labels:
         return features
     parts = count // features.num_labels
