@@ -2,12 +2,14 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from hf_protosphere.data.dataset import ImageDataset
 from hf_protosphere.data.image_cache import FeatureSplit
+from scripts.study import rows as rows_module
 from scripts.study import tables
 from scripts.study.frozen_features import report as frozen_report
 from scripts.study.frozen_features import stage as frozen
@@ -56,7 +58,9 @@ def double(row, work):
     return {"twice": 2 * row.seed}
 
 
-def test_what_is_measured_is_not_measured_again(tmp_path):
+def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
+    # A new process would import all of the library: ten seconds.
+    monkeypatch.setattr(rows_module, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     rows = [Row("task", "data", "a method, 0.5", seed) for seed in (1, 2)]
     work = Work({}, tmp_path, {})
     rows[0].path(tmp_path).parent.mkdir(parents=True)
