@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 from tqdm.auto import tqdm
 
 from .accumulators import ClassMoments, EmbeddingStore, places, ranks
@@ -184,11 +185,7 @@ def sample_of_all(sample: EmbeddingStore, device: torch.device, group: Group) ->
 
 
 def _gathered(counts: Tensor, group: Group) -> Tensor:
-    if not group:
-        return counts[None]
-    parts = [torch.empty_like(counts) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, counts, group=group)
-    return torch.stack(parts)
+    return torch.stack(gather_all_tensors(counts, group) if group else [counts])
 
 
 def summed(tensor: Tensor, group: Group) -> Tensor:
