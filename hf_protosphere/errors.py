@@ -1,6 +1,7 @@
 """What a user can mend: every message names the argument, the value received and the way out.
 
-And what nobody has to mend for the results to count: `at_no_cost`.
+Those of other code become such by `errors_in_one_line`. And what nobody has to mend for the results
+to count: `at_no_cost`.
 """
 
 import logging
@@ -74,3 +75,27 @@ class TrainingInterrupted(UserError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+@contextmanager
+def errors_in_one_line(
+    what: str, then: str = "", kind: type[UserError] = ArgumentError,
+    of: type[Exception] | tuple[type[Exception], ...] = Exception,
+) -> Iterator[None]:  # fmt: skip
+    """What a damaged file brings other code to raise, whatever it is, becomes an error that says
+    which file it was; errors that are for the user stay as they are.
+
+    Args:
+        what: begins the message, such as "--model outputs/run cannot be loaded".
+        then: ends it: the way out.
+        of: no other errors than these.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except of as error:
+        reason = " ".join(str(error).split())[:600]
+        name = "" if isinstance(error, OSError | ValueError) and reason else type(error).__name__
+        reason = ": ".join(filter(None, (name, reason)))
+        raise kind(f"{what}: {reason}{then and f' {then}'}") from error

@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from .fields import brief, check_known, expanded, field_names, flag
 from .help import Parser
 from .yaml_files import parse_yaml
@@ -63,20 +63,15 @@ def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
 
 
 def read_text(path: str, flag: str) -> str:
-    try:
+    with errors_in_one_line(f"{flag} {path} cannot be read"):
         return Path(expanded(path)).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{flag} {path} cannot be read: {error}") from error
 
 
 def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
     beside it that it names as its `base`, if it does."""
-    text = read_text(path, "--config")
-    try:
-        values = parse_yaml(text)
-    except ValueError as error:
-        raise ArgumentError(f"--config {path} cannot be read: {error}") from error
+    with errors_in_one_line(f"--config {path} cannot be read"):
+        values = parse_yaml(read_text(path, "--config"))
     if not values or not isinstance(values, dict):
         raise ArgumentError(
             f"--config {path} must hold 'name: value' lines, but got {brief(values)}."

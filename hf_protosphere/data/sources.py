@@ -15,7 +15,7 @@ from huggingface_hub.utils import httpx
 from yaml import YAMLError
 
 from ..editable_classes import class_name
-from ..errors import DataError
+from ..errors import DataError, errors_in_one_line
 from ..runs.processes import announce
 from .labels import some
 from .pixels import OTHER, in_words, walk_images
@@ -180,10 +180,8 @@ def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
         raise DataError(
             f"--train_split {name}: the data set has no {missing[0]}, but {', '.join(loaded)}."
         )
-    try:
+    with errors_in_one_line(f"--train_split {name}", kind=DataError, of=ValueError):
         joined = datasets.concatenate_datasets([loaded[part] for part in parts])
-    except ValueError as error:
-        raise DataError(f"--train_split {name}: {error}") from error
     others = {split: images for split, images in loaded.items() if split not in parts}
     return DatasetDict({name: joined, **others})
 

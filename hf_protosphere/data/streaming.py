@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import BaseImageProcessor
 
 from ..configuration_protosphere import ProtoSphereConfig
-from ..errors import DataError
+from ..errors import DataError, errors_in_one_line
 from ..rgb import pixels_and_labels, shorter_side
 from .arguments import BatchOptions
 from .pixels import read
@@ -47,10 +47,9 @@ def downloaded(stream: IterableDataset, role: str) -> Dataset:
 
 
 def _rows(stream: IterableDataset, role: str = "train") -> Iterator[dict[str, Any]]:
-    try:
+    damaged = ValueError, OSError, pa.ArrowException
+    with errors_in_one_line(f"the {role} split cannot be read", kind=DataError, of=damaged):
         yield from stream
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise DataError(f"the {role} split cannot be read: {error}") from error
 
 
 class StreamedBatches:

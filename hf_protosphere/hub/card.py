@@ -21,7 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments.fields import check_license
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from ..evaluation.report import CLASSIFIERS, FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
 from ..objectives import OBJECTIVES
@@ -29,7 +29,6 @@ from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
 from ..runs.folders import CARD_FILES, held_folder
-from ..runs.reading import errors_in_one_line
 from .comparison import applicable_metrics, compare
 from .markdown import duration, inline, listed, percent
 from .objectives import WORDS

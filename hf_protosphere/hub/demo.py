@@ -22,12 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pixels import read
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, errors_in_one_line
 from ..open_set.threshold import OpenSetClassifier
 from ..plots.sphere import plot_sphere
 from ..plots.text import say
 from ..runs.files import replacing_files, writable_folder
-from ..runs.reading import errors_in_one_line
 from .arguments import DemoArguments
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, errors_in_one_line
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 
@@ -76,8 +76,7 @@ def training_class_means(
     """
     batches = predictions(model, loader, accelerator, "class means")
     pairs = ((embeddings, labels) for embeddings, _, labels in batches)
+    what = "the model's embeddings of the training images"
     # Gathered batches are whole on every process: nothing is left to reduce.
-    try:
+    with errors_in_one_line(what, kind=DataError, of=ValueError):
         return class_means(pairs, num_classes=model.config.num_labels, group="local")
-    except ValueError as error:
-        raise DataError(f"the model's embeddings of the training images: {error}") from error

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from ..data.dataset import ImageDataset, load_image_dataset
 from ..data.labels import some
 from ..data.loaders import evaluation_loader
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from ..inference.predictions import predictions
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
@@ -22,7 +22,6 @@ from ..runs.finished_run import read_run_arguments
 from ..runs.folders import CALIBRATION_FILES, MODEL_FILES, held_for_all
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
-from ..runs.reading import errors_in_one_line
 from .arguments import CalibrateArguments
 from .confidence import (
     Reliability,

@@ -28,9 +28,8 @@ from ..data.dataset import load_split
 from ..data.labels import labels_of
 from ..data.pixels import decode, image_files, open_image, undecoded
 from ..data.sources import folder_labels
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, errors_in_one_line
 from ..runs.files import whole_file
-from ..runs.reading import errors_in_one_line
 from .embedding import Embedder
 from .neighbours import Neighbours, nearest
 

@@ -24,9 +24,8 @@ from ..data.labels import labels_of, map_labels
 from ..data.pixels import pixels_of, read, undecoded, walk_images
 from ..data.sources import by_split
 from ..data.subsets import balanced_sample
-from ..errors import DataError
+from ..errors import DataError, errors_in_one_line
 from ..runs.processes import main_process_first
-from ..runs.reading import errors_in_one_line
 from .corruptions import check_side, corrupt, load_library
 
 

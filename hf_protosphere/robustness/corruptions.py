@@ -13,7 +13,7 @@ from importlib import metadata
 import numpy as np
 
 from ..arguments.fields import check_known
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 
 LIBRARY = "imagecorruptions-imaug"
 SMALLEST_SIDE = 32  # of an image, in pixels; the library refuses smaller ones
@@ -134,15 +134,14 @@ def load_library() -> Callable[..., np.ndarray]:
     Raises:
         ArgumentError: it is missing or cannot be imported, with what to install.
     """
-    try:
+    what = (
+        f"--corruptions needs `pip install {LIBRARY}` (and `pip uninstall imagecorruptions`, which "
+        "no longer works, where that is installed), but"
+    )
+    with errors_in_one_line(what, of=ImportError):  # also of a distribution that is not installed
         metadata.version(LIBRARY)  # the unmaintained original is imported by the same name
         import cv2
         from imagecorruptions import corrupt as library
-    except ImportError as error:  # also of a distribution that is not installed
-        raise ArgumentError(
-            f"--corruptions needs `pip install {LIBRARY}` (and `pip uninstall imagecorruptions`, "
-            f"which no longer works, where that is installed), but: {error}."
-        ) from error
     # Before workers are forked: they would wait for ever for threads that they do not inherit.
     cv2.setNumThreads(0)
     return library

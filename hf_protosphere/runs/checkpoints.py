@@ -25,10 +25,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import BaseImageProcessor
 
 from ..checking import read_header, read_object
-from ..errors import ArgumentError, WriteError
+from ..errors import ArgumentError, WriteError, errors_in_one_line
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from .files import put_in_place, refused_by_disk, replacing_files, whole_file
-from .reading import errors_in_one_line, read_yaml
+from .reading import read_yaml
 
 AVERAGE, QUEUE = "average.safetensors", "queue-%d.safetensors"  # the latter of each process
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)

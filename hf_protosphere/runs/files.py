@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from ..errors import ArgumentError, WriteError
+from ..errors import WriteError, errors_in_one_line
 
 # A folder of new files lies in the one that they are for: where it is mounted, nothing can be
 # renamed into it from outside. Beside them is a lock that their writer holds while it lives.
@@ -32,12 +32,9 @@ OF_THE_DISK = re.compile(r"\(os error (\d+)\)|inline_container|PytorchStreamWrit
 def writable_folder(folder: str | Path, flag: str) -> Path:
     """The folder that a flag gave, made if it is missing; refused where nothing can be written."""
     folder = Path(folder)
-    try:
+    with errors_in_one_line(f"{flag} {folder} cannot be written", of=OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ArgumentError(f"{flag} {folder} cannot be written: {error}") from error
+        tempfile.TemporaryFile(dir=folder).close()
     return folder
 
 

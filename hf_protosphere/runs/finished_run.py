@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from ..configuration_protosphere import ProtoSphereConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from .files import sweep
 from .loading import load_config
-from .reading import errors_in_one_line, read_json, read_yaml
+from .reading import read_json, read_yaml
 
 RELIABILITY = "reliability.png"  # drawn by `protosphere calibrate`
 # What other commands read of a run's arguments.

@@ -12,10 +12,9 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 from ..backbones import timm_name
 from ..checking import load_image_processor, read_object
 from ..configuration_protosphere import ProtoSphereConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from .files import sweep
-from .reading import errors_in_one_line
 
 
 def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", "transformers"]:

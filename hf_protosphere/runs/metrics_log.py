@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from ..metrics.monitoring import first_reached
 from .files import append_json, write_text
-from .reading import errors_in_one_line, read_json_lines
+from .reading import read_json_lines
 
 
 class MetricsLog:

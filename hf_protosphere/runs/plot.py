@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from ..metrics.monitoring import COLLAPSE
 from ..plots.curves import Records, plot_collapse, plot_curves
 from ..plots.sphere import plot_cosines, plot_margins, plot_sphere
@@ -13,7 +13,6 @@ from .arguments import PlotArguments
 from .files import replacing_files, whole_file, writable_folder
 from .folders import PICTURES, claim
 from .metrics_log import read_metrics
-from .reading import errors_in_one_line
 from .snapshots import SNAPSHOT, load_snapshot
 
 TRAINER_RECORDS = "neural_collapse.jsonl"  # what `NeuralCollapseCallback` writes

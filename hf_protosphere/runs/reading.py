@@ -2,36 +2,12 @@
 that they should be, or refused in one line that says what writes them again."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..arguments.yaml_files import parse_yaml
 from ..checking import read_object
-from ..errors import ArgumentError, UserError
-
-
-@contextmanager
-def errors_in_one_line(
-    what: str, then: str = "", kind: type[UserError] = ArgumentError
-) -> Iterator[None]:
-    """What a damaged file brings other code to raise, whatever it is, becomes an error that says
-    which file it was; errors that are for the user stay as they are.
-
-    Args:
-        what: begins the message, such as "--model outputs/run cannot be loaded".
-        then: ends it: the way out.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:600]
-        name = "" if isinstance(error, OSError | ValueError) and reason else type(error).__name__
-        reason = ": ".join(filter(None, (name, reason)))
-        raise kind(f"{what}: {reason}{then and f' {then}'}") from error
+from ..errors import errors_in_one_line
 
 
 def read_json(path: Path, then: str = "") -> dict[str, Any]:

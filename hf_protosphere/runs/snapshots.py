@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checking import read_header
+from ..errors import errors_in_one_line
 from ..metrics.snapshot import Snapshot
 from .files import whole_file
-from .reading import errors_in_one_line
 
 SNAPSHOT = "snapshot.safetensors"
 

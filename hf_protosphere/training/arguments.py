@@ -7,7 +7,7 @@ from typing import Any
 
 from ..arguments.fields import Arguments, check, check_known, decide
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments, StreamingArguments
-from ..errors import ArgumentError
+from ..errors import ArgumentError, errors_in_one_line
 from ..objectives import OBJECTIVES
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
@@ -172,13 +172,9 @@ class TrainArguments(
     def backbone_options(self) -> dict[str, Any]:
         if isinstance(self.backbone_kwargs, dict):  # from Python or YAML
             return self.backbone_kwargs
-        try:
+        form = "--backbone_kwargs must be JSON, such as '{\"patch_size\": 4}', but got"
+        with errors_in_one_line(f"{form} {self.backbone_kwargs!r}"):
             options = json.loads(self.backbone_kwargs or "{}")
-        except (ValueError, RecursionError) as error:
-            raise ArgumentError(
-                f"--backbone_kwargs must be JSON, such as '{{\"patch_size\": 4}}', but got "
-                f"{self.backbone_kwargs!r} ({error})."
-            ) from error
         if not isinstance(options, dict):
             raise ArgumentError(f"--backbone_kwargs must be a JSON object, but got {options!r}.")
         return options

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 
 from ..backbones import timm_name
-from ..errors import at_no_cost
+from ..errors import at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_model
 from ..evaluation.report import format_classifiers, format_report
 from ..inference.features import frozen, on_features, with_backbone
@@ -22,7 +22,6 @@ from ..runs.checkpoints import save_model
 from ..runs.files import write_json
 from ..runs.metrics_log import read_metrics
 from ..runs.plot import draw_run
-from ..runs.reading import errors_in_one_line
 from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments

@@ -20,7 +20,7 @@ from ..data.dataset import ImageDataset, load_data
 from ..data.image_cache import FeatureSplit
 from ..data.labels import some
 from ..data.subsets import few_shot, long_tailed
-from ..errors import ArgumentError, at_no_cost
+from ..errors import ArgumentError, at_no_cost, errors_in_one_line
 from ..evaluation.report import flat_record
 from ..inference.features import on_features, with_features
 from ..metrics.neural_collapse import undefined_metrics
@@ -29,7 +29,6 @@ from ..runs.checkpoints import keep_unwrapped
 from ..runs.folders import run_folder
 from ..runs.loading import load_classifier, load_config
 from ..runs.processes import check_processes, on_main_process
-from ..runs.reading import errors_in_one_line
 from .adaptation import HEAD, NETWORK, freeze, with_new_classes
 from .arguments import TrainArguments
 
@@ -219,16 +218,12 @@ def refuse_single_values(arguments: TrainArguments, model: nn.Module) -> None:
     """Of batches of one image, of which batch norm would see one value per channel."""
     if arguments.batch_size * arguments.views > 1 or arguments.freeze_backbone:
         return
-    config = model.config
-    try:  # whether an image comes to one point in it, only the network knows
-        with torch.no_grad():
-            image = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
-            copy.deepcopy(model).train()(image)
-    except ValueError as error:
-        raise ArgumentError(
-            f"--batch_size 1 cannot train {config.backbone}: {error}. Give 2 or more, or a "
-            "backbone without batch norm."
-        ) from error
+    config, then = model.config, "Give 2 or more, or a backbone without batch norm."
+    image = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
+    what = f"--batch_size 1 cannot train {config.backbone}"
+    # Whether an image comes to one point in it, only the network knows.
+    with torch.no_grad(), errors_in_one_line(what, then, of=ValueError):
+        copy.deepcopy(model).train()(image)
 
 
 def profits_from_channels_last(model: nn.Module, accelerator: Accelerator) -> bool:
@@ -284,13 +279,9 @@ def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: 
         "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir},
         "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},
     }
-    try:
+    what = f"--report_to {' '.join(arguments.report_to)} cannot start"
+    with errors_in_one_line(what, "Leave it out, or give --report_to none."):
         accelerator.init_trackers(arguments.project, config=config, init_kwargs=options)
-    except Exception as error:  # of whatever tracker
-        raise ArgumentError(
-            f"--report_to {' '.join(arguments.report_to)} cannot start: {error}. Leave it out, or "
-            "give --report_to none."
-        ) from error
 
 
 def tell_trackers(accelerator: Accelerator, record: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ..data.dataset import load_image_dataset
 from ..data.labels import announce_cases, labels_of, some
 from ..data.pixels import image_files, open_image, read, undecoded
 from ..editable_classes import class_name
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, errors_in_one_line
 from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
@@ -70,20 +70,18 @@ def _add_class(
             bar.update()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with bar:
-        try:
-            means = model.to(device).add_classes(
-                {name: opened(of_class) for name, of_class in images.items()}, processor,
-                center=center, shrinkage=arguments.shrinkage, batch_size=arguments.batch_size,
-            )  # fmt: skip
-        except DataError:
-            raise
-        except ValueError as error:
-            raise ArgumentError(f"--folder {arguments.folder}: {error}") from error
+    with bar, errors_in_one_line(f"--folder {arguments.folder}", of=ValueError):
+        means = model.to(device).add_classes(
+            {name: opened(of_class) for name, of_class in images.items()}, processor,
+            center=center, shrinkage=arguments.shrinkage, batch_size=arguments.batch_size,
+        )  # fmt: skip
     model = model.cpu()
     with replacing_files(folder) as unfinished:
         if source.is_dir() and folder.resolve() != source.resolve():
-            _copy_run(source, unfinished)
+            # All that a run has left but the model.
+            for pattern in {*RUN_FILES} - {*MODEL_FILES}:
+                for path in source.glob(pattern):
+                    shutil.copy2(path, unfinished / path.name)
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         if snapshot is not None:
@@ -155,10 +153,3 @@ def _with_classes(
         class_means=torch.cat([snapshot.class_means, means.to(snapshot.class_means)]),
         prototypes=model.prototypes.detach().float().cpu(),
     )  # fmt: skip
-
-
-def _copy_run(source: Path, folder: Path) -> None:
-    """All that a run has left but the model."""
-    for pattern in set(RUN_FILES) - set(MODEL_FILES):
-        for path in source.glob(pattern):
-            shutil.copy2(path, folder / path.name)

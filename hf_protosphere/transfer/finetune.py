@@ -22,7 +22,7 @@ from ..data.image_cache import FeatureSplit
 from ..data.labels import memberships
 from ..data.subsets import few_shot
 from ..data.transforms import build_image_processor
-from ..errors import at_no_cost
+from ..errors import at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.features import embedded, with_features
 from ..inference.probes import Probe, train_probes
@@ -38,7 +38,7 @@ from ..runs.processes import (
     on_main_process,
     own_accelerate_state,
 )
-from ..runs.reading import errors_in_one_line, read_json_lines
+from ..runs.reading import read_json_lines
 from ..training.adaptation import count_trained_parameters
 from ..training.arguments import TrainArguments
 from ..training.setup import build_model, load_training_data, resolve
