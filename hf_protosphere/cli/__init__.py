@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..errors import TrainingInterrupted, UserError
 from ..plots.text import say
@@ -40,8 +41,7 @@ def _run(argv: Sequence[str] | None) -> None:
         from ..arguments.fields import did_you_mean
 
         near = did_you_mean(command, COMMANDS) or " protosphere --help lists them."
-        say(f"protosphere: error: there is no command {command!r}.{near}", file=sys.stderr)
-        raise SystemExit(2)
+        _refuse("", f"there is no command {command!r}.{near}")
     try:
         COMMANDS[command](rest)
     except TrainingInterrupted as interruption:  # of all processes together
@@ -53,20 +53,20 @@ def _run(argv: Sequence[str] | None) -> None:
             # Mostly all processes fail alike. The first one says why, and the launcher ends the
             # others; one that is alone with its error lives on and says it itself.
             time.sleep(PATIENCE)
-        say(f"protosphere {command}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(f" {command}", error)
     except Exception as error:
         from ..runs.files import disk_refusal
 
         if (reason := disk_refusal(error)) is None:
             raise
         place = getattr(error, "filename", None) or "a file of a library, such as a cache,"
-        say(
-            f"protosphere {command}: error: {place} cannot be written: {reason}. Make room, and "
-            "run the same command again.",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+        then = "Make room, and run the same command again."
+        _refuse(f" {command}", f"{place} cannot be written: {reason}. {then}")
+
+
+def _refuse(command: str, reason: object) -> NoReturn:
+    say(f"protosphere{command}: error: {reason}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def _usage() -> str:

@@ -104,12 +104,8 @@ class LabelledImages:
     @property
     def columns(self) -> dict[str, Any]:
         """What `load_split` takes beside names of data set and split."""
-        return {
-            "dataset_config": self.dataset_config,
-            "revision": self.dataset_revision,
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-        }
+        names = ("dataset_config", "image_column", "label_column")
+        return {name: getattr(self, name) for name in names} | {"revision": self.dataset_revision}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,9 @@ def _draw_projections(
 ) -> None:
     means, corners, styles = F.normalize(snapshot.class_means, dim=1), shown[:3], _styles(shown)
     what = "class means" if len(snapshot.embeddings) else "prototypes"
-    plane = _plane(means[corners])
+    # Of two classes the plane through both and the origin.
+    points = F.pad(means[corners], (0, 0, 0, 3 - len(corners)))
+    plane = torch.linalg.qr((points[1:] - points[0]).T).Q  # (D, 2), orthonormal
     _draw_circle(left)
     _draw_points(left, snapshot, {c: styles[c] for c in corners}, plane, query)
     triangle = (means[[*corners, corners[0]]] @ plane).T.tolist()
@@ -236,13 +238,6 @@ def _draw_globe(axes: Axes) -> None:
     axes.plot_wireframe(x, y, z, color="0.8", linewidth=0.5)
     axes.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1), zticks=(-1, 0, 1))
     axes.set_box_aspect((1, 1, 1))
-
-
-def _plane(points: Tensor) -> Tensor:
-    """(D, 2) orthonormal directions of the plane through up to three points (3, D)."""
-    if len(points) == 2:  # two classes: the plane through both and the origin
-        points = torch.cat([points, torch.zeros_like(points[:1])])
-    return torch.linalg.qr((points[1:] - points[0]).T).Q
 
 
 def _cosines(vectors: Tensor) -> Tensor:

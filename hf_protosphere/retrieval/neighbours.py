@@ -66,9 +66,10 @@ def nearest(
     count = min(len(embeddings), k + SPARE)
     cosines, rows = [queries.new_empty(0, k)], [queries.new_empty(0, k, dtype=torch.int64)]
     for block, (values, candidates) in find(queries, embeddings, count):
+        candidates = candidates.sort(dim=1).values  # of equal cosines the lowest row is first
         kept = _cosines(block, embeddings, candidates)  # (B, count)
-        order = _by_cosine_then_row(kept, candidates)[:, :k]
-        kept, candidates = kept.gather(1, order), candidates.gather(1, order)
+        kept, order = (x[:, :k] for x in kept.sort(dim=1, descending=True, stable=True))
+        candidates = candidates.gather(1, order)
         if count < len(embeddings):
             unsure = values[:, -1] > kept[:, -1] - 2 * TOLERANCE
             if unsure.any():
@@ -191,10 +192,3 @@ def _exhaustive(queries: Tensor, embeddings: Tensor, k: int) -> tuple[Tensor, Te
         values, rows = cosines.sort(dim=1, descending=True, stable=True)
         found.append((values[:, :k], rows[:, :k]))
     return tuple(map(torch.cat, zip(*found)))
-
-
-def _by_cosine_then_row(cosines: Tensor, rows: Tensor) -> Tensor:
-    """(B, m) positions: greatest cosine first, then lowest row."""
-    by_row = rows.argsort(dim=1)
-    by_cosine = cosines.gather(1, by_row).argsort(dim=1, descending=True, stable=True)
-    return by_row.gather(1, by_cosine)

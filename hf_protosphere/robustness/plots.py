@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
+from transformers import BaseImageProcessor
 
 from ..plots.style import COLORS, new_figure, save_figure
 from ..plots.text import for_figure
@@ -16,9 +18,7 @@ from .corrupted_data import ResizedImages
 from .corruptions import corrupt
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from matplotlib.axes import Axes
-    from transformers import BaseImageProcessor
 
 
 def draw_robustness(
@@ -42,11 +42,10 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
     names = [name.replace("_", " ") for name in report["errors"]]
     figure = new_figure(max(7, 0.75 * len(names) + 3), 5)
     axes = figure.subplots()
-    if (baseline := report.get("baseline")) is None:
-        _draw(axes, report, 0, "o", COLORS[0], "the model")
-    else:
+    baseline = report.get("baseline")
+    _draw(axes, report, -0.15 if baseline else 0, "o", COLORS[0], "the model")
+    if baseline:
         label = for_figure(f"baseline {baseline.get('model', '')}", 60)
-        _draw(axes, report, -0.15, "o", COLORS[0], "the model")
         _draw(axes, baseline, 0.15, "s", COLORS[1], label)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     shown = ", ".join(map(str, report["severities"]))

@@ -75,19 +75,13 @@ def plot(arguments: PlotArguments) -> list[Path]:
         if len(runs) == 1:
             pictures = draw_run(runs[0], folder, suffix, classes=arguments.classes, target=target)
         else:
-            pictures = [folder / compared]
+            pictures, names = [folder / compared], [run.resolve().name for run in runs]
+            names = names if len({*names}) == len(runs) else map(str, runs)
             with whole_file(pictures[0]) as unfinished:
-                plot_collapse(_compared(runs), unfinished, target)
+                plot_collapse(dict(zip(names, map(_records, runs))), unfinished, target)
     for path in pictures:
         say(path)
     return pictures
-
-
-def _compared(runs: Sequence[Path]) -> dict[str, Records]:
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    return {name: _records(run) for name, run in zip(names, runs)}
 
 
 def _records(run: Path) -> Records:

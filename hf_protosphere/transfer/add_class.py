@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.dataset import load_image_dataset
@@ -16,7 +15,6 @@ from ..data.labels import announce_cases, labels_of, some
 from ..data.pixels import image_files, open_image, read, undecoded
 from ..editable_classes import class_name
 from ..errors import ArgumentError, errors_in_one_line
-from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs.files import replacing_files, write_json
@@ -85,7 +83,12 @@ def _add_class(
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         if snapshot is not None:
-            save_snapshot(_with_classes(snapshot, model, means.cpu()), unfinished / SNAPSHOT)
+            means = torch.cat([snapshot.class_means, means.to(snapshot.class_means)])
+            taken = dataclasses.replace(
+                snapshot, class_names=model.config.class_names, class_means=means,
+                prototypes=model.prototypes.detach().float(),
+            )  # fmt: skip
+            save_snapshot(taken, unfinished / SNAPSHOT)
         if (results := source / "results.json").exists():
             content = read_json(results, "Remove it, or give --output_dir.")
             added = {name: len(of_class) for name, of_class in images.items()}
@@ -143,13 +146,3 @@ def _images_of(
         name: [partial(image, row) for row in (labels == i).nonzero()[0].tolist()]
         for i, name in new.items()
     }
-
-
-def _with_classes(
-    snapshot: Snapshot, model: ProtoSphereForImageClassification, means: Tensor
-) -> Snapshot:
-    return dataclasses.replace(
-        snapshot, class_names=model.config.class_names,
-        class_means=torch.cat([snapshot.class_means, means.to(snapshot.class_means)]),
-        prototypes=model.prototypes.detach().float().cpu(),
-    )  # fmt: skip

@@ -16,9 +16,7 @@ MEASURES = {
     "accuracy": "accuracy", "mean_class_accuracy": "mean per class",
     "mean_average_precision": "mean average precision",
 }  # fmt: skip
-AVERAGED = (
-    *MEASURES, "seconds", "trainable_parameters", "collapse", *SHOWN
-)  # fmt: skip
+AVERAGED = (*MEASURES, "seconds", "trainable_parameters", "collapse", *SHOWN)
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -92,8 +90,7 @@ def plot_shots(summary: Sequence[Row], picture: Path) -> None:
     """Accuracy over the number of training images of each class, a line for each mode."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
-    modes = list(dict.fromkeys(row["mode"] for row in summary))
-    for i, mode in enumerate(modes):
+    for i, mode in enumerate(dict.fromkeys(row["mode"] for row in summary)):
         rows = sorted((r for r in summary if r["mode"] == mode), key=lambda row: row["shots"])
         axes.errorbar(
             [row["shots"] for row in rows],
