@@ -68,8 +68,7 @@ class BatchAugmentation(ByEpoch):
             self._finished(self._augmented(images, self.numbers(index, view)), index, view)
             for view in range(self.views)
         ]
-        pixels = views[0] if self.views == 1 else torch.stack(views, 1)
-        return {"pixel_values": pixels} | {
+        return {"pixel_values": views[0] if self.views == 1 else torch.stack(views, 1)} | {
             name: value for name, value in batch.items() if name not in ("pixel_values", "index")
         }
 

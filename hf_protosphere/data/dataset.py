@@ -86,8 +86,7 @@ class ImageDataset:
 
     def suggested_image_size(self) -> int:
         """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
-        sides = [side for _, side in self._first_images]
-        return min(224, -(-int(median(sides)) // 32) * 32)
+        return min(224, -(-int(median([side for _, side in self._first_images])) // 32) * 32)
 
     @property
     def num_channels(self) -> int:

@@ -75,8 +75,7 @@ class StreamedBatches:
         part = split_dataset_by_node(stream, accelerator.process_index, processes)
         self.num_workers = min(workers, part.num_shards)
         self._announce(stream.num_shards, part.num_shards)
-        transform = TrainTransform(config, options)
-        views = RandomViews(transform, views=options.views, seed=options.seed)
+        views = RandomViews(TrainTransform(config, options), views=options.views, seed=options.seed)
         skip_bad = options.on_bad_image == "skip"
         self.dataset = _Augmented(part, views, accelerator.process_index, skip_bad)
 

@@ -80,8 +80,7 @@ def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
     counts = np.bincount(labels)
     turns = np.empty(len(labels), dtype=np.int64)  # of the images in that order, within their class
     turns[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first = order[np.argsort(turns, kind="stable")][:limit]
-    return split.select(np.sort(first))
+    return split.select(np.sort(order[np.argsort(turns, kind="stable")][:limit]))
 
 
 def training_sample(

@@ -89,11 +89,9 @@ class Evaluation:
     def _metrics(self, snapshot: SnapshotCollector | None) -> dict[str, Any]:
         means, wanted = None, self.arguments.class_means and self.train is not None
         if wanted and not self.images.classes_without_images("train"):
-            train = self.loader(self.train)
-            means = training_class_means(self.model, train, self.accelerator)
-        measured = self.loader(self.measured)
+            means = training_class_means(self.model, self.loader(self.train), self.accelerator)
         return evaluate_model(
-            self.model, measured, self.accelerator, means=means, snapshot=snapshot
+            self.model, self.loader(self.measured), self.accelerator, means=means, snapshot=snapshot
         )
 
     def _robustness(self) -> dict[str, Any]:
@@ -140,8 +138,7 @@ class Evaluation:
                 )
             if detection is not None:
                 pictures.append(new / "unknown.png")
-                threshold = self.model.config.rejection_threshold
-                plot_unknown(detection, pictures[-1], threshold)
+                plot_unknown(detection, pictures[-1], self.model.config.rejection_threshold)
         return [folder / path.name for path in pictures]
 
 

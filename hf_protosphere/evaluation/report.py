@@ -39,8 +39,7 @@ def format_report(
         rows.append([titles[name], *values, f"{percentage:.1f} %", epoch])
     header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
     header.append(f"validation at {target:g} %")
-    columns = 5 if reached is not None else 4
-    table = format_table([row[:columns] for row in [header, *rows]])
+    table = format_table([row[: 5 if reached is not None else 4] for row in [header, *rows]])
     if limited := collapse.get("attained_nonnegative"):
         shares = (f"{titles[name]} {share:.1f} %" for name, share in limited.items())
         table += (

@@ -216,14 +216,13 @@ def _comparison(
         for path in map(Path, folders)
         if path.resolve() != run.folder.resolve()
     }
-    siblings = [FinishedRun.read(path) for path in ids if path != run.folder]
     return [
         {
             "of": row,
             "is_own": run in row.runs,
             "models": [(one.arguments.seed, ids[one.folder], one is run) for one in row.runs],
         }
-        for row in compare(run, siblings)
+        for row in compare(run, [FinishedRun.read(path) for path in ids if path != run.folder])
     ]
 
 

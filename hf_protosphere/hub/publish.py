@@ -144,8 +144,7 @@ def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Pa
     repo_id, tag = arguments.repo_id, arguments.revision
     api.create_repo(repo_id, private=arguments.private, exist_ok=True)
     address = f"{api.endpoint}/{repo_id}"
-    tags = {ref.name for ref in api.list_repo_refs(repo_id).tags}
-    if tag in tags:
+    if tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
         if changed := changed_files(api, repo_id, files, tag):
             raise ArgumentError(
                 f"--revision {tag} of {repo_id} exists already, with another {changed[0]}: give "
@@ -236,6 +235,5 @@ def command(arguments: PublishArguments) -> str:
     words = ["protosphere", "publish", arguments.folder]
     for name, value in arguments.given.items():
         if name != "folder":
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *map(str, values)]
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)

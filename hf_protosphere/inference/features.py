@@ -52,8 +52,7 @@ def embedded(
     model: ProtoSphereForImageClassification, split: FeatureSplit
 ) -> tuple[Tensor, Tensor]:
     """Embeddings (N, D) and logits (N, K) of the plain images of a split, where the model is."""
-    features = split.versions[0, ..., None, None].to(model.device)
-    output = on_features(model).eval()(features)
+    output = on_features(model).eval()(split.versions[0, ..., None, None].to(model.device))
     return output.embeddings, output.logits
 
 
@@ -66,8 +65,7 @@ def frozen(
 
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         pixels = batch["pixel_values"].flip(-1) if mirrored else batch["pixel_values"]
-        output = network.protosphere(pixels, return_dict=True)
-        return output.pooler_output.float(), batch["labels"]
+        return network.protosphere(pixels, return_dict=True).pooler_output.float(), batch["labels"]
 
     started = time.perf_counter()
     passes = inferred([network], loader, accelerator, f"features of the {description}", compute)

@@ -70,8 +70,7 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
             axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
         axes.set(title=SCORES[name], xlabel="score")
         axes.legend(loc="upper left")
-        truth = np.repeat([1, 0], [len(known[name]), len(unknown[name])])
-        rates = roc_curve(truth, both)[:2]
+        rates = roc_curve(np.repeat([1, 0], [len(known[name]), len(unknown[name])]), both)[:2]
         roc.plot(*rates, color=COLORS[i], linestyle=STYLES[i], label=SCORES[name])
     roc.axhline(0.95, color="0.3", linewidth=1, linestyle=":")
     roc.plot((0, 1), (0, 1), color="0.6", linewidth=1)

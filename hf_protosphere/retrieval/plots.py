@@ -31,8 +31,7 @@ def plot_neighbours(
     rows = [(query, neighbours[:SHOWN_NEIGHBOURS]) for query, neighbours in rows[:SHOWN_QUERIES]]
     columns = 1 + max(len(neighbours) for _, neighbours in rows)
     figure = new_figure(1.35 * columns + 0.3, 1.65 * len(rows) + 0.6)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes, (query, neighbours) in zip(grid, rows):
+    for axes, (query, neighbours) in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
         for panel, shown in zip(axes, [query, *neighbours]):
             small = rgb(shown.image).copy()
             small.thumbnail((224, 224))

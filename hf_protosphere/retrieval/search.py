@@ -68,8 +68,7 @@ def _embedded_queries(
         paths += files
     if not paths:
         raise ArgumentError(f"--queries {' '.join(arguments.queries)}: no images there.")
-    embedder = _embedder(found, arguments)
-    embeddings, rows = embedder.embed_all(paths, **arguments.embedding_options)
+    embeddings, rows = _embedder(found, arguments).embed_all(paths, **arguments.embedding_options)
     paths = [paths[row] for row in rows]
     root = found.origin.folder
     own = {Path(root) / image.path: image.label for image in found.images} if root else {}

@@ -83,8 +83,7 @@ class FinishedRun:
         results = read_json(folder / "results.json", again)
         if not isinstance(results.get("provenance"), dict):
             raise ArgumentError(f"{folder}/results.json has no provenance: {again}")
-        config = load_config(str(folder), "folder")
-        return cls(folder, config, read_run_arguments(folder), results)
+        return cls(folder, load_config(str(folder), "folder"), read_run_arguments(folder), results)
 
     def reading(self) -> AbstractContextManager[None]:
         """Around what takes values out of the files, which anybody may have edited: what is not
@@ -114,8 +113,7 @@ class FinishedRun:
         path = self.folder / "calibration.json"
         if not path.is_file():
             return None
-        again = f"`protosphere calibrate {self.folder} ...` writes it again."
-        report = read_json(path, again)
+        report = read_json(path, f"`protosphere calibrate {self.folder} ...` writes it again.")
         if any(report.get(name) != getattr(self.config, name) for name in CALIBRATED):
             return None
         del report["model"]

@@ -145,8 +145,7 @@ def claim(folder: Path, flag: str, writes: tuple[str, ...], **more: str) -> None
     before = _written(folder, writes)
     if more or {*writes} - {*before}:
         (folder / HELD).mkdir(exist_ok=True)
-        record = {"writes": sorted({*before, *writes}), **more}
-        write_json(folder / HELD / "record.json", record)
+        write_json(folder / HELD / "record.json", {"writes": sorted({*before, *writes}), **more})
 
 
 def _refuse_foreign(folder: Path, flag: str, writes: tuple[str, ...]) -> None:

@@ -112,10 +112,9 @@ def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) 
 def _add_adapters(model: ProtoSphereForImageClassification, rank: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    backbone = model.protosphere.backbone
     layers = [
         f"protosphere.backbone.{name}"
-        for name, layer in backbone.named_modules()
+        for name, layer in model.protosphere.backbone.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
     if not layers:

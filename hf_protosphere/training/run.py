@@ -68,8 +68,7 @@ class TrainingRun:
         classes = self.checkpoint.class_names if arguments.resume_from is not None else None
         with main_process_first(self.accelerator):
             self.images = setup.training_images(arguments, classes, images)
-        streamed = self.images.is_streamed
-        self.train_counts = None if streamed else self.images.class_counts("train")
+        self.train_counts = None if self.images.is_streamed else self.images.class_counts("train")
         self.steps_per_epoch = setup.count_steps(arguments, self.images, self.accelerator)
         self.validation = "validation" if "validation" in self.images.splits else "train"
         setup.refuse_what_classes_lack(arguments, self.images, self.validation)

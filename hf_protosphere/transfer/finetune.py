@@ -160,8 +160,7 @@ class Transfer:
         done = {} if self.is_single else rows_on_disk(self.folder)
         if done and self.accelerator.is_main_process:
             # Without what was cut short at its end: the next row would be written behind it.
-            lines = "".join(json.dumps(row) + "\n" for row in done.values())
-            write_text(self.folder / ROWS, lines)
+            write_text(self.folder / ROWS, "".join(json.dumps(row) + "\n" for row in done.values()))
         for mode in self.arguments.modes:
             for shots in self.arguments.shot_counts or [None]:
                 for trial in range(self.arguments.trials if shots else 1):
@@ -211,15 +210,13 @@ class Transfer:
         if self.accelerator.is_main_process:
             say(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
         # A run by itself computes its features once it has its folder.
-        shared = training.feature_views and not self.is_single
-        images = self._features if shared else self.images
+        images = self._features if training.feature_views and not self.is_single else self.images
         results = train(training, images=images, last=False)
         split = next(role for role in ("test", "validation", "train") if role in results)
         if shots is not None and self.accelerator.is_main_process:
             remove_run(Path(training.output_dir))
         seconds = results["training_seconds"], results.get("feature_seconds", 0.0)
-        parameters = results["provenance"]["trainable_parameters"]
-        return _row(split, results[split], *seconds, parameters)
+        return _row(split, results[split], *seconds, results["provenance"]["trainable_parameters"])
 
     @cached_property
     def _network(self) -> ProtoSphereForImageClassification:

@@ -101,8 +101,7 @@ class TransferSuiteArguments(Arguments):
         path = Path(expanded(folder))
         if not path.is_dir():
             raise ArgumentError(f"--data {text}: there is no such folder.")
-        images = outnumber_tables(*walk_images(path))
-        dropped = OF_THE_HUB + OF_THE_LAYOUT if images else OF_THE_HUB
+        dropped = OF_THE_HUB + OF_THE_LAYOUT if outnumber_tables(*walk_images(path)) else OF_THE_HUB
         kept = {key: value for key, value in self.datasets[name].items() if key not in dropped}
         return name, kept | {"dataset_name": str(path)}
 
