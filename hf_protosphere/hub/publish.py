@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, HfApi, errors
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
@@ -84,7 +77,7 @@ def is_published(arguments: PublishArguments) -> bool:
     with _hub_errors(repo_id, repo_id):
         try:
             return not _patiently(changed_files, HfApi(), repo_id, files, revision)
-        except (RepositoryNotFoundError, RevisionNotFoundError):
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             return False
 
 
@@ -199,7 +192,7 @@ def _patiently(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
     for seconds in RETRY_AFTER:
         try:
             return action(*arguments, **options)
-        except (HfHubHTTPError, httpx.TransportError) as error:
+        except (errors.HfHubHTTPError, httpx.TransportError) as error:
             if (status := _status(error)) and status not in TRANSIENT:
                 raise
             logger.warning("%s; trying again in %d s.", _first_line(error), seconds)
@@ -208,20 +201,20 @@ def _patiently(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
 
 
 def _status(error: Exception) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
 
 
 def _reason(error: Exception, target: str) -> str:
     status = _status(error)
-    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+    if status == 401 and not isinstance(error, errors.RepositoryNotFoundError):
         return "the Hub does not know the token (401). Log in by `hf auth login`."
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+    if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
         return "the Hub wants a token (401). Log in by `hf auth login`, or set HF_TOKEN."
     if status == 403:
         return f"the token may not write to {target} (403)."
     if status in (409, 412):
         return f"somebody else changed it at the same time ({status})."
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set."
     return _first_line(error)
 

@@ -18,17 +18,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.metric import CompositionalMetric
 
-from . import geometry
+from . import class_statistics, geometry
 from .accumulators import ClassMoments, EmbeddingStore
-from .class_statistics import (
-    ClassStatistics,
-    check_batch,
-    count_non_finite,
-    sample_of_all,
-    statistics_of_embeddings,
-    statistics_of_moments,
-    summed,
-)
+from .class_statistics import ClassStatistics, count_non_finite, summed
 
 
 def _zero(num_classes: int, embedding_dim: int) -> float:
@@ -196,7 +188,7 @@ class NeuralCollapse(Metric):
             self.add_state(name, [])
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        check_batch(embeddings, labels, self.num_classes, self.embedding_dim)
+        class_statistics.check_batch(embeddings, labels, self.num_classes, self.embedding_dim)
         if self.keep != "moments":
             store = self._store
             store.append(embeddings, labels)
@@ -310,10 +302,11 @@ class NeuralCollapse(Metric):
             self._check_prototypes(prototypes)
         kept, device, group = self._store, self._float64_device, self._group
         if self.keep == "embeddings":
-            s = statistics_of_embeddings(kept, device, group)
+            s = class_statistics.statistics_of_embeddings(kept, device, group)
         else:
-            kept = sample_of_all(kept, device, group) if isinstance(self.keep, int) else kept
-            s = statistics_of_moments(self._moments, kept, group)
+            if isinstance(self.keep, int):
+                kept = class_statistics.sample_of_all(kept, device, group)
+            s = class_statistics.statistics_of_moments(self._moments, kept, group)
         formulas: dict[str, Callable[[], float]] = {
             info.name: partial(getattr(geometry, info.name), s)
             for info in METRICS

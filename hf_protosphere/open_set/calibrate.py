@@ -22,14 +22,8 @@ from ..runs.finished_run import read_run_arguments
 from ..runs.folders import CALIBRATION_FILES, MODEL_FILES, held_for_all
 from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
+from . import confidence
 from .arguments import CalibrateArguments
-from .confidence import (
-    Reliability,
-    fit_temperature,
-    negative_log_likelihood,
-    rejection_threshold,
-    reliability,
-)
 from .plots import plot_reliability
 
 CALIBRATION, PICTURE = CALIBRATION_FILES
@@ -82,15 +76,15 @@ def _calibrate(
     rate = arguments.false_rejection_rate
     then = "Give a larger rate, or --split with more images."
     with errors_in_one_line(f"--false_rejection_rate {rate}", then):
-        threshold = rejection_threshold(cosines, rate)
-    temperature = fit_temperature(logits, labels)
+        threshold = confidence.rejection_threshold(cosines, rate)
+    temperature = confidence.fit_temperature(logits, labels)
     config.rejection_threshold = threshold
     config.false_rejection_rate = rate
     config.calibration_temperature = temperature or 1.0
 
     right, accepted = logits.argmax(-1) == labels, cosines >= threshold
     both = {"before": logits, "after": logits / config.calibration_temperature}
-    bins = {when: reliability(scores, labels) for when, scores in both.items()}
+    bins = {when: confidence.reliability(scores, labels) for when, scores in both.items()}
     report = {
         "model": arguments.model,
         "source": source,
@@ -107,7 +101,8 @@ def _calibrate(
             when: of_bins.expected_calibration_error for when, of_bins in bins.items()
         },
         "negative_log_likelihood": {
-            when: negative_log_likelihood(scores, labels) for when, scores in both.items()
+            when: confidence.negative_log_likelihood(scores, labels)
+            for when, scores in both.items()
         },
     }
     if accelerator.is_main_process:
@@ -205,7 +200,7 @@ def format_calibration(report: dict[str, Any]) -> str:
     return format_table(rows)
 
 
-def _write(report: dict[str, Any], bins: dict[str, Reliability], folder: Path) -> None:
+def _write(report: dict[str, Any], bins: dict[str, confidence.Reliability], folder: Path) -> None:
     write_json(folder / CALIBRATION, report)
     after = f"After, temperature {report['calibration_temperature']:.3f}"
     with whole_file(folder / PICTURE) as unfinished:

@@ -28,10 +28,10 @@ from ..checking import read_header, read_object
 from ..errors import ArgumentError, WriteError, errors_in_one_line
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from .files import put_in_place, refused_by_disk, replacing_files, whole_file
+from .processes import SHARDED
 from .reading import read_yaml
 
 AVERAGE, QUEUE = "average.safetensors", "queue-%d.safetensors"  # the latter of each process
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 METADATA_MODULES = (
     "torch", "collections", "pathlib", "torch.distributed.checkpoint.metadata",
     "torch.distributed.checkpoint.filesystem",

@@ -115,8 +115,11 @@ def run_folder(
                         f"--output_dir {folder}: {path.name} is a link, and what it leads to is "
                         "not replaced: remove the link, or give another folder."
                     )
+            # And what `protosphere export` wrote of the run, in the folders that it chooses.
+            exports = [name for name in ("onnx", "torch_export") if _record(folder / name)]
+            exported = [f"{n}/{what}" for n in exports for what in ("model.*", "README.md", HELD)]
             (moving := folder / HELD / "moving").mkdir()
-            _clear(folder, (*writes, *_exports(folder)), moving)
+            _clear(folder, (*writes, *exported), moving)
             if any(moving.iterdir()):
                 moving.rename(folder / HELD / "replaced")
         free = shutil.disk_usage(folder).free
@@ -204,12 +207,6 @@ def _is_in_the_way(folder: Path, writes: tuple[str, ...]) -> bool:
 
 def _stands(folder: Path, writes: tuple[str, ...]) -> bool:
     return any(STANDING.fullmatch(path.name) for path in _found(folder, writes))
-
-
-def _exports(folder: Path) -> list[str]:
-    """Patterns of what `protosphere export` wrote of the run, in the folders that it chooses."""
-    names = [name for name in ("onnx", "torch_export") if _record(folder / name)]
-    return [f"{name}/{what}" for name in names for what in ("model.*", "README.md", HELD)]
 
 
 def _clear(folder: Path, writes: Iterable[str], target: Path | None = None) -> None:

@@ -135,11 +135,10 @@ def own_accelerate_state() -> Iterator[None]:
     """For a job: Accelerate's state in this process, of which the first Accelerator decides the
     precision, as if there had been none before; thereafter as it was. Processes stay connected."""
     states = [kind._shared_state for kind in (AcceleratorState, GradientState)]
-    before = [dict(state) for state in states]
     if PartialState._shared_state.get("distributed_type") in SHARDED:
         # What an earlier job's Accelerator made of the launcher's; another one asks that again.
         states.append(PartialState._shared_state)
-        before.append(dict(PartialState._shared_state))
+    before = [dict(state) for state in states]
     for state in states:
         state.clear()
     try:

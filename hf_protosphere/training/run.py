@@ -26,17 +26,8 @@ from ..errors import ArgumentError, TrainingError, TrainingInterrupted
 from ..inference.features import with_backbone
 from ..inference.predictions import training_class_means
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from ..runs.checkpoints import (
-    DamagedCheckpoint,
-    Progress,
-    complete_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-    read_progress,
-    refuse_changed_arguments,
-    save_checkpoint,
-    save_model,
-)
+from ..runs import checkpoints
+from ..runs.checkpoints import DamagedCheckpoint, Progress
 from ..runs.files import write_yaml
 from ..runs.metrics_log import MetricsLog
 from ..runs.processes import main_process_first
@@ -154,22 +145,24 @@ class TrainingRun:
 
     def _resume(self) -> Progress:
         """Go on from the newest checkpoint that is whole, and say where that is."""
-        checkpoints = complete_checkpoints(self.output_dir / "checkpoints")[::-1]
-        if not checkpoints:
+        found = checkpoints.complete_checkpoints(self.output_dir / "checkpoints")[::-1]
+        if not found:
             self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
             return self.progress
         damage, step = [], self.optimizer_step
-        for checkpoint in checkpoints:
+        for checkpoint in found:
             try:
-                progress = read_progress(checkpoint)
-                refuse_changed_arguments(self.output_dir, self.record, progress, self.progress)
+                progress = checkpoints.read_progress(checkpoint)
+                checkpoints.refuse_changed_arguments(
+                    self.output_dir, self.record, progress, self.progress
+                )
                 full = progress.epoch * self.steps_per_epoch
                 if not 0 <= progress.step - full == progress.step_in_epoch <= self.steps_per_epoch:
                     raise DamagedCheckpoint(
                         f"{checkpoint} is damaged, or the data have changed: step {progress.step} "
                         f"is none of epoch {progress.epoch + 1} with {self.steps_per_epoch} each."
                     )
-                load_checkpoint(
+                checkpoints.load_checkpoint(
                     self.accelerator, checkpoint, progress.step, average=step.average,
                     queue=step.queue, scheduler=step.scheduler,
                 )  # fmt: skip
@@ -272,7 +265,7 @@ class TrainingRun:
             self.progress.epoch_totals = (losses + loss, accuracies + accuracy)
             if not math.isfinite(loss):
                 step = self.progress.step - len(values) + i + 1
-                kept = newest_checkpoint(self.output_dir / "checkpoints")
+                kept = checkpoints.newest_checkpoint(self.output_dir / "checkpoints")
                 raise TrainingError(
                     f"the loss is {loss} at step {step} (epoch {self.progress.epoch + 1}). "
                     f"{f'{kept} is the last good checkpoint' if kept else 'No checkpoint yet'}. "
@@ -332,7 +325,7 @@ class TrainingRun:
         sharded, prepared = self.accelerator.is_fsdp2, self.optimizer_step.prepared_model
         weights = self.accelerator.get_state_dict(prepared) if sharded else None
         if self.accelerator.is_main_process:
-            save_model(self._best, self.processor, self.output_dir / "best", weights)
+            checkpoints.save_model(self._best, self.processor, self.output_dir / "best", weights)
         self._best = None
 
     def _save_checkpoint(self) -> Path:
@@ -341,7 +334,7 @@ class TrainingRun:
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
         more = {"average": self.optimizer_step.average, "queue": self.optimizer_step.queue}
-        return save_checkpoint(self.accelerator, folder, self.progress, keep, **more)
+        return checkpoints.save_checkpoint(self.accelerator, folder, self.progress, keep, **more)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -36,13 +36,15 @@ def train(
         last: nothing else is trained in these processes: they part.
 
     Returns:
-        What results.json holds: the final evaluation of each held-out split.
+        What results.json holds: the final evaluation of each held-out split; of a dry run its plan.
 
     Raises:
         ArgumentError, DataError: before training starts.
         TrainingError: a loss that is not finite; the last good checkpoint is kept.
         TrainingInterrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
+    if arguments.dry_run:
+        return dry_run(arguments, images=images, last=last)
     transformers_logging.disable_progress_bar()
     with ExitStack() as held:
         run = TrainingRun(arguments, images, held)
@@ -60,11 +62,6 @@ def train(
         run.accelerator.trackers = []
         run.accelerator.end_training()
     return results
-
-
-def train_or_plan(arguments: TrainArguments) -> dict[str, Any]:
-    """What `protosphere train` does, with `--dry_run` or without."""
-    return dry_run(arguments) if arguments.dry_run else train(arguments)
 
 
 def announcement(run: TrainingRun) -> str:

@@ -28,16 +28,11 @@ from ..inference.features import embedded, with_features
 from ..inference.probes import Probe, train_probes
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
+from ..runs import processes
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, whole_file, write_json, write_text, write_yaml
 from ..runs.folders import HELD, MODEL_FILES, RUN, TRANSFER_FILES, remove_run, run_folder
 from ..runs.loading import kind_of, load_config
-from ..runs.processes import (
-    check_processes,
-    main_process_first,
-    on_main_process,
-    own_accelerate_state,
-)
 from ..runs.reading import read_json_lines
 from ..training.adaptation import count_trained_parameters
 from ..training.arguments import TrainArguments
@@ -54,7 +49,7 @@ ROWS = "rows.jsonl"
 ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 
 
-@own_accelerate_state()
+@processes.own_accelerate_state()
 def finetune(
     arguments: FinetuneArguments, *, images: ImageDataset | None = None, last: bool = True
 ) -> dict[str, Any]:
@@ -112,7 +107,7 @@ def _finetune(job: "Transfer", last: bool) -> dict[str, Any]:
 def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> ImageDataset:
     """The data set, for all modes, shots and trials. Of few shots no image is held out: that would
     be many more than those that are trained on."""
-    with main_process_first(accelerator):
+    with processes.main_process_first(accelerator):
         several, few = arguments.several_labels, bool(arguments.shot_counts)
         options = {"several_labels": several, "need_all_classes": not several}
         return load_training_data(arguments, hold_out=not few, **options)
@@ -131,7 +126,7 @@ class Transfer:
         self.is_single = arguments.compare is None and not arguments.shot_counts
         self.accelerator = Accelerator(mixed_precision=arguments.given.get("mixed_precision"))
         accumulated = arguments.gradient_accumulation_steps
-        check_processes(self.accelerator, accumulates=accumulated > 1)
+        processes.check_processes(self.accelerator, accumulates=accumulated > 1)
         self.batches_per_step = accumulated * self.accelerator.num_processes
         self.images = images or transfer_images(arguments, self.accelerator)
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
@@ -139,7 +134,7 @@ class Transfer:
                 self.folder, resume=arguments.resume, overwrite=arguments.overwrite,
                 bytes_needed=2**24, writes=self.writes,
             )  # fmt: skip
-            on_main_process(self.accelerator, lambda: held.enter_context(folder))
+            processes.on_main_process(self.accelerator, lambda: held.enter_context(folder))
             if arguments.resume:
                 refuse_changed_transfer(self.folder, vars(arguments))
             if self.accelerator.is_main_process:
