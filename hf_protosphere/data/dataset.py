@@ -211,18 +211,12 @@ def _announce(
     announce("\n  ".join([dataset_name, *map(": ".join, found.items())]))
 
 
-def load_split(
-    dataset_name: str, split: str, *, dataset_config: str | None = None,
-    revision: str | None = None, image_column: str | None = None, label_column: str | None = None,
-) -> Dataset:  # fmt: skip
-    """One split by itself, with its own classes; arguments and columns are as above. Images are not
-    checked."""
-    loaded = load_image_dataset(
-        dataset_name, dataset_config=dataset_config, revision=revision, image_column=image_column,
-        label_column=label_column, test_split=split, roles=["test"], flags={"test": "--split"},
-        need_train=False, check_images=False,
-    )  # fmt: skip
-    return loaded.splits["test"]
+def load_split(dataset_name: str, split: str, **columns: Any) -> Dataset:
+    """One split by itself, with its own classes; `columns` are `LabelledImages.columns`. Images are
+    not checked."""
+    options = {"roles": ["test"], "flags": {"test": "--split"}, "need_train": False}
+    options |= {"test_split": split, "check_images": False}
+    return load_image_dataset(dataset_name, **columns, **options).splits["test"]
 
 
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
@@ -261,10 +255,10 @@ def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
 
 
 def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
-    """The data set that the arguments name; `more` goes to `load_image_dataset` as well."""
+    """The data set that the arguments name; `more`, which wins, is of `load_image_dataset`."""
     named = (
         "dataset_name", "dataset_config", "image_column", "label_column", "train_split",
         "max_train_samples", "max_eval_samples", "on_bad_image", "check_images",
     )  # fmt: skip
-    more |= {name: getattr(arguments, name) for name in named}
+    more = {name: getattr(arguments, name) for name in named} | more
     return load_image_dataset(revision=arguments.dataset_revision, **more)

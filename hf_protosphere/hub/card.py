@@ -10,14 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import yaml
-from huggingface_hub import (
-    EvalResult,
-    EvalResultEntry,
-    ModelCard,
-    ModelCardData,
-    eval_result_entries_to_yaml,
-)
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments.fields import check_license
@@ -104,7 +99,8 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
         dataset_revision=revision and one_line(revision),
         notes=f"top-1 accuracy on {report['num_images']} images",
     )
-    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    entries = huggingface_hub.eval_result_entries_to_yaml([entry])
+    return yaml.safe_dump(entries, sort_keys=False)
 
 
 def card_files(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data.dataset import ImageDataset, load_image_dataset
+from ..data.dataset import ImageDataset, load_data
 from ..data.labels import some
 from ..data.loaders import evaluation_loader
 from ..errors import ArgumentError, errors_in_one_line
@@ -139,17 +139,14 @@ def calibration_images(
     if split == train_split:
         raise _trained_on(split)
     given = run if fraction else arguments
-    images = load_image_dataset(
-        arguments.dataset_name, dataset_config=arguments.dataset_config,
-        revision=arguments.dataset_revision,
+    images = load_data(
+        arguments, validation_split=split, validation_fraction=fraction,
         image_column=arguments.image_column or given.image_column,
         label_column=arguments.label_column or given.label_column,
-        train_split=given.train_split, validation_split=split, validation_fraction=fraction,
-        seed=run.seed if run else 0, max_eval_samples=arguments.max_eval_samples,
-        on_bad_image=given.on_bad_image, check_images=given.check_images,
-        need_train=fraction > 0,
+        **{name: getattr(given, name) for name in ("train_split", "on_bad_image", "check_images")},
+        seed=run.seed if run else 0, need_train=fraction > 0,
         need_all_classes=False,  # some may have been added to those of the run
-        label_names=model.config.class_names, roles=("validation",),
+        label_names=model.config.class_names, roles=["validation"],
         flags={"validation": "--split"},
     )  # fmt: skip
     if "validation" not in images.splits:

@@ -4,16 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from ..arguments.fields import (
-    Arguments,
-    Beside,
-    PathName,
-    Seed,
-    check,
-    check_known,
-    check_license,
-    flag,
-)
+from ..arguments import fields
+from ..arguments.fields import Arguments, Beside, PathName, check, check_known, flag
 from ..arguments.parsing import field_names
 from ..errors import ArgumentError
 from ..training.arguments import TrainArguments
@@ -42,7 +34,7 @@ class ReleaseArguments(Arguments):
 
     recipes: list[PathName] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
-    seeds: list[Seed] = field(default_factory=lambda: [0])
+    seeds: list[fields.Seed] = field(default_factory=lambda: [0])
     skip: list[str] = field(default_factory=list)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     launch: dict[str, str] = field(default_factory=dict)
@@ -65,7 +57,7 @@ class ReleaseArguments(Arguments):
             values = getattr(self, name)
             if not values or len({*values}) < len(values):
                 raise ArgumentError(f"{name} must be a list of different ones, but got {values!r}.")
-        check_license(self.license)
+        fields.check_license(self.license)
         known = get_args(get_type_hints(TrainArguments)["objective"])
         check_known(self.objectives, known, f"objectives are {', '.join(known)}, but there is")
         settable = [name for name in field_names(TrainArguments) if name not in OF_THE_ROW]

@@ -271,7 +271,8 @@ def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:
     file = folder / "transfer.yaml"
     of_a_row = {"batch_size", "gradient_accumulation_steps", *PROBING}
     may_differ = MAY_DIFFER_ON_RESUME - of_a_row | MAY_DIFFER_BETWEEN_ROWS
-    _refuse(f"transfer in {folder}", _changed(file, arguments, may_differ) if file.exists() else [])
+    changed = _changed(file, arguments, may_differ) if file.exists() else []
+    refuse_changes(f"transfer in {folder}", changed)
 
 
 def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> list[str]:
@@ -287,15 +288,8 @@ def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> 
     ]
 
 
-def refuse_changed_arguments(
-    folder: Path, arguments: Mapping[str, Any], checkpoint: Progress, start: Progress
-) -> None:
-    """Refuse what differs from the run in the folder and would change its results, or its steps."""
-    changed = changed_arguments(folder, arguments) + checkpoint.differences(start)
-    _refuse(f"run in {folder}", changed)
-
-
-def _refuse(work: str, changed: list[str]) -> None:
+def refuse_changes(work: str, changed: list[str]) -> None:
+    """Refuse to resume a run or a transfer where anything has changed, in words."""
     if changed:
         raise ArgumentError(
             f"--resume continues the {work} as it was, but {'; '.join(changed)}. Give the same "

@@ -153,9 +153,9 @@ class TrainingRun:
         for checkpoint in found:
             try:
                 progress = checkpoints.read_progress(checkpoint)
-                checkpoints.refuse_changed_arguments(
-                    self.output_dir, self.record, progress, self.progress
-                )
+                changed = checkpoints.changed_arguments(self.output_dir, self.record)
+                changed += progress.differences(self.progress)
+                checkpoints.refuse_changes(f"run in {self.output_dir}", changed)
                 full = progress.epoch * self.steps_per_epoch
                 if not 0 <= progress.step - full == progress.step_in_epoch <= self.steps_per_epoch:
                     raise DamagedCheckpoint(

@@ -3,18 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ..arguments.fields import (
-    Arguments,
-    Beside,
-    Count,
-    CountOrZero,
-    PathName,
-    Positive,
-    check,
-    check_known,
-    flag,
-    required,
-)
+from ..arguments import fields
+from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, required
 from ..arguments.parsing import field_names
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments
 from ..errors import ArgumentError
@@ -70,7 +60,7 @@ class TransferArguments:
         False,
     )
     objective: Literal[tuple(OBJECTIVES)] | None = flag("By default the checkpoint's, else nonl.")
-    temperature: Positive | None = flag(
+    temperature: fields.Positive | None = flag(
         "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
         "objective; else as of train."
     )
@@ -80,7 +70,7 @@ class TransferArguments:
     )
     decay: Annotated[float, "(0, 1]"] = flag("Of layerwise: learning rate by layer.", 0.75)
     rank: Count = flag("Of the adapters of lora.", 8)
-    feature_views: CountOrZero | None = flag(
+    feature_views: fields.CountOrZero | None = flag(
         "Of head, as of train: versions of each training image whose features are computed; 0: "
         "images pass through the backbone, slow. By default 2 with --horizontal_flip, else 1."
     )
@@ -141,7 +131,8 @@ class FinetuneArguments(
         if self.compare is None:
             return [self.mode]
         names = MODES if self.compare == "all" else self.compare.replace(" ", "").split(",")
-        check_known(names, MODES, f"--compare takes all or some of {', '.join(MODES)}, but got")
+        complaint = f"--compare takes all or some of {', '.join(MODES)}, but got"
+        fields.check_known(names, MODES, complaint)
         return list(dict.fromkeys(names))
 
     @property
