@@ -58,8 +58,11 @@ def decode(value: Any, side: int | None = None, max_pixels: int | None = None) -
         image = Image.open(path if content is None else BytesIO(content), formats=formats())
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} × {image.height} are more than {max_pixels:,} pixels")
-        if side is not None:
-            _draft(image, side)
+        for part in (8, 4, 2) if side is not None else ():
+            width, height = image.size
+            if width % part == height % part == 0 and min(width, height) >= DRAFT * part * side:
+                image.draft(None, (width // part, height // part))  # of JPEG files; others stay
+                break
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -207,14 +210,6 @@ def in_words(folder: Path, files: list[Path], left_out: Mapping[str, list[Path]]
     words = f"{folder}: {len(files):,} images" + (f" ({names(files)})" if files else "")
     gone = [f"{len(paths):,} {why} ({names(paths)})" for why, paths in left_out.items()]
     return words + ("; left out: " + ", ".join(gone) if gone else "")
-
-
-def _draft(image: Image.Image, side: int) -> None:
-    width, height = image.size
-    for part in (8, 4, 2):
-        if width % part == height % part == 0 and min(width, height) >= DRAFT * part * side:
-            image.draft(None, (width // part, height // part))  # of JPEG files; others stay
-            return
 
 
 @contextmanager

@@ -90,7 +90,12 @@ def statistics_of_moments(
     device = moments.counts.device
     by_process = _gathered(moments.counts, group)
     counts, classes = _present(by_process.sum(0))
-    moments = _added(moments, by_process, group)
+    if group:  # those of all processes, around the origins of the first that has seen each class
+        has_origin = (by_process > 0).int().argmax(0) == dist.get_rank(group)  # (K,)
+        origins = summed(torch.where(has_origin[:, None], moments.origins, 0.0), group)
+        moments = moments.moved(origins)
+        for tensor in moments.additive:
+            summed(tensor, group)
     offsets = moments.sums / counts[:, None].clamp(min=1)  # (K, D) μ_c − origin
     means = moments.origins + offsets
     variances = moments.squares / counts.clamp(min=1) - offsets.square().sum(1)
@@ -151,18 +156,6 @@ def _gather_rows(
     parts = [torch.empty_like(padded) for _ in sizes] if is_owner else None
     dist.gather(padded, parts, group=group, group_dst=owner)
     return torch.cat([part[:n] for part, n in zip(parts, sizes)]) if is_owner else None
-
-
-def _added(moments: ClassMoments, by_process: Tensor, group: Group) -> ClassMoments:
-    """The moments of all processes, around the origins of the first that has seen each class."""
-    if not group:
-        return moments
-    has_origin = (by_process > 0).int().argmax(0) == dist.get_rank(group)  # (K,)
-    origins = summed(torch.where(has_origin[:, None], moments.origins, 0.0), group)
-    moments = moments.moved(origins)
-    for tensor in moments.additive:
-        summed(tensor, group)
-    return moments
 
 
 def sample_of_all(sample: EmbeddingStore, device: torch.device, group: Group) -> EmbeddingStore:

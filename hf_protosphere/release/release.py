@@ -58,7 +58,12 @@ def release(arguments: ReleaseArguments) -> None:
                     failures[row.name] = reason
             if namespace:
                 failures |= _publish(arguments, siblings, wanted, namespace)
-    _print_summary(selected, failures)
+    table = [["model", "state", "accuracy", "neural collapse"]]
+    for row in selected:
+        finished = row.state() == FINISHED
+        state = "failed" if row.name in failures else FINISHED if finished else MISSING
+        table.append([row.name, state, *(_metrics(row) if finished else ("", ""))])
+    say(f"\n{format_table(table, text_columns=2)}")
     if failures:
         details = "\n\n".join(f"{name}: {reason}" for name, reason in failures.items())
         raise ReleaseError(f"{len(failures)} failed, the others are done.\n\n{details}")
@@ -153,15 +158,6 @@ def _print_plan(
             steps.append(f"publish as {namespace}/{row.name}")
         table.append([row.name, state, ", ".join(steps) or "nothing"])
     say(format_table(table, text_columns=3))
-
-
-def _print_summary(selected: list[Row], failures: dict[str, str]) -> None:
-    table = [["model", "state", "accuracy", "neural collapse"]]
-    for row in selected:
-        finished = row.state() == FINISHED
-        state = "failed" if row.name in failures else FINISHED if finished else MISSING
-        table.append([row.name, state, *(_metrics(row) if finished else ("", ""))])
-    say(f"\n{format_table(table, text_columns=2)}")
 
 
 def _metrics(row: Row) -> tuple[str, str]:

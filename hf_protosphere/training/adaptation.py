@@ -105,11 +105,8 @@ def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) 
                 f"{model.config.prototypes} prototypes: take --projection linear, or "
                 "`protosphere finetune --mode prototypes`, which needs no training."
             )
-    if arguments.lora_rank is not None:
-        _add_adapters(model, arguments.lora_rank)
-
-
-def _add_adapters(model: ProtoSphereForImageClassification, rank: int) -> None:
+    if (rank := arguments.lora_rank) is None:
+        return
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = [

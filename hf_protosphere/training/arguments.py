@@ -101,12 +101,12 @@ class TrainArguments(
             )
 
     def _check_adaptation(self) -> None:
-        if self.freeze_backbone and (self.layer_decay is not None or self.lora_rank is not None):
-            other = "layer_decay" if self.layer_decay is not None else "lora_rank"
-            raise ArgumentError(
-                f"--{other} {getattr(self, other)} is about a backbone that is trained, but "
-                "--freeze_backbone keeps it as it is: leave out one of the two."
-            )
+        for name in ("layer_decay", "lora_rank"):
+            if self.freeze_backbone and (value := getattr(self, name)) is not None:
+                raise ArgumentError(
+                    f"--{name} {value} is about a backbone that is trained, but "
+                    "--freeze_backbone keeps it as it is: leave out one of the two."
+                )
         for name in OF_PIXELS if self.feature_views else ():
             value, pasted = self.given.get(name) or "none", name == "cutmix"
             if value != "none" and (self.feature_views < 3 or pasted):
@@ -161,7 +161,15 @@ class TrainArguments(
             known = [*BEST_METRICS, *(metric.name for metric in METRICS)]
             complaint = f"--best_metric must be one of {', '.join(known)}, but got"
             check_known([self.best_metric], known, complaint)
-        decide(self, report_to=_trackers(self.report_to))
+        names = self.report_to
+        if names is None:
+            names = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+        decide(self, report_to=[name for name in names if name != "none"])
+        complaint = f"--report_to takes {', '.join(TRACKERS)} or none, but got"
+        check_known(self.report_to, TRACKERS, complaint)
+        for name in self.report_to:
+            if importlib.util.find_spec(name) is None:
+                raise ArgumentError(f"--report_to {name} is not installed: pip install {name}.")
 
     @property
     def starts_from_weights(self) -> bool:
@@ -178,15 +186,3 @@ class TrainArguments(
         if not isinstance(options, dict):
             raise ArgumentError(f"--backbone_kwargs must be a JSON object, but got {options!r}.")
         return options
-
-
-def _trackers(names: list[str] | None) -> list[str]:
-    """Those that were asked for; an unknown or missing one is an error before data is loaded."""
-    if names is None:
-        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    names = [name for name in names if name != "none"]
-    check_known(names, TRACKERS, f"--report_to takes {', '.join(TRACKERS)} or none, but got")
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ArgumentError(f"--report_to {name} is not installed: pip install {name}.")
-    return names

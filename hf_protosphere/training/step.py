@@ -171,13 +171,15 @@ def backward_as_one_batch(
     autocast = accelerator.autocast if accelerator else nullcontext
     device = batches[0]["pixel_values"].device
 
-    random_states, outputs = [], []
-    with _unchanged_buffers(bare), torch.no_grad():
+    random_states, outputs, buffers = [], [], [buffer.clone() for buffer in bare.buffers()]
+    with torch.no_grad():
         for batch in batches:
             states = get_device_states(batch["pixel_values"])  # none of the CPU
             random_states.append((torch.get_rng_state(), *states))
             with autocast():
                 outputs.append(bare(batch["pixel_values"]))
+        for buffer, before in zip(bare.buffers(), buffers):
+            buffer.copy_(before)
 
     embeddings = torch.cat([output.embeddings for output in outputs]).requires_grad_()
     logits = torch.cat([output.logits for output in outputs])
@@ -200,14 +202,6 @@ def backward_as_one_batch(
                 surrogate = sum(((p * g).sum() for p, g in zip(trained, grad_trained)), surrogate)
             accelerator.backward(surrogate) if accelerator else surrogate.backward()
     return loss.detach(), logits
-
-
-@contextmanager
-def _unchanged_buffers(model: ProtoSphereForImageClassification) -> Iterator[None]:
-    saved = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, value in zip(model.buffers(), saved):
-        buffer.copy_(value)
 
 
 @contextmanager
