@@ -1,7 +1,5 @@
 """Configuration of a ProtoSphere model. Travels to the Hub with every checkpoint."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -312,7 +310,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> BaseImageProcessor:
+def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> "BaseImageProcessor":
     """The evaluation transform, saved with the model, so that pipelines apply exactly it.
 
     The shorter side is resized to image_size / crop_pct, the centre cropped to image_size, values

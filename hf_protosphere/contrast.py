@@ -5,8 +5,6 @@ backward pass, where it is not; it reduces over processes by exchanging log-sum-
 `losses.py` are its only callers. Travels to the Hub beside them and imports nothing but torch.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -17,8 +17,6 @@ processes. SupCon's denominator is NONL's with every instance as the prototype o
 Travels to the Hub with every checkpoint and imports torch and `contrast.py` only.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

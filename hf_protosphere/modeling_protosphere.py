@@ -3,8 +3,6 @@
 Travels to the Hub with every checkpoint, beside the files it imports.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from dataclasses import dataclass
@@ -368,7 +366,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     def from_backbone(
         cls, name: str, *, pretrained: bool | str | Path = True, backbone_source: str | None = None,
         backbone_kwargs: dict[str, Any] | None = None, **config_kwargs: Any,
-    ) -> ProtoSphereForImageClassification:  # fmt: skip
+    ) -> "ProtoSphereForImageClassification":  # fmt: skip
         """A new classifier that starts from pretrained backbone weights.
 
         Args:

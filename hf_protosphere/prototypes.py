@@ -3,8 +3,6 @@
 Travels to the Hub with every checkpoint and imports nothing but torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

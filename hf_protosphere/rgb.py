@@ -4,8 +4,6 @@ Travels to the Hub with every checkpoint, and lies beside exported models, which
 for without torch.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from functools import cache
@@ -79,14 +77,14 @@ def shorter_side(processor: Any) -> int | None:
     return processor.size.get("shortest_edge") if resizes else None
 
 
-def pixels_of(images: Iterable[Image.Image], processor: Any, **options: Any) -> Tensor:
+def pixels_of(images: Iterable[Image.Image], processor: Any, **options: Any) -> "Tensor":
     """(M, 3, S, S) what the processor makes of the images, and (0,) of none.
 
     They are taken one by one: those of a generator are never in memory together.
     """
     import torch  # only here: exported models are run without
 
-    def processed(group: list[Image.Image]) -> Tensor:
+    def processed(group: list[Image.Image]) -> "Tensor":
         return processor(group, return_tensors="pt", **options)["pixel_values"]
 
     done, group, area = [], [], 0
@@ -104,7 +102,7 @@ def pixels_of(images: Iterable[Image.Image], processor: Any, **options: Any) -> 
 
 def pixels_and_labels(
     pairs: Iterable[tuple[Image.Image, Any]], processor: Any, **options: Any
-) -> tuple[Tensor, list[Any]]:
+) -> "tuple[Tensor, list[Any]]":
     """Of images and their labels, as `pixels_of` takes images."""
     labels = []
 

@@ -3,8 +3,6 @@
 Every `ArgumentError` names flag, value and the way out.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -60,7 +58,7 @@ class Arguments:
 
     __slots__ = ("_given",)
 
-    def __new__(cls, **values: Any) -> Self:
+    def __new__(cls, **values: Any) -> "Self":
         check_known(values, field_names(cls), f"{cls.__name__} has no")
         arguments = super().__new__(cls)
         given = tuple(name for name, value in values.items() if value is not None)
@@ -71,7 +69,7 @@ class Arguments:
     def given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._given}
 
-    def but(self, **values: Any) -> Self:
+    def but(self, **values: Any) -> "Self":
         """The same with these given too. What follows from others follows anew."""
         return type(self)(**self.given | values)
 

@@ -4,8 +4,6 @@ and where it falls on the sphere. A Space of the Hub shows the same page.
 Gradio, an extra, is imported only when a page is built.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json
@@ -74,7 +72,7 @@ def demo(arguments: DemoArguments) -> None:
     page.block_thread()
 
 
-def build_page(classifier: OpenSetClassifier, title: str) -> gradio.Blocks:
+def build_page(classifier: OpenSetClassifier, title: str) -> "gradio.Blocks":
     import gradio as gr
 
     def show(upload: str | None) -> tuple[Any, ...]:

@@ -4,8 +4,6 @@ All is in lists of tensors, the states of the metric: torchmetrics saves, copies
 The classes here are how to read these lists and to add to them. Nothing here knows a formula.
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import os
@@ -38,7 +36,7 @@ class EmbeddingStore:
     """
 
     def __init__(
-        self, num_classes: int, dim: int, rows: Sequence[Tensor | OnDisk] = (),
+        self, num_classes: int, dim: int, rows: "Sequence[Tensor | OnDisk]" = (),
         labels: Sequence[Tensor] = (), *, size: int | None = None,
         memory_limit: float = math.inf, directory: str | None = None,
     ) -> None:  # fmt: skip
@@ -55,11 +53,11 @@ class EmbeddingStore:
         # Indexing copies: the caller may use the same buffer again.
         self._add(embeddings.detach().cpu()[order], labels[order])
 
-    def merge(self, other: EmbeddingStore) -> None:
+    def merge(self, other: "EmbeddingStore") -> None:
         for rows, labels in zip(other.rows, other.labels):
             self._add(rows, labels)
 
-    def _add(self, rows: Tensor | OnDisk, labels: Tensor) -> None:
+    def _add(self, rows: "Tensor | OnDisk", labels: Tensor) -> None:
         vars(self).pop("_starts", None)
         self.rows.append(rows)
         self.labels.append(labels)
@@ -73,7 +71,7 @@ class EmbeddingStore:
                 excess -= self.rows[i].nbytes
                 self.rows[i] = self._written(self.rows[i])
 
-    def _may_join(self, before: Tensor | OnDisk, last: Tensor | OnDisk) -> bool:
+    def _may_join(self, before: "Tensor | OnDisk", last: "Tensor | OnDisk") -> bool:
         if isinstance(before, OnDisk) or 2 * len(last) <= len(before):
             return False
         fits = before.dtype == last.dtype and before.nbytes + last.nbytes <= BLOCK_BYTES
@@ -88,7 +86,7 @@ class EmbeddingStore:
             order = order[places(labels[order]) < self.size]
         self.rows[-num:], self.labels[-num:] = [rows[order]], [labels[order]]
 
-    def _written(self, rows: Tensor) -> OnDisk:
+    def _written(self, rows: Tensor) -> "OnDisk":
         files = (block.file for block in self.rows if isinstance(block, OnDisk))
         try:
             # It closes with the last block in it.
@@ -127,7 +125,7 @@ class EmbeddingStore:
         parts = [part for part in parts if len(part)]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
 
-    def settled(self) -> EmbeddingStore:
+    def settled(self) -> "EmbeddingStore":
         """Ready to be read: of a sample, no more than `size` of each class."""
         if self.size is not None and self.rows:
             self._join(len(self.rows))
@@ -172,7 +170,7 @@ class OnDisk:
             read += self.file.readinto(view[read:])
         return torch.frombuffer(data, dtype=self.dtype).view(-1, self.shape[1])
 
-    def to(self, device: Any) -> OnDisk:  # torchmetrics, to "compute_on_cpu"
+    def to(self, device: Any) -> "OnDisk":  # torchmetrics, to "compute_on_cpu"
         return self
 
     def __reduce__(self) -> tuple:  # as pickle and deepcopy see it
@@ -218,7 +216,7 @@ class ClassMoments:
     @classmethod
     def none(
         cls, num_classes: int, dim: int, per_class: bool, device: torch.device
-    ) -> ClassMoments:
+    ) -> "ClassMoments":
         k, d = [num_classes], [dim]
         counts = torch.zeros(k, dtype=torch.int64, device=device)
         shapes = k + d, k + d, k, (k if per_class else []) + d + d
@@ -249,7 +247,7 @@ class ClassMoments:
             members = residual[labels == c]
             self.second[c].addmm_(members.T, members)
 
-    def moved(self, origins: Tensor) -> ClassMoments:
+    def moved(self, origins: Tensor) -> "ClassMoments":
         """The same moments around other origins (K, D)."""
         counts = self.counts.double()
         offset = torch.where(self.counts[:, None] > 0, self.origins - origins, 0.0)  # (K, D)
@@ -263,7 +261,7 @@ class ClassMoments:
             second = self.second + sums.T @ offset + offset.T @ self.sums
         return ClassMoments(self.counts.clone(), origins.clone(), sums, squares, second)
 
-    def merged(self, other: ClassMoments) -> ClassMoments:
+    def merged(self, other: "ClassMoments") -> "ClassMoments":
         """Of both; neither is changed."""
         theirs = [tensor.to(self.counts.device) for tensor in other.tensors]
         unseen = (self.counts == 0)[:, None]

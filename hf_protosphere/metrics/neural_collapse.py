@@ -3,8 +3,6 @@
 The formulas are in `geometry.py`; here they are accumulated, named, and put on one scale.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -231,7 +229,7 @@ class NeuralCollapse(Metric):
         """What each metric is at neural collapse."""
         return {info.name: info.optimum(self.num_classes, self.embedding_dim) for info in METRICS}
 
-    def merge_state(self, incoming_state: NeuralCollapse | dict[str, Any]) -> None:
+    def merge_state(self, incoming_state: "NeuralCollapse | dict[str, Any]") -> None:
         """Add what another metric of the same sizes and the same `keep` has accumulated."""
         state = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
         self._check_sizes(state["sizes"])

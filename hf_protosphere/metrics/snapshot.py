@@ -3,8 +3,6 @@
 Everything that pictures of the sphere need. `runs.snapshots` keeps it in a file.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +27,7 @@ class Snapshot:
     split: str
 
     @classmethod
-    def of_prototypes(cls, prototypes: Tensor, class_names: list[str]) -> Snapshot:
+    def of_prototypes(cls, prototypes: Tensor, class_names: list[str]) -> "Snapshot":
         """Without images: prototypes (K, D), unit rows, stand for the class means too."""
         prototypes = prototypes.detach().float().cpu()
         none, cosines = torch.empty(0, dtype=torch.int64), torch.empty(0)

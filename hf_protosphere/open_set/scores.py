@@ -3,8 +3,6 @@
 Known images are the positive class everywhere: a score is larger for what looks known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -165,7 +163,7 @@ class ClassDistances:
     whitening: Tensor  # (D, D) W with W Wᵀ = Σ⁻¹
 
     @classmethod
-    def fit(cls, embeddings: Tensor, labels: Tensor) -> ClassDistances:
+    def fit(cls, embeddings: Tensor, labels: Tensor) -> "ClassDistances":
         """From embeddings (N, D) and labels (N,) of known images."""
         from sklearn.covariance import LedoitWolf
 

@@ -1,7 +1,5 @@
 """Open-set recognition: the class of an image, or "unknown" when it is far from every prototype."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -49,7 +47,7 @@ class OpenSetClassifier:
     threshold: Threshold
 
     @classmethod
-    def load(cls, name: str, unknown_angle: float | None = None) -> OpenSetClassifier:
+    def load(cls, name: str, unknown_angle: float | None = None) -> "OpenSetClassifier":
         """
         Args:
             name: folder or Hub id of a checkpoint.

@@ -3,8 +3,6 @@
 The suffix of the file to write says the format.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,7 +131,7 @@ def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str
     return lines
 
 
-def _draw_optima(axes: Axes, info: MetricInfo, optima: set[float], values: list[float]) -> None:
+def _draw_optima(axes: "Axes", info: MetricInfo, optima: set[float], values: list[float]) -> None:
     axes.set(title=info.title, xlabel="epoch")
     positive = [value for value in values if value > 0]
     if optima == {0.0} and positive and max(positive) > 20 * min(positive):
@@ -159,7 +157,7 @@ def _attained(records: Records, split: str, name: str) -> list[tuple[float, floa
     ]
 
 
-def _draw(axes: Axes, points: list[tuple[float, float]], i: int, label: str) -> None:
+def _draw(axes: "Axes", points: list[tuple[float, float]], i: int, label: str) -> None:
     axes.grid(alpha=0.3)
     if points:
         marker = "o" if len(points) == 1 else None  # a line through one point is invisible
@@ -167,6 +165,6 @@ def _draw(axes: Axes, points: list[tuple[float, float]], i: int, label: str) -> 
         axes.plot(*zip(*points), **style, marker=marker, label=label)
 
 
-def _legend(axes: Axes, **options: Any) -> None:
+def _legend(axes: "Axes", **options: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**options)

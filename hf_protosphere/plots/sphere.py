@@ -3,8 +3,6 @@
 The suffix of the file to write says the format.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -136,7 +134,7 @@ def plot_sphere(
 
 
 def _draw_projections(
-    left: Axes, right: Axes, snapshot: Snapshot, shown: list[int], query: Tensor | None
+    left: "Axes", right: "Axes", snapshot: Snapshot, shown: list[int], query: Tensor | None
 ) -> None:
     means, corners, styles = F.normalize(snapshot.class_means, dim=1), shown[:3], _styles(shown)
     what = "class means" if len(snapshot.embeddings) else "prototypes"
@@ -194,7 +192,7 @@ def _styles(shown: list[int]) -> Styles:
 
 
 def _draw_points(
-    axes: Axes, snapshot: Snapshot, styles: Styles, directions: Tensor, query: Tensor | None
+    axes: "Axes", snapshot: Snapshot, styles: Styles, directions: Tensor, query: Tensor | None
 ) -> None:
     """Of some classes, in the coordinates along `directions` (D, 2 or 3)."""
     flat, with_images = directions.shape[1] == 2, len(snapshot.embeddings) > 0
@@ -223,13 +221,13 @@ def _draw_points(
         axes.scatter(*nowhere, s=140, label="this image", **burst)
 
 
-def _draw_circle(axes: Axes) -> None:
+def _draw_circle(axes: "Axes") -> None:
     angles = np.linspace(0, 2 * np.pi, 200)
     axes.plot(np.cos(angles), np.sin(angles), color="0.7", linewidth=1, zorder=0)
     axes.set(aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 
-def _draw_globe(axes: Axes) -> None:
+def _draw_globe(axes: "Axes") -> None:
     longitude = np.linspace(0, 2 * np.pi, 25)
     latitude = np.linspace(-np.pi / 2, np.pi / 2, 13)
     x = np.outer(np.cos(latitude), np.cos(longitude))

@@ -1,7 +1,5 @@
 """What all pictures share: colours, line styles, and a figure without global state."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +16,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """Without pyplot: no global state, no display, safe in any process. In inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,14 +26,14 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, picture: Path | BinaryIO, dpi: int) -> None:
+def save_figure(figure: "Figure", picture: Path | BinaryIO, dpi: int) -> None:
     """Letters that the font lacks are boxes, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         figure.savefig(picture, dpi=dpi)
 
 
-def draw_shares(axes: Axes, bins: np.ndarray, groups: Mapping[str, np.ndarray]) -> None:
+def draw_shares(axes: "Axes", bins: np.ndarray, groups: Mapping[str, np.ndarray]) -> None:
     """Histograms of two groups of images, over one another, and room for their legend."""
     for (label, values), color, hatch, style in zip(groups.items(), COLORS, (None, "///"), STYLES):
         shares = {"weights": np.full(len(values), 100 / len(values)), "color": color}

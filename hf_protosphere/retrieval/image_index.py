@@ -4,8 +4,6 @@ One Parquet file, which 🤗 datasets and pandas read too. It is written beside 
 renamed: whatever ends the process, one of the two is there, whole.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -90,8 +88,8 @@ class ImageIndex:
     @classmethod
     def of_folder(
         cls, folder: str | Path, model: str | Embedder, *, labels_from_folders: bool = False,
-        previous: ImageIndex | None = None, **options: Any,
-    ) -> ImageIndex:  # fmt: skip
+        previous: "ImageIndex | None" = None, **options: Any,
+    ) -> "ImageIndex":  # fmt: skip
         """Index all images of a folder, at any depth, in the order of their paths.
 
         Args:
@@ -133,7 +131,7 @@ class ImageIndex:
     def of_dataset(
         cls, dataset_name: str, model: str | Embedder, *, split: str = "test",
         columns: dict[str, Any] | None = None, **options: Any,
-    ) -> ImageIndex:  # fmt: skip
+    ) -> "ImageIndex":  # fmt: skip
         """Index a split of a data set, with its labels.
 
         Args:
@@ -172,7 +170,7 @@ class ImageIndex:
             pq.write_table(table, unfinished, write_page_checksum=True)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ImageIndex:
+    def load(cls, folder: str | Path) -> "ImageIndex":
         """The index in a folder; an `ArgumentError` where there is none, or it is damaged."""
         path = Path(folder) / INDEX
         if not path.is_file():

@@ -3,8 +3,6 @@
 The suffix of the file to write says the format.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +76,7 @@ def plot_corrupted_images(
 
 
 def _draw(
-    axes: Axes, report: dict[str, Any], shift: float, marker: str, color: str, label: str
+    axes: "Axes", report: dict[str, Any], shift: float, marker: str, color: str, label: str
 ) -> None:
     errors = 100 * np.array(list(report["errors"].values()))  # (corruptions, severities)
     places = np.arange(len(errors)) + shift

@@ -3,8 +3,6 @@
 Everything is written under a temporary name and renamed, so that what has its final name is whole.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
@@ -74,11 +72,11 @@ class Progress:
     collapse_seconds: float = 0.0  # spent on measuring neural collapse
 
     @classmethod
-    def start(cls, accelerator: Accelerator, images_per_step: int) -> Progress:
+    def start(cls, accelerator: Accelerator, images_per_step: int) -> "Progress":
         sharding = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed"}
         return cls(images_per_step, sharding.get(accelerator.distributed_type, "none"))
 
-    def differences(self, other: Progress) -> list[str]:
+    def differences(self, other: "Progress") -> list[str]:
         """Why steps of `other` cannot follow, in words; the number of processes is no reason."""
         found = []
         if self.images_per_step != other.images_per_step:

@@ -1,7 +1,5 @@
 """A finished run, read from the files that `protosphere train` left in its folder."""
 
-from __future__ import annotations
-
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -71,7 +69,7 @@ class FinishedRun:
     results: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: str | Path) -> FinishedRun:
+    def read(cls, folder: str | Path) -> "FinishedRun":
         folder = Path(folder)
         if not folder.is_dir():
             raise ArgumentError(f"{folder}: there is no such folder.")
