@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -79,17 +80,14 @@ def train_probes(
     batches = TrainingBatches(split, network.config, options, accelerator)
     steps, of_images = len(split) // (size * processes), not isinstance(split, FeatureSplit)
     milestones = [math.ceil(milestone * steps) for milestone in arguments.probe_milestones or []]
-    optimizers, schedules = [], []
+    falls = partial(CosineAnnealingLR, T_max=epochs * steps)
+    if milestones:
+        falls = partial(MultiStepLR, milestones=milestones, gamma=0.2)
+    schedules = []
     for probe in probes:
         peak = arguments.probe_learning_rate or LEARNING_RATES[probe.kind]
         parameters = probe.to(accelerator.device).parameters()
-        optimizer = torch.optim.SGD(parameters, peak, momentum=MOMENTUM)
-        optimizers.append(optimizer)
-        schedules.append(
-            MultiStepLR(optimizer, milestones, 0.2)
-            if milestones
-            else CosineAnnealingLR(optimizer, epochs * steps)
-        )
+        schedules.append(falls(torch.optim.SGD(parameters, peak, momentum=MOMENTUM)))
     network.eval()
     seconds, started = [0.0] * len(probes), time.perf_counter()
     for batch in (batch for epoch in range(epochs) for batch in batches.epoch(epoch)):
@@ -99,16 +97,16 @@ def train_probes(
                 output = network.protosphere(batch["pixel_values"], return_dict=True)
             features = output.pooler_output.float()
         features, labels = accelerator.gather((features, batch["labels"]))
-        for i, (probe, optimizer, schedule) in enumerate(zip(probes, optimizers, schedules)):
+        for i, (probe, schedule) in enumerate(zip(probes, schedules)):
             began = time.perf_counter()
-            optimizer.zero_grad()
+            schedule.optimizer.zero_grad()
             if members is None:
                 loss = F.cross_entropy(probe(features), labels)
             else:  # the sum over classes, each of which is learned by itself
                 parts = F.multilabel_soft_margin_loss(probe(features), members[labels])
                 loss = members.shape[1] * parts
             loss.backward()
-            optimizer.step()
+            schedule.optimizer.step()
             schedule.step()
             seconds[i] += time.perf_counter() - began
     return seconds, time.perf_counter() - started - sum(seconds)

@@ -103,8 +103,8 @@ class ImageIndex:
             ArgumentError: no such model, no images, or a previous index of another model.
             DataError: images cannot be decoded.
         """
-        embedder, root = _embedder(model), Path(folder)
-        files = image_files(root)
+        embedder = Embedder.load(model) if isinstance(model, str) else model
+        root, files = Path(folder), image_files(Path(folder))
         labels = folder_labels(root, files, "--images") if labels_from_folders else {}
         images = [
             IndexedImage(
@@ -142,7 +142,7 @@ class ImageIndex:
             ArgumentError: no such model.
             DataError: no such data set, or images cannot be decoded.
         """
-        embedder = _embedder(model)
+        embedder = Embedder.load(model) if isinstance(model, str) else model
         source = {"dataset_name": dataset_name, "split": split, **(columns or {})}
         images = load_split(**source)
         embeddings, rows = embedder.embed_all(images, **options)
@@ -250,10 +250,6 @@ def is_index(path: Path) -> bool:
         return KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return False
-
-
-def _embedder(model: str | Embedder) -> Embedder:
-    return Embedder.load(model) if isinstance(model, str) else model
 
 
 def _refuse_giants(path: Path) -> None:

@@ -84,8 +84,7 @@ def corruption_errors(
             counts["num_corrupted_images"] = sum(map(len, corrupted))
             counts["num_resized"] = resized - len(clean)
         for clean_error, *rest in errors:  # each corruption at each severity
-            rows = map(list, zip(*[iter(rest)] * len(severities)))
-            by_name = dict(zip(corruptions, rows))
+            by_name = dict(zip(corruptions, map(list, zip(*[iter(rest)] * len(severities)))))
             reports.append(counts | {"clean_error": clean_error, "errors": by_name})
     report, *others = reports
     for other in others:

@@ -46,14 +46,13 @@ def record_start(
             raise ArgumentError(
                 f"{path} holds no starts of a run: remove it, and it is begun anew."
             )
-    start = {
+    record["starts"].append({
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv,
         "versions": versions(), "python": platform.python_version(),
         "platform": platform.platform(), "device": device_name(accelerator.device),
         "processes": accelerator.num_processes, "git": git_state(), "seed": arguments.seed,
         "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
-    }  # fmt: skip
-    record["starts"].append(start)
+    })  # fmt: skip
     write_json(path, record)
     return record["run_id"]
 
