@@ -33,7 +33,7 @@ from ..runs.metrics_log import MetricsLog
 from ..runs.processes import main_process_first
 from ..runs.signals import Stop
 from . import setup
-from .adaptation import first_prototypes
+from .adaptation import first_prototypes, without_adapters
 from .arguments import TrainArguments
 from .environment import record_start
 from .monitoring import CollapseMonitor, epoch_line, score
@@ -299,7 +299,9 @@ class TrainingRun:
             # Of equals the last: collapse goes on after the accuracy stands still.
             if value >= progress.best_score:
                 progress.best_score, progress.best_epoch = value, progress.epoch
-                self._best = step.kept_model
+                self._best = step.evaluated_model
+                if arguments.lora_rank is not None:
+                    self._best = without_adapters(self._best)
                 if self.on_features:  # a head is trained faster than it is written
                     backbone = self.model.protosphere.backbone
                     self._best = with_backbone(copy.deepcopy(self._best), backbone)

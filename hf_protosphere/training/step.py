@@ -22,7 +22,6 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..objectives import OBJECTIVES, EmbeddingQueue
-from .adaptation import without_adapters
 from .arguments import TrainArguments
 
 
@@ -65,12 +64,6 @@ class OptimizerStep:
     def evaluated_model(self) -> ProtoSphereForImageClassification:
         """Whose metrics count and which is kept: the average of the weights, where there is one."""
         return self.model if self.average is None else self.average.module
-
-    @property
-    def kept_model(self) -> ProtoSphereForImageClassification:
-        """What is saved: `evaluated_model` as a model like any other."""
-        adapted = self.arguments.lora_rank is not None
-        return without_adapters(self.evaluated_model) if adapted else self.evaluated_model
 
     def train_mode(self) -> None:
         self.prepared_model.train()

@@ -183,22 +183,18 @@ class Transfer:
         if shots is not None:
             folder = self.folder / "trials" / f"{mode}-{shots}-{trial}"
             options |= {"output_dir": str(folder), "seed": arguments.seed + trial}
-            options |= self._few_shot_options(shots)
+            images = sum(min(count, shots) for count in self.images.class_counts("train"))
+            batch_size = max(1, min(arguments.batch_size, images // self.batches_per_step))
+            steps = max(1, images // (batch_size * self.batches_per_step))
+            epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
+            # The last epoch counts: no image but those of the shots decides anything.
+            every = dict.fromkeys(("epochs", "evaluate_every", "checkpoint_every"), epochs)
+            options |= OF_FEW_SHOTS | {"images_per_class": shots, "batch_size": batch_size} | every
         if arguments.learning_rate is None and mode in LEARNING_RATES:
             images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
             scale = images / 256 if arguments.optimizer == "sgd" else 0.01
             options["learning_rate"] = LEARNING_RATES[mode] * scale
         return arguments.training(mode, **options)
-
-    def _few_shot_options(self, shots: int) -> dict[str, Any]:
-        arguments, batches = self.arguments, self.batches_per_step
-        images = sum(min(count, shots) for count in self.images.class_counts("train"))
-        batch_size = max(1, min(arguments.batch_size, images // batches))
-        steps = max(1, images // (batch_size * batches))
-        epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
-        # The last epoch counts: no image but those of the shots decides anything.
-        every = dict.fromkeys(("epochs", "evaluate_every", "checkpoint_every"), epochs)
-        return {**OF_FEW_SHOTS, "images_per_class": shots, "batch_size": batch_size, **every}
 
     def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         training = self.training(mode, shots, trial)
