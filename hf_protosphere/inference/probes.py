@@ -56,22 +56,24 @@ class Probe(nn.Module):
 
 
 def train_probes(
-    probes: Sequence[Probe], network: ProtoSphereForImageClassification,
-    split: Dataset | FeatureSplit, accelerator: Accelerator, arguments: Any, seed: int,
-    members: Tensor | None = None,
-) -> tuple[list[float], float]:  # fmt: skip
-    """Train linear layers on a network's features, by SGD with momentum and without weight decay.
+    kinds: Sequence[Kind], network: ProtoSphereForImageClassification,
+    split: Dataset | FeatureSplit, accelerator: Accelerator, arguments: Any,
+    dims: tuple[int, int], seed: int, members: Tensor | None = None,
+) -> dict[Kind, tuple[Probe, float, float]]:  # fmt: skip
+    """Train linear layers on a network's features, by SGD with momentum and without weight decay:
+    one implementation for the end of training and for transfer.
 
     Args:
         network: frozen; on the accelerator's device.
         split: training images, which are augmented in every epoch and pass through the network once
             for all probes; or their features, computed before.
-        arguments: of a job: `probe_epochs`, `probe_learning_rate`, `probe_milestones`, and those of
-            `BatchOptions`.
+        arguments: of a job: `temperature`, `probe_epochs`, `probe_learning_rate`,
+            `probe_milestones`, and those of `BatchOptions`.
+        dims: F, of the features, and K.
         members: (S, K) of `memberships`, where labels are of S joined ones: one against all.
 
     Returns:
-        The seconds of each probe, and of the features.
+        A probe of each kind, its seconds, and those of the features.
     """
     processes, epochs = accelerator.num_processes, arguments.probe_epochs
     size = max(1, min(BATCH_SIZE, len(split)) // processes)
@@ -83,13 +85,14 @@ def train_probes(
     falls = partial(CosineAnnealingLR, T_max=epochs * steps)
     if milestones:
         falls = partial(MultiStepLR, milestones=milestones, gamma=0.2)
-    schedules = []
-    for probe in probes:
-        peak = arguments.probe_learning_rate or LEARNING_RATES[probe.kind]
-        parameters = probe.to(accelerator.device).parameters()
-        schedules.append(falls(torch.optim.SGD(parameters, peak, momentum=MOMENTUM)))
+    probes, schedules = [], []
+    for kind in kinds:
+        probe = Probe(kind, *dims, temperature=arguments.temperature, seed=seed)
+        probes.append(probe.to(accelerator.device))
+        peak = arguments.probe_learning_rate or LEARNING_RATES[kind]
+        schedules.append(falls(torch.optim.SGD(probe.parameters(), peak, momentum=MOMENTUM)))
     network.eval()
-    seconds, started = [0.0] * len(probes), time.perf_counter()
+    seconds, started = [0.0] * len(kinds), time.perf_counter()
     for batch in (batch for epoch in range(epochs) for batch in batches.epoch(epoch)):
         features = batch["pixel_values"].flatten(1)
         if of_images:
@@ -109,4 +112,7 @@ def train_probes(
             schedule.optimizer.step()
             schedule.step()
             seconds[i] += time.perf_counter() - began
-    return seconds, time.perf_counter() - started - sum(seconds)
+    passing = time.perf_counter() - started - sum(seconds)
+    if not of_images:
+        passing = split.seconds / len(split.versions)
+    return {kind: (*made, passing) for kind, *made in zip(kinds, probes, seconds)}

@@ -13,7 +13,7 @@ from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_mode
 from ..evaluation.report import format_classifiers, format_report
 from ..inference.features import frozen, on_features, with_backbone
 from ..inference.predictions import training_class_means
-from ..inference.probes import LEARNING_RATES, Probe, train_probes
+from ..inference.probes import LEARNING_RATES, train_probes
 from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -117,22 +117,19 @@ def _probes(
         return {}
     held_out = frozen(model, run.eval_loaders[split], accelerator, f"{split} images")
     features, labels = held_out.versions[0], held_out.labels
-    options = {"temperature": arguments.temperature, "seed": arguments.seed}
-    dims = features.shape[1], run.images.num_labels
-    probes = [Probe(kind, *dims, **options) for kind in asked]
-    train = run.images.splits["train"]
+    dims, train = (features.shape[1], run.images.num_labels), run.images.splits["train"]
     if not arguments.probe_augmentation:
         train = frozen(model, run.eval_loaders["train"], accelerator, "train images")
     elif run.on_features:
         train, network = train.images, with_backbone(model, run.model.protosphere.backbone)
-    seconds, passing = train_probes(probes, network, train, accelerator, arguments, arguments.seed)
+    made_of = network, train, accelerator, arguments, dims, arguments.seed
     return {
-        probe.kind: {
+        kind: {
             "accuracy": (probe.cpu()(features).argmax(1) == labels).double().mean().item(),
-            "pass_seconds": getattr(train, "seconds", passing), "training_seconds": spent,
+            "pass_seconds": passing, "training_seconds": spent,
             "augmented": arguments.probe_augmentation,
         }
-        for probe, spent in zip(probes, seconds)
+        for kind, (probe, spent, passing) in train_probes(asked, *made_of).items()
     }  # fmt: skip
 
 

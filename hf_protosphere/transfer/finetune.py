@@ -245,17 +245,11 @@ class Transfer:
         modes = [mode for mode in self.arguments.modes if mode.endswith("_probe")]
         fair, seed = self.arguments.probe_augmentation, self.arguments.seed + trial
         train = self._shots(self.images if fair else self._features, shots, trial)
-        temperature = self.arguments.temperature
         num_classes = self.images.num_labels if self._members is None else self._members.shape[1]
         dims = self._features.splits["train"].versions.shape[2], num_classes
-        probes = [
-            Probe(mode.removesuffix("_probe"), *dims, temperature=temperature, seed=seed)
-            for mode in modes
-        ]
-        made_of = self._network, train, self.accelerator, self.training(modes[0]), seed
-        seconds, passing = train_probes(probes, *made_of, self._members)
-        passing = passing if fair else _seconds(train)
-        return {mode: (*made, passing) for mode, *made in zip(modes, probes, seconds)}
+        made_of = self._network, train, self.accelerator, self.training(modes[0]), dims, seed
+        kinds = [mode.removesuffix("_probe") for mode in modes]
+        return dict(zip(modes, train_probes(kinds, *made_of, self._members).values()))
 
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         arguments, images, network = self.arguments, self.images, self._network

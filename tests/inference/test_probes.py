@@ -11,7 +11,7 @@ from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.report import format_classifiers
-from hf_protosphere.inference.probes import Probe, train_probes
+from hf_protosphere.inference.probes import train_probes
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
 
@@ -21,13 +21,17 @@ CONFIG = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3, 
 def trained(kinds, split, network=None, *, classes=5, members=None, **options):
     network = network or ProtoSphereForImageClassification(CONFIG)
     dim = split.versions.shape[2] if isinstance(split, FeatureSplit) else 96
-    probes = [Probe(kind, dim, classes, temperature=0.1) for kind in kinds]
-    arguments = TrainArguments(dataset_name="x", num_workers=0, **options)
-    made_of = network, split, Accelerator(), arguments, 0, members
-    seconds, passing = train_probes(probes, *made_of)
-    assert len(seconds) == len(kinds)
-    assert min(*seconds, passing) > 0
-    return probes
+    if isinstance(split, FeatureSplit):
+        split.seconds = 1.0  # as if they had been computed
+    arguments = TrainArguments(dataset_name="x", num_workers=0, temperature=0.1, **options)
+    made = train_probes(kinds, network, split, Accelerator(), arguments, (dim, classes), 0, members)
+    assert list(made) == kinds
+    for kind, (probe, spent, passing) in made.items():
+        assert probe.kind == kind
+        assert probe.temperature == 0.1
+        assert spent > 0
+        assert passing > 0
+    return [probe for probe, *_ in made.values()]
 
 
 def accuracy(probe, features, labels):
