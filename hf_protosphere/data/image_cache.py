@@ -132,26 +132,20 @@ def cached_pixels(
             path.parent.mkdir(parents=True, exist_ok=True)
             if not has_room(path.parent, math.prod(shape)):
                 return None
-            _write(path, split, processor, num_workers, description)
+            images = DecodedImages(split, processor, do_rescale=False, do_normalize=False)
+            loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=tuple)
+            words = f"decoding the {description} images once"
+            bar = tqdm(total=len(split), desc=words, leave=False)
+            # Not by the map: a disk that is full would end the process without a word.
+            with bar, whole_file(path) as unfinished, unfinished.open("wb") as out:
+                for pixels, rows, bad in loader:
+                    for error in bad.values():
+                        raise DataError(f"the {description} images: {error}") from error
+                    out.write(pixels.numpy().tobytes())
+                    bar.update(len(rows))
         except (OSError, WriteError) as error:
             raise CacheError(
                 f"the decoded {description} images cannot be written to {path.parent}: {error}. "
                 "Make room, set HF_DATASETS_CACHE to another folder, or give --cache_images false."
             ) from error
     return np.memmap(path, np.uint8, "c", shape=shape)
-
-
-def _write(
-    path: Path, split: datasets.Dataset, processor: BaseImageProcessor, num_workers: int,
-    description: str,
-) -> None:  # fmt: skip
-    images = DecodedImages(split, processor, do_rescale=False, do_normalize=False)
-    loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=tuple)
-    bar = tqdm(total=len(split), desc=f"decoding the {description} images once", leave=False)
-    # Not by the map: a disk that is full would end the process without a word.
-    with bar, whole_file(path) as unfinished, unfinished.open("wb") as out:
-        for pixels, rows, bad in loader:
-            for error in bad.values():
-                raise DataError(f"the {description} images: {error}") from error
-            out.write(pixels.numpy().tobytes())
-            bar.update(len(rows))

@@ -10,7 +10,7 @@ import datasets
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
@@ -153,9 +153,4 @@ class EvaluationImages(_Images):
 
 def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor]:
     """{"pixel_values": (M[, V], C, H, W), "labels": (M,) int64}; a whole batch stays as it is."""
-    if isinstance(items, dict):
-        return items
-    return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "labels": torch.tensor([item["labels"] for item in items]),
-    }
+    return items if isinstance(items, dict) else default_collate(items)

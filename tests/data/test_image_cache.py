@@ -60,7 +60,7 @@ def test_evaluation_sees_what_the_processor_makes(split, crop_pct, num_workers):
 
 def test_it_is_made_once_and_found_by_what_it_holds(split, monkeypatch):
     first = cached_pixels(split, processor(), 0, "train")
-    monkeypatch.setattr(image_cache, "_write", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(image_cache, "DecodedImages", lambda *_, **__: pytest.fail("made again"))
     assert np.array_equal(cached_pixels(split, processor(), 0, "train"), first)
     paths = {
         cache_path(split, processor()),
