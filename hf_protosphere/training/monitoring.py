@@ -25,16 +25,7 @@ class CollapseMonitor:
     validation: DataLoader
     train_sample: DataLoader | None
     accelerator: Accelerator
-    every_epochs: int  # 0 for never
-    every_steps: int
     stopwatch: Stopwatch = field(default_factory=Stopwatch, init=False)
-
-    def due_at_step(self, step: int) -> bool:
-        return bool(self.every_steps) and step % self.every_steps == 0
-
-    def due_at_epoch(self, epoch: int, step: int) -> bool:
-        by_epoch = bool(self.every_epochs) and epoch % self.every_epochs == 0
-        return by_epoch or self.due_at_step(step)
 
     def validate(self, neural_collapse: bool) -> dict[str, Any]:
         """A record: "validation_..." as `evaluate_model` reports, and "train_neural_collapse"."""
@@ -57,10 +48,10 @@ class CollapseMonitor:
         report = evaluate_model(*of, means=means, neural_collapse=False)
         return {"step": 0, "epoch": 0, START: report["class_means_accuracy"]}
 
-    def measure(self) -> dict[str, Any]:
-        """`validate`, in the middle of an epoch: all of it is the price of measuring."""
-        with self.stopwatch:
-            return self.validate(neural_collapse=True)
+
+def is_due(every: int, count: int) -> bool:
+    """After so many steps or epochs, of which every so many-th counts; 0 is for never."""
+    return every > 0 and count % every == 0
 
 
 def score(record: Mapping[str, Any], metric: str) -> float:

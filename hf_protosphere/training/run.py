@@ -36,7 +36,7 @@ from . import setup
 from .adaptation import first_prototypes, without_adapters
 from .arguments import TrainArguments
 from .environment import record_start
-from .monitoring import CollapseMonitor, epoch_line, score
+from .monitoring import CollapseMonitor, epoch_line, is_due, score
 from .optimizer import build_optimizer
 from .step import OptimizerStep
 
@@ -91,7 +91,6 @@ class TrainingRun:
             model=self.optimizer_step.evaluated_model, accelerator=self.accelerator,
             validation=self.eval_loaders[self.validation],
             train_sample=self._train_sample_loader(),
-            every_epochs=arguments.nc_every, every_steps=arguments.nc_every_steps,
         )  # fmt: skip
         self.progress = Progress.start(self.accelerator, self.images_per_step)
         if not arguments.dry_run:
@@ -230,9 +229,11 @@ class TrainingRun:
                 unseen.append(torch.stack([loss, accuracy]))
                 bar.update()
                 at_end = progress.step_in_epoch == self.steps_per_epoch
-                if monitor.due_at_step(progress.step) and not at_end:
+                if is_due(self.arguments.nc_every_steps, progress.step) and not at_end:
                     epoch = progress.step / self.steps_per_epoch
-                    self._log({"step": progress.step, "epoch": epoch} | monitor.measure())
+                    with monitor.stopwatch:  # all of it is the price of measuring
+                        record = monitor.validate(neural_collapse=True)
+                    self._log({"step": progress.step, "epoch": epoch} | record)
                 if progress.step_in_epoch % LOG_STEPS == 0 or stop.now(self.accelerator):
                     look()
             look()
@@ -290,7 +291,8 @@ class TrainingRun:
             if self.model.config.prototypes == "class_means":
                 step.set_prototypes(self._training_means())
             by_collapse = arguments.best_metric not in ("accuracy", "mean_class_accuracy")
-            due = last or by_collapse or self.monitor.due_at_epoch(progress.epoch, progress.step)
+            due = last or by_collapse or is_due(arguments.nc_every, progress.epoch)
+            due = due or is_due(arguments.nc_every_steps, progress.step)
             record |= self.monitor.validate(neural_collapse=due)
             progress.evaluated_epoch = progress.epoch
             value = score(record, arguments.best_metric)
