@@ -44,6 +44,11 @@ class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
     index_dir: PathName = flag(
         "Folder for the index. One that is there is brought up to date.", "outputs/index"
     )
+    layer: Literal["embeddings", "features"] = flag(
+        "What stands for an image: embeddings, best for the classes of training; or features, what "
+        "the projection's last layer is given, better for classes that training never saw.",
+        "embeddings",
+    )
     overwrite: bool = flag("Replace an index of another model or of other images.", False)
 
     def __post_init__(self) -> None:

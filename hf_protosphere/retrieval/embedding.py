@@ -36,19 +36,29 @@ class Embedder:
     model: ProtoSphereModel
     processor: BaseImageProcessor
     fingerprint: str  # of all that an embedding depends on: weights and image processor
+    layer: str = "embeddings"
 
     @classmethod
-    def load(cls, name: str) -> Embedder:
-        """From a folder or the Hub; an `ArgumentError` where there is none, or it is damaged."""
+    def load(cls, name: str, layer: str = "embeddings") -> Embedder:
+        """From a folder or the Hub; an `ArgumentError` where there is none, or it is damaged.
+
+        Args:
+            layer: "embeddings", those that prototypes are compared with, or "features", of unit
+                norm too: what the last layer of the projection is given. They tell classes apart
+                that training did not know, for which embeddings have no room.
+        """
         classifier, processor = load_classifier(name)
         model = classifier.base_model.eval()
+        if layer == "features" and model.config.projection != "none":
+            model.embedding_dim = model.projection[-1].in_features
+            model.projection = model.projection[:-1]
         digest = hashlib.sha256(processor.to_json_string().encode())
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         with own_accelerate_state():
             device = Accelerator().device
-        return cls(name, model.to(device), processor, digest.hexdigest())
+        return cls(name, model.to(device), processor, digest.hexdigest(), layer)
 
     @property
     def dim(self) -> int:

@@ -64,6 +64,7 @@ class Origin:
     fingerprint: str  # of its weights and image processor
     folder: str | None = None  # of the images
     dataset: dict[str, Any] = field(default_factory=dict)  # or arguments of `data.load_split`
+    layer: str = "embeddings"  # of the checkpoint, as `Embedder.load` takes it
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class ImageIndex:
         images = [image for image in images if image.file_state in known]
         if not images:
             raise ArgumentError(f"--images {folder} holds no image that can be decoded.")
-        origin = Origin(embedder.name, embedder.fingerprint, str(root.resolve()))
+        origin = _origin(embedder, folder=str(root.resolve()))
         return cls(torch.stack([known[image.file_state] for image in images]), images, origin)
 
     @classmethod
@@ -150,7 +151,7 @@ class ImageIndex:
             raise DataError(f"--dataset_name {dataset_name}: none of its images can be decoded.")
         names, labels = images.features["label"].names, labels_of(images)
         entries = [IndexedImage(row=row, label=names[labels[row]]) for row in rows]
-        return cls(embeddings, entries, Origin(embedder.name, embedder.fingerprint, None, source))
+        return cls(embeddings, entries, _origin(embedder, dataset=source))
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
@@ -216,9 +217,10 @@ class ImageIndex:
         """An `ArgumentError` where the index was built with another model."""
         if embedder.fingerprint != self.origin.fingerprint:
             raise ArgumentError(
-                f"--model {embedder.name} is not what the index was built with, which was "
-                f"{self.origin.model}: embeddings of two models have nothing to do with each "
-                "other. Give that one, or build an index anew by `protosphere index --overwrite`."
+                f"--model {embedder.name}, --layer {embedder.layer}, is not what the index was "
+                f"built with, which was {self.origin.model}, {self.origin.layer}: embeddings of "
+                "two have nothing to do with each other. Give that one, or build an index anew by "
+                "`protosphere index --overwrite`."
             )
 
     def image(self, row: int) -> PILImage.Image:
@@ -237,7 +239,7 @@ class ImageIndex:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        return Embedder.load(self.origin.model)
+        return Embedder.load(self.origin.model, self.origin.layer)
 
     @cached_property
     def _split(self) -> Dataset:
@@ -250,6 +252,10 @@ def is_index(path: Path) -> bool:
         return KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return False
+
+
+def _origin(embedder: Embedder, **images: Any) -> Origin:
+    return Origin(embedder.name, embedder.fingerprint, layer=embedder.layer, **images)
 
 
 def _refuse_giants(path: Path) -> None:
@@ -270,7 +276,12 @@ def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> No
     if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
     source, known = origin.dataset, {"dataset_name", "split", *LabelledImages().columns}
-    texts = [origin.model, origin.fingerprint, *(v for v in (*source.values(), origin.folder) if v)]
+    texts = [
+        origin.model,
+        origin.fingerprint,
+        origin.layer,
+        *(v for v in (*source.values(), origin.folder) if v),
+    ]
     named = origin.folder is not None or {"dataset_name", "split"} <= {*source}
     if not named or not {*source} <= known or not all(isinstance(text, str) for text in texts):
         raise ValueError("it does not say of what folder or data set it was made.")

@@ -21,7 +21,8 @@ def index(arguments: IndexArguments) -> ImageIndex:
     own = is_index(Path(arguments.index_dir) / INDEX)
     with held_folder(arguments.index_dir, "--index_dir", () if own else (INDEX,)) as folder:
         model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
-        embedder = Embedder.load(str(model.resolve()) if model.is_dir() else arguments.model)
+        name = str(model.resolve()) if model.is_dir() else arguments.model
+        embedder = Embedder.load(name, arguments.layer)
         previous = None
         if not arguments.overwrite and (folder / INDEX).exists():
             previous = ImageIndex.load(folder)

@@ -79,7 +79,7 @@ def _embedded_queries(
 
 
 def _embedder(found: ImageIndex, arguments: SearchArguments) -> Embedder:
-    embedder = Embedder.load(arguments.model or found.origin.model)
+    embedder = Embedder.load(arguments.model or found.origin.model, found.origin.layer)
     found.check_model(embedder)
     return embedder
 

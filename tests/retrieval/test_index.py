@@ -7,8 +7,10 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hf_protosphere.cli import main
+from hf_protosphere.data.pixels import image_files, open_image, pixels_of
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.retrieval.arguments import IndexArguments, SearchArguments
 from hf_protosphere.retrieval.embedding import Embedder
@@ -65,6 +67,31 @@ def test_another_model_is_refused(photos, tmp_path, built):
             job(given)
     index(arguments(photos, str(other), folder, overwrite=True))
     search(query)
+
+
+@pytest.mark.parametrize(
+    ("projection", "dim"), [("none", 96), ("linear", 96), ("mlp", 24)], ids=str
+)
+def test_the_layer_before_the_projections_last(photos, tmp_path, projection, dim):
+    """Search asks the index, not the user, which layer its vectors are of."""
+    more = {"projection_hidden_dim": 24, "projection_batch_norm": True} if dim == 24 else {}
+    model = save_checkpoint(
+        tmp_path / "model", with_snapshot=False, projection=projection, **more
+    ).protosphere
+    made = index(arguments(photos, str(tmp_path / "model"), tmp_path / "index", layer="features"))
+    embedder = Embedder.load(str(tmp_path / "model"))
+    pixels = pixels_of([open_image(path) for path in image_files(photos)], embedder.processor)
+    with torch.no_grad():
+        features = model(pixels).pooler_output
+        for layer in [] if projection == "none" else [*model.projection][:-1]:
+            features = layer(features)
+    assert made.embeddings.shape == (4, dim)
+    assert torch.allclose(made.embeddings, F.normalize(features, dim=1), atol=1e-5)
+    found = search(SearchArguments(index=str(tmp_path / "index"), queries=[str(photos / "3.PNG")]))
+    assert found[str(photos / "3.PNG")][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    if projection != "none":
+        with pytest.raises(ArgumentError, match="layer embeddings, is not .* features"):
+            index(arguments(photos, str(tmp_path / "model"), tmp_path / "index"))
 
 
 def test_an_index_of_other_images_is_not_replaced(photos, model, built, tmp_path):
