@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from .airnet import airnet  # noqa: F401  (timm learns its name)
 from .checking import (
     auto,
     load_image_processor,
@@ -109,7 +110,7 @@ def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_di
     elif limited and config.prototypes != "class_means" and not next(backbone.parameters()).is_meta:
         limit = nonnegative_limit(config.num_labels)
         logger.warning_once(  # transformers gives it to all loggers
-            f"projection='none': the pooled features of {config.backbone} are non-negative, and "
+            f"projection='none': the pooled features of {config.backbone} are hardly negative, and "
             f"prototypes of {config.num_labels} classes come to class means no nearer than a "
             f"squared distance of 2 - 2*sqrt(1 - 1/K) = {limit:.3g}. With 'linear' they can."
         )
@@ -119,25 +120,31 @@ def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_di
 
 @torch.no_grad()
 def has_nonnegative_features(backbone: nn.Module, config: ProtoSphereConfig) -> bool:
-    """Whether pooled features have no negative entry, as after a ReLU: found by running noise
-    through the backbone, which leaves it, and the global random numbers, as they were."""
+    """Whether pooled features have no negative entries to speak of, as after a ReLU, or a GELU or
+    SiLU and a mean: less than half of the norm in the features of noise, which leave the backbone,
+    and the global random numbers, as they were."""
     if any(weight.is_meta or not weight.numel() for weight in backbone.parameters()):
         # While weights are loaded, or sharded by DeepSpeed, nothing can run: the order of layers
-        # has to do, a ReLU without a layer norm behind it. (Behind its last ReLU, a block may
+        # has to do, an activation without a layer norm behind it. (Behind its last one, a block may
         # register the batch norm of its shortcut.)
-        kinds = (nn.LayerNorm, nn.RMSNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+        activations = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
+        kinds = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Hardswish, *activations)
         last = [layer for layer in backbone.modules() if isinstance(layer, kinds)][-1:]
-        return any(isinstance(layer, nn.ReLU | nn.ReLU6) for layer in last)
+        return any(isinstance(layer, activations) for layer in last)
     weight = next(backbone.parameters())
-    shape = (2, config.num_channels, config.image_size, config.image_size)
+    shape = (4, config.num_channels, config.image_size, config.image_size)
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     modes = {layer: layer.training for layer in backbone.modules()}
-    backbone.eval()  # batch norms keep their statistics
+    for layer in modes:
+        # By their first statistics values would be so small that a SiLU is linear.
+        layer.training = isinstance(layer, nn.BatchNorm2d)
+    statistics = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
-        features = pooled_features(backbone(noise.to(weight)))
+        output = torch.func.functional_call(backbone, statistics, (noise.to(weight),))
     for layer, mode in modes.items():
         layer.training = mode
-    return not (features < 0).any()
+    features = pooled_features(output)
+    return bool(features.clamp(max=0).norm() < 0.5 * features.norm())
 
 
 def build_projection(config: ProtoSphereConfig, feature_dim: int) -> tuple[nn.Module, int]:

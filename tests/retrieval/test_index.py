@@ -90,7 +90,7 @@ def test_the_layer_before_the_projections_last(photos, tmp_path, projection, dim
     found = search(SearchArguments(index=str(tmp_path / "index"), queries=[str(photos / "3.PNG")]))
     assert found[str(photos / "3.PNG")][0]["cosine"] == pytest.approx(1, abs=1e-5)
     if projection != "none":
-        with pytest.raises(ArgumentError, match="layer embeddings, is not .* features"):
+        with pytest.raises(ArgumentError, match=r"layer embeddings, is not .* features"):
             index(arguments(photos, str(tmp_path / "model"), tmp_path / "index"))
 
 

@@ -1,0 +1,1 @@
+"""A network from scratch on all of CIFAR-10."""
