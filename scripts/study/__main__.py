@@ -17,7 +17,7 @@ from pathlib import Path
 from .rows import Work, cores, measure
 from .tables import Results
 
-STAGES = ("temperature", "frozen_features", "small_network")
+STAGES = ("temperature", "frozen_features", "small_network", "full_cifar10")
 
 
 def main() -> None:

@@ -8,32 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from hf_protosphere.data.dataset import ImageDataset, load_image_dataset
-from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.data.labels import labels_of
 from hf_protosphere.data.subsets import drawn
-from hf_protosphere.metrics.neural_collapse import NeuralCollapse
-from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
-from hf_protosphere.open_set.confidence import (
-    fit_temperature,
-    negative_log_likelihood,
-    reliability,
-)
-from hf_protosphere.open_set.scores import detection_metrics
-from hf_protosphere.prototypes import class_means, nearest_cosines
-from hf_protosphere.retrieval.neighbours import nearest, retrieval_metrics
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer.arguments import HEAD_PROJECTION
-from hf_protosphere.transfer.features import embedded, features_of, train_head
+from hf_protosphere.transfer.features import features_of, train_head
 from hf_protosphere.transfer.finetune import LEARNING_RATES, head_epochs
 
+from ..measures import classification, collapse, part, retrieval, unknown
 from ..rows import Measured, Row, Work
 from .methods import METHODS, Options
 
@@ -45,8 +32,6 @@ TAIL = (112, 2)  # images of the largest and of the smallest class
 EPOCHS = {"tail": 150, "5 a class": 100, "20 a class": 100, "batch": 20}  # else as by default
 BATCH = {"tail": 128, "5 a class": 50, "20 a class": 100}  # 256 otherwise
 FEW = ("tail", "5 a class", "20 a class")
-NEIGHBOURS = 10
-QUERIES = 2000  # of retrieval, at most
 
 
 def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
@@ -75,22 +60,22 @@ def measure(row: Row, work: Work) -> Measured:
     options = METHODS[row.task][row.method]
     arguments = arguments_of(row, work.options["model"], options, known.num_train)
     model, results = train_head(arguments, known)
-    measured = _classification(model, known) | {"seconds": results["training_seconds"]}
+    measured = classification(model, known) | {"seconds": results["training_seconds"]}
     if row.task == "classify":
-        measured |= _collapse(model, known) | _retrieval(model, known.splits["test"], "known")
+        measured |= collapse(model, known) | retrieval(model, known.splits["test"], "known")
         others = (
             features_of_data(name, path, work.options["model"])
             for name, path in work.data.items()
             if name != row.data
         )
         far = torch.cat([other.splits["test"].versions[0] for other in others])
-        measured["far"] = _unknown(model, known, far)
+        measured["far"] = unknown(model, known, far)
     if row.task == "open":
         test = features.splits["test"]
         left_out = test.select(np.flatnonzero(np.isin(test.labels, unseen)).tolist())
-        measured["near"] = _unknown(model, known, left_out.versions[0])
-        measured |= _retrieval(model, known.splits["test"], "known")
-        measured |= _retrieval(model, left_out, "unseen")
+        measured["near"] = unknown(model, known, left_out.versions[0])
+        measured |= retrieval(model, known.splits["test"], "known")
+        measured |= retrieval(model, left_out, "unseen")
     return measured
 
 
@@ -128,12 +113,7 @@ def reduced(features: ImageDataset) -> ImageDataset:
     if len(train) <= TRAIN * features.num_labels:
         return features
     kept = drawn(train.labels.numpy(), [TRAIN] * features.num_labels, 0)
-    return features.with_train(_part(train, kept))
-
-
-def _part(split: FeatureSplit, rows: np.ndarray, labels: np.ndarray | None = None) -> FeatureSplit:
-    labels = split.labels[rows] if labels is None else torch.as_tensor(labels)
-    return FeatureSplit(split.versions[:, rows], labels)
+    return features.with_train(part(train, kept))
 
 
 def without(features: ImageDataset, unseen: list[int]) -> ImageDataset:
@@ -142,7 +122,7 @@ def without(features: ImageDataset, unseen: list[int]) -> ImageDataset:
     splits = {}
     for role, split in features.splits.items():
         rows = np.flatnonzero(np.isin(split.labels, kept))
-        splits[role] = _part(split, rows, np.searchsorted(kept, split.labels[rows]))
+        splits[role] = part(split, rows, np.searchsorted(kept, split.labels[rows]))
     return ImageDataset(splits, [features.label_names[label] for label in kept])
 
 
@@ -156,85 +136,4 @@ def _few(features: ImageDataset, row: Row) -> ImageDataset:
         counts = np.round(largest * (smallest / largest) ** (ranks / (count - 1))).astype(int)
     else:
         counts = [int(row.task.split()[0])] * count
-    return features.with_train(_part(train, drawn(train.labels.numpy(), counts, row.seed)))
-
-
-def _classification(
-    model: ProtoSphereForImageClassification, features: ImageDataset
-) -> dict[str, Any]:
-    """Accuracies (mean over classes too, by the head and by class means), and calibration."""
-    measured: dict[str, Any] = {}
-    splits, count = features.splits, features.num_labels
-    trained = [embedded(model, _part(splits["train"], slice(None)))[0]]
-    means = class_means(trained[0], splits["train"].labels, count)
-    logits = {role: embedded(model, splits[role])[1] for role in ("validation", "test")}
-    for role in logits:
-        labels = splits[role].labels
-        by_means = embedded(model, splits[role])[0] @ means.T
-        for name, scores in (("", logits[role]), ("means_", by_means)):
-            right = (scores.argmax(1) == labels).double()
-            measured[f"{role}_{name}accuracy"] = 100 * right.mean().item()
-            classes = [right[labels == c].mean().item() for c in labels.unique()]
-            measured[f"{role}_{name}class_accuracy"] = 100 * float(np.mean(classes))
-    labels, scores = splits["test"].labels, logits["test"]
-    temperature = fit_temperature(logits["validation"], splits["validation"].labels) or 1.0
-    for name, t in (("", 1.0), ("scaled_", temperature)):
-        error = reliability(scores / t, labels).expected_calibration_error
-        measured[f"{name}calibration_error"] = 100 * error
-        measured[f"{name}nll"] = negative_log_likelihood(scores, labels, t)
-    return measured
-
-
-def _collapse(model: ProtoSphereForImageClassification, features: ImageDataset) -> dict[str, Any]:
-    """What `NeuralCollapse` attains on training and test images, in per cent."""
-    measured = {}
-    for role in ("train", "test"):
-        embeddings, _ = embedded(model, features.splits[role])
-        metric = NeuralCollapse(features.num_labels, embeddings.shape[1])
-        metric.update(embeddings, features.splits[role].labels)
-        measured[f"{role}_collapse"] = metric.compute(model.prototypes.detach())["attained"]
-    return measured
-
-
-def _hidden(model: ProtoSphereForImageClassification, features: Tensor) -> Tensor:
-    """(N, H), unit norm: the layer before the projection's last."""
-    with torch.no_grad():
-        return F.normalize(model.protosphere.projection[:-1](features), dim=1)
-
-
-def _retrieval(
-    model: ProtoSphereForImageClassification, split: FeatureSplit, name: str
-) -> dict[str, float]:
-    """mAP@R among the images of a split, by the embeddings and by the layer before them."""
-    some = np.random.default_rng(0).permutation(len(split))[:QUERIES]
-    split = _part(split, np.sort(some))
-    spaces = {"": embedded(model, split)[0], "hidden_": _hidden(model, split.versions[0])}
-    return {
-        f"{name}_{space}map": 100
-        * retrieval_metrics(x, split.labels, x, split.labels, leave_one_out=True)[
-            "mean_average_precision_at_r"
-        ]
-        for space, x in spaces.items()
-    }
-
-
-def _unknown(
-    model: ProtoSphereForImageClassification, features: ImageDataset, unknown: Tensor
-) -> dict[str, float]:
-    """AUROC of telling test images from unknown ones, by five scores."""
-    train, _ = embedded(model, features.splits["train"])
-    means = class_means(train, features.splits["train"].labels, features.num_labels)
-
-    def scores(split: FeatureSplit) -> dict[str, Tensor]:
-        embeddings, logits = embedded(model, split)
-        return {
-            "max_softmax": logits.double().softmax(1).amax(1),
-            "energy": logits.double().logsumexp(1),
-            "prototypes": nearest_cosines(embeddings, model.prototypes.detach()),
-            "class means": nearest_cosines(embeddings, means),
-            "neighbours": nearest(embeddings, train, NEIGHBOURS).cosines[:, -1],
-        }
-
-    labels = torch.zeros(len(unknown), dtype=torch.int64)
-    known, others = scores(features.splits["test"]), scores(FeatureSplit(unknown, labels))
-    return {name: 100 * detection_metrics(known[name], others[name])["auroc"] for name in known}
+    return features.with_train(part(train, drawn(train.labels.numpy(), counts, row.seed)))

@@ -1,59 +1,158 @@
 """A network from scratch on all of CIFAR-10: what is trained, and what is measured of it.
 
-`airnet` (1.2 M parameters) on 45,000 training images, the other 5,000 to choose settings by; with
-long tails, on the part of them that an exponential imbalance leaves. Each row is a run folder
-beside its figures, for the tables that need the model.
+`airnet` (1.2 M parameters) on 45,000 training images, 16 epochs of shifted and mirrored ones in
+batches of 512; the other 5,000 training images choose the settings. The run folder of each row
+stays beside its figures, and the task "uses" asks the models in them what else they are good for.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from hf_protosphere.configuration_protosphere import build_image_processor
+from hf_protosphere.data.dataset import ImageDataset, load_split
+from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
+from hf_protosphere.robustness.measure import corruption_errors
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
+from hf_protosphere.transfer.features import features_of
 
+from ..measures import classification, retrieval, unknown
 from ..rows import Measured, Row, Work
 
 SEEDS = range(5)
+EPOCHS = 16
+CORRUPTED = 200  # test images, each under 15 corruptions of 5 severities
+SAMPLE = 5000  # training images, for class means and neighbours
 Options = dict[str, Any]
-EPOCHS = {"classify": 16, "tail": 64}  # of a tail: a quarter of the images, as many steps
-TAIL = {"imbalance": "exp", "imbalance_factor": 0.02}
-METHODS: dict[str, dict[str, Options]] = {"classify": {}, "tail": {}}
+
+
+def _options(objective: str, rate: float, decay: float, **more: Any) -> Options:
+    return {"objective": objective, "learning_rate": rate, "weight_decay": decay, **more}
+
+
+_CE: dict[tuple[float, float], Options] = {
+    (rate, decay): _options("cross_entropy", rate, decay)
+    for rate, decay in ((0.005, 0.3), (0.01, 0.3), (0.02, 0.3), (0.01, 1.0), (0.02, 1.0))
+}
+PROTOTYPES = {name: _options(name.lower(), 0.01, 0.3) for name in ("NormFace", "NTCE", "NONL")}
+METHODS: dict[str, Options] = {
+    "CE": _CE[0.02, 0.3],
+    "CE, decay 1": _CE[0.02, 1.0],
+    **PROTOTYPES,
+    "ETF + DR": _options("dot_regression", 0.01, 0.3),
+    "SCL + FP": _options("scl", 0.01, 0.3, temperature=0.1, projection="mlp"),
+}
+SETTINGS: dict[str, Options] = {  # that were tried, with one seed
+    **{f"CE, rate {rate}, decay {decay}": options for (rate, decay), options in _CE.items()},
+    "CE, rate 0.01, smoothing 0.1": _CE[0.01, 0.3] | {"label_smoothing": 0.1},
+    **PROTOTYPES,
+    "NTCE, decay 1": PROTOTYPES["NTCE"] | {"weight_decay": 1.0},
+    **{f"{name}, t 0.15": PROTOTYPES[name] | {"temperature": 0.15} for name in PROTOTYPES},
+    "ETF + DR": METHODS["ETF + DR"],
+    "SCL + FP": METHODS["SCL + FP"],
+    "CE, widths 64, 256, 256": _CE[0.01, 0.3] | {"backbone_kwargs": {"widths": [64, 256, 256]}},
+    "CE, ResNet-18": _options(
+        "cross_entropy", 0.4, 5e-4, optimizer="sgd", backbone="resnet18", small_images=True
+    ),
+}
+SEVERAL = ("CE", "CE, decay 1", *PROTOTYPES)  # of which there are more than two seeds
 
 
 def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
-    return [
-        Row(task, "cifar10", method, seed)
-        for task, methods in METHODS.items()
-        for seed in (seeds[:3] if task == "tail" else seeds)
-        for method in methods
+    settings = [Row("settings", "cifar10", method, 0) for method in SETTINGS]
+    classify = [
+        Row("classify", "cifar10", method, seed)
+        for seed in seeds
+        for method in METHODS
+        if seed < 2 or method in SEVERAL
     ]
+    uses = [
+        Row("uses", "cifar10", method, seed)
+        for seed in seeds[:2]
+        for method in METHODS
+        if seed < 1 or method in ("CE", "NTCE", "NONL")
+    ]
+    return settings + classify + (uses if "clothing" in data else [])
 
 
 def measure(row: Row, work: Work) -> Measured:
-    return trained(row, work, METHODS[row.task][row.method])
-
-
-def trained(row: Row, work: Work, options: Options) -> Measured:
+    if row.task == "uses":
+        return _uses(row, work)
     folder = row.path(work.folder).with_suffix("")
-    epochs = EPOCHS[row.task]
+    options = (SETTINGS if row.task == "settings" else METHODS)[row.method]
     arguments = {
         "dataset_name": work.data[row.data], "output_dir": str(folder), "seed": row.seed,
-        "resume": folder.exists(), "backbone": "airnet", "batch_size": 512, "epochs": epochs,
-        "warmup_epochs": epochs / 8, "optimizer": "muon", "augmentation": "crop", "num_workers": 0,
-        "check_images": False, "evaluate_every": epochs, "checkpoint_every": epochs // 8,
-        "nc_every": 0, "nc_train_samples": 5000, "report_to": ["none"], "pictures": False,
+        "resume": folder.exists(), "backbone": "airnet", "batch_size": 512, "epochs": EPOCHS,
+        "warmup_epochs": EPOCHS / 8, "optimizer": "muon", "augmentation": "crop", "num_workers": 0,
+        "check_images": False, "evaluate_every": EPOCHS, "checkpoint_every": 1, "nc_every": 0,
+        "nc_train_samples": SAMPLE, "report_to": ["none"], "pictures": False,
         "mixed_precision": "bf16" if torch.cuda.is_available() else "no",
-    }  # fmt: skip
-    more = TAIL if row.task == "tail" else {}
-    results = train(TrainArguments(**(arguments | more | options)), last=False)
+    } | options  # fmt: skip
+    results = train(TrainArguments(**arguments), last=False)
     measured: Measured = {"seconds": results["training_seconds"]}
     for role in ("validation", "test"):
-        for name in ("accuracy", "mean_class_accuracy", "class_means_accuracy"):
+        for name in ("accuracy", "class_means_accuracy"):
             measured[f"{role}_{name}"] = 100 * results[role][name]
     last = read_metrics(folder / "metrics.jsonl")[-1]
     measured["train_collapse"] = last["train_neural_collapse"]["attained"]
     return measured | {"test_collapse": results["test"]["neural_collapse"]["attained"]}
+
+
+def _uses(row: Row, work: Work) -> Measured:
+    """What the trained network is good for beside its accuracy; it is trained where it is not."""
+    trained = Row("classify", row.data, row.method, row.seed)
+    folder = trained.path(work.folder).with_suffix("")
+    if not (folder / "results.json").exists():
+        measure(trained, work)
+    model = ProtoSphereForImageClassification.from_pretrained(folder)
+    features = {
+        name: _features(folder, work.data[name], max_train_samples=SAMPLE)
+        for name in ("cifar10", "clothing")
+    }
+    known = features["cifar10"]
+    far = features["clothing"].splits["test"]
+    measured = classification(model, known) | retrieval(model, known.splits["test"], "known")
+    measured["far"] = unknown(model, known, far.versions[0])
+    measured |= retrieval(model, far, "unseen")
+    measured["transfer_accuracy"] = _linear_probe(features["clothing"])
+    split = load_split(work.data["cifar10"], "test").shuffle(seed=0).select(range(CORRUPTED))
+    processor = build_image_processor(model.config)
+    errors = corruption_errors(
+        model, split, processor, Accelerator(), num_workers=0, severities=[1, 2, 3, 4, 5]
+    )
+    return measured | {
+        "clean_error": 100 * errors["clean_error"],
+        "corruption_error": 100 * errors["mean_corruption_error"],
+        "errors": errors["errors"],
+    }
+
+
+def _features(folder: Path, data: str, **more: Any) -> ImageDataset:
+    """Of the network's backbone, which is at the head of whatever is trained on them."""
+    arguments = TrainArguments(
+        dataset_name=data, finetune_from=str(folder), freeze_backbone=True, feature_views=1,
+        horizontal_flip=False, num_workers=0, check_images=False, **more,
+    )  # fmt: skip
+    return features_of(arguments)
+
+
+def _linear_probe(features: ImageDataset) -> float:
+    """Test accuracy (%) of logistic regression, its strength of L2 by validation."""
+    x, y = {}, {}
+    for role, split in features.splits.items():
+        x[role], y[role] = split.versions[0].double().numpy(), split.labels.numpy()
+    scores = []
+    for strength in (0.001, 0.01, 0.1, 1.0):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        probe.fit(x["train"], y["train"])
+        scores.append([probe.score(x[role], y[role]) for role in ("validation", "test")])
+    return 100 * max(scores)[1]
