@@ -1,4 +1,4 @@
-"""Means, paired differences and their intervals, and where they stand in a RESULTS.md."""
+"""Means, paired differences and their intervals, and where they stand: a RESULTS.md, a picture."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from matplotlib.axes import Axes
+
+from hf_protosphere.plots.style import COLORS
 from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.transfer.report import mean_and_interval
 
@@ -13,6 +16,10 @@ from .rows import Measured, Row
 
 START, END = "<!-- tables -->", "<!-- end of tables -->"
 Value = Callable[[Measured], float | None]
+SHOWN = {  # of neural collapse, and what it is called there
+    "CDNV": "nc1_cdnv", "equiangular": "nc2_equiangular", "self-duality": "nc3_self_duality",
+    "class alignment": "class_alignment", "instance alignment": "instance_alignment",
+}  # fmt: skip
 
 
 class Results:
@@ -26,17 +33,51 @@ class Results:
 
     def values(self, task: str, data: str, method: str, of: Value) -> list[float]:
         """In the order of the seeds; empty where one row has no such value."""
-        found = [
-            of(measured)
+        return [*self._by_seed(task, data, method, of).values()]
+
+    def pairs(
+        self, task: str, data: str, ours: str, theirs: str, of: Value
+    ) -> tuple[list[float], list[float]]:
+        """Of two methods, for the seeds that both have."""
+        one, other = (self._by_seed(task, data, method, of) for method in (ours, theirs))
+        seeds = [seed for seed in one if seed in other]
+        return [one[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+    def _by_seed(self, task: str, data: str, method: str, of: Value) -> dict[int, float]:
+        found = {
+            row.seed: of(measured)
             for row, measured in sorted(self.rows.items(), key=lambda item: item[0].seed)
             if (row.task, row.data, row.method) == (task, data, method)
-        ]
-        return [] if None in found else found
+        }
+        return {} if None in found.values() else found
+
+
+def value(*path: str) -> Value:
+    """What a row holds by this name, or under one name by another."""
+
+    def of(measured: Measured) -> float | None:
+        for name in path[:-1]:
+            measured = measured.get(name, {})
+        return measured.get(path[-1])
+
+    return of
+
+
+def accuracy_and_collapse(*more: tuple[str, Value]) -> dict[str, Value]:
+    """The columns of the table that every stage begins with."""
+    return {
+        "test accuracy (%)": value("test_accuracy"),
+        "validation": value("validation_accuracy"),
+        **{f"test {title}": collapse("test", name) for title, name in SHOWN.items()},
+        "training class alignment": collapse("train", "class_alignment"),
+        "training CDNV": collapse("train", "nc1_cdnv"),
+        **dict(more),
+    }
 
 
 def collapse(role: str, name: str) -> Value:
     """Per cent that a metric of neural collapse attains on the images of a split."""
-    return lambda measured: measured.get(f"{role}_collapse", {}).get(name)
+    return value(f"{role}_collapse", name)
 
 
 def cell(values: Sequence[float], form: str = ".1f") -> str:
@@ -87,8 +128,9 @@ def table(
         values = [results.values(task, data, method, of) for of in columns.values()]
         line = [method, *map(cell, values)]
         if against is not None:
-            theirs = results.values(task, data, against, next(iter(columns.values())))
-            line.insert(2, "" if method == against else verdict(values[0], theirs))
+            first = next(iter(columns.values()))
+            pairs = results.pairs(task, data, method, against, first)
+            line.insert(2, "" if method == against else verdict(*pairs))
         lines.append(line)
     return markdown_table([header, *lines])
 
@@ -98,3 +140,25 @@ def write_tables(path: Path, text: str) -> None:
     before, rest = path.read_text().split(START)
     after = rest.split(END)[1]
     path.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+
+
+def points(
+    axes: Axes, results: Results, task: str, data: str, title: str, of: Value, *,
+    cross_entropy: Sequence[str], prototypes: Sequence[str],
+) -> None:  # fmt: skip
+    """Test accuracy beside another value, a point for each method, with its deviations."""
+    shown = 0
+    for method in results.methods(task, data):
+        x, y = (results.values(task, data, method, v) for v in (value("test_accuracy"), of))
+        deviations = (stdev(y), stdev(x)) if len(x) > 1 else ()
+        ours, theirs = method in prototypes, method in cross_entropy
+        shown += not theirs
+        label = "cross-entropy, every setting" if method == cross_entropy[0] else method
+        axes.errorbar(
+            fmean(x), fmean(y), *deviations, capsize=2, linestyle="none",
+            color="gray" if theirs else COLORS[(shown - 1) % len(COLORS)],
+            marker="o" if ours else "x" if theirs else "^", markersize=7 if ours else 5,
+            label=None if theirs and method != cross_entropy[0] else label,
+        )  # fmt: skip
+    axes.set(xlabel="test accuracy (%)", ylabel=title)
+    axes.grid(alpha=0.3)

@@ -14,6 +14,8 @@ from scripts.study import tables
 from scripts.study.frozen_features import report as frozen_report
 from scripts.study.frozen_features import stage as frozen
 from scripts.study.frozen_features.methods import CROSS_ENTROPY, METHODS, PROTOTYPES
+from scripts.study.full_cifar10 import report as full_report
+from scripts.study.full_cifar10 import stage as full
 from scripts.study.rows import Row, Work, measure
 from scripts.study.small_network import report as small_report
 from scripts.study.small_network import stage as small
@@ -125,11 +127,12 @@ def fake(names):
 
 
 def test_the_reports_are_written_between_their_marks(tmp_path):
-    collapse = fake(frozen_report.SHOWN.values())
+    collapse = fake(tables.SHOWN.values())
     names = (
         "test_accuracy", "validation_accuracy", "known_map", "known_hidden_map", "unseen_map",
         "unseen_hidden_map", "calibration_error", "scaled_calibration_error", "scaled_nll",
-        "test_class_accuracy", "test_means_class_accuracy", "seconds",
+        "test_class_accuracy", "test_means_class_accuracy", "seconds", "test_means_accuracy",
+        "transfer_accuracy", "clean_error", "corruption_error",
     )  # fmt: skip
     scores = fake(frozen_report.SCORES)
     of_frozen = fake(names) | {
@@ -138,6 +141,7 @@ def test_the_reports_are_written_between_their_marks(tmp_path):
     rows = {
         "frozen_features": (frozen_report, frozen.rows(["clothing", "cifar10"]), of_frozen),
         "small_network": (small_report, small.rows(["cifar10"]), of_frozen),
+        "full_cifar10": (full_report, full.rows(["cifar10", "clothing"]), of_frozen),
         "temperature": (
             temperature_report, temperature.rows(["cifar10"]), {"accuracy": 50.0, "temperature": 1}
         ),

@@ -5,22 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean, stdev
 
-from hf_protosphere.plots.style import COLORS, new_figure, save_figure
+from hf_protosphere.plots.style import new_figure, save_figure
 
-from ..rows import Measured
-from ..tables import Results, Value, collapse, table, verdict, write_tables
+from ..tables import (
+    SHOWN,
+    Results,
+    Value,
+    accuracy_and_collapse,
+    collapse,
+    points,
+    table,
+    value,
+    verdict,
+    write_tables,
+)
 from .methods import CROSS_ENTROPY, METHODS, PROTOTYPES, SHOTS
 
 SCORES = ("max_softmax", "energy", "prototypes", "class means", "neighbours")
-SHOWN = {
-    "CDNV": "nc1_cdnv", "equiangular": "nc2_equiangular", "self-duality": "nc3_self_duality",
-    "class alignment": "class_alignment", "instance alignment": "instance_alignment",
-}  # fmt: skip
 MEASURES = ("nc1_cdnv", "nc2_equiangular", "class_alignment")  # that are compared one by one
-
-
-def value(name: str) -> Value:
-    return lambda measured: measured.get(name)
 
 
 def write(results: Results, folder: Path) -> None:
@@ -59,13 +61,7 @@ def near_best(results: Results, data: str) -> list[str]:
 
 
 def _accuracy(results: Results, data: str) -> str:
-    columns: dict[str, Value] = {
-        "test accuracy (%)": value("test_accuracy"),
-        "validation": value("validation_accuracy"),
-        **{f"test {title}": collapse("test", name) for title, name in SHOWN.items()},
-        "training class alignment": collapse("train", "class_alignment"),
-        "training CDNV": collapse("train", "nc1_cdnv"),
-    }
+    columns = accuracy_and_collapse()
     return table(results, "classify", data, columns, against=tuned(results, data))
 
 
@@ -89,7 +85,7 @@ def _uses(results: Results, data: str) -> str:
     columns: dict[str, Value] = {
         "mAP@R (%)": value("known_map"),
         "of the layer before": value("known_hidden_map"),
-        **{f"far AUROC, {score}": _score("far", score) for score in SCORES},
+        **{f"far AUROC, {score}": value("far", score) for score in SCORES},
         "calibration error": value("calibration_error"),
         "after scaling": value("scaled_calibration_error"),
         "log-likelihood after scaling": value("scaled_nll"),
@@ -103,13 +99,6 @@ def _most(name: str, results: Results, data: str) -> str:
     return max(CROSS_ENTROPY, key=lambda m: fmean(results.values("classify", data, m, of)))
 
 
-def _score(kind: str, score: str) -> Value:
-    def of(measured: Measured) -> float | None:
-        return measured.get(kind, {}).get(score)
-
-    return of
-
-
 def _open(results: Results, data: str) -> str:
     columns: dict[str, Value] = {
         "mAP@R of seen classes (%)": value("known_map"),
@@ -117,7 +106,7 @@ def _open(results: Results, data: str) -> str:
         "unseen classes": value("unseen_map"),
         "of the layer before, unseen": value("unseen_hidden_map"),
         "accuracy of seven": value("test_accuracy"),
-        **{f"near AUROC, {score}": _score("near", score) for score in SCORES},
+        **{f"near AUROC, {score}": value("near", score) for score in SCORES},
     }
     return table(results, "open", data, columns, against=_best("open", "known_map", results, data))
 
@@ -163,23 +152,12 @@ def _draw(results: Results, names: list[str], picture: Path) -> None:
         "CDNV attained on test images (%)": collapse("test", "nc1_cdnv"),
         "mAP@R among test images (%)": value("known_map"),
     }
-    accuracy = value("test_accuracy")
     for row, data in zip(figure.subplots(len(names), len(panels), squeeze=False), names):
         for axes, (title, of) in zip(row, panels.items()):
-            shown = 0
-            for method in results.methods("classify", data):
-                x = results.values("classify", data, method, accuracy)
-                y = results.values("classify", data, method, of)
-                ours, theirs = method in PROTOTYPES, method in CROSS_ENTROPY
-                shown += not theirs
-                color = "gray" if theirs else COLORS[(shown - 1) % len(COLORS)]
-                label = "cross-entropy, every setting" if method == "CE" else method
-                axes.errorbar(
-                    fmean(x), fmean(y), stdev(y), stdev(x), color=color, capsize=2,
-                    marker="o" if ours else "x" if theirs else "^", markersize=7 if ours else 5,
-                    label=None if theirs and method != "CE" else label, linestyle="none",
-                )  # fmt: skip
-            axes.set(title=data, xlabel="test accuracy (%)", ylabel=title)
-            axes.grid(alpha=0.3)
+            points(
+                axes, results, "classify", data, title, of,
+                cross_entropy=list(CROSS_ENTROPY), prototypes=list(PROTOTYPES),
+            )  # fmt: skip
+            axes.set_title(data)
     figure.axes[-1].legend(fontsize="x-small", frameon=False)
     save_figure(figure, picture, 110)

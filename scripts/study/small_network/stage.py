@@ -33,11 +33,14 @@ CROSS_ENTROPY: dict[str, Options] = {
         for decay in (5e-4, 5e-3)
     },
 }
-METHODS: dict[str, Options] = {
-    **{name: {"objective": "cross_entropy"} | more for name, more in CROSS_ENTROPY.items()},
+PROTOTYPES: dict[str, Options] = {
     "NormFace": {"objective": "normface"},
     "NTCE": {"objective": "ntce"},
     "NONL": {"objective": "nonl"},
+}
+METHODS: dict[str, Options] = {
+    **{name: {"objective": "cross_entropy"} | more for name, more in CROSS_ENTROPY.items()},
+    **PROTOTYPES,
 }
 
 
