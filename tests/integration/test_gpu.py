@@ -79,7 +79,7 @@ def test_every_precision_trains_and_is_evaluated_as_it_was(
     precision,
     objective,
 ):
-    run = arguments(mixed_precision=precision, objective=objective, epochs=10)
+    run = arguments(mixed_precision=precision, objective=objective, epochs=20)
     results = train(run)
     assert results["test"]["accuracy"] > 0.5
     epochs = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
