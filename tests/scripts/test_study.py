@@ -131,7 +131,8 @@ def test_the_reports_are_written_between_their_marks(tmp_path):
     names = (
         "test_accuracy", "validation_accuracy", "known_map", "known_hidden_map", "unseen_map",
         "unseen_hidden_map", "calibration_error", "scaled_calibration_error", "scaled_nll",
-        "test_class_accuracy", "test_means_class_accuracy", "seconds", "test_means_accuracy",
+        "test_class_accuracy", "test_means_class_accuracy", "validation_class_accuracy",
+        "validation_means_class_accuracy", "seconds", "test_means_accuracy",
         "transfer_accuracy", "clean_error", "corruption_error",
     )  # fmt: skip
     scores = fake(frozen_report.SCORES)

@@ -37,18 +37,29 @@ EVERY: dict[str, Options] = {
 # Of the questions beside accuracy and collapse: cross-entropy as it comes, as it is most accurate
 # on validation images (the report says which one that is), and as it collapses most.
 SHORT = ("CE", "CE, decay 5e-3", "CE, decay 2e-2", *PROTOTYPES)
+_LA, _BALANCED = {"logit_adjustment": 1.0}, {"class_weights": "balanced"}
+_ETF = {"prototypes": "simplex_etf", "imprint": False}
 TAILS: dict[str, Options] = {
     **{name: EVERY[name] for name in SHORT},
-    "CE + LA": EVERY["CE"] | {"logit_adjustment": 1.0},
-    "CE + LA, decay 5e-3": EVERY["CE, decay 5e-3"] | {"logit_adjustment": 1.0},
-    "CE + LA, decay 2e-2": EVERY["CE, decay 2e-2"] | {"logit_adjustment": 1.0},
-    "NormFace + LA": {"objective": "normface", "logit_adjustment": 1.0},
-    "NormFace + LA, t 0.1": {"objective": "normface", "logit_adjustment": 1.0, "temperature": 0.1},
-    "NTCE, balanced": {"objective": "ntce", "class_weights": "balanced"},
-    "NTCE, balanced, t 0.1": {"objective": "ntce", "class_weights": "balanced", "temperature": 0.1},
-    "NONL, balanced": {"objective": "nonl", "class_weights": "balanced"},
+    "CE + LA": EVERY["CE"] | _LA,
+    **{
+        f"CE + LA, decay {decay}": EVERY["CE"] | _LA | {"weight_decay": float(decay)}
+        for decay in ("5e-3", "1e-2", "2e-2")
+    },
+    "CE + LA, rate 0.2, decay 5e-3": EVERY["CE, rate 0.2, decay 5e-3"] | _LA,
+    "NormFace + LA": {"objective": "normface"} | _LA,
+    "NormFace + LA, t 0.1": {"objective": "normface", "temperature": 0.1} | _LA,
+    "NTCE, balanced": {"objective": "ntce"} | _BALANCED,
+    "NTCE, balanced, t 0.07, decay 5e-3": {
+        "objective": "ntce", "temperature": 0.07, "weight_decay": 5e-3
+    } | _BALANCED,
+    "NTCE, balanced, ETF, t 0.07, decay 5e-3": {
+        "objective": "ntce", "temperature": 0.07, "weight_decay": 5e-3
+    } | _BALANCED | _ETF,
+    "NTCE, balanced, ETF, t 0.1": {"objective": "ntce", "temperature": 0.1} | _BALANCED | _ETF,
+    "NONL, balanced": {"objective": "nonl"} | _BALANCED,
     "ETF + DR": {"objective": "dot_regression"},
-}
+}  # fmt: skip
 QUEUE = 2048
 BATCHES: dict[str, Options] = {
     f"{name}, batch {size}": options | {"batch_size": size}

@@ -130,12 +130,16 @@ def _few(results: Results, data: str) -> str:
 
 
 def _tail(results: Results, data: str) -> str:
-    columns: dict[str, Value] = {
-        "mean accuracy of classes (%)": value("test_class_accuracy"),
-        "by class means": value("test_means_class_accuracy"),
-    }
-    best = _best("tail", "test_class_accuracy", results, data)
-    return table(results, "tail", data, columns, against=best)
+    parts = []
+    for how, name in (("", ""), (", by class means", "means_")):
+        of = f"test_{name}class_accuracy"
+        columns: dict[str, Value] = {
+            f"mean accuracy of classes{how} (%)": value(of),
+            "validation": value(f"validation_{name}class_accuracy"),
+        }
+        best = _best("tail", of, results, data)
+        parts.append(table(results, "tail", data, columns, against=best))
+    return "\n\n".join(parts)
 
 
 def _batch(results: Results, data: str) -> str:

@@ -43,7 +43,7 @@ def write(results: Results, folder: Path) -> None:
 
 def _draw(results: Results, picture: Path) -> None:
     """Accuracy less that of each K's best, over the factor."""
-    figure = new_figure(11, 3.6)
+    figure = new_figure(13, 3.6)
     for axes, title in zip(figure.subplots(1, len(OBJECTIVES), sharey=True), OBJECTIVES):
         for count, color, style in zip(CLASSES, COLORS, STYLES):
             values = [

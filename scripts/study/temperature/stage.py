@@ -26,7 +26,7 @@ CLASSES = (2, 3, 6, 10, 100)
 EPOCHS = (10, 40)
 FACTORS = (0.25, 0.5, 1.0)
 LEARNED = "learned"
-OBJECTIVES = {"NormFace": "normface", "NTCE": "ntce", "NONL": "nonl"}
+OBJECTIVES = {"NormFace": "normface", "NTCE": "ntce", "NONL": "nonl", "SupCon": "scl"}
 
 
 def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
@@ -37,7 +37,8 @@ def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
         for count in CLASSES
         for title in OBJECTIVES
         for factor in (*FACTORS, LEARNED)
-        if not (title == "NONL" and factor == LEARNED)  # it has no minimum in the temperature
+        # NONL has no minimum in the temperature.
+        if not (title in ("NONL", "SupCon") and factor == LEARNED)
     ]
 
 
