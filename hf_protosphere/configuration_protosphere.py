@@ -114,7 +114,7 @@ class ProtoSphereConfig(PretrainedConfig):
     projection_batch_norm: bool = False
     projection_dropout: float = 0.0
     prototypes: str | None = None
-    objective: str = "nonl"
+    objective: str = "ntce"
     margin: float = 0.0
     margin_type: str = "cosface"
     softmax_temperature: float | None = None

@@ -198,7 +198,7 @@ def test_views_are_embedded_together_and_their_logits_averaged():
     assert torch.allclose(output.logits, single.logits.unflatten(0, (4, 2)).mean(1), atol=1e-5)
     each = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     assert torch.allclose(output.loss, F.cross_entropy(single.logits, each), atol=1e-5)
-    expected = OBJECTIVES["nonl"].loss(
+    expected = OBJECTIVES["ntce"].loss(
         single.embeddings, model.prototypes, each, model.config.softmax_temperature
     )
     trained = model.train().objective(output.embeddings, output.logits, torch.arange(4))

@@ -53,11 +53,11 @@ class ModelArguments:
         0.0,
     )
     objective: Literal[tuple(OBJECTIVES)] = flag(
-        "What to train: nonl and ntce (prototypes against the batch), normface (images against "
+        "What to train: ntce and nonl (prototypes against the batch), normface (images against "
         "prototypes), scl and sincere (views against views, then class means), dot_regression "
         "(images to a fixed simplex ETF), or the cross_entropy baseline; decoupled_ leaves the own "
         "class out of the denominator, as nonl does.",
-        "nonl",
+        "ntce",
     )
     margin: Annotated[float, "[0, 1]"] = flag(
         "Of normface: how much nearer to its own prototype than to others an image must be, as in "
@@ -144,8 +144,8 @@ class OptimizationArguments:
     )
     optimizer: str = flag("sgd, adamw, or one of timm's, such as muon, lion or lamb.", "sgd")
     learning_rate: Positive | None = flag(
-        "Peak learning rate. By default 0.6 * (images per step) / 256, at most 1, for SGD, a "
-        "sixth of it for cross_entropy, views, and from trained weights; 0.001 for AdamW; the "
+        "Peak learning rate. By default 1.2 * (images per step) / 256, at most 1, for SGD; for "
+        "cross_entropy, views, and from trained weights 0.1 in place of 1.2; 0.001 for AdamW; the "
         "others have none."
     )
     momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)

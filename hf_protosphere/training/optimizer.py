@@ -16,10 +16,10 @@ from .arguments import TrainArguments
 def usual_learning_rate(optimizer: str, images_per_step: int, prototypes: bool) -> float:
     """By default; those of the other optimisers have no rule that holds for most.
 
-    Cosines bound the gradients, and prototypes trained from scratch stand and like six times the
-    rate of a linear head, which that brings to NaN on some features (scripts/study).
+    Cosines bound the gradients, and prototypes trained from scratch stand and like twelve times
+    the rate of a linear head, which that brings to NaN on some features (scripts/study).
     """
-    of_256 = 0.6 if prototypes else 0.1
+    of_256 = 1.2 if prototypes else 0.1
     return min(of_256 * images_per_step / 256, 1.0) if optimizer == "sgd" else 1e-3
 
 

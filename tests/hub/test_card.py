@@ -29,7 +29,7 @@ from tests import ROOT
 
 PLANTED = {"HF_TOKEN": "hf_planted_token", "USER": "planted_user", "API_KEY": "planted_key"}
 RUNS = {
-    "nonl": {"epochs": 8},
+    "nonl": {"objective": "nonl", "epochs": 8},
     "scl": {"objective": "scl", "linear_probe": True, "probe_epochs": 5, "pictures": False},
     "cross_entropy": {
         "objective": "cross_entropy", "imbalance": "step", "imbalance_factor": 0.3,

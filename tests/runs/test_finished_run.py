@@ -35,7 +35,7 @@ def test_what_a_run_is_called_and_was_measured_on(folder):
     assert run.is_drawn_from_training("validation")
     assert not run.is_drawn_from_training("test")
     assert (run.dataset_id, run.dataset_name) == (None, "my pets")
-    assert run.default_name == "my-pets-resnet18-nonl"
+    assert run.default_name == "my-pets-resnet18-ntce"
 
 
 @pytest.mark.parametrize("name", ["config.json", "arguments.yaml", "results.json"])

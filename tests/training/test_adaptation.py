@@ -53,12 +53,12 @@ def test_the_network_is_copied_and_classes_are_matched_by_name():
 def test_the_temperature_is_the_sources_for_the_same_task_only():
     source = build(softmax_temperature=0.3)
 
-    def temperature(names="xyz", objective="nonl", **given):
+    def temperature(names="xyz", objective="ntce", **given):
         return with_new_classes(source, names, objective=objective, **given).config
 
     assert temperature().softmax_temperature == 0.3
     assert temperature(softmax_temperature=0.7).softmax_temperature == 0.7
-    for config in (temperature("wxyz"), temperature(objective="ntce")):
+    for config in (temperature("wxyz"), temperature(objective="nonl")):
         rule = default_temperature(config.objective, config.num_labels)
         assert config.softmax_temperature == rule
 

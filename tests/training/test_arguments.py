@@ -76,7 +76,7 @@ def test_defaults_that_follow_from_others():
         ),
         ({"crop_scale": 0.0}, r"--crop_scale must be in \(0, 1\]"),
         ({"rand_augment": 31}, r"--rand_augment must be in \[0, 30\], but got 31"),
-        ({"cutmix": 1.0}, "--cutmix 1.0 is for --objective cross_entropy, but got nonl"),
+        ({"cutmix": 1.0}, "--cutmix 1.0 is for --objective cross_entropy, but got ntce"),
         ({"resume": True, "overwrite": True}, "--resume keeps .* --overwrite deletes"),
         ({"objective": "scl", "views": 1}, "--views must be 2 or more"),
         ({"objective": "sincere", "views": 1}, "--objective sincere contrasts views"),
@@ -89,8 +89,11 @@ def test_defaults_that_follow_from_others():
             r"cross_entropy, but got ntce, .* or cancels \(give --class_weights balanced\)",
         ),
         ({"streaming": True, "class_weights": "balanced"}, "--streaming .* --class_weights needs"),
-        ({"learn_temperature": True}, "is for --objective ntce and .*but got nonl.*fall for ever"),
-        ({"margin": 0.2}, "--margin 0.2 is for --objective normface, but got nonl"),
+        (
+            {"learn_temperature": True, "objective": "nonl"},
+            "is for --objective ntce and .*but got nonl.*fall for ever",
+        ),
+        ({"margin": 0.2}, "--margin 0.2 is for --objective normface, but got ntce"),
         (
             {"objective": "normface", "margin_type": "arcface"},
             "--margin_type arcface is for --margin: give it",

@@ -172,7 +172,7 @@ def test_the_first_lines_of_a_run(arguments, tmp_path):
 
     first, second, third = said(batch_size=16, gradient_accumulation_steps=2)
     of_network = "(0.38 M parameters, projection linear, embeddings of 96, learned prototypes, "
-    assert first == f"nonl on test_resnet {of_network}temperature 0.75 = 0.5 t*)"
+    assert first == f"ntce on test_resnet {of_network}temperature 0.75 = 0.5 t*)"
     assert said(objective="cross_entropy", temperature=0.3)[0].endswith("of 96, a linear head)")
     assert second.endswith("3 classes, train 108, test 45, validation 12; 32 px, 1 channel(s)")
     assert third == (
