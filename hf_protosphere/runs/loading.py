@@ -1,12 +1,12 @@
 """A trained classifier by its name, and every way in which that can go wrong, said in one line."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PretrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from ..backbones import timm_name
@@ -23,8 +23,8 @@ def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", 
         return "timm"
     _refuse_missing_folder(name, flag)
     with errors_in_one_line(f"{flag} {name} is no timm model, and no checkpoint either"):
-        config = read_object(cached_file(name, CONFIG_NAME))
-    if "architecture" in config:
+        config = _configuration(name)
+    if "architecture" in config:  # transformers gives such a configuration a type of its own
         return "timm"
     if "model_type" not in config:
         raise ArgumentError(
@@ -40,11 +40,18 @@ def _refuse_missing_folder(name: str, flag: str) -> None:
     sweep(Path(name))
 
 
+def _configuration(name: str) -> dict[str, Any]:
+    """What config.json holds."""
+    read_object(cached_file(name, CONFIG_NAME))
+    values, _ = PretrainedConfig.get_config_dict(name)
+    return values
+
+
 def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
     """The configuration of a classifier in a folder or on the Hub, without its weights."""
     _refuse_missing_folder(name, flag)
     with errors_in_one_line(f"{flag} {name} is not a ProtoSphere checkpoint"):
-        values = read_object(cached_file(name, CONFIG_NAME))
+        values = _configuration(name)
     with errors_in_one_line(f"{flag} {name} cannot be loaded"):
         if values.get("quantization_config"):
             raise ValueError(

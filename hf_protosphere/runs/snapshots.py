@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from ..checking import read_header
 from ..errors import errors_in_one_line
@@ -37,7 +38,10 @@ def load_snapshot(path: Path) -> Snapshot:
 
 def snapshot_of(name: str) -> Snapshot | None:
     """The snapshot beside a checkpoint, a folder or an id on the Hub, if there is one."""
+    if Path(name).is_dir():
+        path = Path(name) / SNAPSHOT
+        return load_snapshot(path) if path.exists() else None
     try:
-        return load_snapshot(Path(cached_file(name, SNAPSHOT)))
-    except OSError:
+        return load_snapshot(Path(hf_hub_download(name, SNAPSHOT)))
+    except EntryNotFoundError:
         return None
