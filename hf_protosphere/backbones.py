@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from .airnet import airnet  # noqa: F401  (timm learns its name)
 from .checking import (
     auto,
     load_image_processor,

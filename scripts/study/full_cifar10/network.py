@@ -1,8 +1,7 @@
 """`airnet`: a network for images of 32 or 64 pixels that learns CIFAR-10 within minutes.
 
 After the networks of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv
-2404.00498). timm knows it by that name, so that `--backbone airnet` works wherever a name of timm's
-does. Travels to the Hub with every checkpoint.
+2404.00498). timm knows it by that name once this is imported, so that it is a backbone like others.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import is_model, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 
@@ -98,12 +97,9 @@ default_cfgs = {
 }  # fmt: skip
 
 
+@register_model
 def airnet(pretrained: bool = False, **kwargs: Any) -> AirNet:
     if pretrained:
         raise ValueError("airnet has no pretrained weights: leave out pretrained.")
     known = ("widths", "num_classes", "in_chans")
     return AirNet(**{name: kwargs[name] for name in known if name in kwargs})
-
-
-if not is_model("airnet"):  # known where a checkpoint's own copy of this file is loaded as well
-    register_model(airnet)
