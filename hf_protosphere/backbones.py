@@ -3,8 +3,6 @@
 Travels to the Hub with every checkpoint.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 import math

@@ -111,10 +111,8 @@ class EditableClasses:
     def remove_classes(self, names: Sequence[str]) -> None:
         """An unknown name is a `ValueError`, and that fewer than two classes would be left."""
         self._require_prototypes("remove_classes")
-        gone = set(self._indices(names))
-        kept = [i for i in range(self.config.num_labels) if i not in gone]
-        every = self.config.class_names
-        self._replace_head(self.head.weight[kept], [every[i] for i in kept])
+        kept = sorted({*range(self.config.num_labels)} - {*self._indices(names)})
+        self._replace_head(self.head.weight[kept], [self.config.class_names[i] for i in kept])
 
     @torch.no_grad()
     def merge_classes(self, merged: Mapping[str, Sequence[str]]) -> None:

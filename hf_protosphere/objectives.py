@@ -5,8 +5,6 @@ contrasted with, the K prototypes or the M images of the batch, and whether its 
 denominator. Travels to the Hub with every checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

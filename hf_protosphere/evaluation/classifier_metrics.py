@@ -100,6 +100,5 @@ def accuracy_by_frequency(
     groups: dict[str, list[float]] = {"many": [], "medium": [], "few": []}
     for accuracy, count in zip(accuracies, train_counts):
         if accuracy is not None:
-            group = "many" if count > MANY else "few" if count < FEW else "medium"
-            groups[group].append(accuracy)
+            groups["many" if count > MANY else "few" if count < FEW else "medium"].append(accuracy)
     return {name: sum(values) / len(values) for name, values in groups.items() if values}

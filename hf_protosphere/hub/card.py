@@ -99,8 +99,7 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
         dataset_revision=revision and one_line(revision),
         notes=f"top-1 accuracy on {report['num_images']} images",
     )
-    entries = huggingface_hub.eval_result_entries_to_yaml([entry])
-    return yaml.safe_dump(entries, sort_keys=False)
+    return yaml.safe_dump(huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
 def card_files(

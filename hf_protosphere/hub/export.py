@@ -125,8 +125,7 @@ def _images(
     )  # fmt: skip
     split = images.splits["test"]
     source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"
-    images = (read(row["image"]) for row in undecoded(split))
-    return pixels_of(images, processor), source
+    return pixels_of((read(row["image"]) for row in undecoded(split)), processor), source
 
 
 def _write_onnx(network: nn.Module, images: Tensor, metadata: dict, file: Path) -> None:

@@ -28,8 +28,7 @@ class Reliability:
     def expected_calibration_error(self) -> float:
         """Σ_b n_b/N |accuracy_b − confidence_b|, in [0, 1]; 0 is the optimum (Naeini et al. 2015,
         Guo et al. 2017)."""
-        gaps = (self.accuracy - self.confidence).abs()
-        return (self.counts @ gaps / self.counts.sum()).item()
+        return (self.counts @ (self.accuracy - self.confidence).abs() / self.counts.sum()).item()
 
 
 def reliability(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Reliability:

@@ -39,8 +39,7 @@ def plot_curves(records: Records, picture: Path) -> None:
 
     for i, name in enumerate(("validation_accuracy", "train_accuracy")):
         label = ("validation images", "training batches, augmented")[i]
-        points = [(epoch, 100 * value) for epoch, value in _points(records, name)]
-        _draw(accuracy, points, i, label)
+        _draw(accuracy, [(epoch, 100 * value) for epoch, value in _points(records, name)], i, label)
     for _, value in _points(records, "validation_class_means_accuracy"):  # of epoch 0
         label = "class means, before training"
         accuracy.axhline(100 * value, color="0.5", linestyle=":", label=label)

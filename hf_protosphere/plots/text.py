@@ -29,8 +29,7 @@ def say(*words: object, **options: Any) -> None:
 
 def one_line(text: object) -> str:
     """Foreign text without line breaks and other characters that cannot be seen."""
-    seen = "".join(c if c.isprintable() else " " for c in str(text))
-    return " ".join(seen.split()) or "unnamed"
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split()) or "unnamed"
 
 
 def shorten(text: object, length: int) -> str:

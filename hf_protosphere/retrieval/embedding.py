@@ -1,7 +1,5 @@
 """Images as points on the sphere: a checkpoint that embeds any number of them in one pass."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -39,7 +37,7 @@ class Embedder:
     layer: str = "embeddings"
 
     @classmethod
-    def load(cls, name: str, layer: str = "embeddings") -> Embedder:
+    def load(cls, name: str, layer: str = "embeddings") -> "Embedder":
         """From a folder or the Hub; an `ArgumentError` where there is none, or it is damaged.
 
         Args:

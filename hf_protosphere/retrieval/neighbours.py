@@ -123,8 +123,7 @@ def retrieval_metrics(
             own = torch.arange(len(block), device=block.device)
             cosines[own, start + own] = -torch.inf
             relevant[own, start + own] = False
-        order = cosines.sort(dim=1, descending=True, stable=True).indices
-        relevant = relevant.gather(1, order)
+        relevant = relevant.gather(1, cosines.sort(dim=1, descending=True, stable=True).indices)
         relevant = relevant[relevant.any(1)]
         found = relevant.cumsum(1, dtype=torch.int32)
         number = found[:, -1:]  # R

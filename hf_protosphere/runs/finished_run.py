@@ -144,8 +144,7 @@ class FinishedRun:
     @property
     def dataset_name(self) -> str:
         """Of a local path only the last part, as it is: not safe to print."""
-        name = self.arguments.dataset_name.rstrip("/\\")
-        return self.dataset_id or re.split(r"[/\\]", name)[-1]
+        return self.dataset_id or re.split(r"[/\\]", self.arguments.dataset_name.rstrip("/\\"))[-1]
 
     @property
     def default_name(self) -> str:
