@@ -42,8 +42,8 @@ from .arguments import HEAD_PROJECTION, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArg
 from .frozen import as_model, knn, of_class_means
 from .report import MEASURES, format_summary, plot_shots, summarize
 
-# Of SGD, for 256 images; a hundredth of them of AdamW. Below training's: what the network knows
-# shall not be washed away, and a head on features learns them by heart.
+# Of SGD, for 256 images, up to 1,024; a hundredth of them of AdamW. Below training's: what the
+# network knows shall not be washed away, and a linear head on features goes to NaN at 0.8.
 LEARNING_RATES = {"full": 0.01, "layerwise": 0.01, "head": 0.1, "lora": 0.1}
 ROWS = "rows.jsonl"
 ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
@@ -192,7 +192,7 @@ class Transfer:
             options |= OF_FEW_SHOTS | {"images_per_class": shots, "batch_size": batch_size} | every
         if arguments.learning_rate is None and mode in LEARNING_RATES:
             images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
-            scale = images / 256 if arguments.optimizer == "sgd" else 0.01
+            scale = min(images / 256, 4) if arguments.optimizer == "sgd" else 0.01
             options["learning_rate"] = LEARNING_RATES[mode] * scale
         return arguments.training(mode, **options)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -54,6 +56,20 @@ def run(source, digits_folder, tmp_path):
         return finetune(FinetuneArguments(**defaults | options))
 
     return finetuned
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(64, 0.025), (4096, 0.4)])
+def test_the_rate_of_a_head_rises_with_the_batch_so_far(
+    source, digits_folder, tmp_path, batch_size, rate
+):
+    asked = FinetuneArguments(
+        model=str(source), dataset_name=str(digits_folder), mode="head", batch_size=batch_size,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    images = SimpleNamespace(num_train=10**5)
+    with ExitStack() as held:
+        transfer = transfer_module.Transfer(asked, images, held)
+        assert transfer.training("head").learning_rate == pytest.approx(rate)
 
 
 def test_every_mode_in_one_table(run, digits_folder, tmp_path, capsys, monkeypatch):

@@ -86,7 +86,7 @@ def arguments_of(row: Row, model: str, options: Options, images: int = 0) -> Tra
         "dataset_name": row.data, "backbone": model, "pretrained": True,
         "freeze_backbone": True, "feature_views": 2, "imprint": True, "epochs": epochs,
         "evaluate_every": epochs, "nc_every": 0, "nc_train_samples": 0, "seed": row.seed,
-        "learning_rate": min(LEARNING_RATES["head"] * batch_size / 256, 1.0),
+        "learning_rate": LEARNING_RATES["head"] * min(batch_size / 256, 4),
         "batch_size": batch_size,
     } | HEAD_PROJECTION | options)  # fmt: skip
 
