@@ -183,7 +183,7 @@ def indexed_and_found(folder) -> tuple[list[int], list[int]]:
     images = folder / "images"
     index = ImageIndex.of_folder(images, EMBEDDER, **options)
     index.save(folder / "index")
-    with patch.object(Embedder, "load", lambda _: EMBEDDER), redirect_stdout(io.StringIO()):
+    with patch.object(Embedder, "load", lambda *_: EMBEDDER), redirect_stdout(io.StringIO()):
         asked = SearchArguments(
             index=str(folder / "index"), queries=[str(images)], k=1, json=True, **options
         )

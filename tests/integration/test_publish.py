@@ -139,7 +139,7 @@ import sys
 sys.modules["hf_protosphere"] = None
 from transformers import AutoConfig, AutoModel, pipeline
 options = {"revision": "v1", "trust_remote_code": True}
-assert AutoConfig.from_pretrained("user/digits", **options).objective == "nonl"
+assert AutoConfig.from_pretrained("user/digits", **options).objective == "ntce"
 AutoModel.from_pretrained("user/digits", **options)
 print(pipeline("image-classification", model="user/digits", **options)(sys.argv[1])[0]["label"])
 """
