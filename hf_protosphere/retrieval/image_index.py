@@ -276,12 +276,8 @@ def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> No
     if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
     source, known = origin.dataset, {"dataset_name", "split", *LabelledImages().columns}
-    texts = [
-        origin.model,
-        origin.fingerprint,
-        origin.layer,
-        *(v for v in (*source.values(), origin.folder) if v),
-    ]
+    texts = [origin.model, origin.fingerprint, origin.layer]
+    texts += [text for text in (*source.values(), origin.folder) if text]
     named = origin.folder is not None or {"dataset_name", "split"} <= {*source}
     if not named or not {*source} <= known or not all(isinstance(text, str) for text in texts):
         raise ValueError("it does not say of what folder or data set it was made.")
