@@ -183,7 +183,7 @@ class Objective:
     anchor: Literal["image", "prototype"]
     contrast: Literal["prototypes", "images"] | None
     own_class: bool
-    temperature_factor: float = 0.5  # of every loss with prototypes: scripts/study/temperature
+    temperature_factor: float = 0.5  # but for views: scripts/study/temperature
     prototypes: Literal["learned", "simplex_etf", "class_means"] | None = "learned"
     options: tuple[str, ...] = ()
 
