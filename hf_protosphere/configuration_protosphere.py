@@ -57,7 +57,7 @@ class ProtoSphereConfig(PretrainedConfig):
             (`patch_size=4` for a ViT, for instance).
         projection: "none", "linear", or "mlp" (linear, ReLU, linear), onto the embeddings' space.
             "auto" is decided, and written here, when the model is built: "linear" where the
-            backbone's pooled features are non-negative (ResNets end in a ReLU), which bounds how
+            backbone's pooled features are hardly negative (ResNets end in a ReLU), which bounds how
             near prototypes can come to class means (`prototypes.nonnegative_limit`), or where
             `projection_dim` is given; else, and for `objective="cross_entropy"`, "none".
         projection_dim: dimension D of the embeddings; by default as wide as the backbone's features

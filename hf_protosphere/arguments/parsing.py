@@ -63,14 +63,14 @@ def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
 
 
 def read_text(path: str, flag: str) -> str:
-    with errors_in_one_line(f"{flag} {path} cannot be read"):
+    with errors_in_one_line(f"{flag} {path} cannot be read", of=(OSError, ValueError)):
         return Path(expanded(path)).read_text(encoding="utf-8")
 
 
 def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Arguments from a YAML file, checked against the fields of `cls`; over those of the file
     beside it that it names as its `base`, if it does."""
-    with errors_in_one_line(f"--config {path} cannot be read"):
+    with errors_in_one_line(f"--config {path} cannot be read", of=ValueError):
         values = parse_yaml(read_text(path, "--config"))
     if not values or not isinstance(values, dict):
         raise ArgumentError(

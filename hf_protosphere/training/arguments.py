@@ -181,7 +181,9 @@ class TrainArguments(
         if isinstance(self.backbone_kwargs, dict):  # from Python or YAML
             return self.backbone_kwargs
         form = "--backbone_kwargs must be JSON, such as '{\"patch_size\": 4}', but got"
-        with errors_in_one_line(f"{form} {self.backbone_kwargs!r}"):
+        with errors_in_one_line(
+            f"{form} {self.backbone_kwargs!r}", of=(ValueError, RecursionError)
+        ):
             options = json.loads(self.backbone_kwargs or "{}")
         if not isinstance(options, dict):
             raise ArgumentError(f"--backbone_kwargs must be a JSON object, but got {options!r}.")

@@ -33,8 +33,8 @@ class ModelArguments:
     )
     projection: Literal["auto", "none", "linear", "mlp"] = flag(
         "Map from the backbone's features to the sphere. auto: linear where the features are "
-        "non-negative, as after a ReLU, from where prototypes never come to the class means, else "
-        "none; none for cross_entropy.",
+        "hardly negative, as after a ReLU or SiLU, from where prototypes never come to the class "
+        "means, else none; none for cross_entropy.",
         "auto",
     )
     projection_dim: Count | None = flag(

@@ -1,7 +1,9 @@
-"""What a head makes of features: accuracy, calibration, collapse, retrieval, unknown images."""
+"""What a training came to; and what a head makes of features: accuracy, calibration, collapse,
+retrieval, unknown images."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,23 @@ from hf_protosphere.open_set.confidence import (
 from hf_protosphere.open_set.scores import detection_metrics
 from hf_protosphere.prototypes import class_means, nearest_cosines
 from hf_protosphere.retrieval.neighbours import nearest, retrieval_metrics
+from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.transfer.features import embedded
 
 NEIGHBOURS = 10
 QUERIES = 2000  # of retrieval, at most
+SCORES = ("max_softmax", "energy", "prototypes", "class means", "neighbours")  # of `unknown`
+
+
+def of_training(results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Seconds, accuracies (%) and what collapse attains, of a finished run in its folder."""
+    measured: dict[str, Any] = {"seconds": results["training_seconds"]}
+    for role in ("validation", "test"):
+        for name in ("accuracy", "class_means_accuracy"):
+            measured[f"{role}_{name}"] = 100 * results[role][name]
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    measured["train_collapse"] = last["train_neural_collapse"]["attained"]
+    return measured | {"test_collapse": results["test"]["neural_collapse"]["attained"]}
 
 
 def part(split: FeatureSplit, rows: np.ndarray, labels: np.ndarray | None = None) -> FeatureSplit:

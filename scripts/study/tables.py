@@ -80,24 +80,29 @@ def collapse(role: str, name: str) -> Value:
     return value(f"{role}_collapse", name)
 
 
-def cell(values: Sequence[float], form: str = ".1f") -> str:
-    """Mean ± standard deviation over the seeds.
+def cell(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds, to two decimals below 1.
 
     Example:
-        >>> cell([80.0, 82.0]), cell([])
-        ('81.0 ± 1.4', '-')
+        >>> cell([80.0, 82.0]), cell([0.31, 0.33]), cell([])
+        ('81.0 ± 1.4', '0.32 ± 0.01', '-')
     """
     if not values:
         return "-"
-    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{fmean(values):{form}}{spread}"
+    form = ".1f" if fmean(values) >= 1 else ".2f"
+    deviation = f" ± {spread(values):{form}}" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{deviation}"
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over the seeds; 0 of one."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float | None]:
     """Mean of the paired differences of the same seeds, and half the width of its 95 % confidence
-    interval (Student's t)."""
-    mean, half = mean_and_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    return mean, half or 0.0
+    interval (Student's t), which one seed has not."""
+    return mean_and_interval([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def verdict(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -108,8 +113,12 @@ def verdict(ours: Sequence[float], theirs: Sequence[float]) -> str:
         'level (+1.3 ± 1.4)'
         >>> verdict([80.0, 82.0, 84.0], [75.0, 77.0, 79.0])
         '+5.0 ± 0.0'
+        >>> verdict([80.0], [75.0])
+        '+5.0 (one seed)'
     """
     mean, half = difference(ours, theirs)
+    if half is None:
+        return f"{mean:+.1f} (one seed)"
     text = f"{mean:+.1f} ± {half:.1f}"
     return f"level ({text})" if abs(mean) <= half else text
 
@@ -150,12 +159,11 @@ def points(
     shown = 0
     for method in results.methods(task, data):
         x, y = (results.values(task, data, method, v) for v in (value("test_accuracy"), of))
-        deviations = (stdev(y), stdev(x)) if len(x) > 1 else ()
         ours, theirs = method in prototypes, method in cross_entropy
         shown += not theirs
         label = "cross-entropy, every setting" if method == cross_entropy[0] else method
         axes.errorbar(
-            fmean(x), fmean(y), *deviations, capsize=2, linestyle="none",
+            fmean(x), fmean(y), spread(y), spread(x), capsize=2, linestyle="none",
             color="gray" if theirs else COLORS[(shown - 1) % len(COLORS)],
             marker="o" if ours else "x" if theirs else "^", markersize=7 if ours else 5,
             label=None if theirs and method != cross_entropy[0] else label,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from hf_protosphere.plots.style import new_figure, save_figure
 
+from ..measures import SCORES
 from ..tables import (
     SHOWN,
     Results,
@@ -14,6 +15,7 @@ from ..tables import (
     accuracy_and_collapse,
     collapse,
     points,
+    spread,
     table,
     value,
     verdict,
@@ -21,7 +23,6 @@ from ..tables import (
 )
 from .methods import CROSS_ENTROPY, METHODS, PROTOTYPES, SHOTS
 
-SCORES = ("max_softmax", "energy", "prototypes", "class means", "neighbours")
 MEASURES = ("nc1_cdnv", "nc2_equiangular", "class_alignment")  # that are compared one by one
 
 
@@ -42,27 +43,27 @@ def write(results: Results, folder: Path) -> None:
             parts.append(f"### {title}")
             parts += [f"**{name}**\n\n{section(results, name)}" for name in names]
     write_tables(folder / "RESULTS.md", "\n\n".join(parts))
-    _draw(results, names, folder / "frozen_features.png")
+    if "classify" in tasks:
+        _draw(results, names, folder / "frozen_features.png")
 
 
-def tuned(results: Results, data: str) -> str:
-    """The setting of cross-entropy that is most accurate on validation images."""
-    return max(
-        CROSS_ENTROPY,
-        key=lambda m: fmean(results.values("classify", data, m, value("validation_accuracy"))),
-    )
+def best(task: str, name: str, results: Results, data: str) -> str:
+    """The setting of cross-entropy with the largest value of this: chosen to its favour, but for
+    "validation_accuracy"."""
+    settings = [m for m in METHODS[task] if m.startswith("CE")]
+    return max(settings, key=lambda m: fmean(results.values(task, data, m, value(name))))
 
 
 def near_best(results: Results, data: str) -> list[str]:
     """Settings of cross-entropy within one deviation of the best one's accuracy on test images."""
     of = {m: results.values("classify", data, m, value("test_accuracy")) for m in CROSS_ENTROPY}
-    best = max(of, key=lambda m: fmean(of[m]))
-    return [m for m in of if fmean(of[m]) >= fmean(of[best]) - stdev(of[best])]
+    top = of[best("classify", "test_accuracy", results, data)]
+    return [m for m in of if fmean(of[m]) >= fmean(top) - spread(top)]
 
 
 def _accuracy(results: Results, data: str) -> str:
-    columns = accuracy_and_collapse()
-    return table(results, "classify", data, columns, against=tuned(results, data))
+    tuned = best("classify", "validation_accuracy", results, data)
+    return table(results, "classify", data, accuracy_and_collapse(), against=tuned)
 
 
 def _against(results: Results, data: str) -> str:
@@ -90,13 +91,8 @@ def _uses(results: Results, data: str) -> str:
         "after scaling": value("scaled_calibration_error"),
         "log-likelihood after scaling": value("scaled_nll"),
     }
-    return table(results, "classify", data, columns, against=_most("known_map", results, data))
-
-
-def _most(name: str, results: Results, data: str) -> str:
-    """The setting of cross-entropy with the largest value of this: to its favour."""
-    of = value(name)
-    return max(CROSS_ENTROPY, key=lambda m: fmean(results.values("classify", data, m, of)))
+    theirs = best("classify", "known_map", results, data)
+    return table(results, "classify", data, columns, against=theirs)
 
 
 def _open(results: Results, data: str) -> str:
@@ -108,12 +104,7 @@ def _open(results: Results, data: str) -> str:
         "accuracy of seven": value("test_accuracy"),
         **{f"near AUROC, {score}": value("near", score) for score in SCORES},
     }
-    return table(results, "open", data, columns, against=_best("open", "known_map", results, data))
-
-
-def _best(task: str, name: str, results: Results, data: str, prefix: str = "CE") -> str:
-    methods = [m for m in METHODS[task] if m.startswith(prefix)]
-    return max(methods, key=lambda m: fmean(results.values(task, data, m, value(name))))
+    return table(results, "open", data, columns, against=best("open", "known_map", results, data))
 
 
 def _few(results: Results, data: str) -> str:
@@ -124,8 +115,8 @@ def _few(results: Results, data: str) -> str:
             f"mean accuracy of classes, {task} (%)": value("test_class_accuracy"),
             "by class means": value("test_means_class_accuracy"),
         }
-        best = _best(task, "test_class_accuracy", results, data)
-        parts.append(table(results, task, data, columns, against=best))
+        theirs = best(task, "test_class_accuracy", results, data)
+        parts.append(table(results, task, data, columns, against=theirs))
     return "\n\n".join(parts)
 
 
@@ -137,8 +128,8 @@ def _tail(results: Results, data: str) -> str:
             f"mean accuracy of classes{how} (%)": value(of),
             "validation": value(f"validation_{name}class_accuracy"),
         }
-        best = _best("tail", of, results, data)
-        parts.append(table(results, "tail", data, columns, against=best))
+        theirs = best("tail", of, results, data)
+        parts.append(table(results, "tail", data, columns, against=theirs))
     return "\n\n".join(parts)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hf_protosphere.plots.style import new_figure, save_figure
 
+from ..measures import SCORES
 from ..tables import (
     Results,
     Value,
@@ -33,7 +34,6 @@ USES: dict[str, Value] = {
     "after scaling": value("scaled_calibration_error"),
     "log-likelihood after scaling": value("scaled_nll"),
 }
-SCORES = ("max_softmax", "energy", "prototypes", "class means", "neighbours")
 UNKNOWN = {f"AUROC against clothing, {score}": value("far", score) for score in SCORES}
 CORRUPTED = {"clean error (%)": value("clean_error"), "corrupted": value("corruption_error")}
 
@@ -52,6 +52,8 @@ def write(results: Results, folder: Path) -> None:
         if task in tasks
     ]
     write_tables(folder / "RESULTS.md", "\n\n".join(parts))
+    if "classify" not in tasks:
+        return
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     points(

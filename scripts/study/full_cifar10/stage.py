@@ -20,12 +20,11 @@ from hf_protosphere.configuration_protosphere import build_image_processor
 from hf_protosphere.data.dataset import ImageDataset, load_split
 from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
 from hf_protosphere.robustness.measure import corruption_errors
-from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
 from hf_protosphere.transfer.features import features_of
 
-from ..measures import classification, retrieval, unknown
+from ..measures import classification, of_training, retrieval, unknown
 from ..rows import Measured, Row, Work
 from . import network  # noqa: F401  (timm learns of airnet)
 
@@ -100,13 +99,7 @@ def measure(row: Row, work: Work) -> Measured:
     }  # fmt: skip
     arguments = RECIPE | arguments | options
     results = train(TrainArguments(**arguments), last=False)
-    measured: Measured = {"seconds": results["training_seconds"]}
-    for role in ("validation", "test"):
-        for name in ("accuracy", "class_means_accuracy"):
-            measured[f"{role}_{name}"] = 100 * results[role][name]
-    last = read_metrics(folder / "metrics.jsonl")[-1]
-    measured["train_collapse"] = last["train_neural_collapse"]["attained"]
-    return measured | {"test_collapse": results["test"]["neural_collapse"]["attained"]}
+    return of_training(results, folder)
 
 
 def _uses(row: Row, work: Work) -> Measured:

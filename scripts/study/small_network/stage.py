@@ -14,10 +14,10 @@ import numpy as np
 
 from hf_protosphere.data.dataset import ImageDataset, load_image_dataset
 from hf_protosphere.data.subsets import drawn
-from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
 
+from ..measures import of_training
 from ..rows import Measured, Row, Work
 
 SEEDS = range(3)
@@ -60,12 +60,7 @@ def measure(row: Row, work: Work) -> Measured:
         ),
         images=_images(work.data[row.data]), last=False,
     )  # fmt: skip
-    measured = {"seconds": results["training_seconds"]}
-    for role in ("validation", "test"):
-        measured[f"{role}_accuracy"] = 100 * results[role]["accuracy"]
-    last = read_metrics(folder / "metrics.jsonl")[-1]
-    measured["train_collapse"] = last["train_neural_collapse"]["attained"]
-    return measured | {"test_collapse": results["test"]["neural_collapse"]["attained"]}
+    return of_training(results, folder)
 
 
 def _images(name: str) -> ImageDataset:

@@ -35,7 +35,7 @@ def write(results: Results, folder: Path) -> None:
                 results.values("40 epochs", f"K={count}", method, lambda m: m["temperature"])
                 for count in CLASSES
             ]
-            learned.append([method, *(cell(found, ".2f") for found in values)])
+            learned.append([method, *map(cell, values)])
     parts.append(f"### Learned temperatures, after 40 epochs\n\n{markdown_table(learned)}")
     write_tables(folder / "RESULTS.md", "\n\n".join(parts))
     _draw(results, folder / "temperature.png")
