@@ -108,7 +108,7 @@ def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_di
         limit = nonnegative_limit(config.num_labels)
         logger.warning_once(  # transformers gives it to all loggers
             f"projection='none': the pooled features of {config.backbone} are hardly negative, and "
-            f"prototypes of {config.num_labels} classes come to class means no nearer than a "
+            f"prototypes of {config.num_labels} classes come to class means hardly nearer than a "
             f"squared distance of 2 - 2*sqrt(1 - 1/K) = {limit:.3g}. With 'linear' they can."
         )
     if config.projection_dim is None and config.projection != "none":
