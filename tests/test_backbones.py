@@ -97,7 +97,7 @@ def test_prototypes_on_nonnegative_features_are_warned_of_once(caplog):
     for _ in range(2):
         build("test_resnet", num_labels=7, projection="none")
     (message,) = caplog.messages
-    assert "no nearer than a squared distance of 2 - 2*sqrt(1 - 1/K) = 0.148" in message
+    assert "hardly nearer than a squared distance of 2 - 2*sqrt(1 - 1/K) = 0.148" in message
 
 
 def test_unknown_backbones_suggest_near_names():
