@@ -32,9 +32,7 @@ def _register_models() -> None:
     from .pipeline_protosphere import OpenSetImageClassificationPipeline
 
     AutoModel.register(ProtoSphereConfig, ProtoSphereModel, exist_ok=True)
-    AutoModelForImageClassification.register(
-        ProtoSphereConfig, ProtoSphereForImageClassification, exist_ok=True
-    )
+    AutoModelForImageClassification.register(ProtoSphereConfig, ProtoSphereForImageClassification, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
         OPEN_SET_TASK,
         pipeline_class=OpenSetImageClassificationPipeline,

@@ -205,9 +205,7 @@ def attention_of(backbone: nn.Module, asked: str | None) -> str:
     return "sdpa" if any(layer.fused_attn for layer in layers) else "eager"
 
 
-def load_weights(
-    backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem: bool = False
-) -> None:
+def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem: bool = False) -> None:
     """Those of a backbone of the same kind, maybe for another image size: what it learned about
     positions is then resampled. With `new_stem`, a stem for small images stays as it is."""
     ours, theirs = backbone.state_dict(), dict(weights)
@@ -313,9 +311,7 @@ def load_timm(
         kwargs = {"img_size": config.get("image_size", defaults["image_size"]), **kwargs}
     overlay = {} if pretrained is True else {"pretrained_cfg_overlay": {"file": str(pretrained)}}
     with _shapes_in_one_line(name):
-        source = timm.create_model(
-            name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs
-        )
+        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs)
     return source, defaults
 
 
@@ -345,9 +341,7 @@ def load_transformers(
     if not (stored := stored_tensors(name)):
         raise ValueError(_only_pickles(name))
     with no_larger_than(stored), _shapes_in_one_line(name):
-        source = model_class.from_pretrained(
-            name, config=backbone_config, use_safetensors=True, **options
-        )
+        source = model_class.from_pretrained(name, config=backbone_config, use_safetensors=True, **options)
     return source, defaults
 
 

@@ -83,9 +83,7 @@ def read_header(path: str | Path) -> dict[str, StoredTensor]:
         ) from error
 
 
-def stored_tensors(
-    name: Any, variant: str | None = None, **options: Any
-) -> dict[str, StoredTensor]:
+def stored_tensors(name: Any, variant: str | None = None, **options: Any) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint, from the headers of its file or of its several files, which lie
     beside their index. The arguments are those of `PreTrainedModel.from_pretrained`.
 

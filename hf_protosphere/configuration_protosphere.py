@@ -39,9 +39,7 @@ OPEN_SET_PIPELINE = "pipeline_protosphere.OpenSetImageClassificationPipeline"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 # Arguments of timm and transformers that name weights, files or code.
-FETCHES = re.compile(
-    "pretrained|checkpoint|hf_hub|^(file|url|cache_dir|state_dict|auto_map|trust_remote_code)$"
-)
+FETCHES = re.compile("pretrained|checkpoint|hf_hub|^(file|url|cache_dir|state_dict|auto_map|trust_remote_code)$")
 
 
 class ProtoSphereConfig(PretrainedConfig):
@@ -174,9 +172,7 @@ class ProtoSphereConfig(PretrainedConfig):
         remote = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
         if not remote or self.rejection_threshold is None:
             return {}
-        return {
-            OPEN_SET_TASK: {"impl": OPEN_SET_PIPELINE, "pt": ["AutoModelForImageClassification"]}
-        }
+        return {OPEN_SET_TASK: {"impl": OPEN_SET_PIPELINE, "pt": ["AutoModelForImageClassification"]}}
 
     @custom_pipelines.setter
     def custom_pipelines(self, value: dict[str, Any]) -> None:
@@ -192,9 +188,7 @@ class ProtoSphereConfig(PretrainedConfig):
                     f"classes, but got {value!r:.60}."
                 )
         if name == "num_labels" and not (type(value) is int and 0 <= value <= MAX_CLASSES):
-            raise ValueError(
-                f"num_labels must be a number up to {MAX_CLASSES:,}, but got {value!r:.60}."
-            )
+            raise ValueError(f"num_labels must be a number up to {MAX_CLASSES:,}, but got {value!r:.60}.")
         super().__setattr__(name, value)
         # Both maps or neither: a checkpoint loaded with another id2label must not keep label2id.
         if name == "id2label" and value:
@@ -216,9 +210,7 @@ class ProtoSphereConfig(PretrainedConfig):
             if not (_is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be positive and finite, but got {value!r:.60}.")
             if name in WHOLE and not (isinstance(value, int) and value <= WHOLE[name]):
-                raise ValueError(
-                    f"{name} must be a whole number up to {WHOLE[name]}, but got {value!r:.60}."
-                )
+                raise ValueError(f"{name} must be a whole number up to {WHOLE[name]}, but got {value!r:.60}.")
         if self.image_size / self.crop_pct > 2 * WHOLE["image_size"]:
             raise ValueError(f"crop_pct must be larger for image_size {self.image_size}.")
         ranges = ("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1), ("margin", 0, 1)
@@ -227,16 +219,13 @@ class ProtoSphereConfig(PretrainedConfig):
             if value is not None and not (_is_number(value) and low <= value <= high):
                 raise ValueError(f"{name} must be in [{low}, {high}] or None, but got {value!r}.")
         if self.num_channels not in (1, 3):
-            raise ValueError(
-                f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}."
-            )
+            raise ValueError(f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}.")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             whole = isinstance(values, list | tuple) and len(values) == self.num_channels
             if not whole or not all(_is_number(v) and abs(v) < math.inf for v in values):
                 raise ValueError(
-                    f"{name} must hold one number per channel ({self.num_channels}), "
-                    f"but got {values!r:.60}."
+                    f"{name} must hold one number per channel ({self.num_channels}), but got {values!r:.60}."
                 )
         for name in ("small_images", "projection_batch_norm", "learned_temperature"):
             if not isinstance(value := getattr(self, name), bool):
@@ -277,15 +266,13 @@ class ProtoSphereConfig(PretrainedConfig):
             raise ValueError("transformers_weights must not be set: weights are model.safetensors.")
         if not isinstance(self.backbone, str) or ":" in self.backbone:
             raise ValueError(
-                "backbone must be the name of an architecture, such as 'resnet18', but got "
-                f"{self.backbone!r}."
+                f"backbone must be the name of an architecture, such as 'resnet18', but got {self.backbone!r}."
             )
         refuse_fetching(self.backbone_kwargs)
         attention = self._attn_implementation
         if attention is not None and not (isinstance(attention, str) and "/" not in attention):
             raise ValueError(
-                "attn_implementation must be one of transformers' own, such as 'sdpa', but got "
-                f"{attention!r}."
+                f"attn_implementation must be one of transformers' own, such as 'sdpa', but got {attention!r}."
             )
 
 

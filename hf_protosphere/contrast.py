@@ -117,9 +117,7 @@ class ContrastLogSumExp(torch.autograd.Function):
                     grad_columns = grads.T @ scaled_rows
                 else:
                     grad_columns.addmm_(grads.T, scaled_rows)
-                grad_rows[start:stop] = _scaled_backward(
-                    grads @ columns, chunk_of_rows, temperature, normalize
-                )
+                grad_rows[start:stop] = _scaled_backward(grads @ columns, chunk_of_rows, temperature, normalize)
             if grad_columns is None:
                 grad_columns = torch.zeros_like(columns)
             if column_scale is not None:
@@ -136,9 +134,7 @@ class PairwiseLogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        vectors: Tensor, keep: Tensor, temperature: float, chunk_rows: int | None
-    ) -> Tensor:
+    def forward(vectors: Tensor, keep: Tensor, temperature: float, chunk_rows: int | None) -> Tensor:
         with full_precision(vectors):
             lse = vectors.new_full((len(vectors),), -math.inf)
             for start, stop in _blocks(len(vectors), chunk_rows):

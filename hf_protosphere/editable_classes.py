@@ -73,8 +73,7 @@ class EditableClasses:
         there = {class_name(name): name for name in self.config.class_names}
         if known := [there[class_name(name)] for name in names if class_name(name) in there]:
             raise ValueError(
-                f"the model has a class {known[0]!r} already: give another name, or "
-                "remove_classes first."
+                f"the model has a class {known[0]!r} already: give another name, or remove_classes first."
             )
         if not names:
             raise ValueError("add_classes got no classes: give {'name': images, ...}.")
@@ -169,9 +168,7 @@ class EditableClasses:
         self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
         self.config.forget_calibration()
 
-    def set_class_counts(
-        self, counts: Sequence[int], *, balanced: bool = True, logit_adjustment: float = 0.0
-    ) -> None:
+    def set_class_counts(self, counts: Sequence[int], *, balanced: bool = True, logit_adjustment: float = 0.0) -> None:
         """Train for classes of unequal size: with `balanced` an image weighs 1 / (images of its
         class), with τ = `logit_adjustment` a score gains τ·log(share of its class), in the loss of
         training alone; see `objectives.class_terms`. None of it is saved.
@@ -188,9 +185,7 @@ class EditableClasses:
         terms = class_terms(self.config.objective, counts, **how)
         self.class_weight, self.class_bias = (x if x is None else x.to(self.device) for x in terms)
 
-    def _pixels(
-        self, images: Mapping[str, Any], processor: Any, batch_size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pixels(self, images: Mapping[str, Any], processor: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixel values and labels (m,) of all classes, in batches that cross their borders."""
         pairs = ((image, i) for i, of_class in enumerate(images.values()) for image in of_class)
         for first in pairs:
@@ -201,9 +196,7 @@ class EditableClasses:
             else:
                 if processor is None:
                     name = self.config._name_or_path
-                    processor = (
-                        load_image_processor(name) if name else build_image_processor(self.config)
-                    )
+                    processor = load_image_processor(name) if name else build_image_processor(self.config)
                 pixels, labels = pixels_and_labels(batch, processor)
             yield pixels, torch.tensor(labels)
 

@@ -236,9 +236,7 @@ def supcon_loss(
     vectors, labels, kept = vectors_of(embeddings, labels, options)
     temperature, processes = checked_temperature(temperature), resolve_group(options.group)
     with full_precision(embeddings):
-        lse, sums, counts = contrast_vectors(
-            vectors, labels, kept, temperature, options.chunk_size, processes
-        )
+        lse, sums, counts = contrast_vectors(vectors, labels, kept, temperature, options.chunk_size, processes)
         others = counts - 1  # (N,) positives of each anchor
         positives = (vectors * (sums - vectors)).sum(-1) / (temperature * others.clamp_min(1))
     anchors = (lse - positives, kept, others > 0, labels.clamp_min(0))

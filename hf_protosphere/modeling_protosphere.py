@@ -241,13 +241,9 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         features, *layers = features_of(self.backbone, images.to(self.dtype), *asked)  # (M·V, F)
         projected = self.projection(features)  # (M·V, D)
         with full_precision(projected):
-            embeddings = F.normalize(
-                projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1
-            )
+            embeddings = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
         if views:
-            features, projected, embeddings = (
-                x.unflatten(0, (-1, views)) for x in (features, projected, embeddings)
-            )
+            features, projected, embeddings = (x.unflatten(0, (-1, views)) for x in (features, projected, embeddings))
         return ProtoSphereModelOutput(embeddings, features, projected, *layers)
 
 

@@ -65,8 +65,7 @@ def margin_loss(
     """
     if margin_type not in ("cosface", "arcface") or not 0 <= margin < math.pi:
         raise ValueError(
-            "margin must be in [0, π) and margin_type 'cosface' or 'arcface', but got "
-            f"{margin} and {margin_type!r}."
+            f"margin must be in [0, π) and margin_type 'cosface' or 'arcface', but got {margin} and {margin_type!r}."
         )
     batch = (embeddings, prototypes, labels, temperature)
     losses, anchors, own = contrast(*batch, options, "other prototypes", bias)
@@ -211,15 +210,9 @@ OBJECTIVES = {
     "decoupled_scl": Objective(decoupled_supcon_loss, own_class=False, **_views),
     "sincere": Objective(sincere_loss, own_class=False, options=_learned, **_views),
     "normface": Objective(normface_loss, "image", "prototypes", True, options=_image + _learned),
-    "decoupled_normface": Objective(
-        decoupled_normface_loss, "image", "prototypes", False, options=_image[1:]
-    ),
-    "dot_regression": Objective(
-        dot_regression_loss, "image", None, own_class=True, prototypes="simplex_etf"
-    ),
-    "cross_entropy": Objective(
-        F.cross_entropy, "image", "prototypes", True, prototypes=None, options=_mixed
-    ),
+    "decoupled_normface": Objective(decoupled_normface_loss, "image", "prototypes", False, options=_image[1:]),
+    "dot_regression": Objective(dot_regression_loss, "image", None, own_class=True, prototypes="simplex_etf"),
+    "cross_entropy": Objective(F.cross_entropy, "image", "prototypes", True, prototypes=None, options=_mixed),
 }
 
 

@@ -85,6 +85,4 @@ def _opened(image: str | Image.Image, timeout: float | None) -> Image.Image:
             file = BytesIO(base64.decodebytes(image.split(",")[-1].encode()))
         return Image.open(file, formats=formats())
     except (binascii.Error, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"{reprlib.repr(image)} is no image, and no file, URL or base64 of one."
-        ) from error
+        raise ValueError(f"{reprlib.repr(image)} is no image, and no file, URL or base64 of one.") from error

@@ -43,9 +43,7 @@ def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = 
         -0.5
     """
     if num_classes < 2:
-        raise ValueError(
-            f"a simplex ETF has at least 2 classes, but got num_classes={num_classes}."
-        )
+        raise ValueError(f"a simplex ETF has at least 2 classes, but got num_classes={num_classes}.")
     if num_classes > dim + 1:
         raise ValueError(
             f"a simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, "
@@ -193,9 +191,7 @@ class PrototypeHead(nn.Module):
     """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed. With
     `learns_temperature` the logarithm of a temperature beside them."""
 
-    def __init__(
-        self, num_classes: int, dim: int, kind: str, learns_temperature: bool = False
-    ) -> None:
+    def __init__(self, num_classes: int, dim: int, kind: str, learns_temperature: bool = False) -> None:
         super().__init__()
         if learns_temperature:
             self.log_temperature = nn.Parameter(torch.empty(1))  # FSDP2 shards no scalar

@@ -28,9 +28,7 @@ def write_digits(folder: Path) -> Dataset:
     # Pixels are 0..16; four times the size keeps each one visible in the saved samples.
     pixels = np.kron(digits.images, np.ones((4, 4))) * 255 / 16
     images = [PILImage.fromarray(array.round().astype(np.uint8)) for array in pixels]
-    parts = train_test_split(
-        np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0
-    )
+    parts = train_test_split(np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, rows in zip(("train", "test"), parts):

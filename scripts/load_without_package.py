@@ -36,8 +36,7 @@ def run(checkpoint: str, files: list[str]) -> None:
     for file, score, answer in zip(files, scores, classify(files)):
         label = model.config.id2label[int(score.argmax())]
         print(
-            f"{file}: AutoModel {label} ({score.max():.1%}), "
-            f"pipeline {answer[0]['label']} ({answer[0]['score']:.1%})"
+            f"{file}: AutoModel {label} ({score.max():.1%}), pipeline {answer[0]['label']} ({answer[0]['score']:.1%})"
         )
 
 

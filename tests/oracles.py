@@ -87,9 +87,7 @@ def views_loss(
     objective, views, labels, temperature, *, weight=None, ignore_index=-100, reduction="mean"
 ):  # fmt: skip
     """SupCon, its decoupled form or SINCERE, of (M, V, D) and (M,)."""
-    rows = [
-        (views[i, v], labels[i].item()) for i in range(len(views)) for v in range(views.shape[1])
-    ]
+    rows = [(views[i, v], labels[i].item()) for i in range(len(views)) for v in range(views.shape[1])]
     losses, weights = [], []
     for i, (anchor, label) in enumerate(rows):
         others = [row for j, row in enumerate(rows) if j != i and row[1] != ignore_index]
@@ -105,8 +103,6 @@ def views_loss(
         for positive in positives:
             own = _similarity(anchor, positive, temperature)
             contrast = against.get(objective, [*negatives, positive])
-            pairs.append(
-                _logsumexp([_similarity(anchor, row, temperature) for row in contrast]) - own
-            )
+            pairs.append(_logsumexp([_similarity(anchor, row, temperature) for row in contrast]) - own)
         losses.append(weights[-1] * torch.stack(pairs).mean())
     return _reduced(losses, weights or [1.0], reduction)

@@ -134,9 +134,7 @@ def test_from_backbone_starts_from_a_transformers_checkpoint(tmp_path):
     source.save_pretrained(tmp_path / "vit")
     model = ProtoSphereForImageClassification.from_backbone(str(tmp_path / "vit"), num_labels=4)
     assert (model.config.backbone_source, model.config.backbone) == ("transformers", "vit")
-    larger = ProtoSphereForImageClassification.from_backbone(
-        str(tmp_path / "vit"), num_labels=4, image_size=64
-    )
+    larger = ProtoSphereForImageClassification.from_backbone(str(tmp_path / "vit"), num_labels=4, image_size=64)
     assert larger(images(2, 3, 64, 64)).logits.shape == (2, 4)
     for name, value in source.state_dict().items():
         assert torch.equal(model.protosphere.backbone.state_dict()[name], value), name
@@ -203,16 +201,12 @@ def test_weights_that_do_not_fit_are_named():
     vit = {"backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["vit"]}
     for other in (build(), build("vit", **vit, num_channels=1)):
         with pytest.raises(ValueError, match=r"do not fit ViTModel: .*embeddings\..* number"):
-            load_weights(
-                build("vit", **vit).protosphere.backbone, other.protosphere.backbone.state_dict()
-            )
+            load_weights(build("vit", **vit).protosphere.backbone, other.protosphere.backbone.state_dict())
 
 
 def test_weights_for_other_options_are_an_error_in_one_line(tmp_path):
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
-    AutoModel.from_config(AutoConfig.for_model("vit", **TRANSFORMERS["vit"])).save_pretrained(
-        tmp_path / "vit"
-    )
+    AutoModel.from_config(AutoConfig.for_model("vit", **TRANSFORMERS["vit"])).save_pretrained(tmp_path / "vit")
     for name, pretrained, kwargs in (
         ("test_vit", tmp_path / "vit.safetensors", {"mlp_ratio": 2}),
         (str(tmp_path / "vit"), True, {"intermediate_size": 8}),
@@ -280,9 +274,7 @@ def test_a_folder_that_holds_only_pickles_says_how_to_convert_it(tmp_path, monke
     (tmp_path / "config.json").write_text(json.dumps(saved))
     torch.save({}, tmp_path / "pytorch_model.bin")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
-    with pytest.raises(
-        ValueError, match=r"nothing is unpickled\..*save_pretrained\(\.\.\.\)"
-    ) as error:
+    with pytest.raises(ValueError, match=r"nothing is unpickled\..*save_pretrained\(\.\.\.\)") as error:
         ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=2)
     assert len(str(error.value).splitlines()) == 1
 
@@ -301,9 +293,7 @@ def test_weights_of_a_backbone_are_checked_and_fetch_nothing(tmp_path):
         ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=2)
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"global_pool": ""}, {"global_pool": None}, {"features_only": True}]
-)
+@pytest.mark.parametrize("kwargs", [{"global_pool": ""}, {"global_pool": None}, {"features_only": True}])
 def test_a_backbone_pools_its_features(kwargs):
     with pytest.raises(ValueError, match=r"must leave the pooling to the backbone"):
         build("test_resnet", backbone_kwargs=kwargs)

@@ -359,9 +359,7 @@ def test_no_code_beside_a_checkpoint_is_run(folder, tmp_path, monkeypatch):
         load_classifier(str(folder))
     (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": references}))
     with pytest.raises(ValueError, match="custom code"):
-        ProtoSphereForImageClassification.from_backbone(
-            str(folder), backbone_source="transformers", num_labels=2
-        )
+        ProtoSphereForImageClassification.from_backbone(str(folder), backbone_source="transformers", num_labels=2)
     assert not ran.exists()
 
 

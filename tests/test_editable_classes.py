@@ -79,9 +79,7 @@ def test_shrinkage_and_center():
 
     model = build()
     model.add_classes({"shrunk": IMAGES}, shrinkage=3.0)
-    told = (prototypes @ F.normalize(mean, dim=0) / model.config.softmax_temperature).softmax(
-        0
-    ) @ prototypes
+    told = (prototypes @ F.normalize(mean, dim=0) / model.config.softmax_temperature).softmax(0) @ prototypes
     expected = F.normalize((9 * mean + 3 * told) / 12, dim=0).float()
     torch.testing.assert_close(model.prototypes[3], expected)
 

@@ -10,11 +10,7 @@ import pytest
 from hf_protosphere import errors
 from tests import ROOT
 
-ERRORS = [
-    value
-    for value in vars(errors).values()
-    if inspect.isclass(value) and value.__module__ == errors.__name__
-]
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value) and value.__module__ == errors.__name__]
 
 
 @cache

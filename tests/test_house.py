@@ -120,8 +120,6 @@ def test_the_tests_mirror_the_package():
         str(test.relative_to(ROOT))
         for path in MODULES
         if path.name not in ("__init__.py", "__main__.py")
-        and not (
-            test := ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
-        ).is_file()
+        and not (test := ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")).is_file()
     ]
     assert missing == []

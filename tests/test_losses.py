@@ -73,9 +73,7 @@ def test_published_values_and_gradients(objective, case, chunk_size, normalize):
     published = [fixture(case, f"{objective}/grad_{name}") for name in ("embeddings", "prototypes")]
     if normalize:
         published = [g - (g * x).sum(-1, keepdim=True) * x for g, x in zip(published, points)]
-    assert_same(
-        with_gradients(loss, *points), (fixture(case, f"{objective}/loss"), published), 1e-9
-    )
+    assert_same(with_gradients(loss, *points), (fixture(case, f"{objective}/loss"), published), 1e-9)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -128,9 +126,7 @@ def test_prototype_losses_are_their_equations(
     objective, size, num_classes, dim, temperature, chunk_size, reduction, seed,
     duplicates, weighted, ignored,
 ):  # fmt: skip
-    embeddings, prototypes, labels, weight = random_case(
-        size, num_classes, dim, seed, duplicates, weighted, ignored
-    )
+    embeddings, prototypes, labels, weight = random_case(size, num_classes, dim, seed, duplicates, weighted, ignored)
     upstream = torch.linspace(0.5, 1.5, size, dtype=torch.float64)
     options = {"weight": weight, "reduction": reduction}
 
@@ -155,9 +151,7 @@ def test_supcon_is_its_equation(
     size, num_classes, dim, temperature, chunk_size, reduction, seed,
     duplicates, weighted, ignored, views,
 ):  # fmt: skip
-    embeddings, _, labels, weight = random_case(
-        size, num_classes, dim, seed, duplicates, weighted, ignored, views
-    )
+    embeddings, _, labels, weight = random_case(size, num_classes, dim, seed, duplicates, weighted, ignored, views)
     options = {"weight": weight, "reduction": reduction}
 
     def ours(u):
@@ -481,9 +475,7 @@ def test_compiles_without_a_graph_break(objective, chunk_size):
 def test_compiles_with_inductor():
     embeddings, prototypes, labels = draw(13, 16, 5, 4, torch.float32)
     compiled = torch.compile(nonl_loss, fullgraph=True)
-    assert torch.allclose(
-        compiled(embeddings, prototypes, labels), nonl_loss(embeddings, prototypes, labels)
-    )
+    assert torch.allclose(compiled(embeddings, prototypes, labels), nonl_loss(embeddings, prototypes, labels))
 
 
 def test_second_derivatives_say_clearly_that_there_are_none():

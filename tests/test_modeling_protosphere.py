@@ -32,8 +32,7 @@ from tests.models import TIMM, TRANSFORMERS, build, images
 
 @pytest.mark.parametrize(
     ("source", "backbone", "kwargs"),
-    [("timm", *item) for item in TIMM.items()]
-    + [("transformers", *item) for item in TRANSFORMERS.items()],
+    [("timm", *item) for item in TIMM.items()] + [("transformers", *item) for item in TRANSFORMERS.items()],
 )
 def test_reload_is_bit_equal(tmp_path, source, backbone, kwargs):
     model = build(
@@ -198,9 +197,7 @@ def test_views_are_embedded_together_and_their_logits_averaged():
     assert torch.allclose(output.logits, single.logits.unflatten(0, (4, 2)).mean(1), atol=1e-5)
     each = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     assert torch.allclose(output.loss, F.cross_entropy(single.logits, each), atol=1e-5)
-    expected = OBJECTIVES["ntce"].loss(
-        single.embeddings, model.prototypes, each, model.config.softmax_temperature
-    )
+    expected = OBJECTIVES["ntce"].loss(single.embeddings, model.prototypes, each, model.config.softmax_temperature)
     trained = model.train().objective(output.embeddings, output.logits, torch.arange(4))
     assert torch.allclose(trained, expected, atol=1e-5)
     model.eval()
@@ -235,9 +232,7 @@ def test_prototypes_of_a_sharded_model_are_whole(mesh, objective):
     model = build(objective=objective)
     before = model.prototypes.detach().clone()
     fully_shard(model, mesh=mesh)
-    (weight,) = (
-        w for name, w in model.named_parameters() if name in ("head.weight", "classifier.weight")
-    )
+    (weight,) = (w for name, w in model.named_parameters() if name in ("head.weight", "classifier.weight"))
     assert isinstance(weight, DTensor)  # a shard in each process
     assert not isinstance(model.prototypes, DTensor)
     assert torch.equal(model.prototypes, before)
@@ -255,9 +250,7 @@ def test_grayscale_model_takes_the_luminance_of_rgb():
     model = build(num_channels=1).eval()
     gray = images(2, 1, 32, 32)
     with torch.no_grad():
-        assert torch.allclose(
-            model(gray).logits, model(gray.expand(-1, 3, -1, -1)).logits, atol=1e-5
-        )
+        assert torch.allclose(model(gray).logits, model(gray.expand(-1, 3, -1, -1)).logits, atol=1e-5)
         rgb = images(2, 3, 32, 32)
         luminance = 0.299 * rgb[:, :1] + 0.587 * rgb[:, 1:2] + 0.114 * rgb[:, 2:]
         assert torch.allclose(model(rgb).logits, model(luminance).logits, atol=1e-5)
@@ -265,9 +258,7 @@ def test_grayscale_model_takes_the_luminance_of_rgb():
 
 def test_new_number_of_classes_gives_unit_prototypes(tmp_path):
     build().save_pretrained(tmp_path)
-    model = ProtoSphereForImageClassification.from_pretrained(
-        tmp_path, num_labels=7, ignore_mismatched_sizes=True
-    )
+    model = ProtoSphereForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
     assert torch.allclose(model.head.weight.norm(dim=-1), torch.ones(7), atol=1e-6)
 
 

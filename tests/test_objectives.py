@@ -84,9 +84,7 @@ def test_a_margin_has_finite_gradients_at_and_opposite_its_prototype():
 
 def test_dot_regression_is_its_equation():
     embeddings, prototypes, labels, _ = random_case(7, 4, 3, 0, True, False, True)
-    expected = with_gradients(
-        lambda u, w: oracles.dot_regression_loss(u, w, labels), embeddings, prototypes
-    )
+    expected = with_gradients(lambda u, w: oracles.dot_regression_loss(u, w, labels), embeddings, prototypes)
     for chunk_size in (None, 2):
         got = with_gradients(
             lambda u, w, n=chunk_size: dot_regression_loss(u, w, labels, chunk_size=n),
@@ -102,9 +100,7 @@ def test_losses_of_views_are_their_equations(
     objective, size, num_classes, dim, temperature, chunk_size, reduction, seed,
     duplicates, weighted, ignored, views,
 ):  # fmt: skip
-    embeddings, _, labels, weight = random_case(
-        size, num_classes, dim, seed, duplicates, weighted, ignored, views
-    )
+    embeddings, _, labels, weight = random_case(size, num_classes, dim, seed, duplicates, weighted, ignored, views)
     options = {"weight": weight, "reduction": reduction}
 
     def ours(u):
@@ -199,9 +195,7 @@ def test_a_bias_of_an_anchor_that_is_a_prototype_would_cancel():
     for bias in (torch.zeros(5), torch.linspace(-2, 1, 5)):
         columns = scores + bias
         losses = columns.logsumexp(0)[labels] - columns.gather(1, labels[:, None])[:, 0]
-        assert torch.allclose(
-            losses.mean(), OBJECTIVES["ntce"].loss(embeddings, prototypes, labels, 0.3)
-        )
+        assert torch.allclose(losses.mean(), OBJECTIVES["ntce"].loss(embeddings, prototypes, labels, 0.3))
 
 
 # The queue.
@@ -213,9 +207,7 @@ def test_a_queue_holds_the_newest(views):
     for i, size in enumerate((2, 3, 1, 5, 9, 0, 4)):
         embeddings, _, labels = draw(i, size, 5, 3, torch.float32, views)
         queue.push(embeddings, labels)
-        seen += zip(
-            embeddings.flatten(0, -2).tolist(), labels.repeat_interleave(views or 1).tolist()
-        )
+        seen += zip(embeddings.flatten(0, -2).tolist(), labels.repeat_interleave(views or 1).tolist())
         newest = sorted(seen[-7:])
         kept = queue.labels >= 0
         assert kept.sum() == min(len(seen), 7)

@@ -167,9 +167,7 @@ def test_errors(tmp_path):
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
     ProtoSphereForImageClassification(config).save_pretrained(tmp_path)
     build_image_processor(config).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=rf"is None: choose it by `protosphere calibrate {tmp_path}"
-    ):
+    with pytest.raises(ValueError, match=rf"is None: choose it by `protosphere calibrate {tmp_path}"):
         pipeline(TASK, model=str(tmp_path))
     config.rejection_threshold = 0.3
     config.id2label = {0: "cat", 1: "dog", 2: "unknown"}

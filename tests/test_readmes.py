@@ -46,8 +46,7 @@ READMES = [
 EACH = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 # Appended to commands as they are written; the last of two equal flags counts.
 TRAINING = (
-    "--epochs 1 --warmup_epochs 0 --batch_size 8 --num_workers 0 --max_eval_samples 20 "
-    "--report_to none --no_pictures "
+    "--epochs 1 --warmup_epochs 0 --batch_size 8 --num_workers 0 --max_eval_samples 20 --report_to none --no_pictures "
 )
 QUICK = {
     "train": TRAINING + "--backbone test_resnet --small_images false --pretrained false",
@@ -95,9 +94,7 @@ def blocks(readme):
 
 
 def commands(readme):
-    return [
-        words for block in blocks(readme) if block.language == "bash" for words in block.commands()
-    ]
+    return [words for block in blocks(readme) if block.language == "bash" for words in block.commands()]
 
 
 def prose(readme):
@@ -124,9 +121,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize(
-    "page", [*READMES, *CARDS, *SCRIPTS.rglob("RESULTS.md")], ids=lambda path: path.parent.name
-)
+@pytest.mark.parametrize("page", [*READMES, *CARDS, *SCRIPTS.rglob("RESULTS.md")], ids=lambda path: path.parent.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"\w+:", target):  # another site
@@ -138,9 +133,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_table_of_commands_is_that_of_the_command_line():
-    rows = re.findall(
-        r"^\| \[`([\w-]+)`\]\((\S+)\) \| (.+) \|$", prose(ROOT / "README.md"), re.MULTILINE
-    )
+    rows = re.findall(r"^\| \[`([\w-]+)`\]\((\S+)\) \| (.+) \|$", prose(ROOT / "README.md"), re.MULTILINE)
     assert [(name, text) for name, _, text in rows] == [
         (command.name, command.summary) for command in COMMANDS.values()
     ]
@@ -162,9 +155,7 @@ def flags_of_commands():
              "nproc-per-node", "machine_rank"}  # fmt: skip
     for command in COMMANDS.values():
         module, name = command.arguments.split(":")
-        fields = getattr(
-            importlib.import_module(f"hf_protosphere.{module}"), name
-        ).__dataclass_fields__
+        fields = getattr(importlib.import_module(f"hf_protosphere.{module}"), name).__dataclass_fields__
         known |= {*fields, *(f"no_{field}" for field in fields if fields[field].default is True)}
     return known
 
@@ -342,9 +333,7 @@ def build():
         save_for_hf(backbone, name, safe_serialization=True)
     Path("cifar10").symlink_to(demo.DATA.resolve())
     shutil.copytree(demo.DATA, "path/to/imagenet")
-    Path("path/to/imagenet/test-00000-of-00001.parquet").rename(
-        "path/to/imagenet/validation-00000-of-00001.parquet"
-    )
+    Path("path/to/imagenet/test-00000-of-00001.parquet").rename("path/to/imagenet/validation-00000-of-00001.parquet")
     save_images()
 
 

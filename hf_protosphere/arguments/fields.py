@@ -31,14 +31,10 @@ class Beside:
 
     def check(self, arguments: Any, name: str) -> None:
         there, value = getattr(arguments, self.other), getattr(arguments, name)
-        is_met = (
-            there in self.value.split("|") if self.value else there not in (None, False, "none", [])
-        )
+        is_met = there in self.value.split("|") if self.value else there not in (None, False, "none", [])
         if not is_met and value != arguments.__dataclass_fields__[name].default:
             needed = f"--{self.other}" + (f" {self.value}" if self.value else "")
-            raise ArgumentError(
-                f"--{name} {value} is for {needed} only: give that, or leave it out."
-            )
+            raise ArgumentError(f"--{name} {value} is for {needed} only: give that, or leave it out.")
 
 
 Count = Annotated[int, 1]  # at least
@@ -198,6 +194,4 @@ def check_known(names: Iterable[Any], known: Collection[str], complaint: str) ->
 
 def check_license(license: str | None) -> None:
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ArgumentError(
-            f"license must be an identifier of the Hub, such as apache-2.0, but got {license!r}."
-        )
+        raise ArgumentError(f"license must be an identifier of the Hub, such as apache-2.0, but got {license!r}.")

@@ -103,9 +103,7 @@ class Parser(HfArgumentParser):
             shown = default if not isinstance(default, list) else " ".join(map(str, default))
             text += f" (default: {shown})"
         margin = " " * INDENT
-        text = fill(
-            text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
-        )
+        text = fill(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
         return flag.ljust(INDENT) + text[INDENT:] if len(flag) < INDENT - 1 else f"{flag}\n{text}"
 
 

@@ -34,9 +34,7 @@ def parse_arguments(
     """
     argv = _with_flags(argv, positional)
     groups = [base for base in reversed(cls.__mro__) if "_argument_group_name" in vars(base)]
-    parser = Parser(
-        [*groups, _File], prog=prog, description=description, positional=positional, **page
-    )
+    parser = Parser([*groups, _File], prog=prog, description=description, positional=positional, **page)
     # Read first: what the file gives is not required any more.
     config = Parser([_File], add_help=False).parse_known_args(argv)[0].config
     values = read_yaml(config, cls) if config else {}
@@ -73,9 +71,7 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
     with errors_in_one_line(f"--config {path} cannot be read", of=ValueError):
         values = parse_yaml(read_text(path, "--config"))
     if not values or not isinstance(values, dict):
-        raise ArgumentError(
-            f"--config {path} must hold 'name: value' lines, but got {brief(values)}."
-        )
+        raise ArgumentError(f"--config {path} must hold 'name: value' lines, but got {brief(values)}.")
     base = values.pop("base", None)
     if path in above:
         raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")

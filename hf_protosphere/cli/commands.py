@@ -46,6 +46,5 @@ def _imported(path: str) -> Any:
 
 _FILE = Path(__file__).with_name("commands.yaml")
 COMMANDS = {
-    name: Command(name, **command)
-    for name, command in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
+    name: Command(name, **command) for name, command in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
 }

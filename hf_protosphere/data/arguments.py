@@ -20,9 +20,7 @@ class DataArguments:
     dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
     image_column: str | None = flag("Column of images; found by its type when not given.")
     label_column: str | None = flag("Column of labels; found by its type when not given.")
-    train_split: str = flag(
-        "Split to train on, or to take class means from; several as train+validation.", "train"
-    )
+    train_split: str = flag("Split to train on, or to take class means from; several as train+validation.", "train")
     on_bad_image: Literal["error", "skip"] = flag(
         "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
     )

@@ -25,9 +25,7 @@ NUMBERS = (
     "x", "y", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray",
 )  # fmt: skip
 # From RGB to one luminance and two chroma coordinates, in which hue is an angle (NTSC's YIQ).
-YIQ = torch.tensor(
-    [list(LUMINANCE), [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-)
+YIQ = torch.tensor([list(LUMINANCE), [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 
 class BatchAugmentation(ByEpoch):
@@ -43,9 +41,7 @@ class BatchAugmentation(ByEpoch):
     told apart by adding multiples of the data set's size (see `samplers`).
     """
 
-    def __init__(
-        self, config: ProtoSphereConfig, options: BatchOptions, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, config: ProtoSphereConfig, options: BatchOptions, device: torch.device | str = "cpu") -> None:
         self.size, self.augmentation = config.image_size, options.augmentation
         self.horizontal_flip, self.views = options.horizontal_flip, options.views
         self.seed, self.smallest_area = options.seed, smallest_area(config, options)

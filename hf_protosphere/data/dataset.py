@@ -163,9 +163,7 @@ def load_image_dataset(
         return ImageDataset({}, label_names or [])
     first = loaded[next(iter(sources.values()))]
     columns = find_image_column(first, image_column), find_label_column(first, label_column)
-    splits = {
-        role: two_columns(loaded[name], *columns, dataset_name) for role, name in sources.items()
-    }
+    splits = {role: two_columns(loaded[name], *columns, dataset_name) for role, name in sources.items()}
     splits, label_names = with_joined_labels(splits) if several_labels else (splits, label_names)
     if streaming:
         splits |= {role: downloaded(splits[role], role) for role in {*splits} - {"train"}}

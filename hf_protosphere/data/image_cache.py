@@ -35,9 +35,7 @@ class CachedImages(Dataset):
     """Whole batches {"pixel_values": uint8 (M, 3, S, S), "labels": (M,), "index": (M,)}. With
     `normalize=(mean, std)`, of values in [0, 1], they are float32 and have no index."""
 
-    def __init__(
-        self, pixels: np.memmap, labels: Tensor, normalize: tuple[list, list] | None = None
-    ) -> None:
+    def __init__(self, pixels: np.memmap, labels: Tensor, normalize: tuple[list, list] | None = None) -> None:
         self.pixels, self.labels, self.normalize = torch.from_numpy(pixels), labels, normalize
 
     def __len__(self) -> int:
@@ -105,9 +103,7 @@ class FeatureSplit(ByEpoch, Dataset):
         return {"pixel_values": features[..., None, None], "labels": self.labels[rows]}
 
 
-def cache_path(
-    split: datasets.Dataset, processor: BaseImageProcessor, *more: str, kind: str = "uint8"
-) -> Path:
+def cache_path(split: datasets.Dataset, processor: BaseImageProcessor, *more: str, kind: str = "uint8") -> Path:
     """Of what the processor, and what `more` describes, make of the images."""
     made_by = hashlib.sha256("".join([processor.to_json_string(), *more]).encode())
     name = f"{images_key(split)}-{made_by.hexdigest()[:16]}.{kind}"

@@ -46,9 +46,7 @@ def with_joined_labels(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset
     for role, split in splits.items():
         kind = split.features["label"]
         if not hasattr(kind, "feature"):
-            raise DataError(
-                f"--several_labels: those of the {role} split are no lists, but {kind}."
-            )
+            raise DataError(f"--several_labels: those of the {role} split are no lists, but {kind}.")
         lists = split.with_format("arrow", columns=["label"])[:]["label"].to_pylist()
         name = getattr(kind.feature, "int2str", str)
         labels = [JOINT.join(["", *sorted({name(label) for label in own or ()})]) for own in lists]
@@ -88,9 +86,7 @@ def map_labels(split: Split, role: str, names: Sequence[str]) -> Split:
     if isinstance(split, IterableDataset):
         features = Features(split.features | {"label": ClassLabel(names=names)})
         renumber = dict(enumerate(table.tolist()))
-        return split.map(
-            lambda row: {"label": renumber.get(row["label"], row["label"])}, features=features
-        )
+        return split.map(lambda row: {"label": renumber.get(row["label"], row["label"])}, features=features)
     mapped = split.remove_columns("label").add_column("label", table[labels].tolist())
     return mapped.cast_column("label", ClassLabel(names=names))
 

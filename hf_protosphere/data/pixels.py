@@ -97,9 +97,7 @@ class DecodedImages(Dataset):
     """Batches (pixels, rows, bad) of a split, decoded one image after the other: what `pixels_of`
     makes of the images in (m,) rows, and the errors of the others, by row."""
 
-    def __init__(
-        self, split: datasets.Dataset, processor: BaseImageProcessor, **options: Any
-    ) -> None:
+    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor, **options: Any) -> None:
         self.images, self.processor = undecoded(split.select_columns("image")), processor
         self.options = options
 

@@ -72,10 +72,7 @@ class ClassBalancedBatches(ByEpoch, Sampler[list[int]]):
             chosen = [classes.take(self.classes_per_batch) for _ in range(self.batches_per_step)]
             # All of a class for the whole step at once: that is what keeps batches disjoint.
             times = Counter(label for batch in chosen for label in batch)
-            drawn = {
-                label: iter(images[label].take(count * images_per_class))
-                for label, count in times.items()
-            }
+            drawn = {label: iter(images[label].take(count * images_per_class)) for label, count in times.items()}
             for batch in chosen:
                 indices = []
                 for label in batch:

@@ -102,9 +102,7 @@ def _load_folder(
         # Shuffled once: a folder has class after class, and a stream is shuffled in a buffer alone.
         shards = min(STREAMED_SHARDS, len(rows))
         streams[split] = _table(rows, names, seed=0).to_iterable_dataset(shards)
-        streams[split].info.splits = datasets.SplitDict(
-            {split: datasets.SplitInfo(split, num_examples=len(rows))}
-        )
+        streams[split].info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=len(rows))})
     return streams
 
 
@@ -172,14 +170,10 @@ def _examples(rows: Rows, columns: tuple[str, ...]) -> Iterator[dict[str, str | 
 def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:
     """The splits, with those that the name joins by "+" as one, called like this."""
     if isinstance(loaded, datasets.IterableDatasetDict):
-        raise DataError(
-            f"--train_split {name}: --streaming reads one split: leave it out, or name one."
-        )
+        raise DataError(f"--train_split {name}: --streaming reads one split: leave it out, or name one.")
     parts = name.split("+")
     if missing := [part for part in parts if part not in loaded]:
-        raise DataError(
-            f"--train_split {name}: the data set has no {missing[0]}, but {', '.join(loaded)}."
-        )
+        raise DataError(f"--train_split {name}: the data set has no {missing[0]}, but {', '.join(loaded)}.")
     with errors_in_one_line(f"--train_split {name}", kind=DataError, of=ValueError):
         joined = datasets.concatenate_datasets([loaded[part] for part in parts])
     others = {split: images for split, images in loaded.items() if split not in parts}
@@ -247,9 +241,7 @@ def _describe(split: Dataset) -> str:
     return ", ".join(f"{name} ({kind(feature)})" for name, feature in split.features.items())
 
 
-def two_columns(
-    split: Dataset, image_column: str, label_column: str | None, source: str
-) -> Dataset:
+def two_columns(split: Dataset, image_column: str, label_column: str | None, source: str) -> Dataset:
     """The split with columns "image" (`datasets.Image`; of a stream not decoded) and "label".
 
     The images may be declared or encoded; pixels (`Array2D`, `Array3D`); or, of a data set on the

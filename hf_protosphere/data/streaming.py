@@ -115,9 +115,7 @@ class StreamedBatches:
 
 
 class _Augmented(TorchIterableDataset):
-    def __init__(
-        self, stream: IterableDataset, views: RandomViews, process: int, skip_bad: bool
-    ) -> None:
+    def __init__(self, stream: IterableDataset, views: RandomViews, process: int, skip_bad: bool) -> None:
         self.stream, self.views, self.process, self.skip_bad = stream, views, process, skip_bad
         self.passes = 0
 
@@ -137,9 +135,7 @@ class _Augmented(TorchIterableDataset):
 class EvaluationStream(TorchIterableDataset):
     """A stream's images under the saved image processor, in the stream's own order."""
 
-    def __init__(
-        self, stream: IterableDataset, processor: BaseImageProcessor, skip_bad: bool = False
-    ) -> None:
+    def __init__(self, stream: IterableDataset, processor: BaseImageProcessor, skip_bad: bool = False) -> None:
         self.stream, self.processor, self.skip_bad = stream, processor, skip_bad
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -150,9 +146,7 @@ class EvaluationStream(TorchIterableDataset):
                 yield {"pixel_values": pixels, "labels": label}
 
 
-def decoded(
-    stream: IterableDataset, skip_bad: bool, side: int | None = None
-) -> Iterator[tuple[PILImage.Image, int]]:
+def decoded(stream: IterableDataset, skip_bad: bool, side: int | None = None) -> Iterator[tuple[PILImage.Image, int]]:
     """Images in RGB, as `read` makes them for a side, and labels."""
     for row in _rows(stream):
         try:

@@ -52,10 +52,7 @@ def few_shot(split: Dataset, num_classes: int, images_per_class: int, seed: int)
 def drawn(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     """Indices of at most `counts[c]` members of each class c, drawn by the seed; sorted."""
     rng = np.random.default_rng(seed)
-    kept = [
-        rng.permutation(np.flatnonzero(labels == label))[:count]
-        for label, count in enumerate(counts)
-    ]
+    kept = [rng.permutation(np.flatnonzero(labels == label))[:count] for label, count in enumerate(counts)]
     return np.sort(np.concatenate(kept))
 
 
@@ -83,9 +80,7 @@ def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
     return split.select(np.sort(order[np.argsort(turns, kind="stable")][:limit]))
 
 
-def training_sample(
-    train: Dataset, num_classes: int, size: int | None, seed: int
-) -> Dataset | None:
+def training_sample(train: Dataset, num_classes: int, size: int | None, seed: int) -> Dataset | None:
     """A fixed part of the training images, balanced by class, to measure on during training: by
     default 1 % of them, at most 10,000, but at least 10 of each class; none with a size of 0."""
     if size is None:

@@ -109,10 +109,7 @@ class RandomViews(ByEpoch):
         self.transform, self.views, self.seed = transform, views, seed
 
     def __call__(self, image: Image.Image, index: int) -> Tensor:
-        views = [
-            repeatable(self.transform, image, self.seed, self.epoch, index, view)
-            for view in range(self.views)
-        ]
+        views = [repeatable(self.transform, image, self.seed, self.epoch, index, view) for view in range(self.views)]
         return views[0] if self.views == 1 else torch.stack(views)
 
 
@@ -121,9 +118,7 @@ class TrainingImages(_Images):
     after resuming. An index beyond the split's size repeats the image at index % size, augmented
     anew."""
 
-    def __init__(
-        self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0
-    ) -> None:
+    def __init__(self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0) -> None:
         super().__init__(split)
         self.views = RandomViews(transform, views=views, seed=seed)
         self.set_epoch = self.views.set_epoch

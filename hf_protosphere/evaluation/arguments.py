@@ -16,14 +16,10 @@ class EvaluateArguments(OpenSetArguments, RobustnessArguments, DataArguments, Ar
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     split: str = flag("Split to evaluate on.", "test")
-    class_means: bool = flag(
-        "Also classify by the class means of --train_split: one pass over it.", True
-    )
+    class_means: bool = flag("Also classify by the class means of --train_split: one pass over it.", True)
     batch_size: Count = flag("Images per process and step.", 256)
     output: PathName | None = flag("Write the report as JSON here.")
-    pictures: PathName | None = flag(
-        "Draw the sphere, the cosines between classes and the margins into this folder."
-    )
+    pictures: PathName | None = flag("Draw the sphere, the cosines between classes and the margins into this folder.")
     json: bool = flag("Print the report as JSON instead of a table.", False)
 
     def __post_init__(self) -> None:

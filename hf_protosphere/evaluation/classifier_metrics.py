@@ -88,9 +88,7 @@ def evaluate_predictions(
 MANY, FEW = 100, 20
 
 
-def accuracy_by_frequency(
-    accuracies: Sequence[float | None], train_counts: Sequence[int]
-) -> dict[str, float]:
+def accuracy_by_frequency(accuracies: Sequence[float | None], train_counts: Sequence[int]) -> dict[str, float]:
     """Mean accuracy of the classes with many (> 100), medium and few (< 20) training images; groups
     that are empty are left out. A class that was not evaluated has an accuracy of None.
 

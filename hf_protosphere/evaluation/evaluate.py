@@ -90,9 +90,7 @@ class Evaluation:
         means, wanted = None, self.arguments.class_means and self.train is not None
         if wanted and not self.images.classes_without_images("train"):
             means = training_class_means(self.model, self.loader(self.train), self.accelerator)
-        return evaluate_model(
-            self.model, self.loader(self.measured), self.accelerator, means=means, snapshot=snapshot
-        )
+        return evaluate_model(self.model, self.loader(self.measured), self.accelerator, means=means, snapshot=snapshot)
 
     def _robustness(self) -> dict[str, Any]:
         arguments, baseline = self.arguments, None
@@ -123,9 +121,7 @@ class Evaluation:
             lines.append(f"\n{format_detection(report['ood'])}")
         return "\n".join(lines)
 
-    def _draw(
-        self, report: dict[str, Any], snapshot: SnapshotCollector, detection: Detection | None
-    ) -> list[Path]:
+    def _draw(self, report: dict[str, Any], snapshot: SnapshotCollector, detection: Detection | None) -> list[Path]:
         """Into the folder of --pictures: everything that was measured."""
         folder = Path(self.arguments.pictures)
         taken = snapshot.snapshot(self.images.label_names, self.arguments.split)
@@ -133,9 +129,7 @@ class Evaluation:
             save_snapshot(taken, new / SNAPSHOT)
             pictures = draw_snapshot(new, new)
             if "robustness" in report:
-                pictures += draw_robustness(
-                    report["robustness"], self.measured, self.processor, new
-                )
+                pictures += draw_robustness(report["robustness"], self.measured, self.processor, new)
             if detection is not None:
                 pictures.append(new / "unknown.png")
                 plot_unknown(detection, pictures[-1], self.model.config.rejection_threshold)

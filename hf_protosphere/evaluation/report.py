@@ -42,9 +42,7 @@ def format_report(
     table = format_table([row[: 5 if reached is not None else 4] for row in [header, *rows]])
     if limited := collapse.get("attained_nonnegative"):
         shares = (f"{titles[name]} {share:.1f} %" for name, share in limited.items())
-        table += (
-            f"\n(embeddings without negative entries: of what those attain, {', '.join(shares)})"
-        )
+        table += f"\n(embeddings without negative entries: of what those attain, {', '.join(shares)})"
     if missing := [class_names[c] for c in collapse.get("absent_classes", [])]:
         table += f"\n(no image of {some(missing)}: what needs every class is not defined)"
     return table

@@ -12,9 +12,7 @@ from ..data.arguments import LabelledImages
 from ..errors import ArgumentError
 
 # What git takes for a tag, and nothing for another branch or address.
-TAG = re.compile(
-    r"(?!(main|refs|heads)(/|$))(?!.*(\.\.|(\.lock|\.)(/|$)))\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII
-)
+TAG = re.compile(r"(?!(main|refs|heads)(/|$))(?!.*(\.\.|(\.lock|\.)(/|$)))\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +34,7 @@ class PublishArguments(Arguments):
         "Folders of finished runs of the same recipe with other objectives and seeds, for a table "
         "in the card: it links to repositories that are called like the folders."
     )
-    benchmark_task: str | None = flag(
-        "Enter the accuracy in the leaderboard of the data set under this task."
-    )
+    benchmark_task: str | None = flag("Enter the accuracy in the leaderboard of the data set under this task.")
     commit_message: str = flag("What the commit is called.", "Publish by hf_protosphere")
 
     def __post_init__(self) -> None:
@@ -76,8 +72,7 @@ class ExportArguments(LabelledImages, Arguments):
         "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
     )
     output_dir: PathName | None = flag(
-        "Folder for the exported model and its README; by default one called as the format, in "
-        "that of the model."
+        "Folder for the exported model and its README; by default one called as the format, in that of the model."
     )
     num_images: Annotated[Count, Beside("dataset_name")] = flag(
         "Images, balanced by class, that the exported model is compared with the checkpoint on; "
@@ -89,9 +84,7 @@ class ExportArguments(LabelledImages, Arguments):
         check(self)
         if self.output_dir is None:
             if not Path(self.model).is_dir():
-                raise ArgumentError(
-                    f"--model {self.model} is no folder here: give --output_dir, for the result."
-                )
+                raise ArgumentError(f"--model {self.model} is no folder here: give --output_dir, for the result.")
             decide(self, output_dir=str(Path(self.model) / self.format))
         if Path(self.output_dir).resolve() == Path(self.model).resolve():
             raise ArgumentError(
@@ -101,8 +94,7 @@ class ExportArguments(LabelledImages, Arguments):
         packages = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
         if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
             raise ArgumentError(
-                f"--format {self.format} needs what is not installed: pip install "
-                f"{' '.join(missing)}."
+                f"--format {self.format} needs what is not installed: pip install {' '.join(missing)}."
             )
 
 
@@ -119,9 +111,7 @@ class DemoArguments(Arguments):
         "snapshot, half the angle between two prototypes at neural collapse."
     )
     host: str = flag("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
-    port: Annotated[Count, "[1, 65535]"] | None = flag(
-        "Port to listen on; by default the first free one from 7860."
-    )
+    port: Annotated[Count, "[1, 65535]"] | None = flag("Port to listen on; by default the first free one from 7860.")
     space: PathName | None = flag(
         "Show nothing: write the files of a Hub Space that shows this page into this folder."
     )

@@ -83,9 +83,7 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
     """
     run = FinishedRun.read(folder)
     if run.dataset_id is None:
-        raise ArgumentError(
-            f"{folder} was trained on a local data set, but a benchmark is a data set on the Hub."
-        )
+        raise ArgumentError(f"{folder} was trained on a local data set, but a benchmark is a data set on the Hub.")
     if run.is_drawn_from_training(run.reported):
         raise ArgumentError(
             f"{folder} was evaluated on training data of {run.dataset_id} only: train with "
@@ -102,9 +100,7 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
     return yaml.safe_dump(huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
-def card_files(
-    folder: str | Path, *, benchmark_task: str | None = None, **options: Any
-) -> dict[str, str]:
+def card_files(folder: str | Path, *, benchmark_task: str | None = None, **options: Any) -> dict[str, str]:
     """{path in the repository: text}: `render_card`, which says options and what is raised, as
     README.md; and for a benchmark `render_evaluation_results`."""
     files = {"README.md": str(render_card(folder, **options))}
@@ -156,10 +152,7 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
         if arguments.imbalance:
             metrics["mean_class_accuracy"] = ("Mean class accuracy", report["mean_class_accuracy"])
         if split == run.reported:
-            metrics |= {
-                m.name: (m.title, report["neural_collapse"][m.name])
-                for m in applicable_metrics(run)
-            }
+            metrics |= {m.name: (m.title, report["neural_collapse"][m.name]) for m in applicable_metrics(run)}
         on = ""
         if split != "train" and run.is_drawn_from_training(split):
             on = f" on {report['num_images']} held-out images"  # no split of the data set
@@ -200,9 +193,7 @@ def _results(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _comparison(
-    run: FinishedRun, folders: Sequence[str | Path] | None, repo_id: str
-) -> list[dict[str, Any]]:
+def _comparison(run: FinishedRun, folders: Sequence[str | Path] | None, repo_id: str) -> list[dict[str, Any]]:
     if not folders:
         return []
     user = repo_id.split("/")[0]

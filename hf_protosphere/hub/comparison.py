@@ -70,9 +70,7 @@ def overall_collapse(run: FinishedRun) -> float | None:
     if "overall" not in attained:
         return None
     return min(
-        attained[metric.name]
-        for metric in applicable_metrics(run)
-        if metric.min_classes <= run.config.num_labels
+        attained[metric.name] for metric in applicable_metrics(run) if metric.min_classes <= run.config.num_labels
     )
 
 

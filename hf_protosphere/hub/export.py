@@ -110,9 +110,7 @@ def preprocessing(processor: BaseImageProcessor) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _images(
-    arguments: ExportArguments, processor: BaseImageProcessor, image_size: int
-) -> tuple[Tensor, str]:
+def _images(arguments: ExportArguments, processor: BaseImageProcessor, image_size: int) -> tuple[Tensor, str]:
     """(N, 3, S, S) to compare on, and what they are."""
     if arguments.dataset_name is None:
         generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,4 @@ class Objective:
 
 
 _FILE = Path(__file__).with_name("objectives.yaml")
-WORDS = {
-    name: Objective(**words)
-    for name, words in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
-}
+WORDS = {name: Objective(**words) for name, words in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()}

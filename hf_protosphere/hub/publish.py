@@ -159,9 +159,7 @@ def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Pa
     return address
 
 
-def changed_files(
-    api: HfApi, repo_id: str, files: dict[str, bytes | Path], revision: str
-) -> list[str]:
+def changed_files(api: HfApi, repo_id: str, files: dict[str, bytes | Path], revision: str) -> list[str]:
     """The names of those files that the repository does not hold as they are."""
     tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}

@@ -28,9 +28,7 @@ from .predictions import inferred
 BATCH_SIZE = 64  # images: as many as features would not fit in memory
 
 
-def with_backbone(
-    model: ProtoSphereForImageClassification, backbone: nn.Module
-) -> ProtoSphereForImageClassification:
+def with_backbone(model: ProtoSphereForImageClassification, backbone: nn.Module) -> ProtoSphereForImageClassification:
     """The same model, its projection and head shared, but for the backbone."""
     model, network = copy.copy(model), copy.copy(model.protosphere)
     network._modules = network._modules | {"backbone": backbone}
@@ -48,9 +46,7 @@ def on_features(model: ProtoSphereForImageClassification) -> ProtoSphereForImage
 
 
 @torch.no_grad()
-def embedded(
-    model: ProtoSphereForImageClassification, split: FeatureSplit
-) -> tuple[Tensor, Tensor]:
+def embedded(model: ProtoSphereForImageClassification, split: FeatureSplit) -> tuple[Tensor, Tensor]:
     """Embeddings (N, D) and logits (N, K) of the plain images of a split, where the model is."""
     output = on_features(model).eval()(split.versions[0, ..., None, None].to(model.device))
     return output.embeddings, output.logits

@@ -38,9 +38,7 @@ class Probe(nn.Module):
     "normalized_linear", the cosines to rows of `weight` (K, F) over a temperature, by default
     NormFace's of so many classes."""
 
-    def __init__(
-        self, kind: Kind, dim: int, num_classes: int, *, temperature: float | None, seed: int = 0
-    ) -> None:
+    def __init__(self, kind: Kind, dim: int, num_classes: int, *, temperature: float | None, seed: int = 0) -> None:
         super().__init__()
         temperature = temperature or default_temperature("normface", num_classes)
         generator = torch.Generator().manual_seed(seed)

@@ -214,9 +214,7 @@ class ClassMoments:
     second: Tensor  # (K, D, D) of (h − origin)(h − origin)ᵀ, or (D, D) their sum, pooled
 
     @classmethod
-    def none(
-        cls, num_classes: int, dim: int, per_class: bool, device: torch.device
-    ) -> "ClassMoments":
+    def none(cls, num_classes: int, dim: int, per_class: bool, device: torch.device) -> "ClassMoments":
         k, d = [num_classes], [dim]
         counts = torch.zeros(k, dtype=torch.int64, device=device)
         shapes = k + d, k + d, k, (k if per_class else []) + d + d

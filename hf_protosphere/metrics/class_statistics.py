@@ -57,9 +57,7 @@ def class_statistics(embeddings: Tensor, labels: Tensor, num_classes: int) -> Cl
     return statistics_of_embeddings(store, torch.device("cpu"))
 
 
-def statistics_of_embeddings(
-    store: EmbeddingStore, device: torch.device, group: Group = None
-) -> ClassStatistics:
+def statistics_of_embeddings(store: EmbeddingStore, device: torch.device, group: Group = None) -> ClassStatistics:
     """From all embeddings of all processes of the group, computed on `device`."""
     by_process = _gathered(store.counts.to(device), group)  # (P, K)
     counts, classes = _present(by_process.sum(0))
@@ -146,9 +144,7 @@ def _shared_classes(
             yield first + rank, mine
 
 
-def _gather_rows(
-    rows: Tensor, sizes: list[int], owner: int, group: dist.ProcessGroup
-) -> Tensor | None:
+def _gather_rows(rows: Tensor, sizes: list[int], owner: int, group: dist.ProcessGroup) -> Tensor | None:
     """The rows of all processes, on the owner alone."""
     padded = rows.new_zeros(max(sizes), rows.shape[1])
     padded[: len(rows)] = rows
@@ -172,9 +168,7 @@ def sample_of_all(sample: EmbeddingStore, device: torch.device, group: Group) ->
     lowest = everywhere.argsort(dim=1, stable=True)[:, : sample.size]
     chosen = torch.zeros_like(everywhere, dtype=torch.bool).scatter_(1, lowest, True)
     mine = chosen.unflatten(1, (-1, sample.size))[:, dist.get_rank(group)].cpu()[index]
-    return EmbeddingStore(
-        sample.num_classes, sample.dim, [rows[mine]], [labels[mine]], size=sample.size
-    )
+    return EmbeddingStore(sample.num_classes, sample.dim, [rows[mine]], [labels[mine]], size=sample.size)
 
 
 def _gathered(counts: Tensor, group: Group) -> Tensor:

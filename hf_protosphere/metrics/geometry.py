@@ -95,9 +95,7 @@ def class_alignment(statistics: ClassStatistics, prototypes: Tensor) -> float:
     return (prototypes.double() - _unit(statistics.means)).square().sum(1).mean().item()
 
 
-def attained_nonnegative(
-    attained: dict[str, float], means: Tensor, prototypes: Tensor | None
-) -> dict[str, float]:
+def attained_nonnegative(attained: dict[str, float], means: Tensor, prototypes: Tensor | None) -> dict[str, float]:
     """Percentages of the alignment that embeddings without a negative entry can attain, √(1 − 1/K)
     of the optimum (`prototypes.nonnegative_limit`), by the percentages of the optimum.
 

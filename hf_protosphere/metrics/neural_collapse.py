@@ -166,8 +166,7 @@ class NeuralCollapse(Metric):
             )
         if keep not in ("embeddings", "moments") and not (isinstance(keep, int) and keep >= 2):
             raise ValueError(
-                "keep must be 'embeddings', 'moments' or a number of samples per class of at "
-                f"least 2, got {keep!r}."
+                f"keep must be 'embeddings', 'moments' or a number of samples per class of at least 2, got {keep!r}."
             )
         needed = 8 * num_classes * embedding_dim**2
         if keep == "moments" and needed > memory_limit:
@@ -306,9 +305,7 @@ class NeuralCollapse(Metric):
                 kept = class_statistics.sample_of_all(kept, device, group)
             s = class_statistics.statistics_of_moments(self._moments, kept, group)
         formulas: dict[str, Callable[[], float]] = {
-            info.name: partial(getattr(geometry, info.name), s)
-            for info in METRICS
-            if not info.needs_prototypes
+            info.name: partial(getattr(geometry, info.name), s) for info in METRICS if not info.needs_prototypes
         }
         if prototypes is not None:
             formulas |= self._against(prototypes.detach().to(s.means.device).double(), s, kept)
@@ -332,9 +329,7 @@ class NeuralCollapse(Metric):
             result["samples_per_class"] = self.keep
         return result
 
-    def _against(
-        self, w: Tensor, s: ClassStatistics, kept: EmbeddingStore
-    ) -> dict[str, Callable[[], float]]:
+    def _against(self, w: Tensor, s: ClassStatistics, kept: EmbeddingStore) -> dict[str, Callable[[], float]]:
         """The formulas of the metrics that need the prototypes (K, D)."""
         own = w[s.classes]
         grams = cache(lambda: (geometry.prototype_gram(w), geometry.class_mean_gram(s)))

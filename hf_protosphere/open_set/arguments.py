@@ -20,9 +20,7 @@ class OpenSetArguments:
     )
     ood_split: OfUnknown | None = flag("Its split; by default 'test', or the only one.")
     ood_config: OfUnknown | None = flag("Its configuration (subset).")
-    ood_image_column: OfUnknown | None = flag(
-        "Its column of images; found by its type when not given."
-    )
+    ood_image_column: OfUnknown | None = flag("Its column of images; found by its type when not given.")
 
 
 @dataclass(frozen=True, kw_only=True)

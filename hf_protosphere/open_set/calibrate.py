@@ -55,9 +55,7 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
         return _calibrate(arguments, accelerator, folder)
 
 
-def _calibrate(
-    arguments: CalibrateArguments, accelerator: Accelerator, folder: Path
-) -> dict[str, Any]:
+def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     model, processor = load_classifier(arguments.model)
     with main_process_first(accelerator):
         images, source = calibration_images(arguments, model)
@@ -97,12 +95,9 @@ def _calibrate(
         "accuracy_of_accepted": right[accepted].double().mean().item(),
         "calibration_temperature": config.calibration_temperature,
         "has_best_temperature": temperature is not None,
-        "expected_calibration_error": {
-            when: of_bins.expected_calibration_error for when, of_bins in bins.items()
-        },
+        "expected_calibration_error": {when: of_bins.expected_calibration_error for when, of_bins in bins.items()},
         "negative_log_likelihood": {
-            when: confidence.negative_log_likelihood(scores, labels)
-            for when, scores in both.items()
+            when: confidence.negative_log_likelihood(scores, labels) for when, scores in both.items()
         },
     }
     if accelerator.is_main_process:

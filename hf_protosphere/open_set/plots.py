@@ -17,9 +17,7 @@ def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
     """Reliability diagrams side by side, by their titles: accuracy against confidence, and how many
     images."""
     figure = new_figure(5.5 * len(bins), 6)
-    panels = figure.subplots(
-        2, len(bins), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False
-    )
+    panels = figure.subplots(2, len(bins), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False)
     for (title, reliability), (diagram, histogram) in zip(bins.items(), panels.T):
         counts = reliability.counts.numpy()
         width, seen = 1 / len(counts), counts > 0

@@ -50,9 +50,7 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
         DataError: naming the flag, what was found, and the way out.
     """
     name, named = arguments.ood_split, {arguments.ood_split} - {None}
-    loaded = load_splits(
-        arguments.ood_dataset, arguments.ood_config, flag="--ood_dataset", named=named
-    )
+    loaded = load_splits(arguments.ood_dataset, arguments.ood_config, flag="--ood_dataset", named=named)
     if name is None:
         name = "test" if "test" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
     if name not in loaded:

@@ -119,9 +119,7 @@ def default_threshold(snapshot: Snapshot) -> Threshold:
     if not len(snapshot.own_cosines):
         angle = math.degrees(math.acos(-1 / (len(snapshot.prototypes) - 1)))
         why = f"as the checkpoint has no {SNAPSHOT} of images to tell it from"
-        return Threshold(
-            angle / 2, f"half the angle between two prototypes at neural collapse, {why}"
-        )
+        return Threshold(angle / 2, f"half the angle between two prototypes at neural collapse, {why}")
     nearest = _degrees(torch.maximum(snapshot.own_cosines, snapshot.nearest_other_cosines))
     images = f"{KNOWN_SHARE:.0%} of the {len(nearest):,} {snapshot.split} images"
     return Threshold(nearest.quantile(KNOWN_SHARE).item(), f"{images} are nearer to a prototype")

@@ -119,9 +119,7 @@ def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str
         keys = dict.fromkeys(key for record in records for key in record)
         splits = [key.removesuffix(COLLAPSE) for key in keys if key.endswith(COLLAPSE)]
         if not splits:
-            raise ValueError(
-                f"{name} was never measured for neural collapse: train with --nc_every 1."
-            )
+            raise ValueError(f"{name} was never measured for neural collapse: train with --nc_every 1.")
         # The last is the validation split: the training images are measured first.
         if len(runs) > 1:
             lines.append((for_figure(name, 40), records, splits[-1]))

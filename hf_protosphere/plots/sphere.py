@@ -46,9 +46,7 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
     figure = new_figure(17, 6)
     for axes, (title, matrix) in zip(figure.subplots(1, 3), matrices.items()):
         # cividis grows lighter from end to end: readable in grey, and by the colour-blind.
-        image = axes.imshow(
-            matrix.numpy(), cmap="cividis", vmin=lowest, vmax=1, interpolation="nearest"
-        )
+        image = axes.imshow(matrix.numpy(), cmap="cividis", vmin=lowest, vmax=1, interpolation="nearest")
         axes.set_title(title)
         if num_classes <= NAMED_CLASSES:
             names = [for_figure(name) for name in snapshot.class_names]
@@ -84,8 +82,7 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
                       rotation=90, va="top", ha="right", color="0.3", fontsize=8)  # fmt: skip
     axes.set(
         xlabel="cosine between embedding and prototype",
-        title=f"{len(own):,} {for_figure(snapshot.split)} images, {right:.1%} nearest to their own "
-        "prototype",
+        title=f"{len(own):,} {for_figure(snapshot.split)} images, {right:.1%} nearest to their own prototype",
     )
     axes.legend(loc="upper center")
     save_figure(figure, picture, 120)
@@ -133,9 +130,7 @@ def plot_sphere(
     save_figure(figure, picture, 110)
 
 
-def _draw_projections(
-    left: "Axes", right: "Axes", snapshot: Snapshot, shown: list[int], query: Tensor | None
-) -> None:
+def _draw_projections(left: "Axes", right: "Axes", snapshot: Snapshot, shown: list[int], query: Tensor | None) -> None:
     means, corners, styles = F.normalize(snapshot.class_means, dim=1), shown[:3], _styles(shown)
     what = "class means" if len(snapshot.embeddings) else "prototypes"
     # Of two classes the plane through both and the origin.
@@ -146,8 +141,7 @@ def _draw_projections(
     triangle = (means[[*corners, corners[0]]] @ plane).T.tolist()
     left.plot(*triangle, color="0.4", linewidth=1, zorder=0)
     left.set_title(
-        f"Projected onto the plane through three {what}\n"
-        "(at neural collapse an equilateral triangle)"
+        f"Projected onto the plane through three {what}\n(at neural collapse an equilateral triangle)"
         if len(corners) == 3
         else f"Projected onto the plane of both {what}"
     )
@@ -163,9 +157,7 @@ def _draw_projections(
     )
 
 
-def _classes_to_show(
-    snapshot: Snapshot, classes: Sequence[str] | None, query: Tensor | None
-) -> list[int]:
+def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None, query: Tensor | None) -> list[int]:
     names = snapshot.class_names
     if classes is not None:
         unknown = [name for name in classes if name not in names]
@@ -191,9 +183,7 @@ def _styles(shown: list[int]) -> Styles:
     return dict(zip(sorted(shown), zip(CLASS_COLORS, CLASS_MARKERS)))
 
 
-def _draw_points(
-    axes: "Axes", snapshot: Snapshot, styles: Styles, directions: Tensor, query: Tensor | None
-) -> None:
+def _draw_points(axes: "Axes", snapshot: Snapshot, styles: Styles, directions: Tensor, query: Tensor | None) -> None:
     """Of some classes, in the coordinates along `directions` (D, 2 or 3)."""
     flat, with_images = directions.shape[1] == 2, len(snapshot.embeddings) > 0
     on_top = {"zorder": 5} if flat else {"depthshade": False}

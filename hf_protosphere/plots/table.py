@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from .text import printable
 
 
-def format_table(
-    rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False
-) -> str:
+def format_table(rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False) -> str:
     """
     Args:
         rows: of as many cells each; the first is the header.
@@ -36,9 +34,7 @@ def format_table(
     return "\n".join([header, "─" * len(header), *(line.rstrip() for line in lines)])
 
 
-def markdown_table(
-    rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False
-) -> str:
+def markdown_table(rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False) -> str:
     r"""The same in Markdown. A vertical bar in a cell stays in it; other Markdown is as it is.
 
     Example:

@@ -15,8 +15,7 @@ def printable(text: object, encoding: str = "utf-8") -> str:
     'caf? ?[2J'
     """
     seen = "".join(
-        c if c.isprintable() or c in "\n\t" or c in JOINERS else " " if c.isspace() else "\ufffd"
-        for c in str(text)
+        c if c.isprintable() or c in "\n\t" or c in JOINERS else " " if c.isspace() else "\ufffd" for c in str(text)
     )
     return seen.encode(encoding, "replace").decode(encoding)
 

@@ -39,9 +39,7 @@ class ReleaseArguments(Arguments):
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     launch: dict[str, str] = field(default_factory=dict)
     output_dir: PathName = flag("Folder for the runs, one folder each.", "outputs/release")
-    namespace: str | None = flag(
-        "User or organisation on the Hub to publish under; by default whoever is logged in."
-    )
+    namespace: str | None = flag("User or organisation on the Hub to publish under; by default whoever is logged in.")
     collection: str | None = flag("Title of a page on the Hub that lists the models.")
     description: Annotated[str, Beside("collection")] | None = flag("Of that page.")
     revision: str | None = flag("Tag the commits with this name, such as v1.0.")

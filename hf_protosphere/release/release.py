@@ -38,8 +38,7 @@ def release(arguments: ReleaseArguments) -> None:
     selected = [row for row in rows if (arguments.only or "") in row.name]
     if not selected:
         raise ArgumentError(
-            f"--only {arguments.only}: no model has this in its name; they are called such as "
-            f"{rows[0].name}."
+            f"--only {arguments.only}: no model has this in its name; they are called such as {rows[0].name}."
         )
     states = {row.name: row.state() for row in rows}
     user = account() if arguments.publish else None
@@ -88,9 +87,7 @@ def _run(row: Row, log: IO[str]) -> int:
     """Train the row; how its process ended. Interruptions are passed on, its end waited for."""
     write_yaml(row.config, row.arguments.given)
     say("training ...", end=" ", flush=True)
-    process = subprocess.Popen(
-        row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    process = subprocess.Popen(row.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         return process.wait()
     except KeyboardInterrupt as interruption:
@@ -103,9 +100,7 @@ def _run(row: Row, log: IO[str]) -> int:
         raise
 
 
-def _publish(
-    arguments: ReleaseArguments, siblings: list[Row], wanted: list[Row], namespace: str
-) -> dict[str, str]:
+def _publish(arguments: ReleaseArguments, siblings: list[Row], wanted: list[Row], namespace: str) -> dict[str, str]:
     """Publish the wanted of these siblings, if all of them are finished; what failed, and why."""
     unfinished = [row.name for row in siblings if row.state() != FINISHED]
     if unfinished:
@@ -131,9 +126,7 @@ def _publish(
     return failures
 
 
-def _publish_arguments(
-    arguments: ReleaseArguments, row: Row, siblings: list[Row], namespace: str
-) -> PublishArguments:
+def _publish_arguments(arguments: ReleaseArguments, row: Row, siblings: list[Row], namespace: str) -> PublishArguments:
     return PublishArguments(
         folder=str(row.folder), repo_id=f"{namespace}/{row.name}", private=arguments.private,
         revision=arguments.revision, license=arguments.license,

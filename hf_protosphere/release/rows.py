@@ -78,14 +78,11 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
     by_name: dict[str, Row] = {}
     for row in rows:
         if (first := by_name.setdefault(row.name, row)) is not row:
-            raise ArgumentError(
-                f"recipes: {first.recipe} and {row.recipe} both give {row.name}: rename one."
-            )
+            raise ArgumentError(f"recipes: {first.recipe} and {row.recipe} both give {row.name}: rename one.")
     for pattern in (*arguments.skip, *arguments.overrides, *arguments.launch):
         if not any(fnmatchcase(name, pattern) for name in by_name):
             raise ArgumentError(
-                f"skip, overrides, launch: {pattern!r} matches no model; they are called such as "
-                f"{rows[0].name}."
+                f"skip, overrides, launch: {pattern!r} matches no model; they are called such as {rows[0].name}."
             )
     for recipe, siblings in groupby(rows, key=lambda row: row.recipe):
         data = {row.arguments.dataset_name for row in siblings}

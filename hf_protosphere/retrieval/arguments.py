@@ -35,15 +35,9 @@ class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
     _argument_group_name = "index"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
-    images: PathName | None = flag(
-        "Folder of images, at any depth, without labels; or give --dataset_name."
-    )
-    labels_from_folders: bool = flag(
-        "The label of an image is the class that its folder says, as in training.", False
-    )
-    index_dir: PathName = flag(
-        "Folder for the index. One that is there is brought up to date.", "outputs/index"
-    )
+    images: PathName | None = flag("Folder of images, at any depth, without labels; or give --dataset_name.")
+    labels_from_folders: bool = flag("The label of an image is the class that its folder says, as in training.", False)
+    index_dir: PathName = flag("Folder for the index. One that is there is brought up to date.", "outputs/index")
     layer: Literal["embeddings", "features"] = flag(
         "What stands for an image: embeddings, best for the classes of training; or features, what "
         "the projection's last layer is given, better for classes that training never saw.",

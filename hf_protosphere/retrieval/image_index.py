@@ -175,9 +175,7 @@ class ImageIndex:
         """The index in a folder; an `ArgumentError` where there is none, or it is damaged."""
         path = Path(folder) / INDEX
         if not path.is_file():
-            raise ArgumentError(
-                f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}."
-            )
+            raise ArgumentError(f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}.")
         again = "Remove it, and write it again by `protosphere index`."
         with errors_in_one_line(f"{path} is damaged or no index", again):
             _refuse_giants(path)

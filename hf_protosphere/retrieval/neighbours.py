@@ -110,9 +110,7 @@ def retrieval_metrics(
         ValueError: no query has a match.
     """
     if leave_one_out and len(queries) != len(embeddings):
-        raise ValueError(
-            f"{len(queries)} queries cannot be the {len(embeddings)} embeddings themselves."
-        )
+        raise ValueError(f"{len(queries)} queries cannot be the {len(embeddings)} embeddings themselves.")
     totals = dict.fromkeys(("mean_average_precision", "mean_average_precision_at_r"), 0.0)
     recalls, counted = dict.fromkeys(sorted(ks), 0), 0
     ranks = torch.arange(1, len(embeddings) + 1, device=queries.device, dtype=torch.float64)
@@ -171,9 +169,7 @@ def _blocks(queries: Tensor, numbers_each: int) -> Iterator[tuple[int, Tensor]]:
 def _cosines(queries: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
     """(B, m) of each query to its own rows (B, m)."""
     # Query by query: gathered at once, candidates would take more memory than the index.
-    return torch.stack(
-        [(embeddings[own].double() @ query.double()).float() for query, own in zip(queries, rows)]
-    )
+    return torch.stack([(embeddings[own].double() @ query.double()).float() for query, own in zip(queries, rows)])
 
 
 def _all_cosines(queries: Tensor, embeddings: Tensor) -> Tensor:

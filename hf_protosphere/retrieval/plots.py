@@ -23,9 +23,7 @@ class PicturedImage:
     is_right: bool | None = None  # of the query's class; None when a label is not known
 
 
-def plot_neighbours(
-    rows: Sequence[tuple[PicturedImage, Sequence[PicturedImage]]], picture: Path
-) -> None:
+def plot_neighbours(rows: Sequence[tuple[PicturedImage, Sequence[PicturedImage]]], picture: Path) -> None:
     """Queries, each with its neighbours, nearest first; the first 20 and 12 of each are shown. The
     suffix of the file to write says the format."""
     rows = [(query, neighbours[:SHOWN_NEIGHBOURS]) for query, neighbours in rows[:SHOWN_QUERIES]]

@@ -41,8 +41,7 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
     near = [list(zip(rows, cosines)) for rows, cosines in pairs]
     report = {
         str(path): [
-            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine}
-            for row, cosine in own
+            {"image": found.name(row), "label": found.images[row].label, "cosine": cosine} for row, cosine in own
         ]
         for path, own in zip(paths, near)
     }
@@ -55,9 +54,7 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
     return report
 
 
-def _embedded_queries(
-    found: ImageIndex, arguments: SearchArguments
-) -> tuple[list[Path], list[str | None], Tensor]:
+def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> tuple[list[Path], list[str | None], Tensor]:
     """Their files, the classes of those that are known, and (Q, D) embeddings."""
     known: dict[Path, str] = {}
     paths: list[Path] = []
@@ -100,9 +97,7 @@ def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
         queries, query_names = asked.embeddings, [image.label for image in asked.images]
         of = f"{arguments.dataset_name}, {arguments.split}"
         if not {*names} & {*query_names}:
-            raise ArgumentError(
-                f"--dataset_name {arguments.dataset_name} and the index have no class in common."
-            )
+            raise ArgumentError(f"--dataset_name {arguments.dataset_name} and the index have no class in common.")
     numbers = {name: i for i, name in enumerate(sorted({*names, *query_names}))}
     metrics = retrieval_metrics(
         queries, torch.tensor([numbers[name] for name in query_names]),

@@ -42,8 +42,6 @@ class RobustnessArguments:
                 raise ArgumentError(f"--{name} is of corrupted images: give --corruptions.")
         if self.corrupted_dataset is not None:
             if not Path(self.corrupted_dataset).is_dir():
-                raise ArgumentError(
-                    f"--corrupted_dataset {self.corrupted_dataset}: there is no such folder."
-                )
+                raise ArgumentError(f"--corrupted_dataset {self.corrupted_dataset}: there is no such folder.")
         elif self.corruptions is not None:
             load_library()

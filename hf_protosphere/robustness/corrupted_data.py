@@ -154,9 +154,7 @@ def _folder_split(path: Path) -> datasets.Dataset:
     images, names = zip(*splits.get("train", [(None, None)]))
     if not all(names):
         raise DataError(f"--corrupted_dataset: {path} must hold folders of images, one a class.")
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=sorted({*names}))
-    )
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=sorted({*names})))
     return datasets.Dataset.from_dict({"image": [*map(str, images)], "label": names}, features)
 
 

@@ -72,9 +72,7 @@ def parse_severities(text: str | int | Iterable[int]) -> list[int]:
         match = re.fullmatch(r"\s*([1-5])\s*(?:-\s*([1-5])\s*)?", part)
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not numbers:
-            raise ArgumentError(
-                f"--severities must be such as 1-5 or 1,3,5, from 1 to 5, but got {given!r}."
-            )
+            raise ArgumentError(f"--severities must be such as 1-5 or 1,3,5, from 1 to 5, but got {given!r}.")
         chosen.update(numbers)
     return sorted(chosen)
 

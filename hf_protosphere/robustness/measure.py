@@ -74,9 +74,7 @@ def corruption_errors(
         if corrupted_dataset is None:
             corrupted = make_corrupted(clean, corruptions, severities, seed)
         else:
-            corrupted = read_corrupted(
-                corrupted_dataset, names, processor, corruptions, severities, max_images
-            )
+            corrupted = read_corrupted(corrupted_dataset, names, processor, corruptions, severities, max_images)
         images = ConcatDataset([clean, *corrupted])
         errors, resized = _errors(together, images, accelerator, batch_size, num_workers)
         counts: dict[str, Any] = {"num_images": len(clean), "severities": severities}
@@ -92,9 +90,7 @@ def corruption_errors(
     return report | corruption_metrics(report, *others)
 
 
-def corruption_metrics(
-    report: dict[str, Any], baseline: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def corruption_metrics(report: dict[str, Any], baseline: dict[str, Any] | None = None) -> dict[str, Any]:
     """The means over corruptions c and severities s of errors E, beside a baseline's B.
 
     - "mean_corruption_error": mean_c mean_s E_cs, a plain error in [0, 1].

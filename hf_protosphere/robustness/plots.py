@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_robustness(
-    report: dict[str, Any], split: Dataset, processor: BaseImageProcessor, folder: Path
-) -> list[Path]:
+def draw_robustness(report: dict[str, Any], split: Dataset, processor: BaseImageProcessor, folder: Path) -> list[Path]:
     """`corruptions.png`, the errors of a report of `corruption_errors`, and, if its images were
     corrupted here, `corrupted_images.png`, the split's first image under every corruption of it."""
     pictures = [folder / "corruptions.png"]
@@ -56,9 +54,7 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
     save_figure(figure, picture, 120)
 
 
-def plot_corrupted_images(
-    image: np.ndarray, corruptions: list[str], severity: int, picture: Path
-) -> None:
+def plot_corrupted_images(image: np.ndarray, corruptions: list[str], severity: int, picture: Path) -> None:
     """An image (H, W, 3) uint8, clean and under each corruption."""
     corrupted = {name: corrupt(image, name, severity, seed=0) for name in corruptions}
     shown = {"clean": image} | corrupted
@@ -75,9 +71,7 @@ def plot_corrupted_images(
     save_figure(figure, picture, 110)
 
 
-def _draw(
-    axes: "Axes", report: dict[str, Any], shift: float, marker: str, color: str, label: str
-) -> None:
+def _draw(axes: "Axes", report: dict[str, Any], shift: float, marker: str, color: str, label: str) -> None:
     errors = 100 * np.array(list(report["errors"].values()))  # (corruptions, severities)
     places = np.arange(len(errors)) + shift
     axes.vlines(places, errors.min(1), errors.max(1), color=color, alpha=0.4, linewidth=1)

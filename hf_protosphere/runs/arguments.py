@@ -14,8 +14,7 @@ class PlotArguments(Arguments):
     _argument_group_name = "plot"
 
     runs: list[PathName] = required(
-        "Folders of runs. Of one run every picture; of several, neural collapse over their "
-        "training in one picture."
+        "Folders of runs. Of one run every picture; of several, neural collapse over their training in one picture."
     )
     output_dir: PathName | None = flag("Folder for the pictures; by default the first run's.")
     format: Literal["png", "svg", "pdf"] = flag("Of the pictures.", "png")

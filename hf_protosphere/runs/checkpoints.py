@@ -196,9 +196,7 @@ def _refuse_misfits(accelerator: Accelerator, *more: nn.Module | None) -> None:
     tensors = [tensor for network in networks for tensor in network.state_dict().values()]
     for optimizer in accelerator._optimizers:
         for parameter, state in getattr(optimizer, "state", {}).items():
-            moments = [
-                value for value in state.values() if isinstance(value, Tensor) and value.dim()
-            ]
+            moments = [value for value in state.values() if isinstance(value, Tensor) and value.dim()]
             if any(moment.shape != parameter.shape for moment in moments):
                 raise ValueError("its optimiser is that of another model.")
             tensors += moments
@@ -302,9 +300,7 @@ def save_model(
     """Weights, configuration, image processor and modelling code: a folder anyone can load. Of a
     model that holds shards of its weights, `state_dict` has all of them."""
     if state_dict is not None:  # FSDP has made the model one of its own classes
-        model = ProtoSphereForImageClassification.from_pretrained(
-            None, config=model.config, state_dict=state_dict
-        )
+        model = ProtoSphereForImageClassification.from_pretrained(None, config=model.config, state_dict=state_dict)
     with replacing_files(folder) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)

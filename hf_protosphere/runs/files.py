@@ -57,9 +57,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
                 for path in (staged / NEW).rglob("*"):
                     target = folder / path.relative_to(staged / NEW)
                     if target.is_dir() and not path.is_dir():
-                        raise IsADirectoryError(
-                            errno.EISDIR, os.strerror(errno.EISDIR), str(target)
-                        )
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
                 (staged / READY).touch()
                 _sync(staged)
                 move_files(staged / NEW, folder)

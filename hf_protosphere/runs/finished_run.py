@@ -86,9 +86,7 @@ class FinishedRun:
     def reading(self) -> AbstractContextManager[None]:
         """Around what takes values out of the files, which anybody may have edited: what is not
         there, or of another kind, is an `ArgumentError`."""
-        return errors_in_one_line(
-            f"{self.folder} does not hold what training writes", _again(self.folder)
-        )
+        return errors_in_one_line(f"{self.folder} does not hold what training writes", _again(self.folder))
 
     @property
     def provenance(self) -> dict[str, Any]:

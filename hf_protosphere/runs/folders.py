@@ -65,8 +65,7 @@ def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterato
         except Timeout:
             by = _record(folder).get("held_by", "another process")
             raise ArgumentError(
-                f"{flag} {folder} is being written by {by}: wait until it ends, or give another "
-                "folder."
+                f"{flag} {folder} is being written by {by}: wait until it ends, or give another folder."
             ) from None
         except PermissionError as error:  # another user's
             raise ArgumentError(f"{flag} {folder} cannot be locked: {error}") from error
@@ -200,8 +199,7 @@ def _is_in_the_way(folder: Path, writes: tuple[str, ...]) -> bool:
     ours = {path.relative_to(folder).parts[0] for path in _found(folder, writes)} | {HELD}
     others = (path for path in folder.iterdir() if path.name not in ours)
     return _stands(folder, writes) or any(
-        not STAGED.fullmatch(path.name) and (not path.is_dir() or any(path.iterdir()))
-        for path in others
+        not STAGED.fullmatch(path.name) and (not path.is_dir() or any(path.iterdir())) for path in others
     )
 
 

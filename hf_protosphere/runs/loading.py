@@ -65,9 +65,7 @@ def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
     return config
 
 
-def load_classifier(
-    name: str, flag: str = "--model"
-) -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
+def load_classifier(name: str, flag: str = "--model") -> tuple[ProtoSphereForImageClassification, BaseImageProcessor]:
     """Model and image processor from a folder or the Hub, which have classified an image."""
     load_config(name, flag)
     verbosity = logging.get_verbosity()
@@ -85,9 +83,7 @@ def load_classifier(
 
 
 @torch.no_grad()
-def _classify_noise(
-    model: ProtoSphereForImageClassification, processor: BaseImageProcessor
-) -> None:
+def _classify_noise(model: ProtoSphereForImageClassification, processor: BaseImageProcessor) -> None:
     """Raises what it may for options that only using them shows to be wrong."""
     size = model.config.image_size
     noise = torch.Generator().manual_seed(0)

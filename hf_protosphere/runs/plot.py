@@ -49,9 +49,7 @@ def draw_run(
     return [(folder or run) / name for name in names]
 
 
-def draw_snapshot(
-    run: Path, folder: Path, suffix: str = ".png", classes: Sequence[str] | None = None
-) -> list[Path]:
+def draw_snapshot(run: Path, folder: Path, suffix: str = ".png", classes: Sequence[str] | None = None) -> list[Path]:
     """The sphere, the cosines between classes and the margins, from the snapshot in `run`."""
     snapshot = load_snapshot(run / SNAPSHOT)
     sphere = partial(plot_sphere, classes=classes)

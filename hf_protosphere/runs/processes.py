@@ -85,9 +85,7 @@ def check_processes(accelerator: Accelerator, *, accumulates: bool = False) -> N
         raise ArgumentError("FSDP works in its second version only: give --fsdp_version 2.")
     if deepspeed := accelerator.state.deepspeed_plugin:
         if deepspeed.deepspeed_config["zero_optimization"]["stage"] > 2:
-            raise ArgumentError(
-                "DeepSpeed works up to --zero_stage 2, but got 3: use FSDP2 to shard parameters."
-            )
+            raise ArgumentError("DeepSpeed works up to --zero_stage 2, but got 3: use FSDP2 to shard parameters.")
         if accumulates:
             raise ArgumentError(
                 "--gradient_accumulation_steps must be 1 with DeepSpeed, which takes a step after "

@@ -156,9 +156,7 @@ def parameter_groups(
         return of_all
     layers: Any = model.protosphere.backbone
     if not hasattr(layers, "group_matcher"):
-        layers = SimpleNamespace(
-            named_parameters=layers.named_parameters, group_matcher=lambda coarse: _depth
-        )
+        layers = SimpleNamespace(named_parameters=layers.named_parameters, group_matcher=lambda coarse: _depth)
     groups = timm.optim.param_groups_layer_decay(
         layers, weight_decay, weight_decay_exclude_1d=not decay_all, layer_decay=layer_decay
     )

@@ -89,9 +89,7 @@ class TrainArguments(
                 )
             has_momentum = get_optimizer_info(self.optimizer).has_momentum
         if self.momentum != type(self).momentum and not has_momentum:
-            raise ArgumentError(
-                f"--momentum {self.momentum} is not for --optimizer {self.optimizer}: leave it out."
-            )
+            raise ArgumentError(f"--momentum {self.momentum} is not for --optimizer {self.optimizer}: leave it out.")
         stones = self.milestones or []
         rise = stones == sorted({*stones}) and all(0 < epoch < self.epochs for epoch in stones)
         if not rise or (self.schedule == "step") != bool(stones):
@@ -150,9 +148,7 @@ class TrainArguments(
             "--pretrained": self.pretrained,
         }
         if len(given := [name for name, is_given in weights.items() if is_given]) > 1:
-            raise ArgumentError(
-                f"{given[0]} and {given[1]} both give the first weights: leave out one of the two."
-            )
+            raise ArgumentError(f"{given[0]} and {given[1]} both give the first weights: leave out one of the two.")
         if self.eval_batch_size is None:
             decide(self, eval_batch_size=2 * self.batch_size)
         if self.best_metric not in BEST_METRICS:
@@ -181,9 +177,7 @@ class TrainArguments(
         if isinstance(self.backbone_kwargs, dict):  # from Python or YAML
             return self.backbone_kwargs
         form = "--backbone_kwargs must be JSON, such as '{\"patch_size\": 4}', but got"
-        with errors_in_one_line(
-            f"{form} {self.backbone_kwargs!r}", of=(ValueError, RecursionError)
-        ):
+        with errors_in_one_line(f"{form} {self.backbone_kwargs!r}", of=(ValueError, RecursionError)):
             options = json.loads(self.backbone_kwargs or "{}")
         if not isinstance(options, dict):
             raise ArgumentError(f"--backbone_kwargs must be a JSON object, but got {options!r}.")

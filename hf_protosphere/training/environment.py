@@ -33,9 +33,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def record_start(
-    folder: Path, arguments: TrainArguments, images: ImageDataset, accelerator: Accelerator
-) -> str:
+def record_start(folder: Path, arguments: TrainArguments, images: ImageDataset, accelerator: Accelerator) -> str:
     """Write or, when a run is resumed, extend environment.json; returns the run's identity."""
     path = folder / ENVIRONMENT
     record = {"run_id": uuid.uuid4().hex, "starts": []}
@@ -43,9 +41,7 @@ def record_start(
     if arguments.resume and path.exists() and path.stat().st_size:
         record = read_json(path, "Remove it, and a new one is begun.")
         if not isinstance(record.get("starts"), list) or not isinstance(record.get("run_id"), str):
-            raise ArgumentError(
-                f"{path} holds no starts of a run: remove it, and it is begun anew."
-            )
+            raise ArgumentError(f"{path} holds no starts of a run: remove it, and it is begun anew.")
     record["starts"].append({
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv,
         "versions": versions(), "python": platform.python_version(),

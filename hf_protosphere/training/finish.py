@@ -107,9 +107,7 @@ def _measured(
     return results
 
 
-def _probes(
-    run: TrainingRun, model: ProtoSphereForImageClassification, split: str
-) -> dict[str, dict[str, float]]:
+def _probes(run: TrainingRun, model: ProtoSphereForImageClassification, split: str) -> dict[str, dict[str, float]]:
     """Those that were asked for, on features of the training images and of one split."""
     arguments, accelerator, network = run.arguments, run.accelerator, model
     asked = [kind for kind in LEARNING_RATES if getattr(arguments, f"{kind}_probe")]
@@ -133,9 +131,7 @@ def _probes(
     }  # fmt: skip
 
 
-def _summary(
-    run: TrainingRun, results: dict[str, Any], records: list[dict[str, Any]], pictures: list[Path]
-) -> str:
+def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, Any]], pictures: list[Path]) -> str:
     split = next(name for name in ("test", "validation", "train") if name in results)
     title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
     reached = results["first_reached"].get("validation", {})
@@ -149,8 +145,7 @@ def _summary(
     if run.on_features:
         took, head = results["feature_seconds"], results["training_seconds"]
         parts.append(
-            f"The features of the training images took {took:.1f} s, once; training on them took "
-            f"{head:.1f} s."
+            f"The features of the training images took {took:.1f} s, once; training on them took {head:.1f} s."
         )
     written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
     parts.append(f"{run.output_dir}: the model, {', '.join(written)}")

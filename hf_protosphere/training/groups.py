@@ -15,8 +15,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     backbone: PathName = flag(
-        "A timm architecture, a transformers model type, or, with --pretrained, a transformers "
-        "checkpoint.",
+        "A timm architecture, a transformers model type, or, with --pretrained, a transformers checkpoint.",
         "resnet18",
     )
     backbone_source: Literal["timm", "transformers"] = flag("Where the backbone is from.", "timm")
@@ -38,8 +37,7 @@ class ModelArguments:
         "auto",
     )
     projection_dim: Count | None = flag(
-        "Dimension of the embeddings; auto with it is linear. By default the features' for linear, "
-        "128 for mlp."
+        "Dimension of the embeddings; auto with it is linear. By default the features' for linear, 128 for mlp."
     )
     projection_hidden_dim: Annotated[Count, Beside("projection", "mlp")] | None = flag(
         "Width of the MLP; by default the features'."
@@ -75,12 +73,9 @@ class ModelArguments:
         "of an optimal classifier gives the own class one half; with --finetune_from, for as many "
         "classes and the same objective, it is the checkpoint's."
     )
-    learn_temperature: bool = flag(
-        "Train the temperature as well, from there on, between 0.01 and 1.", False
-    )
+    learn_temperature: bool = flag("Train the temperature as well, from there on, between 0.01 and 1.", False)
     image_size: Count | None = flag(
-        "Side of the square input. By default the images' own size, rounded up to a multiple of "
-        "32, at most 224."
+        "Side of the square input. By default the images' own size, rounded up to a multiple of 32, at most 224."
     )
     num_channels: Literal[1, 3] | None = flag("1 or 3; by default what the images have.")
 
@@ -170,8 +165,7 @@ class OptimizationArguments:
     )
     max_grad_norm: Positive | None = flag("Clip the gradient to this norm.")
     augmentation: Literal["none", "crop", "resized_crop", "contrastive"] = flag(
-        "crop: shift by an eighth; resized_crop: as for ImageNet; contrastive: with colour jitter, "
-        "as for SCL.",
+        "crop: shift by an eighth; resized_crop: as for ImageNet; contrastive: with colour jitter, as for SCL.",
         "resized_crop",
     )
     horizontal_flip: bool = flag("Mirror images at random. Not for digits or text.", True)
@@ -184,9 +178,7 @@ class OptimizationArguments:
         "RandAugment: two operations on each image, of this strength; 9 is usual."
     )
     random_erasing: Share = flag("Share of the images with a part erased; 0.25 is usual.", 0.0)
-    views: Count | None = flag(
-        "Augmented views of each image per step. By default 2 for scl and its like, else 1."
-    )
+    views: Count | None = flag("Augmented views of each image per step. By default 2 for scl and its like, else 1.")
     sync_batchnorm: bool = flag("Batch norm over all processes (several CUDA devices).", False)
     label_smoothing: Annotated[float, "[0, 1)"] = flag("Of the cross_entropy baseline only.", 0.0)
     mixup: Annotated[float, "[0, 10]"] = flag(
@@ -212,15 +204,11 @@ class RunArguments:
 
     output_dir: PathName = flag("Folder for model, metrics, curves, checkpoints.", "outputs/run")
     overwrite: bool = flag("Replace an earlier run in --output_dir.", False)
-    dry_run: bool = flag(
-        "Build everything, take two steps, print memory and time, leave nothing behind.", False
-    )
+    dry_run: bool = flag("Build everything, take two steps, print memory and time, leave nothing behind.", False)
     resume: bool = flag("Go on from the last checkpoint in --output_dir.", False)
     eval_batch_size: Count | None = flag("By default twice --batch_size.")
     evaluate_every: Count = flag("Epochs between evaluations on the validation split.", 1)
-    nc_every: CountOrZero = flag(
-        "Epochs between neural-collapse metrics, at an evaluation; 0 for the end only.", 1
-    )
+    nc_every: CountOrZero = flag("Epochs between neural-collapse metrics, at an evaluation; 0 for the end only.", 1)
     nc_every_steps: CountOrZero = flag("Measure after every so many steps as well; 0 for never.", 0)
     nc_train_samples: CountOrZero | None = flag(
         "Measure on so many training images too, a fixed sample balanced by class; 0 for none. By "

@@ -170,13 +170,10 @@ class TrainingRun:
                 continue
             for error in damage:
                 self.accelerator.print(f"{error} Going on from the one before.")
-            self.accelerator.print(
-                f"Resuming at step {progress.step} (epoch {progress.epoch + 1})."
-            )
+            self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
             return progress
         raise ArgumentError(
-            f"--resume: {damage[0]} No checkpoint in {self.output_dir} is whole: start again by "
-            "--overwrite."
+            f"--resume: {damage[0]} No checkpoint in {self.output_dir} is whole: start again by --overwrite."
         ) from damage[0]
 
     # Training
@@ -314,8 +311,7 @@ class TrainingRun:
             self._save_checkpoint()
         if self.is_over and not last:
             self.accelerator.print(
-                f"No better {arguments.best_metric} in {arguments.early_stopping_patience} epochs: "
-                "stopping early."
+                f"No better {arguments.best_metric} in {arguments.early_stopping_patience} epochs: stopping early."
             )
 
     @property

@@ -60,8 +60,7 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
                 asked = timm_name(asked)
             if option in arguments.given and asked not in (value, "auto"):
                 raise ArgumentError(
-                    f"--{option} {asked} does not fit {flag} {checkpoint}, which has {value}: "
-                    "leave it out."
+                    f"--{option} {asked} does not fit {flag} {checkpoint}, which has {value}: leave it out."
                 )
             decided[option] = value
     # That of `accelerate launch` comes by the environment.
@@ -79,9 +78,7 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
     return (arguments.but(**decided) if decided else arguments), config
 
 
-def build_model(
-    arguments: TrainArguments, images: ImageDataset
-) -> ProtoSphereForImageClassification:
+def build_model(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereForImageClassification:
     """The model that the arguments and the data describe, with gradients for what they train."""
     if arguments.resume_from is not None:
         model, _ = load_classifier(arguments.resume_from, "--resume_from")
@@ -114,9 +111,7 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
         return ProtoSphereForImageClassification(ProtoSphereConfig(**config))
 
 
-def load_training_data(
-    arguments: SplitArguments, *, hold_out: bool = True, **more: Any
-) -> ImageDataset:
+def load_training_data(arguments: SplitArguments, *, hold_out: bool = True, **more: Any) -> ImageDataset:
     """All splits, the training split long-tailed if that was asked for; with `hold_out` a part of
     it is the validation split where there is no other. `more` goes to `load_image_dataset`."""
     images = load_data(
@@ -193,9 +188,7 @@ def count_steps(arguments: TrainArguments, images: ImageDataset, accelerator: Ac
         )
     classes = arguments.classes_per_batch
     if classes is not None and classes > images.num_labels:
-        raise ArgumentError(
-            f"--classes_per_batch {classes} is more than the {images.num_labels} classes there are."
-        )
+        raise ArgumentError(f"--classes_per_batch {classes} is more than the {images.num_labels} classes there are.")
     return steps
 
 
@@ -247,9 +240,7 @@ def with_synchronized_batchnorm(
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def hold_output_dir(
-    arguments: TrainArguments, model: nn.Module, accelerator: Accelerator, held: ExitStack
-) -> None:
+def hold_output_dir(arguments: TrainArguments, model: nn.Module, accelerator: Accelerator, held: ExitStack) -> None:
     """Keep the run's folder, with as much room as it needs, until `held` is closed."""
     # Checkpoints hold weights and an optimiser state of at most twice their size, one more
     # while it replaces another; and there are two copies of the model.

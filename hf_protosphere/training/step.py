@@ -198,9 +198,7 @@ def backward_as_one_batch(
 
 
 @contextmanager
-def _replayed(
-    state: Tensor, devices: list[int], states: list[Tensor], device: torch.device
-) -> Iterator[None]:
+def _replayed(state: Tensor, devices: list[int], states: list[Tensor], device: torch.device) -> Iterator[None]:
     """Random numbers as from these states of the CPU and of the devices, all of the same type."""
     with torch.random.fork_rng(devices, device_type=device.type):
         torch.set_rng_state(state)

@@ -22,9 +22,7 @@ from .run import TrainingRun
 
 
 @own_accelerate_state()
-def train(
-    arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True
-) -> dict[str, Any]:
+def train(arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True) -> dict[str, Any]:
     """Train as the arguments say; leaves a folder that `from_pretrained` and pipelines load.
 
     `output_dir` holds the model of the best epoch, metrics.jsonl (a line per measurement),
@@ -101,9 +99,7 @@ def announcement(run: TrainingRun) -> str:
 
 
 @own_accelerate_state()
-def dry_run(
-    arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True
-) -> dict[str, Any]:
+def dry_run(arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True) -> dict[str, Any]:
     """Take two optimiser steps and print what the whole run would be, as `--dry_run` does.
 
     Every check of a run is made, but images are neither decoded all nor cached, so that even

@@ -37,17 +37,13 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
     """
     source = Path(arguments.folder)
     if arguments.output_dir is None and not source.is_dir():
-        raise ArgumentError(
-            f"{arguments.folder} is not a folder here: give --output_dir for the new checkpoint."
-        )
+        raise ArgumentError(f"{arguments.folder} is not a folder here: give --output_dir for the new checkpoint.")
     flag = "--folder" if arguments.output_dir is None else "--output_dir"
     with held_folder(arguments.output_dir or source, flag, RUN_FILES) as folder:
         return _add_class(arguments, source, folder)
 
 
-def _add_class(
-    arguments: AddClassArguments, source: Path, folder: Path
-) -> ProtoSphereForImageClassification:
+def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> ProtoSphereForImageClassification:
     model, processor = load_classifier(arguments.folder, "--folder")
     images = _images_of(arguments, model)
     snapshot = snapshot_of(arguments.folder)
@@ -142,7 +138,4 @@ def _images_of(
     def image(row: int) -> Image.Image:
         return read(split[row]["image"])
 
-    return {
-        name: [partial(image, row) for row in (labels == i).nonzero()[0].tolist()]
-        for i, name in new.items()
-    }
+    return {name: [partial(image, row) for row in (labels == i).nonzero()[0].tolist()] for i, name in new.items()}

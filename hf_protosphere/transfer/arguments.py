@@ -145,9 +145,7 @@ class FinetuneArguments(
         except ValueError:
             counts = []
         if not counts or min(counts) < 1:
-            raise ArgumentError(
-                f"--shots takes whole numbers of at least 1, such as 1,5,10, but got {self.shots}."
-            )
+            raise ArgumentError(f"--shots takes whole numbers of at least 1, such as 1,5,10, but got {self.shots}.")
         return counts
 
     def training(self, mode: str, **more: Any) -> TrainArguments:
@@ -205,6 +203,5 @@ class AddClassArguments(Arguments):
             )
         if self.dataset_name is not None and (self.name or self.images):
             raise ArgumentError(
-                "--dataset_name gives names and images of the new classes: leave out --name and "
-                "--images."
+                "--dataset_name gives names and images of the new classes: leave out --name and --images."
             )

@@ -50,9 +50,7 @@ ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 
 
 @processes.own_accelerate_state()
-def finetune(
-    arguments: FinetuneArguments, *, images: ImageDataset | None = None, last: bool = True
-) -> dict[str, Any]:
+def finetune(arguments: FinetuneArguments, *, images: ImageDataset | None = None, last: bool = True) -> dict[str, Any]:
     """Transfer a model to a data set, as `protosphere finetune` does.
 
     `mode` with all images leaves its model in `output_dir`, a run of training like any other.
@@ -117,9 +115,7 @@ class Transfer:
     """Everything that a transfer is made of, checked by the constructor before any work. The
     output folder is its own until `held` is closed."""
 
-    def __init__(
-        self, arguments: FinetuneArguments, images: ImageDataset | None, held: ExitStack
-    ) -> None:
+    def __init__(self, arguments: FinetuneArguments, images: ImageDataset | None, held: ExitStack) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
@@ -321,9 +317,7 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     return start
 
 
-def _row(
-    split: str, report: dict[str, Any], training: float, features: float, parameters: int
-) -> dict[str, Any]:
+def _row(split: str, report: dict[str, Any], training: float, features: float, parameters: int) -> dict[str, Any]:
     """What a mode came to on a split, and its price in seconds and trained parameters."""
     names = ("num_images", *MEASURES, "neural_collapse")
     seconds = {"training_seconds": training, "feature_seconds": features}

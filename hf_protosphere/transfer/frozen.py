@@ -20,9 +20,7 @@ KNN_TEMPERATURE = 0.07  # Wu et al.'s
 
 
 @torch.no_grad()
-def of_class_means(
-    network: ProtoSphereForImageClassification, train: FeatureSplit, num_classes: int
-) -> Probe:
+def of_class_means(network: ProtoSphereForImageClassification, train: FeatureSplit, num_classes: int) -> Probe:
     """Of embeddings, not of features, by their class means, which are not trained."""
     embeddings, _ = embedded(network, train)
     means = class_means(embeddings, train.labels.to(embeddings.device), num_classes, group="local")
@@ -32,9 +30,7 @@ def of_class_means(
     return probe.requires_grad_(False).to(embeddings.device)
 
 
-def knn(
-    known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, neighbors: int
-) -> Tensor:
+def knn(known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, neighbors: int) -> Tensor:
     """(N, K) log shares of the votes for embeddings (N, D), of those known with their labels."""
     neighbors = min(neighbors, len(labels))
     logits = []

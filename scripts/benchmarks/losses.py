@@ -165,9 +165,7 @@ BARS = [
 def methods_for(size: tuple[int, ...]) -> dict[str, Callable[..., Tensor]]:
     if len(size) == 4:
         return SUPCON_METHODS
-    too_large = (
-        {"NTCE, textbook MxM", "NTCE, lean MxM"} if size[0] > 8192 or size[1] > 2000 else set()
-    )
+    too_large = {"NTCE, textbook MxM", "NTCE, lean MxM"} if size[0] > 8192 or size[1] > 2000 else set()
     return {name: f for name, f in PROTOTYPE_METHODS.items() if name not in too_large}
 
 
@@ -189,9 +187,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure_times(
-    size: tuple[int, ...], device: str, dtype: torch.dtype, repeats: int
-) -> dict[str, list[float]]:
+def measure_times(size: tuple[int, ...], device: str, dtype: torch.dtype, repeats: int) -> dict[str, list[float]]:
     inputs, methods = make_inputs(size, device, dtype), methods_for(size)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for repetition in range(repeats + 1):

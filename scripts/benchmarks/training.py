@@ -62,9 +62,7 @@ class Plain:
 
     def __init__(self, a: argparse.Namespace, run: TrainingRun) -> None:
         self.model = timm.create_model(a.backbone, num_classes=run.images.num_labels)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
-        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
         split, size = run.images.splits["train"], run.model.config.image_size
         transform = v2.Compose(
             [
@@ -93,9 +91,7 @@ class Plain:
 
     def epoch(self) -> None:
         accelerator = Accelerator()
-        self.model, self.optimizer, loader = accelerator.prepare(
-            self.model, self.optimizer, self.loader
-        )
+        self.model, self.optimizer, loader = accelerator.prepare(self.model, self.optimizer, self.loader)
         self.model.train()
         for batch in loader:
             self.step(batch, accelerator.backward)
@@ -121,9 +117,7 @@ def interleaved(repeats: int, *functions: Callable[[], object]) -> list[list[flo
     return seconds
 
 
-def row(
-    what: str, ours: list[float], theirs: list[float], bar: float, invert: bool = False
-) -> list[str]:
+def row(what: str, ours: list[float], theirs: list[float], bar: float, invert: bool = False) -> list[str]:
     """`invert`: the ratio of speeds instead of times."""
     ratio = statistics.median(b / a if invert else a / b for a, b in zip(ours, theirs))
     met = ratio >= bar if invert else ratio <= bar
@@ -192,9 +186,7 @@ def compare(a: argparse.Namespace, folder: str) -> None:
     plain = Plain(a, run)
     num_images = len(run.images.splits["train"])
     if "data" in a.only:
-        ours, theirs = interleaved(
-            3, lambda: consume(run.batches.epoch(0)), lambda: consume(plain.loader)
-        )
+        ours, theirs = interleaved(3, lambda: consume(run.batches.epoch(0)), lambda: consume(plain.loader))
         what = f"{num_images:,} images augmented (ratio of speeds)"
         rows.append(row(what, ours, theirs, 8, invert=True))
         speeds = [("ours", ours), ("plain", theirs)]
@@ -250,9 +242,7 @@ if __name__ == "__main__":
     parser.add_argument("--backbone", default="test_resnet")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--small_images", action="store_true", help="as in `protosphere train`")
-    parser.add_argument(
-        "--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="of options"
-    )
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="of options")
     parser.add_argument("--images", type=int, default=20_000, help="training images used")
     parser.add_argument("--steps", type=int, default=40, help="timed steps of each")
     parts = ["step", "options", "data", "epoch", "memory"]

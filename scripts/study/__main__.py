@@ -30,8 +30,7 @@ def main() -> None:
     rows = [
         row
         for row in stage.rows(list(data), seeds)
-        if (a.tasks is None or row.task in a.tasks)
-        and (a.methods is None or row.method in a.methods)
+        if (a.tasks is None or row.task in a.tasks) and (a.methods is None or row.method in a.methods)
     ]
     results = measure(rows, stage.measure, work, a.jobs)
     if a.methods is None:

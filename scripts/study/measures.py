@@ -47,9 +47,7 @@ def part(split: FeatureSplit, rows: np.ndarray, labels: np.ndarray | None = None
     return FeatureSplit(split.versions[:, rows], labels)
 
 
-def classification(
-    model: ProtoSphereForImageClassification, features: ImageDataset
-) -> dict[str, Any]:
+def classification(model: ProtoSphereForImageClassification, features: ImageDataset) -> dict[str, Any]:
     """Accuracies (mean over classes too, by the head and by class means), and calibration."""
     measured: dict[str, Any] = {}
     splits, count = features.splits, features.num_labels
@@ -92,25 +90,19 @@ def hidden(model: ProtoSphereForImageClassification, features: Tensor) -> Tensor
     return F.normalize(before, dim=1)
 
 
-def retrieval(
-    model: ProtoSphereForImageClassification, split: FeatureSplit, name: str
-) -> dict[str, float]:
+def retrieval(model: ProtoSphereForImageClassification, split: FeatureSplit, name: str) -> dict[str, float]:
     """mAP@R among the images of a split, by the embeddings and by the layer before them."""
     some = np.random.default_rng(0).permutation(len(split))[:QUERIES]
     split = part(split, np.sort(some))
     spaces = {"": embedded(model, split)[0], "hidden_": hidden(model, split.versions[0])}
     return {
         f"{name}_{space}map": 100
-        * retrieval_metrics(x, split.labels, x, split.labels, leave_one_out=True)[
-            "mean_average_precision_at_r"
-        ]
+        * retrieval_metrics(x, split.labels, x, split.labels, leave_one_out=True)["mean_average_precision_at_r"]
         for space, x in spaces.items()
     }
 
 
-def unknown(
-    model: ProtoSphereForImageClassification, features: ImageDataset, others: Tensor
-) -> dict[str, float]:
+def unknown(model: ProtoSphereForImageClassification, features: ImageDataset, others: Tensor) -> dict[str, float]:
     """AUROC of telling test images from unknown ones, by five scores."""
     train, _ = embedded(model, features.splits["train"])
     means = class_means(train, features.splits["train"].labels, features.num_labels)

@@ -59,9 +59,7 @@ def measure(
             tasks = [pool.submit(_measure_row, row, function, work) for row in missing]
             for i, (row, task) in enumerate(zip(missing, tasks), start=1):
                 task.result()
-                print(
-                    f"{time.perf_counter() - started:6.0f} s  {i}/{len(missing)}  {row}", flush=True
-                )
+                print(f"{time.perf_counter() - started:6.0f} s  {i}/{len(missing)}  {row}", flush=True)
         finally:  # what has not begun shall not, after an error or Ctrl-C
             pool.shutdown(cancel_futures=True)
     return {row: json.loads(row.path(work.folder).read_text()) for row in rows}

@@ -35,9 +35,7 @@ class Results:
         """In the order of the seeds; empty where one row has no such value."""
         return [*self._by_seed(task, data, method, of).values()]
 
-    def pairs(
-        self, task: str, data: str, ours: str, theirs: str, of: Value
-    ) -> tuple[list[float], list[float]]:
+    def pairs(self, task: str, data: str, ours: str, theirs: str, of: Value) -> tuple[list[float], list[float]]:
         """Of two methods, for the seeds that both have."""
         one, other = (self._by_seed(task, data, method, of) for method in (ours, theirs))
         seeds = [seed for seed in one if seed in other]

@@ -139,9 +139,7 @@ def test_counts():
         ("count", 0, 1), ("workers", -1, 0), ("count", 2.0, 1), ("port", "2", 1),
         ("workers", None, 0), ("count", True, 1), ("seed", 1.0, 0), ("seed", -1, 0),
     ):  # fmt: skip
-        with refused(
-            rf"^--{name} must be a whole number of at least {least}, but got {value!r}\.$"
-        ):
+        with refused(rf"^--{name} must be a whole number of at least {least}, but got {value!r}\.$"):
             check(Checked(**{name: value}))
 
 

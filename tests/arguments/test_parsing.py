@@ -62,9 +62,7 @@ def test_kinds_of_flags():
     arguments = parse(
         "--place", "x", "--no_fence", "--trees", "oak", "ash", "--sky", "clear", "--warmth", "1e-4"
     )  # fmt: skip
-    assert arguments == Picnic(
-        place="x", fence=False, trees=["oak", "ash"], sky="clear", warmth=1e-4
-    )
+    assert arguments == Picnic(place="x", fence=False, trees=["oak", "ash"], sky="clear", warmth=1e-4)
     assert not parse("--place", "x", "--fence", "false").fence
     assert not parse("--place", "x", "--no-fence").fence
     with pytest.raises(FrozenInstanceError):

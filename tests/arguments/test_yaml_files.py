@@ -6,9 +6,7 @@ import pytest
 
 from hf_protosphere.arguments.yaml_files import parse_yaml
 
-LAUGHS = "\n".join(
-    ["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
-)
+LAUGHS = "\n".join(["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))])
 
 
 @pytest.mark.parametrize(

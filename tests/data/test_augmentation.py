@@ -27,9 +27,7 @@ def images(num=6, side=32):
 def augmentation(kind="resized_crop", *, size=32, flip=False, **options):
     plain = {"image_mean": [0.0] * 3, "image_std": [1 / 255] * 3}  # values stay 0 to 255
     config = ProtoSphereConfig(image_size=size, num_labels=2, **plain)
-    return BatchAugmentation(
-        config, BatchOptions(augmentation=kind, horizontal_flip=flip, **options)
-    )
+    return BatchAugmentation(config, BatchOptions(augmentation=kind, horizontal_flip=flip, **options))
 
 
 def batch(pixels, index=None):
@@ -67,9 +65,7 @@ def test_an_image_is_augmented_alike_in_any_batch(kind, views):
 
 
 @pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize(
-    "last", [{"blur": 0.5}, {"rand_augment": 9}, {"rand_augment": 0}, {"random_erasing": 0.5}]
-)
+@pytest.mark.parametrize("last", [{"blur": 0.5}, {"rand_augment": 9}, {"rand_augment": 0}, {"random_erasing": 0.5}])
 def test_the_last_steps_are_those_of_single_images(last, views):
     pixels = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(torch.uint8)
@@ -78,9 +74,7 @@ def test_the_last_steps_are_those_of_single_images(last, views):
     augment = augmentation("none", views=views, seed=3, **last)
     augment.set_epoch(2)
     seen = augment(given)["pixel_values"]
-    config = ProtoSphereConfig(
-        image_size=32, num_labels=2, image_mean=[0.0] * 3, image_std=[1 / 255] * 3
-    )
+    config = ProtoSphereConfig(image_size=32, num_labels=2, image_mean=[0.0] * 3, image_std=[1 / 255] * 3)
     transform = TrainTransform(config, BatchOptions(**last))
     alone = RandomViews(transform, views=views, seed=3)
     alone.set_epoch(2)
@@ -240,9 +234,7 @@ def test_gray_and_untouched_images():
 
 
 def test_values_are_normalised():
-    config = ProtoSphereConfig(
-        image_size=32, num_labels=2, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]
-    )
+    config = ProtoSphereConfig(image_size=32, num_labels=2, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7])
     augment = BatchAugmentation(config, BatchOptions())
     expected = v2.functional.normalize(images() / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert torch.allclose(augment(batch(images()))["pixel_values"], expected, atol=1e-4)

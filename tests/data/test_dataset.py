@@ -45,9 +45,7 @@ def test_validation_split_is_stratified_deterministic_and_leaves_every_class(tmp
 
 
 def test_limits_keep_the_classes_balanced(digits_folder):
-    data = load_image_dataset(
-        str(digits_folder), max_train_samples=10, max_eval_samples=6, validation_fraction=0.1
-    )
+    data = load_image_dataset(str(digits_folder), max_train_samples=10, max_eval_samples=6, validation_fraction=0.1)
     assert sorted(data.class_counts("train")) == [3, 3, 4]
     assert data.class_counts("test") == [2, 2, 2]
     with pytest.raises(DataError, match="max_train_samples"):
@@ -147,9 +145,7 @@ def test_what_is_held_out_of_the_training_split_needs_it(tmp_path, decoded):
     )  # with the test split: the same images are held out
     for role, split in data.splits.items():
         assert split._fingerprint == whole.splits[role]._fingerprint
-    nothing = load_image_dataset(
-        str(folder), roles=["validation"], validation_fraction=0, label_names=["ant", "bee"]
-    )
+    nothing = load_image_dataset(str(folder), roles=["validation"], validation_fraction=0, label_names=["ant", "bee"])
     assert (dict(nothing.splits), nothing.label_names) == ({}, ["ant", "bee"])
 
 
@@ -176,7 +172,5 @@ def test_one_split_with_classes_of_its_own(tmp_path):
     split = load_split(folder, "test")
     assert split.features["label"].names == ["ant", "bee"]
     assert split[:]["label"] == [0, 1, 1]
-    with pytest.raises(
-        DataError, match=r"--split dev: the data set has no such split, but train, test"
-    ):
+    with pytest.raises(DataError, match=r"--split dev: the data set has no such split, but train, test"):
         load_split(folder, "dev")

@@ -32,9 +32,7 @@ def split(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     sizes = [(48, 40), (32, 32), (33, 70)] * 4
     images = [PILImage.fromarray(rng.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in sizes]
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     columns = {"image": images, "label": [0, 1] * 6}
     return datasets.Dataset.from_dict(columns, features=features)
 
@@ -50,8 +48,7 @@ def test_evaluation_sees_what_the_processor_makes(split, crop_pct, num_workers):
     pixels = cached_pixels(split, one, num_workers, "test")
     cached = CachedImages(pixels, torch.tensor([0, 1] * 6), (one.image_mean, one.image_std))
     loaders = [
-        DataLoader(images, batch_size=5, collate_fn=collate)
-        for images in (cached, EvaluationImages(split, one))
+        DataLoader(images, batch_size=5, collate_fn=collate) for images in (cached, EvaluationImages(split, one))
     ]
     for ours, theirs in zip(*loaders, strict=True):
         assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=1e-5)
@@ -81,9 +78,7 @@ def test_writing_into_a_batch_leaves_the_file_alone(split):
 
 
 def test_without_room_there_is_none(split, monkeypatch):
-    monkeypatch.setattr(
-        image_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 12 * 3 * 32**2 - 2)
-    )
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 12 * 3 * 32**2 - 2))
     assert cached_pixels(split, processor(), 0, "train") is None
 
 

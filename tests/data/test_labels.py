@@ -58,9 +58,7 @@ def test_splits_that_number_their_own_folders_are_mapped_by_name(tmp_path):
     features = Features({"image": Image(), "label": ClassLabel(names=["cow", "ant", "bee"])})
     other = Dataset.from_dict({"image": [image()] * 3, "label": [0, 1, 2]}, features=features)
     other.save_to_disk(str(tmp_path / "b"))
-    evaluated = load_image_dataset(
-        str(tmp_path / "b"), label_names=data.label_names, need_train=False
-    )
+    evaluated = load_image_dataset(str(tmp_path / "b"), label_names=data.label_names, need_train=False)
     assert evaluated.splits["train"][:]["label"] == [2, 0, 1]
 
 
@@ -121,9 +119,7 @@ def test_labels_are_matched_by_name(labels, feature, expected):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    "feature", [ClassLabel(names=[str(i) for i in range(12)]), Value("int64"), Value("string")]
-)
+@pytest.mark.parametrize("feature", [ClassLabel(names=[str(i) for i in range(12)]), Value("int64"), Value("string")])
 def test_numbers_are_names_where_classes_are_called_by_numbers(feature, stream, capsys):
     names = sorted(str(i) for i in range(12))  # as folders are: 0, 1, 10, 11, 2, ...
     labels = [2, 10, 11, 0]
@@ -182,18 +178,14 @@ def test_class_folders_in_two_forms_are_one_class(tmp_path):
 @pytest.mark.parametrize("names", [["cat", "dog"], ["dog", "cat"]])
 def test_labels_beyond_the_declared_classes(tmp_path, names):
     folder = write(tmp_path, [0, 1, 7], Value("int64"))
-    declared = Dataset.from_dict(
-        {"image": [image()], "label": [0]}, Features(image=Image(), label=NAMES)
-    )
+    declared = Dataset.from_dict({"image": [image()], "label": [0]}, Features(image=Image(), label=NAMES))
     schema = declared.features.arrow_schema  # 7 of two classes, as no writer of datasets leaves it
     table = pq.read_table(f"{folder}/train.parquet").replace_schema_metadata(schema.metadata)
     pq.write_table(table, f"{folder}/train.parquet")
     options = {"label_names": names, "validation_fraction": 0}
     with pytest.raises(DataError, match=r"the train split has the label 7, .* below 2"):
         load_image_dataset(folder, **options)
-    stream = load_image_dataset(
-        folder, **options, streaming=True, num_train_images=3, roles=["train"]
-    )
+    stream = load_image_dataset(folder, **options, streaming=True, num_train_images=3, roles=["train"])
     with pytest.raises(DataError, match="train split cannot be read: Class label 7 greater"):
         list(decoded(stream.splits["train"], skip_bad=False))
     with pytest.raises(DataError, match="the test split cannot be read: Class label 7 greater"):

@@ -54,8 +54,7 @@ def test_cached_and_decoded_images_are_the_same(images, last):
 def test_the_scale_of_crops_reaches_both_paths(images, cache_images, augmentation, usual):
     options = {"augmentation": augmentation, "cache_images": cache_images}
     default, same, other = (
-        next(batches(images, crop_scale=scale, **options).epoch(0))["pixel_values"]
-        for scale in (None, usual, 0.1)
+        next(batches(images, crop_scale=scale, **options).epoch(0))["pixel_values"] for scale in (None, usual, 0.1)
     )
     assert torch.equal(default, same)
     assert not torch.equal(default, other)
@@ -103,9 +102,7 @@ def test_evaluation_is_cached_on_request(images):
     processor = build_image_processor(CONFIG)
     seen = []
     for cache in (True, False):
-        loader = evaluation_loader(
-            images.splits["test"], processor, 7, 0, Accelerator(cpu=True), cache=cache
-        )
+        loader = evaluation_loader(images.splits["test"], processor, 7, 0, Accelerator(cpu=True), cache=cache)
         assert isinstance(loader.dataset, CachedImages) == cache
         seen.append(torch.cat([batch["pixel_values"] for batch in loader]))
     assert torch.allclose(*seen, atol=1e-5)

@@ -49,9 +49,7 @@ def test_a_file_is_read_as_a_data_set_reads_it(tmp_path):
     for kind, file in (("a", "palette.png"), ("b", "turned.png")):
         (tmp_path / "train" / kind).mkdir(parents=True)
         picture = image(0).crop((0, 0, 8, 5))
-        picture.convert("P" if kind == "a" else "RGB").save(
-            tmp_path / "train" / kind / file, exif=exif
-        )
+        picture.convert("P" if kind == "a" else "RGB").save(tmp_path / "train" / kind / file, exif=exif)
     data = load_image_dataset(str(tmp_path), validation_fraction=0)
     files = image_files(tmp_path / "train")
     assert [file.name for file in files] == ["palette.png", "turned.png"]
@@ -145,15 +143,9 @@ READERS = {
         split,
         TrainTransform(CONFIG, BatchOptions(augmentation="resized_crop")),
     ).__getitems__([*range(len(split))]),
-    "evaluation": lambda split, processor: EvaluationImages(split, processor).__getitems__(
-        [*range(len(split))]
-    ),
-    "stream": lambda split, processor: [
-        *EvaluationStream(undecoded(split).to_iterable_dataset(), processor)
-    ],
-    "index and cache": lambda split, processor: DecodedImages(split, processor).__getitems__(
-        [*range(len(split))]
-    )[0],
+    "evaluation": lambda split, processor: EvaluationImages(split, processor).__getitems__([*range(len(split))]),
+    "stream": lambda split, processor: [*EvaluationStream(undecoded(split).to_iterable_dataset(), processor)],
+    "index and cache": lambda split, processor: DecodedImages(split, processor).__getitems__([*range(len(split))])[0],
     "what kind they are": lambda split, _: ImageDataset({"train": split}, ["a"])._first_images,
 }
 
@@ -266,6 +258,4 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 def test_a_stream_of_bytes_is_an_image_too():
     file = io.BytesIO()
     image().save(file, "PNG")
-    assert np.array_equal(
-        as_array(decode({"path": None, "bytes": file.getvalue()})), as_array(image())
-    )
+    assert np.array_equal(as_array(decode({"path": None, "bytes": file.getvalue()})), as_array(image()))

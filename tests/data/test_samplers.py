@@ -25,9 +25,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(range(6), [50, 30, 20, 1
 
 
 def balanced(classes=3, size=6, seed=0, batches_per_step=1, epoch=0, labels=LABELS):
-    batches = ClassBalancedBatches(
-        labels, classes, size, seed=seed, batches_per_step=batches_per_step
-    )
+    batches = ClassBalancedBatches(labels, classes, size, seed=seed, batches_per_step=batches_per_step)
     batches.set_epoch(epoch)
     return batches
 
@@ -67,8 +65,6 @@ def test_a_class_is_gone_through_before_an_image_comes_again():
 
 
 def test_balanced_order_depends_on_seed_and_epoch_alone():
-    orders = {
-        str(list(balanced(seed=seed, epoch=epoch))) for seed in range(2) for epoch in range(3)
-    }
+    orders = {str(list(balanced(seed=seed, epoch=epoch))) for seed in range(2) for epoch in range(3)}
     assert len(orders) == 6
     assert list(balanced(epoch=2)) == list(balanced(epoch=2))

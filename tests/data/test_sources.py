@@ -96,12 +96,8 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
 
 def test_splits_are_joined_to_train_on_both(tmp_path):
     cats_and_dogs = {"cat": 4, "dog": 3}
-    folder = image_folder(
-        tmp_path / "three", train=cats_and_dogs, validation=cats_and_dogs, test=cats_and_dogs
-    )
-    data = load_image_dataset(
-        str(folder), train_split="train+validation", validation_fraction=0, check_images=False
-    )
+    folder = image_folder(tmp_path / "three", train=cats_and_dogs, validation=cats_and_dogs, test=cats_and_dogs)
+    data = load_image_dataset(str(folder), train_split="train+validation", validation_fraction=0, check_images=False)
     assert {role: len(split) for role, split in data.splits.items()} == {"train": 14, "test": 7}
     assert data.class_counts("train") == [8, 6]
     assert data.sources["train"] == "train+validation"
@@ -124,9 +120,7 @@ def test_missing_splits_are_named(digits_folder, tmp_path):
     shutil.copytree(digits_folder / "test", only_test / "test")
     with pytest.raises(DataError, match="--train_split train"):
         load_image_dataset(str(only_test))
-    data = load_image_dataset(
-        str(only_test), need_train=False, label_names=["digit_0", "digit_1", "digit_2"]
-    )
+    data = load_image_dataset(str(only_test), need_train=False, label_names=["digit_0", "digit_1", "digit_2"])
     assert list(data.splits) == ["test"]
 
 
@@ -213,10 +207,7 @@ def test_every_reader_finds_the_same_images(tmp_path):
     labels = folder_labels(folder, files, "--images")
     assert [labels[file] for file in files] == [data.label_names[i] for i in split[:]["label"]]
     stream = load_splits(str(folder), None, streaming=True)["train"]
-    assert (
-        sorted(row["image"]["path"] for row in stream.cast_column("image", Image(decode=False)))
-        == paths
-    )
+    assert sorted(row["image"]["path"] for row in stream.cast_column("image", Image(decode=False))) == paths
     assert stream_length(stream, "train") == 5
     assert outnumber_tables(*walk_images(folder))
 
@@ -276,13 +267,11 @@ def test_a_column_of_images_may_hold_them_in_any_form(tmp_path, write_data):
         assert split[:]["label"] in ([0, 0, 1, 1], [-1] * 4)
 
 
-@pytest.mark.parametrize(
-    "name", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"]
-)
+@pytest.mark.parametrize("name", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"])
 def test_damage_of_what_describes_a_data_set_is_one_line(tmp_path, name):
-    DatasetDict(
-        train=Dataset.from_parquet(f"{write(tmp_path / 'data', [0, 1], NAMES)}/train.parquet")
-    ).save_to_disk(str(tmp_path / "saved"))
+    DatasetDict(train=Dataset.from_parquet(f"{write(tmp_path / 'data', [0, 1], NAMES)}/train.parquet")).save_to_disk(
+        str(tmp_path / "saved")
+    )
     path = tmp_path / "saved" / name
     whole = path.read_text()
 
@@ -295,18 +284,14 @@ def test_damage_of_what_describes_a_data_set_is_one_line(tmp_path, name):
             if isinstance(value, dict):
                 yield {k: v for k, v in value.items() if k != key}
             if isinstance(inner, dict | list):
-                yield from (
-                    {**value, key: v} if isinstance(value, dict) else [v] for v in damaged(inner)
-                )
+                yield from ({**value, key: v} if isinstance(value, dict) else [v] for v in damaged(inner))
 
     for text in ("", "[]", "null", whole[:-9], *map(json.dumps, damaged(json.loads(whole)))):
         path.write_text(text)
         with suppress(DataError):  # or it is no damage
             load_image_dataset(str(tmp_path / "saved"), check_images=False, validation_fraction=0)
     path.write_text("")
-    with pytest.raises(
-        DataError, match=r"^--dataset_name .*saved cannot be loaded: .*per class\.$"
-    ):
+    with pytest.raises(DataError, match=r"^--dataset_name .*saved cannot be loaded: .*per class\.$"):
         load_image_dataset(str(tmp_path / "saved"))
 
 
@@ -344,9 +329,7 @@ def test_splits_are_chosen_by_their_usual_names_or_as_they_are_called():
     assert named == {"train": "dev", "validation": "held_out", "test": "val"}
     # What is tested on is never validated on.
     assert choose_splits(splits, "train", None, "val", need_train=True)["validation"] == "dev"
-    assert choose_splits({"test": of_labels()}, "train", None, None, need_train=False) == {
-        "test": "test"
-    }
+    assert choose_splits({"test": of_labels()}, "train", None, None, need_train=False) == {"test": "test"}
     with pytest.raises(DataError, match=r"--test_split exam: .* train, dev, val, test, held_out"):
         choose_splits(splits, "train", None, "exam", need_train=True)
     with pytest.raises(DataError, match=r"--split exam: "):  # as commands that measure call it
@@ -362,9 +345,7 @@ def test_encoded_images_need_not_be_declared_as_such(tmp_path):
     assert find_image_column(split, "image") == "image"
     images = two_columns(split, "image", "label", folder)
     declared = load_dataset("parquet", data_files=f"{folder}/train.parquet", split="train")
-    assert [image.tobytes() for image in images[:]["image"]] == [
-        image.tobytes() for image in declared[:]["image"]
-    ]
+    assert [image.tobytes() for image in images[:]["image"]] == [image.tobytes() for image in declared[:]["image"]]
     with pytest.raises(DataError, match=r"--queries label holds no images"):
         find_image_column(split, "label", "--queries")
     with pytest.raises(DataError, match=r"--label_column kind is missing in one of the splits"):

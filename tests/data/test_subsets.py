@@ -104,8 +104,7 @@ def test_a_share_of_each_class_is_held_out_and_never_all_of_one(counts, fraction
     split = images(np.repeat(np.arange(len(counts)), counts).tolist())
     parts = with_held_out(split, fraction, seed=2)
     kept, held_out = (
-        np.bincount(labels_of(parts[role]), minlength=len(counts)).tolist()
-        for role in ("train", "validation")
+        np.bincount(labels_of(parts[role]), minlength=len(counts)).tolist() for role in ("train", "validation")
     )
     for count, here, there in zip(counts, kept, held_out):
         assert here + there == count

@@ -37,16 +37,12 @@ def config(**kwargs):
 
 
 def train_transform(augmentation="resized_crop", horizontal_flip=True, **kwargs):
-    return TrainTransform(
-        config(**kwargs), BatchOptions(augmentation=augmentation, horizontal_flip=horizontal_flip)
-    )
+    return TrainTransform(config(**kwargs), BatchOptions(augmentation=augmentation, horizontal_flip=horizontal_flip))
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-def test_processor_is_the_described_transform_and_survives_saving(
-    tmp_path, interpolation, crop_pct
-):
+def test_processor_is_the_described_transform_and_survives_saving(tmp_path, interpolation, crop_pct):
     processor = build_image_processor(config(interpolation=interpolation, crop_pct=crop_pct))
     processor.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path)
@@ -105,9 +101,7 @@ def test_randomness_follows_seed_epoch_index_and_view_only(split):
     def items(seed=0, epoch=0, num_workers=0, batch_size=4):
         images = TrainingImages(split, train_transform("contrastive"), views=2, seed=seed)
         images.views.set_epoch(epoch)
-        loader = DataLoader(
-            images, batch_size=batch_size, num_workers=num_workers, collate_fn=collate
-        )
+        loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
         return torch.cat([batch["pixel_values"] for batch in loader])
 
     expected = items()

@@ -185,9 +185,7 @@ def test_a_protosphere_says_itself_what_to_measure(make_trainer):
     metric = NeuralCollapse(10, embeddings.shape[1])
     metric.update(embeddings, test.labels)
     expected = metric.compute(model.prototypes)["nc3_self_duality"]
-    assert callback.records[-1]["eval_neural_collapse"]["nc3_self_duality"] == pytest.approx(
-        expected, rel=1e-4
-    )
+    assert callback.records[-1]["eval_neural_collapse"]["nc3_self_duality"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_cannot_work_is_said_before_the_first_step(make_trainer):
@@ -238,9 +236,7 @@ def test_classes_that_a_sample_misses_are_warned_of(make_trainer):
 
 
 def _attention_layer(model):
-    return next(
-        name for name, m in model.named_modules() if isinstance(m, nn.Linear) and "0" in name
-    )
+    return next(name for name, m in model.named_modules() if isinstance(m, nn.Linear) and "0" in name)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -250,9 +246,7 @@ def test_a_named_layer_is_used(make_trainer):
         num_attention_heads=2, intermediate_size=20, num_labels=10,
     )  # fmt: skip
     trainer = make_trainer(ViTForImageClassification(config), train=Stream(), max_steps=2)
-    callback = NeuralCollapseCallback(
-        trainer, train_dataset=Digits(0, 100), classification_layer="classifier"
-    )
+    callback = NeuralCollapseCallback(trainer, train_dataset=Digits(0, 100), classification_layer="classifier")
     trainer.add_callback(callback)
     trainer.train()
     assert callback.records[0]["train_neural_collapse"]["attained"]["overall"] >= 0

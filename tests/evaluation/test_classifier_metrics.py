@@ -39,9 +39,7 @@ def predicted(num_classes, num_images=173, seed=0, classes=None):
 def measured(embeddings, logits, labels, accelerator=ONE_PROCESS, sizes=50, **options):
     parts = zip(embeddings.split(sizes), logits.split(sizes), labels.split(sizes))
     options = {"neural_collapse": False} | options
-    return evaluate_predictions(
-        parts, accelerator, num_classes=logits.shape[1], embedding_dim=DIM, **options
-    )
+    return evaluate_predictions(parts, accelerator, num_classes=logits.shape[1], embedding_dim=DIM, **options)
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 6, 40])
@@ -166,9 +164,7 @@ def test_what_neural_collapse_costs_is_timed_and_a_snapshot_sees_all():
     metric = NeuralCollapse(4, DIM)
     metric.update(embeddings, labels)
     expected = metric.compute(prototypes)
-    assert report["neural_collapse"]["nc3_self_duality"] == pytest.approx(
-        expected["nc3_self_duality"], rel=1e-5
-    )
+    assert report["neural_collapse"]["nc3_self_duality"] == pytest.approx(expected["nc3_self_duality"], rel=1e-5)
     assert report["neural_collapse"]["optima"] == metric.optima
 
 

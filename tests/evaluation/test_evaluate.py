@@ -72,9 +72,7 @@ def test_a_data_set_of_some_of_the_classes(checkpoint, digits_folder, tmp_path, 
     for split in ("train", "test"):
         for name in ("digit_0", "digit_2"):
             shutil.copytree(digits_folder / split / name, tmp_path / split / name)
-    report = evaluate(
-        EvaluateArguments(model=str(checkpoint), dataset_name=str(tmp_path), num_workers=0)
-    )
+    report = evaluate(EvaluateArguments(model=str(checkpoint), dataset_name=str(tmp_path), num_workers=0))
     assert report["num_images"] == 30
     assert report["class_accuracies"][1] is None
     assert "class_means_accuracy" not in report
@@ -151,9 +149,7 @@ def test_only_what_is_measured_is_decoded(checkpoint, digits_folder, opened, opt
     assert counts == expected
 
 
-def test_a_broken_image_in_a_split_that_is_not_read_stops_nothing(
-    checkpoint, digits_folder, tmp_path, opened
-):
+def test_a_broken_image_in_a_split_that_is_not_read_stops_nothing(checkpoint, digits_folder, tmp_path, opened):
     folder = shutil.copytree(digits_folder, tmp_path / "digits")
     broken = folder / "train" / "digit_1" / "broken.png"
     broken.write_bytes(b"no image")

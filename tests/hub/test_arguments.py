@@ -69,9 +69,7 @@ def test_a_format_asks_for_what_it_needs(tmp_path, monkeypatch):
     ExportArguments(model=str(tmp_path), format="torch_export")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"port": 0}, {"port": 70000}, {"unknown_angle": 181.0}, {"unknown_angle": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"port": 0}, {"port": 70000}, {"unknown_angle": 181.0}, {"unknown_angle": 0.0}])
 def test_showing(wrong):
     with pytest.raises(ArgumentError, match=f"--{next(iter(wrong))} must be"):
         DemoArguments(model="nowhere", **wrong)

@@ -108,9 +108,7 @@ def from_the_hub(results):
 
 def test_every_section_tells_of_the_run(runs):
     results = results_of(runs["nonl"])
-    card = render_card(
-        runs["nonl"], repo_id="someone/digits", license="mit", notes="\r\n*By hand.*"
-    )
+    card = render_card(runs["nonl"], repo_id="someone/digits", license="mit", notes="\r\n*By hand.*")
     parts = sections(card)
     assert list(parts) == [
         "digits", "From the authors", "How to use", "Classify an image", "Compare images",
@@ -163,10 +161,7 @@ def test_metadata_survive_writing_and_reading(runs, copy_of):
     assert data.base_model is None
     assert {"hf_protosphere", "nonl", "arxiv:2605.20302"} <= set(data.tags)
     test = results_of(folder)["test"]
-    found = {
-        (result.dataset_split, result.metric_type): result.metric_value
-        for result in data.eval_results
-    }
+    found = {(result.dataset_split, result.metric_type): result.metric_value for result in data.eval_results}
     assert found["test", "accuracy"] == pytest.approx(test["accuracy"], rel=1e-5)
     for metric in METRICS:
         value = test["neural_collapse"][metric.name]

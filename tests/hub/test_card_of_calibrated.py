@@ -46,11 +46,7 @@ def calibrated(trained, digits_folder, tmp_path_factory):
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("calibrated") / "run")
     # By another path than the run knew, so that the report names the run's.
     other = shutil.copytree(digits_folder, tmp_path_factory.mktemp("again") / "digits")
-    calibrate(
-        CalibrateArguments(
-            model=str(folder), dataset_name=str(other), false_rejection_rate=0.1, num_workers=0
-        )
-    )
+    calibrate(CalibrateArguments(model=str(folder), dataset_name=str(other), false_rejection_rate=0.1, num_workers=0))
     return folder
 
 
@@ -84,9 +80,7 @@ def test_the_card_tells_what_was_calibrated(calibrated):
     assert "probability of at most 10.00 %" in section
     error = report["expected_calibration_error"]
     assert f"calibration error of {100 * error['after']:.2f} %" in section
-    assert (
-        f"{report['calibration_temperature']:.3f} it was {100 * error['before']:.2f} %" in section
-    )
+    assert f"{report['calibration_temperature']:.3f} it was {100 * error['before']:.2f} %" in section
     assert "](reliability.png)" in section
     assert "not been calibrated" not in card.text
     assert "the threshold above finds some of those" in sections(card)["Intended use and limits"]

@@ -63,9 +63,7 @@ def test_a_space_shows_the_page_of_a_model_on_the_hub(tmp_path, monkeypatch, cap
     pytest.importorskip("gradio")
     folder = tmp_path / "space"
     demo(DemoArguments(model="user/digits", space=str(folder), unknown_angle=40.0))
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["README.md", "app.py", "requirements.txt"]
-    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", "app.py", "requirements.txt"])
     assert str(folder / "app.py") in capsys.readouterr().out
     card = SpaceCard.load(folder / "README.md").data
     assert (card.sdk, card.app_file, card.models) == ("gradio", "app.py", ["user/digits"])
@@ -76,8 +74,7 @@ def test_a_space_shows_the_page_of_a_model_on_the_hub(tmp_path, monkeypatch, cap
     write_space("user/digits", tmp_path / "by default")
     exec((tmp_path / "by default" / "app.py").read_text(), {})
     assert started == [
-        DemoArguments(model="user/digits", unknown_angle=angle, host="0.0.0.0", port=7860)
-        for angle in (40.0, None)
+        DemoArguments(model="user/digits", unknown_angle=angle, host="0.0.0.0", port=7860) for angle in (40.0, None)
     ]
     with pytest.raises(ArgumentError, match=r"has a app.py already"):
         write_space("user/digits", folder)
@@ -144,9 +141,7 @@ def test_gradio_takes_no_larger_file_either(tmp_path, monkeypatch):
     gradio = pytest.importorskip("gradio")
     save_checkpoint(tmp_path, with_snapshot=False)
     launched = {}
-    monkeypatch.setattr(
-        gradio.Blocks, "launch", lambda _, **options: launched.update(options) or (0, "url", 0)
-    )
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda _, **options: launched.update(options) or (0, "url", 0))
     monkeypatch.setattr(gradio.Blocks, "block_thread", lambda _: None)
     demo(DemoArguments(model=str(tmp_path)))
     assert launched["max_file_size"] == demo_page.MAX_BYTES == 20 * 2**20

@@ -128,9 +128,7 @@ def test_torch_export_agrees_for_batches_of_any_size(checkpoint, exported, image
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
-def test_the_readme_runs_without_transformers(
-    resnet, exported, images, format, tmp_path, capsys, monkeypatch
-):
+def test_the_readme_runs_without_transformers(resnet, exported, images, format, tmp_path, capsys, monkeypatch):
     file = exported("resnet", format)
     readme = file.with_name("README.md").read_text()
     shutil.copytree(file.parent, tmp_path, dirs_exist_ok=True)
@@ -158,9 +156,7 @@ def test_the_command_says_what_it_compared(resnet, digits_folder, tmp_path, caps
 
 def test_the_largest_difference():
     network = export_module.PlainOutputs(
-        ProtoSphereForImageClassification(
-            ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=NAMES)
-        )
+        ProtoSphereForImageClassification(ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=NAMES))
     ).eval()
     images, sizes = torch.randn(20, 3, 32, 32), []
 

@@ -9,9 +9,7 @@ from .server import HubServer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m tests.hub_server", description=__doc__
-    )
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m tests.hub_server", description=__doc__)
     parser.add_argument("--port", type=int, default=8765, help="0: any that is free")
     parser.add_argument("--folder", type=Path, required=True, help="where it keeps everything")
     arguments = parser.parse_args()

@@ -161,9 +161,7 @@ class Hub:
     # Reading
 
     def information(self, call: Call) -> Answer:
-        return views.information(
-            call.readable(), call.part("revision", MAIN), files_metadata=call.is_set("blobs")
-        )
+        return views.information(call.readable(), call.part("revision", MAIN), files_metadata=call.is_set("blobs"))
 
     def tree(self, call: Call) -> Answer:
         commit, folder = call.readable().commit(call.part("revision")), call.part("path", "")

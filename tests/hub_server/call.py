@@ -19,9 +19,7 @@ class Token:
 
 
 class Call:
-    def __init__(
-        self, request: Request, body: bytes, storage: Storage, tokens: dict[str, Token]
-    ) -> None:
+    def __init__(self, request: Request, body: bytes, storage: Storage, tokens: dict[str, Token]) -> None:
         self.body = body
         self.query = request.query_params
         self.base_url = str(request.base_url)
@@ -78,9 +76,7 @@ class Call:
         return token
 
     def may_read(self, repository: Repository) -> bool:
-        return not repository.private or (
-            self.token is not None and self.token.user == repository.owner
-        )
+        return not repository.private or (self.token is not None and self.token.user == repository.owner)
 
     def find(self, kind: str, id: str) -> Repository:
         repository = self._storage.find(kind, id)

@@ -98,9 +98,7 @@ async def answer(status: int, send: Send) -> None:
 class Connection:
     """A request's two directions, either of which can be cut half-way."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, transport: asyncio.Transport
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, transport: asyncio.Transport) -> None:
         self.receive = receive
         self.send = send
         self.transport = transport

@@ -40,9 +40,7 @@ class HubServer:
         self._socket.listen()  # so that nobody has to wait until the thread is ready
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         settings = {"lifespan": "off", "proxy_headers": False, "http": "h11", "ws": "none"}
-        config = uvicorn.Config(
-            self._faults, log_level=log_level, timeout_graceful_shutdown=1, **settings
-        )
+        config = uvicorn.Config(self._faults, log_level=log_level, timeout_graceful_shutdown=1, **settings)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
 
@@ -96,6 +94,5 @@ class HubServer:
     def count(self, method: str, path: str) -> int:
         """How many requests so far match these regular expressions."""
         return sum(
-            bool(re.fullmatch(method, request.method) and re.search(path, request.path))
-            for request in self.requests
+            bool(re.fullmatch(method, request.method) and re.search(path, request.path)) for request in self.requests
         )

@@ -32,9 +32,7 @@ def information(repository: Repository, revision: str, files_metadata: bool = Fa
     answer |= {key: card[key] for key in shown if key in card}
     if repository.kind == "models" and "config.json" in commit.files:
         config = json.loads(repository.read("config.json", hash))
-        answer["config"] = {
-            key: config[key] for key in ("architectures", "model_type") if key in config
-        }
+        answer["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}
     return answer
 
 
@@ -89,12 +87,7 @@ def history(repository: Repository, revision: str) -> list[dict]:
 
 
 def _folders(commit: Commit) -> set[str]:
-    return {
-        str(parent)
-        for path in commit.files
-        for parent in PurePosixPath(path).parents
-        if parent.name
-    }
+    return {str(parent) for path in commit.files for parent in PurePosixPath(path).parents if parent.name}
 
 
 def _sibling(file: File) -> dict:

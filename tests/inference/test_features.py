@@ -90,13 +90,9 @@ def test_features_are_what_the_network_makes_of_each_version(network, images, ca
     assert not torch.allclose(train.versions[2], train.versions[3])  # augmented, each anew
 
 
-def test_features_are_found_again_under_all_that_they_depend_on(
-    network, images, cache, monkeypatch, capsys
-):
+def test_features_are_found_again_under_all_that_they_depend_on(network, images, cache, monkeypatch, capsys):
     passes, compute = [], features_module.frozen
-    monkeypatch.setattr(
-        features_module, "frozen", lambda *a, **k: passes.append(a[3]) or compute(*a, **k)
-    )
+    monkeypatch.setattr(features_module, "frozen", lambda *a, **k: passes.append(a[3]) or compute(*a, **k))
 
     def made(count, **options):
         passes.clear()

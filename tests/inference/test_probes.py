@@ -46,9 +46,7 @@ def clusters(seed, noise):
 
 
 @pytest.mark.parametrize("kind", ["linear", "normalized_linear"])
-@pytest.mark.parametrize(
-    "options", [{}, {"probe_milestones": [30, 60], "probe_learning_rate": 0.2}]
-)
+@pytest.mark.parametrize("options", [{}, {"probe_milestones": [30, 60], "probe_learning_rate": 0.2}])
 def test_a_probe_is_as_good_as_logistic_regression(kind, options):
     train_data, test_data = clusters(1, noise=1.5), clusters(2, noise=1.5)
     (probe,) = trained([kind], FeatureSplit(*train_data), **options)

@@ -67,9 +67,7 @@ def test_calibrate(one, two, digits_folder):
     found = json.loads((two / "model" / "calibration.json").read_text())
     assert found["num_images"] == expected["num_images"] == 45
     assert found["rejection_threshold"] == pytest.approx(expected["rejection_threshold"], abs=2e-6)
-    assert found["negative_log_likelihood"] == pytest.approx(
-        expected["negative_log_likelihood"], rel=1e-5
-    )
+    assert found["negative_log_likelihood"] == pytest.approx(expected["negative_log_likelihood"], rel=1e-5)
     options |= {"ood_dataset": str(digits_folder), "ood_split": "train"}
     expected = evaluate(EvaluateArguments(**options))["ood"]  # by the calibrated model
     found = json.loads((two / "report").read_text())["ood"]
@@ -89,9 +87,7 @@ def test_finetune(one, two, digits_folder):
     )  # fmt: skip
     (expected,) = finetune(arguments)["rows"]
     assert found[-1]["accuracy"] == pytest.approx(expected["accuracy"])
-    assert found[-1]["neural_collapse"]["nc1_cdnv"] == pytest.approx(
-        expected["neural_collapse"]["nc1_cdnv"], rel=1e-4
-    )
+    assert found[-1]["neural_collapse"]["nc1_cdnv"] == pytest.approx(expected["neural_collapse"]["nc1_cdnv"], rel=1e-4)
 
 
 def test_a_stock_trainer_measures_and_one_process_writes(one, two, monkeypatch):

@@ -103,9 +103,7 @@ def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path,
         with pytest.raises(TrainingInterrupted):
             train(arguments(**options))
     train(arguments(**options, resume=True))
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(
-        tmp_path / "run" / "metrics.jsonl"
-    )
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "run" / "metrics.jsonl")
 
 
 def test_the_whole_way_on_the_device(arguments, digits_folder, tmp_path, capsys):  # noqa: F811

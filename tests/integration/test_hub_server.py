@@ -162,9 +162,7 @@ def test_files_and_folders_are_deleted(hub, published):
     api = hub.api()
     api.delete_folder("pictures", published)
     api.delete_file("config.json", published)
-    assert set(api.list_repo_files(published)) == {
-        *(".gitattributes", "README.md", "model.safetensors")
-    }
+    assert set(api.list_repo_files(published)) == {*(".gitattributes", "README.md", "model.safetensors")}
     assert "config.json" in api.list_repo_files(published, revision="v1")
     with pytest.raises(EntryNotFoundError, match=r"A file with this name doesn't exist"):
         api.delete_file("config.json", published)
@@ -191,9 +189,7 @@ def test_tags_and_branches(hub, published):
     api = hub.api()
     first = api.model_info(published).sha
     api.create_branch(published, branch="try/this", revision="v1")
-    second = api.upload_file(
-        path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=published, revision="try/this"
-    ).oid
+    second = api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=published, revision="try/this").oid
     refs = api.list_repo_refs(published)
     assert {b.name: b.target_commit for b in refs.branches} == {"main": first, "try/this": second}
     assert [(t.name, t.ref, t.target_commit) for t in refs.tags] == [("v1", "refs/tags/v1", first)]
@@ -235,9 +231,7 @@ def test_a_pull_request_is_a_revision_of_its_own(hub, published):
     assert pull_request.pr_revision == "refs/pr/1"
     assert not api.file_exists(published, "b.txt")
     assert api.file_exists(published, "b.txt", revision="refs/pr/1")
-    api.upload_file(
-        path_or_fileobj=b"c", path_in_repo="c.txt", repo_id=published, revision="refs/pr/1"
-    )
+    api.upload_file(path_or_fileobj=b"c", path_in_repo="c.txt", repo_id=published, revision="refs/pr/1")
     refs = api.list_repo_refs(published, include_pull_requests=True).pull_requests
     assert [ref.ref for ref in refs] == ["refs/pr/1"]
     assert read(api.hf_hub_download(published, "c.txt", revision="refs/pr/1")) == b"c"
@@ -364,9 +358,7 @@ def test_a_card_is_checked(hub):
     ):
         readme = f"---\n{yaml}\n---\n"
         with pytest.raises(ValueError, match=message):
-            hub.api().upload_file(
-                path_or_fileobj=readme.encode(), path_in_repo="README.md", repo_id="user/model"
-            )
+            hub.api().upload_file(path_or_fileobj=readme.encode(), path_in_repo="README.md", repo_id="user/model")
         answer = commit_lines(hub, "user/model", file_line("README.md", readme))
         assert answer.status_code == 400
     with pytest.raises(ValueError, match=r"license.* must be a string"):
@@ -457,9 +449,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, published):
 def test_an_upload_cut_half_way_is_sent_again(hub):
     hub.api().create_repo("user/model")
     hub.fail("PUT", "/lfs/", cut="upload")
-    hub.api().upload_file(
-        path_or_fileobj=WEIGHTS, path_in_repo="model.safetensors", repo_id="user/model"
-    )
+    hub.api().upload_file(path_or_fileobj=WEIGHTS, path_in_repo="model.safetensors", repo_id="user/model")
     assert hub.count("PUT", "/lfs/") == 2
     assert hub.api().file_exists("user/model", "model.safetensors")
     assert not list(hub.folder.rglob("*.unfinished"))

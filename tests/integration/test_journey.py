@@ -32,9 +32,7 @@ def test_evaluate_repeats_the_figures_of_training(trained, digits_folder, tmp_pa
     report = json.loads(output.read_text())
     results = json.loads((trained / "results.json").read_text())["test"]
     assert report["accuracy"] == results["accuracy"] > 0.8
-    assert report["neural_collapse"]["nc1_cdnv"] == pytest.approx(
-        results["neural_collapse"]["nc1_cdnv"], rel=1e-4
-    )
+    assert report["neural_collapse"]["nc1_cdnv"] == pytest.approx(results["neural_collapse"]["nc1_cdnv"], rel=1e-4)
 
 
 def test_the_pipeline_applies_exactly_the_evaluation_transform(trained, digits_folder):
@@ -50,9 +48,7 @@ def test_the_pipeline_applies_exactly_the_evaluation_transform(trained, digits_f
             assert scores[model.config.id2label[i]] == pytest.approx(score, abs=1e-6)
 
 
-def test_images_are_classified_where_the_package_is_missing(
-    trained, digits_folder, python, tmp_path
-):
+def test_images_are_classified_where_the_package_is_missing(trained, digits_folder, python, tmp_path):
     files = sorted((digits_folder / "test").rglob("*.png"))[::15]
     result = python(SCRIPTS / "load_without_package.py", trained, *files, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

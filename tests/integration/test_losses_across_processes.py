@@ -133,9 +133,7 @@ def check_queues(rank):
     """Of each process its own: together they are the queue of one process."""
     for loss in (ntce_loss, nonl_loss):
         inputs, labels = case("ntce", WORLD_SIZE, torch.float64)
-        queues = torch.randn(
-            WORLD_SIZE, 3, DIM, generator=torch.Generator().manual_seed(3)
-        ).double()
+        queues = torch.randn(WORLD_SIZE, 3, DIM, generator=torch.Generator().manual_seed(3)).double()
         queued = torch.tensor([[0, 1, -100], [2, 2, 5], [-100] * 3, [4, 0, 1]])
         leaves = [torch.nn.Parameter(torch.cat(inputs)[:, :DIM].clone()) for _ in range(2)]
         weights = [torch.nn.Parameter(torch.eye(NUM_CLASSES, DIM).double()) for _ in range(2)]
@@ -229,9 +227,7 @@ def test_processes_together_are_one_process(forkserver):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.start_processes(
-        work, args=(port,), nprocs=WORLD_SIZE, start_method="forkserver"
-    )
+    multiprocessing.start_processes(work, args=(port,), nprocs=WORLD_SIZE, start_method="forkserver")
 
 
 def test_local_contrasts_would_be_another_loss():

@@ -168,9 +168,7 @@ def trained_on(contents: list[bytes]) -> list[int]:
     except DataError:  # none of them can be decoded
         return []
     assert len(names) == len(images) - len(good)
-    transform = TrainTransform(
-        CONFIG, BatchOptions(augmentation="resized_crop", horizontal_flip=True)
-    )
+    transform = TrainTransform(CONFIG, BatchOptions(augmentation="resized_crop", horizontal_flip=True))
     rows = [*range(len(good))]
     assert len(TrainingImages(good, transform).__getitems__(rows)) == len(rows)
     assert len(EvaluationImages(good, PROCESSOR).__getitems__(rows)) == len(rows)
@@ -184,9 +182,7 @@ def indexed_and_found(folder) -> tuple[list[int], list[int]]:
     index = ImageIndex.of_folder(images, EMBEDDER, **options)
     index.save(folder / "index")
     with patch.object(Embedder, "load", lambda *_: EMBEDDER), redirect_stdout(io.StringIO()):
-        asked = SearchArguments(
-            index=str(folder / "index"), queries=[str(images)], k=1, json=True, **options
-        )
+        asked = SearchArguments(index=str(folder / "index"), queries=[str(images)], k=1, json=True, **options)
         report = search(asked)
     if len(index) < len([*images.iterdir()]):
         with pytest.raises(DataError, match=r"of the images cannot be decoded: [^\n]+$"):
@@ -232,9 +228,7 @@ def fuzz(cases: int, folder) -> str:
         warnings.simplefilter("ignore")  # Pillow's, of metadata
         for start in range(0, cases, BATCH):
             chosen = [names[i % len(names)] for i in range(start, min(start + BATCH, cases))]
-            count, seconds = read_everywhere(
-                [mutated(sound[name], rng) for name in chosen], folder / str(start)
-            )
+            count, seconds = read_everywhere([mutated(sound[name], rng) for name in chosen], folder / str(start))
             accepted, longest = accepted + count, max(longest, seconds)
             shutil.rmtree(folder / str(start))
     assert longest < 30  # the canvas of an animation may have all the pixels that Pillow allows

@@ -47,9 +47,7 @@ def given(digits_folder, tmp_path_factory):
     names = [f"digit_{digit}" for digit in range(3)]
     save_checkpoint(folder / "model", with_snapshot=False, id2label=dict(enumerate(names)))
     (folder / "images").mkdir()
-    write_yaml(
-        folder / "suite.yaml", {"datasets": {"digits": {"dataset_name": str(digits_folder)}}}
-    )
+    write_yaml(folder / "suite.yaml", {"datasets": {"digits": {"dataset_name": str(digits_folder)}}})
     noise(1).save(folder / "images" / "a.png")
     return {
         "DATA": digits_folder, "MODEL": folder / "model", "IMAGES": folder / "images",

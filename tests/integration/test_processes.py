@@ -77,9 +77,7 @@ def flags(digits_folder):
 
 def launch(environment, *command, timeout=300):
     command = [sys.executable, "-m", *map(str, command)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=timeout
-    )
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     return ended(result)
 
 

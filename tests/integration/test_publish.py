@@ -71,9 +71,7 @@ def test_one_commit_with_everything_then_a_tag(hub, finished, capsys):
     metrics = json.loads(Path(hf_hub_download(REPOSITORY, "metrics.json")).read_text())
     accuracy = next(r for r in card.data.eval_results if r.metric_type == "accuracy")
     assert accuracy.metric_value == pytest.approx(metrics["validation"]["accuracy"], rel=1e-5)
-    recipe = yaml.safe_load(
-        Path(hf_hub_download(REPOSITORY, "training_arguments.yaml")).read_text()
-    )
+    recipe = yaml.safe_load(Path(hf_hub_download(REPOSITORY, "training_arguments.yaml")).read_text())
     assert recipe["dataset_name"] == "digits0"
     assert TrainArguments(**recipe).epochs == 4
 
@@ -116,9 +114,7 @@ def test_loading_by_name_and_revision(hub, finished, digits_folder):
     assert torch.equal(embeddings, expected.embeddings)
     answer = pipeline("image-classification", model=REPOSITORY, revision="v1")(str(file))
     assert answer[0]["score"] == pytest.approx(expected.logits.softmax(-1).max().item(), abs=1e-6)
-    half = AutoModelForImageClassification.from_pretrained(
-        REPOSITORY, dtype=torch.bfloat16, device_map="cpu"
-    )
+    half = AutoModelForImageClassification.from_pretrained(REPOSITORY, dtype=torch.bfloat16, device_map="cpu")
     assert next(half.parameters()).dtype == torch.bfloat16
 
 
@@ -130,9 +126,7 @@ def test_embeddings_by_the_feature_extraction_pipeline(hub, finished, digits_fol
     assert embedding.norm().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_stranger_loads_it_and_then_without_the_network(
-    hub, finished, digits_folder, python, tmp_path
-):
+def test_a_stranger_loads_it_and_then_without_the_network(hub, finished, digits_folder, python, tmp_path):
     publish(arguments(finished, revision="v1"))
     script = """
 import sys

@@ -38,9 +38,7 @@ def readers(tmp_path_factory):
         with_kwargs=True,
     )
     embedder = Embedder(str(folder), model.protosphere, processor, "fingerprint")
-    found = ImageIndex(
-        torch.zeros(1, embedder.dim), [IndexedImage("x")], Origin(str(folder), "fingerprint")
-    )
+    found = ImageIndex(torch.zeros(1, embedder.dim), [IndexedImage("x")], Origin(str(folder), "fingerprint"))
     task = "open-set-image-classification"
     classify = pipeline(task, model=model, image_processor=processor)
     transform = TrainTransform(config, BatchOptions())

@@ -264,18 +264,14 @@ def test_missing_and_misfitting_tensors(backbone, tmp_path):
     model.base_model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"missing tensors: 'head\.weight'"):
         type(model).from_pretrained(tmp_path)
-    again, info = type(model).from_pretrained(
-        tmp_path, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    again, info = type(model).from_pretrained(tmp_path, ignore_mismatched_sizes=True, output_loading_info=True)
     assert set(info["missing_keys"]) == {"head.weight"}
     for name, weight in again.base_model.state_dict().items():
         assert torch.equal(weight, model.base_model.state_dict()[name]), name
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"'head\.weight' is .* for 42 classes"):
         AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=42)
-    other = AutoModelForImageClassification.from_pretrained(
-        tmp_path, num_labels=42, ignore_mismatched_sizes=True
-    )
+    other = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=42, ignore_mismatched_sizes=True)
     assert other(PIXELS).logits.shape == (4, 42)
     save_file({"tensor": torch.zeros(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     tensors = len(model.state_dict())
@@ -329,9 +325,7 @@ def test_attention_can_be_chosen_and_changed(backbone, tmp_path):
     with torch.no_grad():
         expected = model(PIXELS).logits
         for name in ("eager", "sdpa"):
-            loaded = AutoModelForImageClassification.from_pretrained(
-                tmp_path, attn_implementation=name
-            )
+            loaded = AutoModelForImageClassification.from_pretrained(tmp_path, attn_implementation=name)
             assert used(loaded) == {name}
             torch.testing.assert_close(loaded(PIXELS).logits, expected, rtol=1e-4, atol=1e-4)
             model.set_attn_implementation(name)
@@ -347,9 +341,7 @@ def test_a_backbone_without_attention_says_so():
     for backbone in ("timm", "transformers resnet"):
         assert classifier(backbone).config._attn_implementation == "eager"
         assert classifier(backbone, attn_implementation="eager")
-        with pytest.raises(
-            ValueError, match=r"ResNet.* (not support|is not supported)|not supported .*ResNet"
-        ):
+        with pytest.raises(ValueError, match=r"ResNet.* (not support|is not supported)|not supported .*ResNet"):
             classifier(backbone, attn_implementation="sdpa")
 
 

@@ -46,9 +46,7 @@ def wheel(tmp_path_factory):
     project = tmp_path_factory.mktemp("project")
     for name in PROJECT:
         (project / name).symlink_to(ROOT / name)
-    built = subprocess.run(
-        [sys.executable, "-c", BUILD, str(project)], cwd=project, capture_output=True, text=True
-    )
+    built = subprocess.run([sys.executable, "-c", BUILD, str(project)], cwd=project, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
     return project / built.stdout.strip().split("\n")[-1]
 

@@ -84,9 +84,7 @@ def test_a_sample_is_of_the_rows_and_no_larger_than_asked_for():
     assert sample.counts.tolist() == labels.bincount(minlength=4).clamp(max=9).tolist()
     for c in range(4):
         kept = sample.of_class(c)
-        assert {tuple(row) for row in kept.tolist()} <= {
-            tuple(r) for r in rows[labels == c].tolist()
-        }
+        assert {tuple(row) for row in kept.tolist()} <= {tuple(r) for r in rows[labels == c].tolist()}
         assert len(kept.unique(dim=0)) == len(kept)
 
 

@@ -76,9 +76,7 @@ def test_directions_are_those_of_a_pseudo_inverse():
     assert values.shape == (5,)  # of six centred rows
     assert torch.allclose(directions @ directions.T, torch.eye(5, dtype=torch.float64))
     covariance = residual.T @ residual / 6
-    assert torch.allclose(
-        directions.T @ (directions / values[:, None]), torch.linalg.pinv(covariance, hermitian=True)
-    )
+    assert torch.allclose(directions.T @ (directions / values[:, None]), torch.linalg.pinv(covariance, hermitian=True))
 
 
 def test_rounding_around_a_mean_is_nothing():

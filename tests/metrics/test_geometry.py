@@ -72,8 +72,7 @@ def test_agreement_is_of_both_decisions_right_or_wrong():
     statistics = class_statistics(torch.tensor(rows), torch.tensor(labels), 4)
     means = [rows[labels == c].mean(0) for c in range(4)]
     expected = [
-        np.argmax([w @ row for w in prototypes])
-        == np.argmin([np.linalg.norm(row - mean) for mean in means])
+        np.argmax([w @ row for w in prototypes]) == np.argmin([np.linalg.norm(row - mean) for mean in means])
         for row in rows
     ]
     got = geometry.nc4_agreement(torch.tensor(rows), statistics, torch.tensor(prototypes))

@@ -103,28 +103,17 @@ def oracle(embeddings, labels, prototypes):
         ),
         "inter_class_effective_rank": oracle_effective_rank(np.cov(means.T).reshape(D, D)),
         "prototype_effective_rank": oracle_effective_rank(np.cov(prototypes.T).reshape(D, D)),
-        "instance_alignment": np.mean(
-            [np.sum((prototypes[y] - h) ** 2) for h, y in zip(embeddings, labels)]
-        ),
-        "class_alignment": np.mean(
-            [np.sum((prototypes[c] - unit(means[c])) ** 2) for c in range(K)]
-        ),
+        "instance_alignment": np.mean([np.sum((prototypes[y] - h) ** 2) for h, y in zip(embeddings, labels)]),
+        "class_alignment": np.mean([np.sum((prototypes[c] - unit(means[c])) ** 2) for c in range(K)]),
         "mutual_information_ratio": (h_w + h_m - h_joint) / min(h_w, h_m),
         "entropy_difference_ratio": abs(h_w - h_m) / max(h_w, h_m),
         "nc1_variability": np.trace(within @ np.linalg.pinv(between, 1e-13, hermitian=True)) / K,
         "nc1_cdnv": np.mean(
-            [
-                (variances[a] + variances[b]) / (2 * np.sum((means[a] - means[b]) ** 2))
-                for a, b in pairs
-            ]
+            [(variances[a] + variances[b]) / (2 * np.sum((means[a] - means[b]) ** 2)) for a, b in pairs]
         ),
         "nc2_equinorm": norms.std() / norms.mean(),
-        "nc2_equiangular": np.mean(
-            [abs(M[a] @ M[b] / (norms[a] * norms[b]) + 1 / (K - 1)) for a, b in pairs]
-        ),
-        "nc3_self_duality": np.sum(
-            (prototypes / np.linalg.norm(prototypes) - M / np.linalg.norm(M)) ** 2
-        ),
+        "nc2_equiangular": np.mean([abs(M[a] @ M[b] / (norms[a] * norms[b]) + 1 / (K - 1)) for a, b in pairs]),
+        "nc3_self_duality": np.sum((prototypes / np.linalg.norm(prototypes) - M / np.linalg.norm(M)) ** 2),
         "nc4_agreement": agree / N,
     }
 
@@ -203,9 +192,7 @@ def test_collapse_onto_a_simplex_etf_is_every_optimum(num_classes, dim, dtype):
     for info in METRICS:
         optimum = info.optimum(num_classes, dim)
         # the published 1e-7 per dimension moves ranks by up to K·D·1e-7·log(1e7)
-        assert result[info.name] == pytest.approx(
-            optimum, abs=1e-3 if "rank" in info.name else 3e-6
-        )
+        assert result[info.name] == pytest.approx(optimum, abs=1e-3 if "rank" in info.name else 3e-6)
     assert result["intra_class_effective_rank"] == 0
     assert result["attained"]["overall"] == pytest.approx(100, abs=1e-3)
 
@@ -508,9 +495,7 @@ def test_embeddings_of_several_dtypes():
     metric.update(embeddings[:20].half(), labels[:20])
     metric.update(embeddings[20:], labels[20:])
     rounded = torch.cat([embeddings[:20].half().double(), embeddings[20:]])
-    assert kept(metric.compute(prototypes)) == pytest.approx(
-        kept(measure(rounded, labels, prototypes))
-    )
+    assert kept(metric.compute(prototypes)) == pytest.approx(kept(measure(rounded, labels, prototypes)))
 
 
 def test_a_full_disk_is_named(monkeypatch):
@@ -545,9 +530,7 @@ def test_a_sample_of_every_class():
     for name in METRIC_TITLES - {"intra_class_effective_rank", "nc4_agreement"}:
         assert result[name] == pytest.approx(whole[name], rel=1e-8), name
     # Of 6 directions, and of 50 random samples.
-    assert result["intra_class_effective_rank"] == pytest.approx(
-        whole["intra_class_effective_rank"], rel=0.1
-    )
+    assert result["intra_class_effective_rank"] == pytest.approx(whole["intra_class_effective_rank"], rel=0.1)
     assert result["nc4_agreement"] == pytest.approx(whole["nc4_agreement"], abs=0.15)
     enough = NeuralCollapse(3, 6, keep=500)
     enough.update(embeddings, labels)

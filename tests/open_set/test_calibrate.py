@@ -52,9 +52,7 @@ def model_folder(checkpoint, tmp_path):
 
 
 def arguments(folder, data, **more):
-    return CalibrateArguments(
-        model=str(folder), dataset_name=str(data), num_workers=0, **{"split": "test"} | more
-    )
+    return CalibrateArguments(model=str(folder), dataset_name=str(data), num_workers=0, **{"split": "test"} | more)
 
 
 def test_what_is_saved_is_what_the_model_does(model_folder, digits_folder, capsys):
@@ -102,9 +100,7 @@ def test_classes_without_images_are_named(model_folder, digits_folder, tmp_path,
     # Nor do those have to be in the training split, of which a run held images out.
     run = TrainArguments(dataset_name=str(digits_folder), output_dir="", report_to="none")
     write_yaml(model_folder / "arguments.yaml", vars(run))
-    assert calibrate(
-        arguments(model_folder, tmp_path / "two", split=None, false_rejection_rate=0.2)
-    )
+    assert calibrate(arguments(model_folder, tmp_path / "two", split=None, false_rejection_rate=0.2))
 
 
 def test_another_folder_gets_a_whole_model(checkpoint, digits_folder, tmp_path):
@@ -118,9 +114,7 @@ def test_another_folder_gets_a_whole_model(checkpoint, digits_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("fraction", "seed"), [(0.1, 0), (0.25, 3)])
-def test_the_held_out_images_of_a_run_are_found_again(
-    model_folder, digits_folder, fraction, seed, tmp_path
-):
+def test_the_held_out_images_of_a_run_are_found_again(model_folder, digits_folder, fraction, seed, tmp_path):
     run = TrainArguments(
         dataset_name=str(digits_folder), output_dir=str(model_folder), validation_fraction=fraction,
         seed=seed, report_to="none",
@@ -204,9 +198,7 @@ def broken_training(digits_folder, tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", None])
 @pytest.mark.parametrize("of_a_run", [False, True])
-def test_training_images_are_not_read_where_there_are_others(
-    model_folder, broken_training, decoded, split, of_a_run
-):
+def test_training_images_are_not_read_where_there_are_others(model_folder, broken_training, decoded, split, of_a_run):
     if of_a_run:  # by its arguments it would have held images out, had there been no split
         run = TrainArguments(dataset_name=str(broken_training), output_dir="", report_to="none")
         write_yaml(model_folder / "arguments.yaml", vars(run))
@@ -225,9 +217,7 @@ def test_training_images_are_read_where_some_were_held_out(model_folder, broken_
     # What the run did with such images counts, for the others to be drawn as they were then.
     write_yaml(model_folder / "arguments.yaml", vars(run) | {"on_bad_image": "skip"})
     decoded.clear()
-    report = calibrate(
-        arguments(model_folder, broken_training, split=None, false_rejection_rate=0.2)
-    )
+    report = calibrate(arguments(model_folder, broken_training, split=None, false_rejection_rate=0.2))
     assert (report["source"], report["num_images"]) == ("held out of train by the run", 12)
     assert len(decoded) <= 121 + 12
 
@@ -243,9 +233,7 @@ def test_errors(model_folder, digits_folder, tmp_path):
 
 def test_training_on_forgets_the_calibration(model_folder, digits_folder):
     calibrate(arguments(model_folder, digits_folder))
-    run = TrainArguments(
-        dataset_name=str(digits_folder), resume_from=str(model_folder), report_to="none"
-    )
+    run = TrainArguments(dataset_name=str(digits_folder), resume_from=str(model_folder), report_to="none")
     config = build_model(run, load_training_data(run)).config
     assert config.rejection_threshold is config.false_rejection_rate is None
     assert config.calibration_temperature == 1

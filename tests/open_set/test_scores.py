@@ -71,9 +71,7 @@ def test_distances_are_those_to_the_nearest_mean_under_one_covariance():
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     names = {i: f"digit_{i}" for i in range(3)}
-    config = ProtoSphereConfig(
-        backbone="test_resnet", image_size=32, id2label=names, rejection_threshold=0.2
-    )
+    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=names, rejection_threshold=0.2)
     folder = tmp_path_factory.mktemp("checkpoint")
     ProtoSphereForImageClassification(config).save_pretrained(folder)
     build_image_processor(config).save_pretrained(folder)
@@ -91,14 +89,10 @@ def noise_folder(tmp_path_factory):
 
 
 def run(checkpoint, data, **more):
-    return evaluate(
-        EvaluateArguments(model=str(checkpoint), dataset_name=str(data), num_workers=0, **more)
-    )
+    return evaluate(EvaluateArguments(model=str(checkpoint), dataset_name=str(data), num_workers=0, **more))
 
 
-def test_the_report_holds_every_score_side_by_side(
-    checkpoint, digits_folder, noise_folder, tmp_path, capsys
-):
+def test_the_report_holds_every_score_side_by_side(checkpoint, digits_folder, noise_folder, tmp_path, capsys):
     output, pictures = tmp_path / "report.json", tmp_path / "pictures"
     report = run(
         checkpoint, digits_folder, ood_dataset=str(noise_folder), output=str(output),
@@ -136,9 +130,7 @@ def test_the_report_holds_every_score_side_by_side(
     assert rejected["unknown"] == unknown.is_unknown.double().mean().item()
 
 
-def test_without_training_images_there_is_no_covariance(
-    checkpoint, digits_folder, noise_folder, tmp_path, capsys
-):
+def test_without_training_images_there_is_no_covariance(checkpoint, digits_folder, noise_folder, tmp_path, capsys):
     test = load_dataset(str(digits_folder), split="test")
     DatasetDict({"test": test}).save_to_disk(tmp_path / "data")
     scores = run(checkpoint, tmp_path / "data", ood_dataset=str(noise_folder))["ood"]["scores"]
@@ -151,9 +143,7 @@ def test_without_unknown_images_nothing_is_said_of_them(checkpoint, digits_folde
 
 
 def unknown_images(name, **more):
-    return load_unknown_images(
-        EvaluateArguments(model="m", dataset_name="d", ood_dataset=str(name), **more)
-    )
+    return load_unknown_images(EvaluateArguments(model="m", dataset_name="d", ood_dataset=str(name), **more))
 
 
 def test_labels_columns_and_splits_of_any_kind(digits_folder, noise_folder, tmp_path):

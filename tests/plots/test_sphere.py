@@ -130,9 +130,7 @@ def test_two_classes(tmp_path):
 def test_cosines_stand_beside_the_simplex(tmp_path, figures, num_classes):
     snapshot = snapshot_of(num_classes, 8)
     plot_cosines(snapshot, tmp_path / "cosines.png")
-    means, prototypes, ideal = (
-        torch.as_tensor(axes.images[0].get_array().data) for axes in figures[0].axes[:3]
-    )
+    means, prototypes, ideal = (torch.as_tensor(axes.images[0].get_array().data) for axes in figures[0].axes[:3])
     assert torch.allclose(means, snapshot.class_means @ snapshot.class_means.T, atol=1e-6)
     assert torch.allclose(prototypes.diagonal(), torch.ones(num_classes))
     assert ideal[0, 1] == pytest.approx(-1 / (num_classes - 1))

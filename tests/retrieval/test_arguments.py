@@ -41,9 +41,7 @@ def test_arguments_of_index_are_checked(given, message):
 
 
 def test_columns_and_options_go_on_under_the_names_of_those_who_take_them():
-    arguments = IndexArguments(
-        model="m", dataset_name="x", dataset_revision="v1", label_column="fine", batch_size=3
-    )
+    arguments = IndexArguments(model="m", dataset_name="x", dataset_revision="v1", label_column="fine", batch_size=3)
     assert arguments.columns == {
         "dataset_config": None, "revision": "v1", "image_column": None, "label_column": "fine"
     }  # fmt: skip

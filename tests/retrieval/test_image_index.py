@@ -146,9 +146,7 @@ def test_index_and_images_can_be_moved_together(photos, model, tmp_path):
 
 def test_a_split_is_indexed_with_its_labels(digits_folder, model, tmp_path):
     columns = LabelledImages().columns  # all that a command may give
-    made = ImageIndex.of_dataset(
-        str(digits_folder), model, split="test", columns=columns, num_workers=0
-    )
+    made = ImageIndex.of_dataset(str(digits_folder), model, split="test", columns=columns, num_workers=0)
     rows = load_dataset(str(digits_folder), split="test")
     names = rows.features["label"].names
     assert [image.label for image in made.images] == [names[label] for label in rows["label"]]
@@ -182,9 +180,7 @@ def test_of_a_previous_index_files_that_stayed_are_taken(photos, model, built):
 
 
 def test_an_index_of_another_model_is_refused(photos, model, built):
-    made = dataclasses.replace(
-        built[1], origin=dataclasses.replace(built[1].origin, fingerprint="another")
-    )
+    made = dataclasses.replace(built[1], origin=dataclasses.replace(built[1].origin, fingerprint="another"))
     with pytest.raises(ArgumentError, match=r"is not what the index was built with, which was"):
         made.search([Image.open(photos / "3.PNG")])
     with pytest.raises(ArgumentError, match=r"is not what the index was built with"):

@@ -43,9 +43,7 @@ def test_only_what_is_new_is_embedded(photos, model, tmp_path, capsys, monkeypat
     monkeypatch.setattr(Embedder, "embed_all", counted)
     again = index(arguments(photos, model, folder))
     assert sorted(path.name for path in embedded) == ["0.png", "new.png"]
-    assert "4 images of 96 dimensions; 2 embedded, 2 as they were, 2 dropped" in (
-        capsys.readouterr().out
-    )
+    assert "4 images of 96 dimensions; 2 embedded, 2 as they were, 2 dropped" in (capsys.readouterr().out)
     fresh = ImageIndex.of_folder(photos, model)
     assert again.images == fresh.images
     assert torch.allclose(again.embeddings, fresh.embeddings, atol=1e-5)
@@ -69,15 +67,11 @@ def test_another_model_is_refused(photos, tmp_path, built):
     search(query)
 
 
-@pytest.mark.parametrize(
-    ("projection", "dim"), [("none", 96), ("linear", 96), ("mlp", 24)], ids=str
-)
+@pytest.mark.parametrize(("projection", "dim"), [("none", 96), ("linear", 96), ("mlp", 24)], ids=str)
 def test_the_layer_before_the_projections_last(photos, tmp_path, projection, dim):
     """Search asks the index, not the user, which layer its vectors are of."""
     more = {"projection_hidden_dim": 24, "projection_batch_norm": True} if dim == 24 else {}
-    model = save_checkpoint(
-        tmp_path / "model", with_snapshot=False, projection=projection, **more
-    ).protosphere
+    model = save_checkpoint(tmp_path / "model", with_snapshot=False, projection=projection, **more).protosphere
     made = index(arguments(photos, str(tmp_path / "model"), tmp_path / "index", layer="features"))
     embedder = Embedder.load(str(tmp_path / "model"))
     pixels = pixels_of([open_image(path) for path in image_files(photos)], embedder.processor)

@@ -123,9 +123,7 @@ def test_metrics_are_those_of_pytorch_metric_learning(leave_one_out):
     queries, query_labels = (embeddings, labels) if leave_one_out else clustered(50, seed=3)
     names = ("precision_at_1", "mean_average_precision", "mean_average_precision_at_r")
     calculator = calculators.AccuracyCalculator(include=names, k=200 - leave_one_out)
-    theirs = calculator.get_accuracy(
-        queries, query_labels, embeddings, labels, ref_includes_query=leave_one_out
-    )
+    theirs = calculator.get_accuracy(queries, query_labels, embeddings, labels, ref_includes_query=leave_one_out)
     ours = retrieval_metrics(queries, query_labels, embeddings, labels, leave_one_out=leave_one_out)
     assert ours["recall_at_1"] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
     for name in names[1:]:
@@ -135,9 +133,7 @@ def test_metrics_are_those_of_pytorch_metric_learning(leave_one_out):
 
 def test_a_collapsed_model_retrieves_perfectly():
     labels = torch.arange(30) % 3
-    found = retrieval_metrics(
-        torch.eye(3)[labels], labels, torch.eye(3)[labels], labels, ks=[1], leave_one_out=True
-    )
+    found = retrieval_metrics(torch.eye(3)[labels], labels, torch.eye(3)[labels], labels, ks=[1], leave_one_out=True)
     assert found == {
         "num_queries": 30, "num_without_match": 0, "recall_at_1": 1.0,
         "mean_average_precision": 1.0, "mean_average_precision_at_r": 1.0,

@@ -73,8 +73,4 @@ def test_what_is_not_there_is_said(photos, built, digits_folder, tmp_path):
 def test_queries_of_other_classes_alone_cannot_be_measured(photos, model, digits_folder, tmp_path):
     ImageIndex.of_folder(photos, model, labels_from_folders=True).save(tmp_path / "i")
     with pytest.raises(ArgumentError, match=r"--dataset_name .* no class in common"):
-        search(
-            SearchArguments(
-                index=str(tmp_path / "i"), evaluate=True, dataset_name=str(digits_folder)
-            )
-        )
+        search(SearchArguments(index=str(tmp_path / "i"), evaluate=True, dataset_name=str(digits_folder)))

@@ -118,9 +118,7 @@ def test_what_a_baseline_leaves_undefined_is_none_with_the_reason():
     metrics = corruption_metrics(ours, steady)  # on fog just as on clean images
     assert metrics["mean_corruption_error_over_baseline"] == pytest.approx(0.75)
     assert metrics["relative_mean_corruption_error_over_baseline"] is None
-    assert list(metrics["undefined"].values()) == [
-        "the baseline is no worse than on clean images under fog"
-    ]
+    assert list(metrics["undefined"].values()) == ["the baseline is no worse than on clean images under fog"]
     perfect = {"clean_error": 0.0, "errors": {"fog": [0.0, 0.0], "snow": [0.4, 0.8]}}
     metrics = corruption_metrics(ours, perfect)
     assert metrics["mean_corruption_error_over_baseline"] is None
@@ -156,9 +154,7 @@ def test_a_lost_image_is_noticed_and_both_models_stay_as_they_were(split, monkey
     ours, baseline = build(seed=0), build(seed=1)
     ours[0].train()
     gather = Accelerator.gather_for_metrics
-    monkeypatch.setattr(
-        Accelerator, "gather_for_metrics", lambda self, x: tuple(t[1:] for t in gather(self, x))
-    )
+    monkeypatch.setattr(Accelerator, "gather_for_metrics", lambda self, x: tuple(t[1:] for t in gather(self, x)))
     with pytest.raises(RuntimeError, match=r"^corruptions: 210 images .* there are 225\.$"):
         measured(ours, split, baseline=baseline)  # 15 batches of the images, clean and corrupted
     assert [part.training for part in (ours[0], baseline[0])] == [True, False]
@@ -189,9 +185,7 @@ def test_evaluate_reports_and_draws(digits_folder, tmp_path, capsys):
     shown = capsys.readouterr().out
     for text in ("severity 4", "over baseline", "mean of the 2", "not mCE", "100 % is as bad"):
         assert text in shown
-    assert {"corruptions.png", "corrupted_images.png"} <= {
-        path.name for path in (tmp_path / "seen").iterdir()
-    }
+    assert {"corruptions.png", "corrupted_images.png"} <= {path.name for path in (tmp_path / "seen").iterdir()}
 
 
 OURS = {"clean_error": 0.1, "errors": {"fog": [0.2, 0.4], "snow": [0.3, 0.6]}}

@@ -168,9 +168,7 @@ def test_a_mounted_folder_for_real(tmp_path):
     folder = tmp_path / "output"
     (tmp_path / "disk").mkdir()
     folder.mkdir()
-    if subprocess.run(
-        ["mount", "--bind", tmp_path / "disk", folder], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "--bind", tmp_path / "disk", folder], capture_output=True).returncode:
         pytest.skip("only root may mount")
     try:
         with replacing_files(folder) as unfinished:
@@ -228,9 +226,7 @@ def test_new_files_have_the_permissions_that_the_user_gives(tmp_path):
 WRITERS = {
     "text": lambda path: write_text(path, "new" * 10_000),
     "line": lambda path: append_json(path, {"new": "new" * 10_000}),
-    "safetensors": lambda path: save_snapshot(
-        Snapshot(*torch.ones(6, 100, 100), ["new"], "test"), path
-    ),
+    "safetensors": lambda path: save_snapshot(Snapshot(*torch.ones(6, 100, 100), ["new"], "test"), path),
     "torch": lambda path: write(path, lambda new: torch.save(torch.ones(10_000), new)),
     "picture": lambda path: write(path, lambda new: Figure().savefig(new, dpi=1000, format="raw")),
 }

@@ -127,9 +127,7 @@ def test_what_was_claimed_is_ours_and_no_more(tmp_path):
     "proof",
     [
         lambda folder: write_json(folder / "config.json", {"model_type": "protosphere"}),
-        lambda folder: write_yaml(
-            folder / "arguments.yaml", {"dataset_name": "", "output_dir": ""}
-        ),
+        lambda folder: write_yaml(folder / "arguments.yaml", {"dataset_name": "", "output_dir": ""}),
     ],
 )
 def test_a_run_of_an_earlier_version_is_ours(tmp_path, proof):

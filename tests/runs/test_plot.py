@@ -36,9 +36,7 @@ def test_one_run_draws_what_its_files_allow(run, tmp_path, capsys):
     five = ["curves", "neural_collapse", "cosines", "margins", "sphere"]
     assert drawn(whole) == [f"{name}.png" for name in five]
     assert capsys.readouterr().out.count(whole) == 5
-    svg = drawn(
-        whole, format="svg", output_dir=str(tmp_path / "new" / "folder"), classes=["a", "b"]
-    )
+    svg = drawn(whole, format="svg", output_dir=str(tmp_path / "new" / "folder"), classes=["a", "b"])
     assert svg == [f"{name}.svg" for name in five]
     assert all((tmp_path / "new" / "folder" / name).exists() for name in svg)
     assert drawn(run("going on", [record(1)])) == ["curves.png", "neural_collapse.png"]

@@ -28,9 +28,7 @@ def test_neighbouring_pixels_are_decorrelated(digits_folder):
     windows = torch.cat([pixels[..., y : y + 15, x : x + 15] for y in (0, 1) for x in (0, 1)], 1)
     white = Whitening(1).train()(pixels)
     torch.testing.assert_close(white[:, 4:], -white[:, :4])
-    torch.testing.assert_close(
-        white.var((0, 2, 3), unbiased=False), torch.ones(8), rtol=5e-3, atol=0
-    )
+    torch.testing.assert_close(white.var((0, 2, 3), unbiased=False), torch.ones(8), rtol=5e-3, atol=0)
     assert correlations(windows) > 0.6
     assert correlations(white[:, :4]) < 0.2
 

@@ -40,9 +40,7 @@ def features(count=12, seed=0):
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        frozen, "features_of_data", lambda name, path, model: features(seed=len(name))
-    )
+    monkeypatch.setattr(frozen, "features_of_data", lambda name, path, model: features(seed=len(name)))
     monkeypatch.setattr(frozen, "TAIL", (12, 2))
     plain = frozen.arguments_of
 

@@ -88,9 +88,7 @@ def test_freezing_leaves_the_projection_and_the_head():
     model = build()
     freeze(model, arguments(freeze_backbone=True))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {f"protosphere.projection.0.{x}" for x in ("weight", "bias")} | {
-        "head.weight"
-    }
+    assert trained == {f"protosphere.projection.0.{x}" for x in ("weight", "bias")} | {"head.weight"}
     assert count_trained_parameters(model) == 96 * 97 + 3 * 96
     fixed = build(prototypes="class_means", projection="none")
     with pytest.raises(ArgumentError, match=r"leaves nothing to train .* class_means prototypes"):
@@ -165,9 +163,7 @@ def test_training_leaves_the_backbone_as_it_was_or_a_plain_checkpoint(digits_fol
     source = ProtoSphereForImageClassification.from_pretrained(tmp_path / "source")
     more = {"finetune_from": str(tmp_path / "source"), "images_per_class": 8}
     results = train(
-        TrainArguments(
-            **options, **more, freeze_backbone=True, imprint=True, output_dir=str(tmp_path / "head")
-        )
+        TrainArguments(**options, **more, freeze_backbone=True, imprint=True, output_dir=str(tmp_path / "head"))
     )
     head = ProtoSphereForImageClassification.from_pretrained(tmp_path / "head")
     for name, tensor in source.protosphere.backbone.state_dict().items():  # statistics too

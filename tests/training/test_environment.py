@@ -23,8 +23,7 @@ def test_every_start_is_recorded_under_one_identity(tmp_path):
     images = ImageDataset({"train": split([0, 1, 1])}, ["a", "b"])
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     begun, resumed = (
-        TrainArguments(dataset_name="x", seed=5, report_to="none", resume=resume)
-        for resume in (False, True)
+        TrainArguments(dataset_name="x", seed=5, report_to="none", resume=resume) for resume in (False, True)
     )
     first = record_start(tmp_path, begun, images, accelerator)
     assert record_start(tmp_path, resumed, images, accelerator) == first

@@ -25,9 +25,7 @@ def arguments(digits_folder, tmp_path):
 
 
 def test_steps_and_epochs_on_both_splits(arguments, tmp_path):
-    results = train(
-        arguments(nc_every=2, nc_every_steps=4, nc_train_samples=21, nc_target=20, pictures=True)
-    )
+    results = train(arguments(nc_every=2, nc_every_steps=4, nc_train_samples=21, nc_target=20, pictures=True))
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     # 108 training images: 6 steps in an epoch
     measured = [r["step"] for r in records if "validation_neural_collapse" in r]

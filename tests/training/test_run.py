@@ -61,9 +61,7 @@ def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path,
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(
-        tmp_path / "run" / "metrics.jsonl"
-    )
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "run" / "metrics.jsonl")
 
 
 def test_resuming_from_nothing_starts_and_with_other_arguments_is_refused(arguments, capsys):
@@ -96,9 +94,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(arguments, tmp_path, ca
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    arguments, tmp_path, monkeypatch
-):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(arguments, tmp_path, monkeypatch):
     original = training.TrainingRun.step
 
     def changed_step(self, batches):
@@ -108,9 +104,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         return original(self, batches)
 
     monkeypatch.setattr(training.TrainingRun, "step", changed_step)
-    with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 5 \(epoch 2\).*step-00000003"
-    ):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 5 \(epoch 2\).*step-00000003"):
         train(arguments(epochs=3))
     checkpoint = newest_checkpoint(tmp_path / "run" / "checkpoints")
     weights = load_file(checkpoint / "model.safetensors")
@@ -135,9 +129,7 @@ def test_the_average_of_the_weights_is_evaluated_kept_and_resumed(arguments, tmp
     for name, value in average.items():
         if value.is_floating_point():
             assert torch.allclose(kept[name], value, atol=1e-5), name
-    assert not torch.equal(
-        last["protosphere.backbone.conv1.0.weight"], kept["protosphere.backbone.conv1.0.weight"]
-    )
+    assert not torch.equal(last["protosphere.backbone.conv1.0.weight"], kept["protosphere.backbone.conv1.0.weight"])
 
     with monkeypatch.context() as patch:
         stop_after(patch, step=9)
@@ -209,9 +201,7 @@ def test_odd_batches_of_two_views_are_mixed_and_smoothed(arguments):
     assert pixels.shape[:2] == (15, 2)
     loss = run.step([batch])[0].item()
 
-    run = training.TrainingRun(
-        arguments(**options, backbone="test_vit", label_smoothing=0.2, resume=True)
-    )
+    run = training.TrainingRun(arguments(**options, backbone="test_vit", label_smoothing=0.2, resume=True))
     np.random.seed(hash((0, 0, 0)) % 2**32)  # seed, step, process
     share = np.random.beta(0.8, 0.8)
     smooth = 0.8 * F.one_hot(labels, 3) + 0.2 / 3
@@ -264,9 +254,7 @@ def test_a_tracker_that_fails_costs_nothing(arguments, monkeypatch, caplog):
     monkeypatch.setattr(TensorBoardTracker, "finish", fails)
     train(arguments(report_to=["tensorboard"], epochs=1, nc_every=0))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning == (
-        "--report_to tensorboard failed; the results are kept (OSError: the disk is full)"
-    )
+    assert warning == ("--report_to tensorboard failed; the results are kept (OSError: the disk is full)")
     caplog.clear()
 
     told = []
@@ -313,9 +301,7 @@ def test_early_stopping_by_a_figure_of_neural_collapse(arguments, tmp_path, caps
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 5
 
 
-def test_patience_counts_evaluated_epochs_and_equals_are_not_better(
-    arguments, tmp_path, monkeypatch
-):
+def test_patience_counts_evaluated_epochs_and_equals_are_not_better(arguments, tmp_path, monkeypatch):
     # -1 + (0.9 + 1) is not 0.9 in binary: scores are compared, not added up.
     record = {"validation_accuracy": 0.9}
     monkeypatch.setattr(training.CollapseMonitor, "validate", lambda *_, **__: dict(record))

@@ -122,9 +122,7 @@ def test_options_of_the_arguments_reach_the_model(arguments):
 
 def test_shots_are_drawn_from_images_that_are_loaded_once(arguments, digits_folder):
     loaded = load_image_dataset(str(digits_folder), validation_fraction=0)
-    first, other = (
-        training_images(arguments(images_per_class=4, seed=seed), None, loaded) for seed in (0, 1)
-    )
+    first, other = (training_images(arguments(images_per_class=4, seed=seed), None, loaded) for seed in (0, 1))
     assert first.class_counts("train") == other.class_counts("train") == [4, 4, 4]
     assert first.splits["test"] is loaded.splits["test"]
     assert loaded.class_counts("train") == [40, 40, 40]

@@ -15,9 +15,7 @@ BACKBONE = {"backbone": "test_efficientnet_gn", "image_size": 32, "num_labels": 
 
 def build(dtype=torch.float64, **kwargs):
     torch.manual_seed(0)
-    config = ProtoSphereConfig(
-        **{**BACKBONE, "projection": "linear", "projection_dim": 8, **kwargs}
-    )
+    config = ProtoSphereConfig(**{**BACKBONE, "projection": "linear", "projection_dim": 8, **kwargs})
     return ProtoSphereForImageClassification(config).to(dtype).train()
 
 
@@ -75,9 +73,7 @@ def test_queue_and_weights_are_those_of_the_large_batch(objective, sizes):
         for _ in range(2):  # the second with what the first left behind
             model.zero_grad()
             loss, _ = backward_as_one_batch(model, split(batch(objective), *parts))
-        results.append(
-            [loss, *gradients(model).values(), *[x for q in model.queue for x in q.buffers()]]
-        )
+        results.append([loss, *gradients(model).values(), *[x for q in model.queue for x in q.buffers()]])
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*results, strict=True))
 
 

@@ -87,9 +87,7 @@ def test_classes_without_evaluation_images_are_named_and_cost_nothing(arguments,
 def test_every_objective_trains(arguments, tmp_path, objective, prototypes):
     results = train(arguments(objective=objective, prototypes=prototypes, epochs=1))
     assert results["test"]["num_images"] == 45
-    assert all(
-        r["train_loss"] == r["train_loss"] for r in read_metrics(tmp_path / "run/metrics.jsonl")
-    )
+    assert all(r["train_loss"] == r["train_loss"] for r in read_metrics(tmp_path / "run/metrics.jsonl"))
 
 
 def test_a_learned_temperature_is_told_every_epoch(arguments, tmp_path, capsys):
@@ -143,9 +141,7 @@ def test_the_output_folder_is_never_overwritten_by_accident(arguments, tmp_path)
         ({"dataset_name": "/no/such/folder"}, DataError, "no such file or folder"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(
-    arguments, tmp_path, kwargs, error, message
-):
+def test_bad_input_is_refused_before_anything_is_written(arguments, tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message):
         train(arguments(**kwargs))
     assert not (tmp_path / "run").exists()
@@ -175,9 +171,7 @@ def test_the_first_lines_of_a_run(arguments, tmp_path):
     assert first == f"ntce on test_resnet {of_network}temperature 0.75 = 0.5 t*)"
     assert said(objective="cross_entropy", temperature=0.3)[0].endswith("of 96, a linear head)")
     assert second.endswith("3 classes, train 108, test 45, validation 12; 32 px, 1 channel(s)")
-    assert third == (
-        f"2 epochs of 3 steps of 32 images, 1 process(es) on cpu; → {tmp_path / 'run'}"
-    )
+    assert third == (f"2 epochs of 3 steps of 32 images, 1 process(es) on cpu; → {tmp_path / 'run'}")
     first, *_, tail, last = said(
         freeze_backbone=True, imbalance="exp", imbalance_factor=0.1, batch_size=8,
         validation_fraction=0.0,
@@ -202,9 +196,7 @@ def test_the_flag_leaves_the_output_folder_alone(digits_folder, tmp_path, capsys
 
 def test_the_plan_is_that_of_the_whole_run(arguments, tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(
-        "hf_protosphere.data.dataset.without_bad_images", lambda *_: decoded.append(_)
-    )
+    monkeypatch.setattr("hf_protosphere.data.dataset.without_bad_images", lambda *_: decoded.append(_))
     plan = dry_run(arguments(epochs=5, batch_size=16, gradient_accumulation_steps=2))
     assert (plan["images_per_step"], plan["steps"], plan["images"]) == (32, 15, 480)
     assert plan["hours"] == pytest.approx(5 * plan["seconds_per_epoch"] / 3600)
@@ -214,9 +206,7 @@ def test_the_plan_is_that_of_the_whole_run(arguments, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_jobs_of_one_process_have_each_their_own_precision(
-    arguments, digits_folder, tmp_path, monkeypatch
-):
+def test_jobs_of_one_process_have_each_their_own_precision(arguments, digits_folder, tmp_path, monkeypatch):
     found = []
     for job in ("training.setup", "evaluation.evaluate", "open_set.calibrate"):
         monkeypatch.setattr(

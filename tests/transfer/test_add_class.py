@@ -84,9 +84,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("prototypes", "centre"), [("learned", True), ("learned", False), ("class_means", True)]
-)
+@pytest.mark.parametrize(("prototypes", "centre"), [("learned", True), ("learned", False), ("class_means", True)])
 def test_in_place_with_the_centre_of_learned_prototypes(make_run, letters, prototypes, centre):
     run = make_run(prototypes=prototypes)
     add_class(arguments(run.folder, name="A", images=[str(letters / "A")], center=centre))
@@ -165,9 +163,7 @@ def test_a_name_that_is_there_in_another_form_is_refused(make_run, letters, tmp_
     add_class(arguments(run.folder, name=f" {nfd}", images=images))
     assert load_classifier(str(run.folder))[0].config.class_names == [*NAMES, nfc]
     for name in (nfd, f"{nfc} ", "digit_1 "):
-        with pytest.raises(
-            ArgumentError, match=r"has a class '(béret|digit_1)' already: give anot"
-        ):
+        with pytest.raises(ArgumentError, match=r"has a class '(béret|digit_1)' already: give anot"):
             add_class(arguments(run.folder, name=name, images=images))
     shutil.copytree(letters / "B", tmp_path / "data" / nfd)
     with pytest.raises(ArgumentError, match=r"the checkpoint knows all of its classes, béret"):
@@ -254,12 +250,8 @@ def test_a_checkpoint_that_would_not_load_does_not_replace_one_that_does(make_ru
     assert contents(run.folder) == before
 
 
-@pytest.mark.parametrize(
-    ("before", "classes"), [("results.json", 3), ("backbones.py", 4), ("model.safetensors", 4)]
-)
-def test_a_killed_process_leaves_the_folder_as_it_was_or_as_it_would_be(
-    make_run, letters, before, classes
-):
+@pytest.mark.parametrize(("before", "classes"), [("results.json", 3), ("backbones.py", 4), ("model.safetensors", 4)])
+def test_a_killed_process_leaves_the_folder_as_it_was_or_as_it_would_be(make_run, letters, before, classes):
     run = make_run()
     replace = os.replace
 

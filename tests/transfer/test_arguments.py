@@ -29,8 +29,7 @@ def test_what_a_mode_is_to_training():
     arguments = finetuning(compare="all", decay=0.5, rank=4, objective="ntce", epochs=7)
     training = {mode: arguments.training(mode) for mode in TRAINED_MODES}
     adapted = {
-        mode: (of_mode.freeze_backbone, of_mode.layer_decay, of_mode.lora_rank)
-        for mode, of_mode in training.items()
+        mode: (of_mode.freeze_backbone, of_mode.layer_decay, of_mode.lora_rank) for mode, of_mode in training.items()
     }
     assert adapted == {
         "full": (False, None, None),

@@ -62,9 +62,7 @@ def test_what_is_saved_is_whole(arguments, source, digits_folder, tmp_path, caps
     results = train(arguments())
     assert "The features of the training images took" in capsys.readouterr().out
     report = evaluate(
-        EvaluateArguments(
-            model=str(tmp_path / "run"), dataset_name=str(digits_folder), num_workers=0, json=True
-        )
+        EvaluateArguments(model=str(tmp_path / "run"), dataset_name=str(digits_folder), num_workers=0, json=True)
     )
     assert report["accuracy"] == results["test"]["accuracy"]
     before, after = trained(source), trained(tmp_path / "run")

@@ -59,9 +59,7 @@ def run(source, digits_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("batch_size", "rate"), [(64, 0.025), (4096, 0.4)])
-def test_the_rate_of_a_head_rises_with_the_batch_so_far(
-    source, digits_folder, tmp_path, batch_size, rate
-):
+def test_the_rate_of_a_head_rises_with_the_batch_so_far(source, digits_folder, tmp_path, batch_size, rate):
     asked = FinetuneArguments(
         model=str(source), dataset_name=str(digits_folder), mode="head", batch_size=batch_size,
         output_dir=str(tmp_path / "out"),
@@ -91,22 +89,14 @@ def test_every_mode_in_one_table(run, digits_folder, tmp_path, capsys, monkeypat
             assert not folder.exists()
             continue
         report = evaluate(
-            EvaluateArguments(
-                model=str(folder), dataset_name=str(digits_folder), num_workers=0, json=True
-            )
+            EvaluateArguments(model=str(folder), dataset_name=str(digits_folder), num_workers=0, json=True)
         )
         assert report["accuracy"] == pytest.approx(row["accuracy"], abs=1e-6)
         for name, value in row["neural_collapse"].items():
             if isinstance(value, float):
                 assert report["neural_collapse"][name] == pytest.approx(value, rel=0.02, abs=1e-4)
     trained = {row["mode"]: row["trainable_parameters"] for row in result["rows"]}
-    assert (
-        trained["full"]
-        == trained["layerwise"]
-        > trained["lora"]
-        > trained["head"]
-        == 96 * 97 + 3 * 96
-    )
+    assert trained["full"] == trained["layerwise"] > trained["lora"] > trained["head"] == 96 * 97 + 3 * 96
     assert trained["prototypes"] == trained["knn"] == 0
     config = ProtoSphereConfig.from_pretrained(tmp_path / "out" / "full")
     assert (config.objective, config.softmax_temperature) == ("ntce", 0.2)
@@ -127,9 +117,7 @@ def test_few_shots_with_confidence_resumed_without_doing_it_again(run, tmp_path,
     summary = first["summary"][0]
     values = [row["accuracy"] for row in first["rows"][:2]]
     assert summary["accuracy"] == pytest.approx(sum(values) / 2)
-    assert summary["accuracy_interval"] == pytest.approx(
-        12.706 * abs(values[0] - values[1]) / 2, abs=1e-3
-    )
+    assert summary["accuracy_interval"] == pytest.approx(12.706 * abs(values[0] - values[1]) / 2, abs=1e-3)
 
     # A row that was cut short by a kill is done again; the others are not, and more may be asked.
     lines = (folder / "rows.jsonl").read_text().split("\n")
@@ -203,9 +191,7 @@ def test_fair_probes_share_their_passes(run, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["head", "prototypes"])
 def test_a_transformer_at_another_image_size(run, tmp_path, mode):
-    config = ProtoSphereConfig(
-        backbone="test_vit", backbone_kwargs={"patch_size": 8}, image_size=32, num_labels=2
-    )
+    config = ProtoSphereConfig(backbone="test_vit", backbone_kwargs={"patch_size": 8}, image_size=32, num_labels=2)
     ProtoSphereForImageClassification(config).save_pretrained(tmp_path / "vit")
     run(model=str(tmp_path / "vit"), mode=mode, image_size=48)
     model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "out")

@@ -23,13 +23,7 @@ def row(mode, shots, trial, accuracy, **more):
 
 def few_shot():
     accuracies = {("full", 1): (0.4, 0.5, 0.6), ("full", 5): (0.8,), ("knn", 1): (0.5, 0.5)}
-    return summarize(
-        [
-            row(*key, trial, a)
-            for key, of_key in accuracies.items()
-            for trial, a in enumerate(of_key)
-        ]
-    )
+    return summarize([row(*key, trial, a) for key, of_key in accuracies.items() for trial, a in enumerate(of_key)])
 
 
 def test_what_a_class_without_images_leaves_undefined_is_a_dash():

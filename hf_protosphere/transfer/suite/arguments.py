@@ -78,13 +78,11 @@ class TransferSuiteArguments(Arguments):
         for name, values in self.datasets.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise ArgumentError(
-                    f"datasets: {name!r} is to be a folder too: give a name of letters, digits, "
-                    "'_', '.' and '-'."
+                    f"datasets: {name!r} is to be a folder too: give a name of letters, digits, '_', '.' and '-'."
                 )
             if not isinstance(values, dict) or "dataset_name" not in values:
                 raise ArgumentError(
-                    f"datasets, {name}: must be such as {{dataset_name: uoft-cs/cifar10}}, but got "
-                    f"{values!r}."
+                    f"datasets, {name}: must be such as {{dataset_name: uoft-cs/cifar10}}, but got {values!r}."
                 )
             check_known(values, known, f"datasets, {name}: a suite cannot set")
             check_known([self.metric(name)], METRIC_TITLES, f"datasets, {name}: there is no metric")

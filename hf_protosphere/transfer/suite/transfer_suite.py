@@ -104,8 +104,7 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
         for (dataset, model), reason in failures.items():
             models.setdefault((dataset, reason), []).append(model)
         details = "\n\n".join(
-            f"{dataset}, {', '.join(alike)}: {reason}"
-            for (dataset, reason), alike in models.items()
+            f"{dataset}, {', '.join(alike)}: {reason}" for (dataset, reason), alike in models.items()
         )
         raise SuiteError(
             f"{len(failures)} of {len(selected)} transfers failed, the others are done. The same "
@@ -144,8 +143,7 @@ def matrix(arguments: TransferSuiteArguments) -> list[Entry]:
         first = by_folder.setdefault(entry.folder, entry)
         if first is not entry:
             raise ArgumentError(
-                f"--models {first.model} and {entry.model} would both lie in {entry.folder}: "
-                "rename one."
+                f"--models {first.model} and {entry.model} would both lie in {entry.folder}: rename one."
             )
     return entries
 

@@ -73,9 +73,7 @@ def _against(results: Results, data: str) -> str:
         of = collapse("test", name)
         most = max(settings, key=lambda m: fmean(results.values("classify", data, m, of)))
         theirs = results.values("classify", data, most, of)
-        ours = ", ".join(
-            f"{m} {verdict(results.values('classify', data, m, of), theirs)}" for m in PROTOTYPES
-        )
+        ours = ", ".join(f"{m} {verdict(results.values('classify', data, m, of), theirs)}" for m in PROTOTYPES)
         title = next(title for title, metric in SHOWN.items() if metric == name)
         lines.append(f"- test {title}: {most} attains {fmean(theirs):.1f}; {ours}")
     said = f"Of the settings within one deviation of its best accuracy ({'; '.join(settings)}):"

@@ -64,9 +64,7 @@ def measure(row: Row, work: Work) -> Measured:
     if row.task == "classify":
         measured |= collapse(model, known) | retrieval(model, known.splits["test"], "known")
         others = (
-            features_of_data(name, path, work.options["model"])
-            for name, path in work.data.items()
-            if name != row.data
+            features_of_data(name, path, work.options["model"]) for name, path in work.data.items() if name != row.data
         )
         far = torch.cat([other.splits["test"].versions[0] for other in others])
         measured["far"] = unknown(model, known, far)

@@ -61,9 +61,7 @@ def _convolution(in_width: int, width: int) -> nn.Conv2d:
 class AirNet(nn.Module):
     """A fixed whitening, three blocks of two convolutions, and the maximum over the image."""
 
-    def __init__(
-        self, widths: Sequence[int] = (64, 128, 256), num_classes: int = 0, in_chans: int = 3
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 128, 256), num_classes: int = 0, in_chans: int = 3) -> None:
         super().__init__()
         self.num_features, before = widths[-1], 8 * in_chans
         layers: list[nn.Module] = [Whitening(in_chans), nn.GELU()]

@@ -67,9 +67,7 @@ SETTINGS: dict[str, Options] = {  # that were tried, with one seed
     "ETF + DR": METHODS["ETF + DR"],
     "SCL + FP": METHODS["SCL + FP"],
     "CE, widths 64, 256, 256": _CE[0.01, 0.3] | {"backbone_kwargs": {"widths": [64, 256, 256]}},
-    "CE, ResNet-18": _options(
-        "cross_entropy", 0.4, 5e-4, optimizer="sgd", backbone="resnet18", small_images=True
-    ),
+    "CE, ResNet-18": _options("cross_entropy", 0.4, 5e-4, optimizer="sgd", backbone="resnet18", small_images=True),
 }
 SEVERAL = ("CE", "CE, decay 1", *PROTOTYPES)  # of which there are more than two seeds
 
@@ -109,10 +107,7 @@ def _uses(row: Row, work: Work) -> Measured:
     if not (folder / "results.json").exists():
         measure(trained, work)
     model = ProtoSphereForImageClassification.from_pretrained(folder)
-    features = {
-        name: _features(folder, work.data[name], max_train_samples=SAMPLE)
-        for name in ("cifar10", "clothing")
-    }
+    features = {name: _features(folder, work.data[name], max_train_samples=SAMPLE) for name in ("cifar10", "clothing")}
     known = features["cifar10"]
     far = features["clothing"].splits["test"]
     measured = classification(model, known) | retrieval(model, known.splits["test"], "known")
@@ -121,9 +116,7 @@ def _uses(row: Row, work: Work) -> Measured:
     measured["transfer_accuracy"] = _linear_probe(features["clothing"])
     split = load_split(work.data["cifar10"], "test").shuffle(seed=0).select(range(CORRUPTED))
     processor = build_image_processor(model.config)
-    errors = corruption_errors(
-        model, split, processor, Accelerator(), num_workers=0, severities=[1, 2, 3, 4, 5]
-    )
+    errors = corruption_errors(model, split, processor, Accelerator(), num_workers=0, severities=[1, 2, 3, 4, 5])
     return measured | {
         "clean_error": 100 * errors["clean_error"],
         "corruption_error": 100 * errors["mean_corruption_error"],

@@ -22,18 +22,14 @@ def write(results: Results, folder: Path) -> None:
     for epochs in EPOCHS:
         lines = [["factor", *(f"K = {count}" for count in CLASSES), "mean"]]
         for method in results.methods(f"{epochs} epochs", f"K={CLASSES[0]}"):
-            found = [
-                results.values(f"{epochs} epochs", f"K={count}", method, _accuracy)
-                for count in CLASSES
-            ]
+            found = [results.values(f"{epochs} epochs", f"K={count}", method, _accuracy) for count in CLASSES]
             lines.append([method, *map(cell, found), f"{fmean(map(fmean, found)):.1f}"])
         parts.append(f"### {epochs} epochs\n\n{markdown_table(lines)}")
     learned = [["", *(f"K = {count}" for count in CLASSES)]]
     for title in OBJECTIVES:
         if (method := f"{title}, {LEARNED}") in results.methods("40 epochs", "K=10"):
             values = [
-                results.values("40 epochs", f"K={count}", method, lambda m: m["temperature"])
-                for count in CLASSES
+                results.values("40 epochs", f"K={count}", method, lambda m: m["temperature"]) for count in CLASSES
             ]
             learned.append([method, *map(cell, values)])
     parts.append(f"### Learned temperatures, after 40 epochs\n\n{markdown_table(learned)}")
@@ -47,8 +43,7 @@ def _draw(results: Results, picture: Path) -> None:
     for axes, title in zip(figure.subplots(1, len(OBJECTIVES), sharey=True), OBJECTIVES):
         for count, color, style in zip(CLASSES, COLORS, STYLES):
             values = [
-                fmean(results.values("40 epochs", f"K={count}", f"{title}, {factor}", _accuracy))
-                for factor in FACTORS
+                fmean(results.values("40 epochs", f"K={count}", f"{title}, {factor}", _accuracy)) for factor in FACTORS
             ]
             lost = [value - max(values) for value in values]
             axes.plot(FACTORS, lost, color=color, linestyle=style, marker="o", label=f"K = {count}")

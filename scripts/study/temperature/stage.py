@@ -84,6 +84,4 @@ def _classes(path: str, model: str, count: int, seed: int) -> ImageDataset:
                 found = KMeans(parts, n_init=1, random_state=seed).fit(points)
             labels[role][own] = torch.as_tensor(found.predict(points)).long() + parts * label
     names = [f"{name} {i}" for name in features.label_names for i in range(parts)]
-    return ImageDataset(
-        {role: FeatureSplit(split.versions, labels[role]) for role, split in splits.items()}, names
-    )
+    return ImageDataset({role: FeatureSplit(split.versions, labels[role]) for role, split in splits.items()}, names)

@@ -27,9 +27,7 @@ VALUES = {
 def entry(dataset, model):
     metric = METRICS[dataset]
     other = {"accuracy": 1.0, "mean_class_accuracy": 1.0, "split": "test", "num_images": 9}
-    rows = {
-        mode: other | {metric: value} for mode, value in VALUES.get((dataset, model), {}).items()
-    }
+    rows = {mode: other | {metric: value} for mode, value in VALUES.get((dataset, model), {}).items()}
     return SimpleNamespace(
         dataset=dataset, model=model, metric=metric, rows=lambda: rows,
         arguments=SimpleNamespace(modes=MODES),
@@ -57,9 +55,7 @@ def test_means_and_improvements(results):
     assert means["knn", MODELS[1]]["improvement"] == pytest.approx((0.2 - 0.25) / 2)
     # Nothing is relative to a baseline of 0.
     assert means["prototypes", MODELS[1]]["improvement"] is None
-    assert results["failures"] == [
-        {"dataset": "third", "model": MODELS[1], "reason": "no such | images\nat all"}
-    ]
+    assert results["failures"] == [{"dataset": "third", "model": MODELS[1], "reason": "no such | images\nat all"}]
 
 
 def test_the_table(results):
@@ -108,9 +104,7 @@ def test_the_picture_has_a_bar_for_each_improvement(results, tmp_path, monkeypat
     from matplotlib.axes import Axes
 
     bars, draw = [], Axes.bar
-    monkeypatch.setattr(
-        Axes, "bar", lambda self, x, y, **more: bars.append(y) or draw(self, x, y, **more)
-    )
+    monkeypatch.setattr(Axes, "bar", lambda self, x, y, **more: bars.append(y) or draw(self, x, y, **more))
     plot_improvements(results, tmp_path / "improvements.png")
     assert (tmp_path / "improvements.png").read_bytes().startswith(b"\x89PNG")
     assert bars == [pytest.approx([20.0, -25.0, -2.5]), pytest.approx([25.0])]

@@ -160,9 +160,7 @@ def test_a_data_set_that_cannot_be_loaded_is_a_row(options, data, tmp_path, caps
     assert len(results["rows"]) == 8
     assert results["means"][0]["datasets"] == ["lower", "upper"]
     assert {failure["dataset"] for failure in results["failures"]} == {"absent", "broken"}
-    line = next(
-        x for x in capsys.readouterr().out.split("\n") if x.startswith("knn         absent")
-    )
+    line = next(x for x in capsys.readouterr().out.split("\n") if x.startswith("knn         absent"))
     assert "-  --dataset_name user/absent cannot be loaded: ConnectionError" in line
 
     # Tried again, now from here.

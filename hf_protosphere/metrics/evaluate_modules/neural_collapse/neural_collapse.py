@@ -62,9 +62,7 @@ class NeuralCollapse(evaluate.Metric):
         embeddings = embeddings.combine_chunks()
         lengths = embeddings.value_lengths().unique().to_pylist()
         if len(lengths) != 1:
-            raise ValueError(
-                f"embeddings must be vectors of one length, but have lengths {sorted(lengths)}."
-            )
+            raise ValueError(f"embeddings must be vectors of one length, but have lengths {sorted(lengths)}.")
         numbers = embeddings.flatten().to_numpy(zero_copy_only=False)
         labels = torch.tensor(references.to_numpy())
         if num_classes is None:
