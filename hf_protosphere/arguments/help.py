@@ -1,6 +1,7 @@
 """The page of `--help`: how a command is called, what most people need, then every group."""
 
 import dataclasses
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
@@ -22,8 +23,7 @@ class Parser(HfArgumentParser):
     """Flags from dataclasses, a group each.
 
     Args:
-        groups: dataclasses with an `_argument_group_name`, of their own fields, without those that
-            they inherit; a field's `help` is its explanation.
+        groups: dataclasses, of their own fields, without those that they inherit; a field's `help` is its explanation.
         positional: names of fields whose values need no flag.
         common: names of the fields that most people need, with which the page begins.
         example: arguments to show after `prog`.
@@ -107,15 +107,23 @@ class Parser(HfArgumentParser):
         return flag.ljust(INDENT) + text[INDENT:] if len(flag) < INDENT - 1 else f"{flag}\n{text}"
 
 
+def groups_of(cls: type) -> list[type]:
+    """Those dataclasses among a class and its bases that have flags of their own, the last base first."""
+    return [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base) and _own_fields(base)]
+
+
+def _own_fields(group: type) -> list[dataclasses.Field]:
+    """Fields that it does not inherit. One without help has no flag."""
+    own = get_annotations(group)
+    return [field for field in dataclasses.fields(group) if field.name in own and "help" in field.metadata]
+
+
 def _own(group: type) -> type:
-    """A dataclass with the fields that it does not inherit. One without help has no flag."""
-    hints, own = get_type_hints(group, include_extras=True), get_annotations(group)
-    fields = [
-        (field.name, hints[field.name], copy(field))
-        for field in dataclasses.fields(group)
-        if field.name in own and "help" in field.metadata
-    ]
-    name = {"_argument_group_name": group._argument_group_name}
+    """A dataclass of these alone, which is called as the class is: `ExportArguments` are the group "export"."""
+    hints = get_type_hints(group, include_extras=True)
+    fields = [(field.name, hints[field.name], copy(field)) for field in _own_fields(group)]
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", group.__name__.strip("_").removesuffix("Arguments")).lower()
+    name = {"_argument_group_name": vars(group).get("_argument_group_name", words)}
     return dataclasses.make_dataclass(group.__name__, fields, kw_only=True, namespace=name)
 
 

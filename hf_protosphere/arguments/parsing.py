@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ..errors import ArgumentError, errors_in_one_line
 from .fields import brief, check_known, expanded, field_names, flag
-from .help import Parser
+from .help import Parser, groups_of
 from .yaml_files import parse_yaml
 
 T = TypeVar("T")
@@ -16,8 +16,6 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(kw_only=True)
 class _File:
-    _argument_group_name = "file"
-
     config: str | None = flag("YAML file with any of these arguments; flags win.")
 
 
@@ -33,8 +31,7 @@ def parse_arguments(
         page: what `--help` says beside the fields, as for `Parser`.
     """
     argv = _with_flags(argv, positional)
-    groups = [base for base in reversed(cls.__mro__) if "_argument_group_name" in vars(base)]
-    parser = Parser([*groups, _File], prog=prog, description=description, positional=positional, **page)
+    parser = Parser([*groups_of(cls), _File], prog=prog, description=description, positional=positional, **page)
     # Read first: what the file gives is not required any more.
     config = Parser([_File], add_help=False).parse_known_args(argv)[0].config
     values = read_yaml(config, cls) if config else {}

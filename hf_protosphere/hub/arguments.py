@@ -19,8 +19,6 @@ TAG = re.compile(r"(?!(main|refs|heads)(/|$))(?!.*(\.\.|(\.lock|\.)(/|$)))\w[\w.
 class PublishArguments(Arguments):
     """What to publish, and where. Invalid values raise `ArgumentError` at once."""
 
-    _argument_group_name = "publish"
-
     folder: PathName = required("Folder of a finished run.")
     repo_id: str = required("Where: 'user/name' on the Hub.")
     private: bool = flag("Make a new repository private.", False)
@@ -65,8 +63,6 @@ class PublishArguments(Arguments):
 class ExportArguments(LabelledImages, Arguments):
     """What to export, and how. Invalid values raise `ArgumentError` at once."""
 
-    _argument_group_name = "export"
-
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     format: Literal["onnx", "torch_export"] = flag(
         "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
@@ -101,8 +97,6 @@ class ExportArguments(LabelledImages, Arguments):
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments(Arguments):
     """What page to show, and where. Invalid values raise `ArgumentError` at once."""
-
-    _argument_group_name = "demo"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     unknown_angle: Annotated[float, "(0, 180]"] | None = flag(

@@ -30,8 +30,6 @@ class ReleaseArguments(Arguments):
         launch: {pattern of names: options of `accelerate launch`}; without, one plain process.
     """
 
-    _argument_group_name = "release"
-
     recipes: list[PathName] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
     seeds: list[fields.Seed] = field(default_factory=lambda: [0])

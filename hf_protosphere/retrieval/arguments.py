@@ -11,8 +11,6 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingArguments:
-    _argument_group_name = "embedding"
-
     on_bad_image: Literal["error", "skip"] = flag(
         "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
     )
@@ -31,8 +29,6 @@ class EmbeddingArguments:
 @dataclass(frozen=True, kw_only=True)
 class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
     """What to index, and where. Invalid values raise `ArgumentError` at once."""
-
-    _argument_group_name = "index"
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     images: PathName | None = flag("Folder of images, at any depth, without labels; or give --dataset_name.")
@@ -58,8 +54,6 @@ class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
 @dataclass(frozen=True, kw_only=True)
 class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
     """What to search, in what. Invalid values raise `ArgumentError` at once."""
-
-    _argument_group_name = "search"
 
     index: PathName = required("Folder of an index that `protosphere index` wrote.")
     queries: list[PathName] | None = flag("Images to look for, and folders of them.")

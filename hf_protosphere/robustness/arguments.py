@@ -11,8 +11,6 @@ from .corruptions import load_library, parse_corruptions, parse_severities
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessArguments:
-    _argument_group_name = "robustness"
-
     corruptions: list[str] | None = flag(
         "Also measure errors on corrupted images: all, for the 15 corruptions of ImageNet-C, "
         "noise, blur, weather, digital, extra (4 more), or single names such as fog. The means are "

@@ -11,8 +11,6 @@ from ..errors import ArgumentError
 class PlotArguments(Arguments):
     """What to draw again, from finished files. Invalid values raise `ArgumentError` at once."""
 
-    _argument_group_name = "plot"
-
     runs: list[PathName] = required(
         "Folders of runs. Of one run every picture; of several, neural collapse over their training in one picture."
     )

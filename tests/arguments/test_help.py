@@ -10,9 +10,7 @@ from hf_protosphere.arguments.help import Parser
 
 
 @dataclass(kw_only=True)
-class Garden:
-    _argument_group_name = "garden"
-
+class GardenArguments:
     place: str = field(metadata={"help": "Where it is."})
     trees: list[str] | None = field(default=None, metadata={"help": "What grows."})
     fence: bool = flag("Keep the deer out.", True)
@@ -22,7 +20,7 @@ class Garden:
 
 @dataclass(kw_only=True)
 class Weather:
-    _argument_group_name = "weather"
+    _argument_group_name = "above"
 
     sky: Literal["clear", "grey"] | None = flag("What is above.")
     clouds: int = flag("How many, at most 100 %%.", 0)
@@ -48,7 +46,7 @@ garden:
   --pond                      Let the frogs in.
   --heated {true,false}       The greenhouse; by default in winter.
 
-weather:
+above:
   --clouds N                  How many, at most 100 %. (default: 0)
   --hours N ...               Of the day. (default: 9 17)
   --note NOTE                 For the visitors, in as many words as it takes to
@@ -59,7 +57,7 @@ Names may have hyphens for underscores: --batch-size is --batch_size.
 
 
 def parser(**options):
-    return Parser([Garden, Weather], prog="visit", description="See a garden.", **options)
+    return Parser([GardenArguments, Weather], prog="visit", description="See a garden.", **options)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hf_protosphere.arguments.fields import PathName
+from hf_protosphere.arguments.help import groups_of
 from hf_protosphere.cli.commands import COMMANDS, _imported
 from hf_protosphere.errors import ArgumentError
 from tests import SCRIPTS
@@ -89,12 +90,8 @@ def test_words_without_a_flag():
 def _fields(command):
     """The help of every argument that has a flag; what only a file says has none."""
     fields = dataclasses.fields(_imported(command.arguments))
-    groups = [vars(base) for base in _imported(command.arguments).__mro__]
-    flags = {
-        field.name: field.metadata["help"]
-        for group in groups if "_argument_group_name" in group
-        for field in group["__dataclass_fields__"].values() if "help" in field.metadata
-    }  # fmt: skip
+    groups = groups_of(_imported(command.arguments))
+    flags = {f.name: f.metadata["help"] for group in groups for f in dataclasses.fields(group) if "help" in f.metadata}
     assert {field.name for field in fields} - flags.keys() <= {
         *("datasets", "arguments", "skip"),
         *("recipes", "objectives", "seeds", "overrides", "launch"),

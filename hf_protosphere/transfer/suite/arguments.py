@@ -38,8 +38,6 @@ class TransferSuiteArguments(Arguments):
             data set win.
     """
 
-    _argument_group_name = "transfer suite"
-
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     models: list[PathName] | None = flag("What to transfer, as for `protosphere finetune --model`.")
