@@ -56,16 +56,22 @@ def render_card(
     run = FinishedRun.read(folder)
     repo_id = _checked_repo_id(repo_id) if repo_id else f"user/{run.default_name}"
     check_license(license)
-    name = repo_id.split("/")[-1]
+    user, name = repo_id.split("/")[0], repo_id.split("/")[-1]
+    others = [path for path in map(Path, compare_with or []) if path.resolve() != run.folder.resolve()]
+    # A linear layer has no prototypes, which all but the curves show.
+    pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
     return ModelCard.from_template(
         _metadata(run, name, license), template_path=str(TEMPLATE),
         title=inline(name), repo_id=repo_id, license=license, notes=notes,
         paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=WORDS[run.config.objective],
         trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
         run=run, config=run.config, arguments=run.arguments, results=run.results,
-        origin=run.provenance, device=run.provenance["device"], **_results(run),
+        origin=run.provenance, device=run.provenance["device"], reported=run.results[run.reported],
+        least_accurate=_least_accurate(run), classifiers=CLASSIFIERS, metrics=applicable_metrics(run),
+        pictures=[name for name in pictures if (run.folder / name).is_file()],
         calibration=run.calibration, has_reliability=(run.folder / RELIABILITY).is_file(),
-        comparison=_comparison(run, compare_with, repo_id),
+        comparison=compare(run, list(map(FinishedRun.read, others))) if compare_with else [],
+        repositories={path: _checked_repo_id(f"{user}/{path.resolve().name}") for path in others},
         inline=inline, listed=listed, percent=percent, duration=duration,
         degrees=lambda cosine: math.degrees(math.acos(cosine)), frequencies=FREQUENCIES,
     )  # fmt: skip
@@ -172,54 +178,8 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
     return results
 
 
-def _results(run: FinishedRun) -> dict[str, Any]:
-    """What was measured: accuracies, neural collapse, pictures."""
-    report = run.results[run.reported]
-    # A linear layer has no prototypes, which all but the curves show.
-    pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
-    pairs = zip(report["class_accuracies"], map(inline, run.class_names))
+def _least_accurate(run: FinishedRun) -> str:
+    pairs = zip(run.results[run.reported]["class_accuracies"], map(inline, run.class_names))
     below = [(accuracy, name) for accuracy, name in pairs if accuracy is not None and accuracy < 1]
     worst = sorted(below, key=lambda pair: pair[0])[:LEAST_ACCURATE_SHOWN]
-    return {
-        "reports": [_accuracies(run, split) for split in run.held_out],
-        "least_accurate": ", ".join(f"{name} ({percent(accuracy)})" for accuracy, name in worst),
-        "classifiers": [
-            {"title": CLASSIFIERS[name], **metrics, "accuracy": percent(metrics["accuracy"])}
-            for name, metrics in run.results.get("classifiers", {}).items()
-        ],
-        "collapse": report["neural_collapse"],
-        "metrics": applicable_metrics(run),
-        "pictures": [name for name in pictures if (run.folder / name).is_file()],
-    }
-
-
-def _comparison(run: FinishedRun, folders: Sequence[str | Path] | None, repo_id: str) -> list[dict[str, Any]]:
-    if not folders:
-        return []
-    user = repo_id.split("/")[0]
-    ids = {run.folder: repo_id} | {
-        path: _checked_repo_id(f"{user}/{path.resolve().name}")
-        for path in map(Path, folders)
-        if path.resolve() != run.folder.resolve()
-    }
-    return [
-        {
-            "of": row,
-            "is_own": run in row.runs,
-            "models": [(one.arguments.seed, ids[one.folder], one is run) for one in row.runs],
-        }
-        for row in compare(run, [FinishedRun.read(path) for path in ids if path != run.folder])
-    ]
-
-
-def _accuracies(run: FinishedRun, split: str) -> dict[str, Any]:
-    report = run.results[split]
-    names = ["accuracy", "top5_accuracy"]
-    if run.config.prototypes != "class_means":  # else they are the classifier
-        names.append("class_means_accuracy")
-    if run.arguments.imbalance:
-        names.append("mean_class_accuracy")
-    metrics = {name: report[name] for name in names if name in report}
-    metrics |= report.get("accuracy_by_frequency", {})
-    accuracies = {name: percent(value) for name, value in metrics.items()}
-    return {"split": split, "images": report["num_images"], "accuracies": accuracies}
+    return ", ".join(f"{name} ({percent(accuracy)})" for accuracy, name in worst)

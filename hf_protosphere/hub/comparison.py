@@ -51,7 +51,7 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
             )
     by_seed = sorted(seen.values(), key=lambda run: run.arguments.seed)
     groups = {name: [r for r in by_seed if r.config.objective == name] for name in WORDS}
-    return [ComparedObjective(WORDS[name].title, g) for name, g in groups.items() if g]
+    return [ComparedObjective(WORDS[name]["title"], g) for name, g in groups.items() if g]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
