@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,14 +162,9 @@ class OnDisk:
     def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(len(self))
         row_bytes = self.nbytes // len(self)
-        if start == stop:
-            return torch.empty(0, self.shape[1], dtype=self.dtype)
         self.file.seek(self.offset + start * row_bytes)
-        data = bytearray((stop - start) * row_bytes)
-        view, read = memoryview(data), 0
-        while read < len(data):
-            read += self.file.readinto(view[read:])
-        return torch.frombuffer(data, dtype=self.dtype).view(-1, self.shape[1])
+        data = np.fromfile(self.file, np.uint8, (stop - start) * row_bytes)
+        return torch.from_numpy(data).view(stop - start, row_bytes).view(self.dtype)
 
     def to(self, device: Any) -> "OnDisk":  # torchmetrics, to "compute_on_cpu"
         return self

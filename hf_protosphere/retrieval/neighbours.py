@@ -62,10 +62,9 @@ def nearest(
     queries, embeddings = queries.detach().float(), embeddings.detach().float()
     if backend is None and embeddings.device.type == "cpu" and importlib.util.find_spec("faiss"):
         backend = "faiss"
-    find = _faiss_candidates if backend == "faiss" else _torch_candidates
     count = min(len(embeddings), k + SPARE)
     cosines, rows = [queries.new_empty(0, k)], [queries.new_empty(0, k, dtype=torch.int64)]
-    for block, (values, candidates) in find(queries, embeddings, count):
+    for block, values, candidates in _candidates(queries, embeddings, count, backend):
         candidates = candidates.sort(dim=1).values  # of equal cosines the lowest row is first
         kept = _cosines(block, embeddings, candidates)  # (B, count)
         kept, order = (x[:, :k] for x in kept.sort(dim=1, descending=True, stable=True))
@@ -142,22 +141,20 @@ def retrieval_metrics(
     }
 
 
-Candidates = Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]  # block, (values, rows) of it
-
-
-def _torch_candidates(queries: Tensor, embeddings: Tensor, count: int) -> Candidates:
-    for _, block in _blocks(queries, len(embeddings)):
-        yield block, (block @ embeddings.T).topk(count)
-
-
-def _faiss_candidates(queries: Tensor, embeddings: Tensor, count: int) -> Candidates:
+def _candidates(
+    queries: Tensor, embeddings: Tensor, count: int, backend: str | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Blocks of queries, each with the float32 products of its nearest `count` embeddings, and their rows."""
+    if backend != "faiss":
+        for _, block in _blocks(queries, len(embeddings)):
+            yield block, *(block @ embeddings.T).topk(count)
+        return
     import faiss
 
     index = faiss.IndexFlatIP(embeddings.shape[1])
     index.add(embeddings.contiguous().numpy())
     for _, block in _blocks(queries, count * embeddings.shape[1]):  # what `_cosines` gathers
-        values, rows = index.search(block.contiguous().numpy(), count)
-        yield block, (torch.from_numpy(values), torch.from_numpy(rows))
+        yield block, *map(torch.from_numpy, index.search(block.contiguous().numpy(), count))
 
 
 def _blocks(queries: Tensor, numbers_each: int) -> Iterator[tuple[int, Tensor]]:
