@@ -169,8 +169,7 @@ class ProtoSphereConfig(PretrainedConfig):
     def custom_pipelines(self) -> dict[str, Any]:
         """Tasks that `transformers.pipeline` runs by code beside the checkpoint. Where the package
         is imported there are none: the task is in transformers' registry, and needs no trust."""
-        remote = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
-        if not remote or self.rejection_threshold is None:
+        if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.") or self.rejection_threshold is None:
             return {}
         return {OPEN_SET_TASK: {"impl": OPEN_SET_PIPELINE, "pt": ["AutoModelForImageClassification"]}}
 

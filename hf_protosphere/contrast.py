@@ -190,8 +190,7 @@ class GroupLogSumExp(torch.autograd.Function):
         # The anchors of a class may sit on any process, the instances they contrast on all.
         grad = grad.clone()
         dist.all_reduce(grad, group=ctx.group)
-        share = torch.where(lse == -math.inf, 0.0, (lse - group_lse).exp())
-        return grad * share, None
+        return grad * torch.where(lse == -math.inf, 0.0, (lse - group_lse).exp()), None
 
 
 class GatherBatches(torch.autograd.Function):

@@ -165,8 +165,7 @@ def ntce_loss(
         >>> round(loss.item(), 4)
         0.3133
     """
-    batch = (embeddings, prototypes, labels, temperature)
-    return contrast(*batch, options, "instances", queue=queue)[:2]
+    return contrast(embeddings, prototypes, labels, temperature, options, "instances", queue=queue)[:2]
 
 
 @loss_of
@@ -192,8 +191,7 @@ def nonl_loss(
         >>> nonl_loss(embeddings, prototypes, torch.tensor([0, 1]), temperature=1.0).item()
         -1.0
     """
-    batch = (embeddings, prototypes, labels, temperature)
-    losses, anchors, _ = contrast(*batch, options, "other classes", queue=queue)
+    losses, anchors, _ = contrast(embeddings, prototypes, labels, temperature, options, "other classes", queue=queue)
     if readable(losses) and (left_out := int(anchors.left_out)):
         warnings.warn(
             f"nonl_loss: the batch holds a single class, so {left_out} anchors have no negatives "

@@ -206,8 +206,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
     def __init__(self, config: ProtoSphereConfig) -> None:
         super().__init__(config)
         self.backbone, feature_dim = build_backbone(config)
-        asked = config._attn_implementation
-        config._attn_implementation_internal = attention_of(self.backbone, asked)
+        config._attn_implementation_internal = attention_of(self.backbone, config._attn_implementation)
         decide_projection(config, self.backbone, feature_dim)
         self.projection, self.embedding_dim = build_projection(config, feature_dim)
         self.post_init()
@@ -284,8 +283,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         else:
             if config.prototypes == "simplex_etf" and config.num_labels > dim + 1:
                 simplex_etf(config.num_labels, dim)  # raises, also on the meta device
-            kind = (config.prototypes, config.learned_temperature)
-            self.head = PrototypeHead(config.num_labels, dim, *kind)
+            self.head = PrototypeHead(config.num_labels, dim, config.prototypes, config.learned_temperature)
         # For training only. A queue is of one process: no module, which others would be told.
         self.register_buffer("class_weight", None, persistent=False)
         self.register_buffer("class_bias", None, persistent=False)

@@ -42,8 +42,7 @@ def decoupled_normface_loss(
 
     The value may be negative. The arguments are those of `normface_loss`.
     """
-    batch = (embeddings, prototypes, labels, temperature)
-    return contrast(*batch, options, "other prototypes", bias)[:2]
+    return contrast(embeddings, prototypes, labels, temperature, options, "other prototypes", bias)[:2]
 
 
 @loss_of
@@ -67,8 +66,7 @@ def margin_loss(
         raise ValueError(
             f"margin must be in [0, π) and margin_type 'cosface' or 'arcface', but got {margin} and {margin_type!r}."
         )
-    batch = (embeddings, prototypes, labels, temperature)
-    losses, anchors, own = contrast(*batch, options, "other prototypes", bias)
+    losses, anchors, own = contrast(embeddings, prototypes, labels, temperature, options, "other prototypes", bias)
     lost = margin
     if margin_type == "arcface":
         cosines = own * temperature

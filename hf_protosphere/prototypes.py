@@ -92,8 +92,7 @@ def cosines_to(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """
     missing = -len(prototypes) % TILE
     tiles = F.pad(prototypes, (0, 0, 0, missing)).split(TILE)
-    products = torch.cat([embeddings @ tile.T for tile in tiles], dim=-1)
-    return products[..., : len(prototypes)]
+    return torch.cat([embeddings @ tile.T for tile in tiles], dim=-1)[..., : len(prototypes)]
 
 
 @torch.no_grad()

@@ -57,8 +57,7 @@ class Arguments:
     def __new__(cls, **values: Any) -> "Self":
         check_known(values, field_names(cls), f"{cls.__name__} has no")
         arguments = super().__new__(cls)
-        given = tuple(name for name, value in values.items() if value is not None)
-        object.__setattr__(arguments, "_given", given)
+        object.__setattr__(arguments, "_given", tuple(name for name, value in values.items() if value is not None))
         return arguments
 
     @property

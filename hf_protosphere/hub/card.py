@@ -111,8 +111,7 @@ def card_files(folder: str | Path, *, benchmark_task: str | None = None, **optio
     README.md; and for a benchmark `render_evaluation_results`."""
     files = {"README.md": str(render_card(folder, **options))}
     if benchmark_task is not None:
-        results = render_evaluation_results(folder, benchmark_task)
-        files[".eval_results/hf_protosphere.yaml"] = results
+        files[".eval_results/hf_protosphere.yaml"] = render_evaluation_results(folder, benchmark_task)
     return files
 
 

@@ -43,8 +43,7 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
                 f"{other.dataset_name}, {run.folder} on {run.reported} images of "
                 f"{run.dataset_name}: leave it out."
             )
-        key = other.config.objective, other.arguments.seed
-        if (first := seen.setdefault(key, other)) is not other:
+        if (first := seen.setdefault((other.config.objective, other.arguments.seed), other)) is not other:
             raise ArgumentError(
                 f"--compare_with: {first.folder} and {other.folder} have the same objective, "
                 f"{other.config.objective}, and seed, {other.arguments.seed}: leave out one."

@@ -113,8 +113,7 @@ def preprocessing(processor: BaseImageProcessor) -> dict[str, object]:
 def _images(arguments: ExportArguments, processor: BaseImageProcessor, image_size: int) -> tuple[Tensor, str]:
     """(N, 3, S, S) to compare on, and what they are."""
     if arguments.dataset_name is None:
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(NOISE, 3, image_size, image_size, generator=generator)
+        noise = torch.randn(NOISE, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         return noise, f"{NOISE} images of noise"
     images = load_image_dataset(
         arguments.dataset_name, **arguments.columns, test_split=arguments.split,

@@ -75,8 +75,7 @@ class EmbeddingStore:
     def _may_join(self, before: "Tensor | OnDisk", last: "Tensor | OnDisk") -> bool:
         if isinstance(before, OnDisk) or 2 * len(last) <= len(before):
             return False
-        fits = before.dtype == last.dtype and before.nbytes + last.nbytes <= BLOCK_BYTES
-        return self.size is not None or fits
+        return self.size is not None or (before.dtype == last.dtype and before.nbytes + last.nbytes <= BLOCK_BYTES)
 
     def _join(self, num: int) -> None:
         """The last blocks become one, of a sample those with the lowest ranks in each class."""
@@ -181,8 +180,7 @@ class OnDisk:
 def ranks(rows: Tensor) -> Tensor:
     """(n,) int64, as good as random, of the values of each of the rows (n, D) and nothing else."""
     bits = rows.double().view(torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=generator) * 2 + 1
+    factors = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 + 1
     mixed = (bits * factors).sum(1) + factors[0]  # zeros too are anywhere
     for shift in (32, 29, 32):
         mixed = (mixed ^ (mixed >> shift)) * 0x2545F4914F6CDD1D
@@ -258,8 +256,7 @@ class ClassMoments:
     def merged(self, other: "ClassMoments") -> "ClassMoments":
         """Of both; neither is changed."""
         theirs = [tensor.to(self.counts.device) for tensor in other.tensors]
-        unseen = (self.counts == 0)[:, None]
-        both = ClassMoments(*theirs).moved(torch.where(unseen, theirs[1], self.origins))
+        both = ClassMoments(*theirs).moved(torch.where((self.counts == 0)[:, None], theirs[1], self.origins))
         for mine, tensor in zip(self.additive, both.additive):
             tensor += mine
         return both

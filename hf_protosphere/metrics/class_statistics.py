@@ -90,8 +90,7 @@ def statistics_of_moments(
     counts, classes = _present(by_process.sum(0))
     if group:  # those of all processes, around the origins of the first that has seen each class
         has_origin = (by_process > 0).int().argmax(0) == dist.get_rank(group)  # (K,)
-        origins = summed(torch.where(has_origin[:, None], moments.origins, 0.0), group)
-        moments = moments.moved(origins)
+        moments = moments.moved(summed(torch.where(has_origin[:, None], moments.origins, 0.0), group))
         for tensor in moments.additive:
             summed(tensor, group)
     offsets = moments.sums / counts[:, None].clamp(min=1)  # (K, D) μ_c − origin
@@ -107,8 +106,7 @@ def statistics_of_moments(
             covariance = moments.second[c] / counts[c] - torch.outer(offsets[c], offsets[c])
             eigenvalues[c] = torch.linalg.eigvalsh(covariance).clamp(min=0)
     else:
-        kept = _gathered(sample.counts.to(device), group)
-        for c, rows in _shared_classes(sample, kept, device, group):
+        for c, rows in _shared_classes(sample, _gathered(sample.counts.to(device), group), device, group):
             eigenvalues[c] = covariance_eigenvalues(centre(rows)[1])
         summed(eigenvalues, group)
     centred_means = centre(means[classes])[1]

@@ -214,8 +214,7 @@ class NeuralCollapse(Metric):
         """Of the states; before the first embeddings zeros, on the device of the metric."""
         if self.moments:
             return ClassMoments(*self.moments)
-        sizes = self.num_classes, self.embedding_dim, self.keep == "moments"
-        return ClassMoments.none(*sizes, self._float64_device)
+        return ClassMoments.none(self.num_classes, self.embedding_dim, self.keep == "moments", self._float64_device)
 
     @property
     def storage(self) -> str:

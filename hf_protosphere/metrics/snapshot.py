@@ -31,8 +31,7 @@ class Snapshot:
         """Without images: prototypes (K, D), unit rows, stand for the class means too."""
         prototypes = prototypes.detach().float().cpu()
         none, cosines = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        vectors = (prototypes[:0], none, prototypes, prototypes, cosines, cosines)
-        return cls(*vectors, class_names, "")
+        return cls(prototypes[:0], none, prototypes, prototypes, cosines, cosines, class_names, "")
 
     def check(self) -> None:
         """Refuse tensors that do not fit each other or the classes, or are not finite."""
@@ -49,8 +48,7 @@ class Snapshot:
             floats = isinstance(tensor, Tensor) and name != "labels"
             if floats and not (tensor.dtype == torch.float32 and tensor.isfinite().all()):
                 raise ValueError(f"its {name} are no finite numbers in float32.")
-        of_classes = ((self.labels >= 0) & (self.labels < classes)).all()
-        if self.labels.dtype != torch.int64 or not of_classes:
+        if self.labels.dtype != torch.int64 or not ((self.labels >= 0) & (self.labels < classes)).all():
             raise ValueError(f"its labels are none of {classes} classes.")
         if [*map(type, self.class_names)] != [str] * classes:
             raise ValueError(f"it must name {classes} classes, but holds {self.class_names!r:.40}.")
@@ -104,5 +102,4 @@ class SnapshotCollector:
         embeddings, labels = (torch.cat(parts) for parts in zip(*self._kept))
         own, others = torch.cat(self._cosines).unbind(1)
         means = F.normalize(self.sums, dim=1).float().cpu()
-        vectors = (embeddings, labels, means, self.prototypes.cpu(), own, others)
-        return Snapshot(*vectors, list(class_names), split)
+        return Snapshot(embeddings, labels, means, self.prototypes.cpu(), own, others, list(class_names), split)

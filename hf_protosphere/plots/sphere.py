@@ -138,8 +138,7 @@ def _draw_projections(left: "Axes", right: "Axes", snapshot: Snapshot, shown: li
     plane = torch.linalg.qr((points[1:] - points[0]).T).Q  # (D, 2), orthonormal
     _draw_circle(left)
     _draw_points(left, snapshot, {c: styles[c] for c in corners}, plane, query)
-    triangle = (means[[*corners, corners[0]]] @ plane).T.tolist()
-    left.plot(*triangle, color="0.4", linewidth=1, zorder=0)
+    left.plot(*(means[[*corners, corners[0]]] @ plane).T.tolist(), color="0.4", linewidth=1, zorder=0)
     left.set_title(
         f"Projected onto the plane through three {what}\n(at neural collapse an equilateral triangle)"
         if len(corners) == 3

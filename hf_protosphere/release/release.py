@@ -144,8 +144,7 @@ def _print_plan(
         state = states[row.name]
         steps = {FINISHED: [], TO_RESUME: ["resume training"], MISSING: ["train"]}[state]
         if namespace and all(states[other.name] == FINISHED for other in siblings):
-            options = _publish_arguments(arguments, row, siblings, namespace)
-            state = "published" if is_published(options) else state
+            state = "published" if is_published(_publish_arguments(arguments, row, siblings, namespace)) else state
         will_finish = all(other in selected or states[other.name] == FINISHED for other in siblings)
         if namespace and will_finish and state != "published":
             steps.append(f"publish as {namespace}/{row.name}")

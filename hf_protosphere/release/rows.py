@@ -100,8 +100,7 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
 def _row(arguments: ReleaseArguments, recipe: Path, objective: str, seed: int) -> Row:
     variant = recipe.with_name(f"{recipe.stem}-{objective}{recipe.suffix}")
     values = read_yaml(str(variant if variant.exists() else recipe), TrainArguments)
-    backbone = values.get("backbone", "resnet18")
-    name = "-".join([slug(recipe.stem), slug(backbone), objective, f"seed{seed}"])
+    name = "-".join([slug(recipe.stem), slug(values.get("backbone", "resnet18")), objective, f"seed{seed}"])
     launch = None
     for pattern, more in arguments.overrides.items():
         values |= more if fnmatchcase(name, pattern) else {}

@@ -189,8 +189,7 @@ class ImageIndex:
             images = [IndexedImage(**row) for row in table.select(columns).to_pylist()]
             _check(embeddings, images, origin)
         if origin.folder is not None:
-            root = os.path.normpath(Path(folder).resolve() / origin.folder)
-            origin = dataclasses.replace(origin, folder=root)
+            origin = dataclasses.replace(origin, folder=os.path.normpath(Path(folder).resolve() / origin.folder))
         return cls(embeddings, images, origin)
 
     def search(

@@ -37,8 +37,7 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
         return report
     paths, labels, embeddings = _embedded_queries(found, arguments)
     neighbours = found.search(embeddings, arguments.k)
-    pairs = zip(neighbours.rows.tolist(), neighbours.cosines.tolist())
-    near = [list(zip(rows, cosines)) for rows, cosines in pairs]
+    near = [list(zip(rows, cosines)) for rows, cosines in zip(neighbours.rows.tolist(), neighbours.cosines.tolist())]
     report = {
         str(path): [
             {"image": found.name(row), "label": found.images[row].label, "cosine": cosine} for row, cosine in own

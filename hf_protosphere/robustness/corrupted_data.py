@@ -125,8 +125,7 @@ def read_corrupted(
     """
     folder = Path(folder)
     arrays = (folder / "labels.npy").is_file()
-    pairs = itertools.product(corruptions, severities)
-    parts = [(f"{name}.npy" if arrays else f"{name}/{s}", s) for name, s in pairs]
+    parts = [(f"{name}.npy" if arrays else f"{name}/{s}", s) for name, s in itertools.product(corruptions, severities)]
     if missing := dict.fromkeys(part for part, _ in parts if not (folder / part).exists()):
         raise DataError(
             f"--corrupted_dataset {folder} has no {', '.join(missing)}: add what is missing, or "

@@ -75,8 +75,7 @@ def corruption_errors(
             corrupted = make_corrupted(clean, corruptions, severities, seed)
         else:
             corrupted = read_corrupted(corrupted_dataset, names, processor, corruptions, severities, max_images)
-        images = ConcatDataset([clean, *corrupted])
-        errors, resized = _errors(together, images, accelerator, batch_size, num_workers)
+        errors, resized = _errors(together, ConcatDataset([clean, *corrupted]), accelerator, batch_size, num_workers)
         counts: dict[str, Any] = {"num_images": len(clean), "severities": severities}
         if corrupted_dataset is not None:
             counts["num_corrupted_images"] = sum(map(len, corrupted))

@@ -41,8 +41,7 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
     baseline = report.get("baseline")
     _draw(axes, report, -0.15 if baseline else 0, "o", COLORS[0], "the model")
     if baseline:
-        label = for_figure(f"baseline {baseline.get('model', '')}", 60)
-        _draw(axes, baseline, 0.15, "s", COLORS[1], label)
+        _draw(axes, baseline, 0.15, "s", COLORS[1], for_figure(f"baseline {baseline.get('model', '')}", 60))
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     shown = ", ".join(map(str, report["severities"]))
     axes.set(

@@ -165,8 +165,7 @@ def disk_refusal(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return os.strerror(error.errno)
-        in_words = isinstance(error, RuntimeError | SafetensorError)
-        if in_words and (found := OF_THE_DISK.search(str(error))):
+        if isinstance(error, RuntimeError | SafetensorError) and (found := OF_THE_DISK.search(str(error))):
             return os.strerror(int(found[1] or errno.ENOSPC))
         error = error.__cause__ or error.__context__
     return None

@@ -147,8 +147,7 @@ class FinishedRun:
     @property
     def default_name(self) -> str:
         """For a repository: ASCII letters, digits, - and _."""
-        parts = (self.dataset_name, self.config.backbone, self.config.objective)
-        return "-".join(filter(None, map(slug, parts)))
+        return "-".join(filter(None, map(slug, (self.dataset_name, self.config.backbone, self.config.objective))))
 
 
 def slug(text: str) -> str:

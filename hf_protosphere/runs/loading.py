@@ -86,8 +86,7 @@ def load_classifier(name: str, flag: str = "--model") -> tuple[ProtoSphereForIma
 def _classify_noise(model: ProtoSphereForImageClassification, processor: BaseImageProcessor) -> None:
     """Raises what it may for options that only using them shows to be wrong."""
     size = model.config.image_size
-    noise = torch.Generator().manual_seed(0)
-    image = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=noise).numpy()
+    image = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     pixels = processor([Image.fromarray(image)], return_tensors="pt")["pixel_values"]
     if pixels.shape != (1, 3, size, size):
         raise ValueError(

@@ -52,8 +52,7 @@ def draw_run(
 def draw_snapshot(run: Path, folder: Path, suffix: str = ".png", classes: Sequence[str] | None = None) -> list[Path]:
     """The sphere, the cosines between classes and the margins, from the snapshot in `run`."""
     snapshot = load_snapshot(run / SNAPSHOT)
-    sphere = partial(plot_sphere, classes=classes)
-    drawings = {"cosines": plot_cosines, "margins": plot_margins, "sphere": sphere}
+    drawings = {"cosines": plot_cosines, "margins": plot_margins, "sphere": partial(plot_sphere, classes=classes)}
     for name, draw in drawings.items():
         draw(snapshot, folder / f"{name}{suffix}")
     return [folder / f"{name}{suffix}" for name in drawings]

@@ -29,8 +29,7 @@ class Stop:
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; every process must ask at the same step."""
         if accelerator.num_processes > 1:
-            asked = torch.tensor(self.signal, device=accelerator.device)
-            self.signal = int(accelerator.gather(asked[None]).max())
+            self.signal = int(accelerator.gather(torch.tensor(self.signal, device=accelerator.device)[None]).max())
         return bool(self.signal)
 
 
@@ -74,8 +73,7 @@ def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interruption:
-        message = "stopped; the same command goes on from here."
-        raise TrainingInterrupted(message, interruption.args[0]) from None
+        raise TrainingInterrupted("stopped; the same command goes on from here.", interruption.args[0]) from None
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)

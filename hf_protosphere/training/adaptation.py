@@ -119,8 +119,7 @@ def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) 
             f"--lora_rank {rank}: backbone {model.config.backbone} has no linear layer and no "
             "ungrouped convolution for an adapter."
         )
-    parameters = model.named_parameters()
-    trained = [p for name, p in parameters if p.requires_grad and ".backbone." not in name]
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and ".backbone." not in name]
     # Alpha of twice the rank: the scale that most recipes of the method share.
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)
     for parameter in trained:

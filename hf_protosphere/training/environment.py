@@ -61,11 +61,10 @@ def data_fingerprint(split: Any) -> dict[str, Any]:
     """
     if not hasattr(split, "__len__"):
         return {"streamed": True}
-    labels = np.asarray(labels_of(split), dtype="<i8")
     return {
         "fingerprint": split._fingerprint,
         "num_images": len(split),
-        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "labels_sha256": hashlib.sha256(np.asarray(labels_of(split), dtype="<i8").tobytes()).hexdigest(),
     }
 
 

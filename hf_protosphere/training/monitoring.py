@@ -44,8 +44,7 @@ class CollapseMonitor:
 
     def start(self, means: Tensor) -> dict[str, Any]:
         """The record of epoch 0: what class means (K, D) are worth as a classifier."""
-        of = self.model, self.validation, self.accelerator
-        report = evaluate_model(*of, means=means, neural_collapse=False)
+        report = evaluate_model(self.model, self.validation, self.accelerator, means=means, neural_collapse=False)
         return {"step": 0, "epoch": 0, START: report["class_means_accuracy"]}
 
 
@@ -65,13 +64,12 @@ def score(record: Mapping[str, Any], metric: str) -> float:
 
 
 def epoch_line(record: dict[str, Any]) -> str:
-    attained = record.get("validation" + COLLAPSE, {}).get("attained", {})
     shown = {
         "loss {:.3f}": record.get("train_loss"),
         "temperature {:.3g}": record.get("temperature"),
         "validation accuracy by class means, before training {:.2%}": record.get(START),
         "validation accuracy {:.2%}": record.get("validation_accuracy"),
-        "neural collapse {:.1f} %": attained.get("overall"),
+        "neural collapse {:.1f} %": record.get("validation" + COLLAPSE, {}).get("attained", {}).get("overall"),
     }
     words = [form.format(value) for form, value in shown.items() if value is not None]
     return "  ".join([f"epoch {record['epoch']:>5.4g}", *words])

@@ -71,15 +71,12 @@ class TrainingRun:
         if not arguments.dry_run:
             self.held = held or ExitStack()  # before images are decoded
             setup.hold_output_dir(arguments, self.model, self.accelerator, self.held)
-        profits = setup.profits_from_channels_last(self.model, self.accelerator)
-        if arguments.channels_last and profits:
+        if arguments.channels_last and setup.profits_from_channels_last(self.model, self.accelerator):
             self.model.to(memory_format=torch.channels_last)
-        of_images = self.images, self.model
-        self.images, trained = setup.features_and_head(arguments, *of_images, self.accelerator)
+        self.images, trained = setup.features_and_head(arguments, self.images, self.model, self.accelerator)
         self.on_features = trained is not self.model
         self.batches = self._training_batches()
-        splits = self.images.splits.items()
-        self.eval_loaders = {role: self._eval_loader(split, role) for role, split in splits}
+        self.eval_loaders = {role: self._eval_loader(split, role) for role, split in self.images.splits.items()}
         optimizer = build_optimizer(
             arguments, trained, images_per_step=self.images_per_step,
             steps_per_epoch=self.steps_per_epoch,
@@ -302,8 +299,7 @@ class TrainingRun:
                 if arguments.lora_rank is not None:
                     self._best = without_adapters(self._best)
                 if self.on_features:  # a head is trained faster than it is written
-                    backbone = self.model.protosphere.backbone
-                    self._best = with_backbone(copy.deepcopy(self._best), backbone)
+                    self._best = with_backbone(copy.deepcopy(self._best), self.model.protosphere.backbone)
                 else:
                     self._write_best()
         self._log(record)

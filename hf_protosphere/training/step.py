@@ -56,8 +56,7 @@ class OptimizerStep:
             self.average = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
         self.queue: EmbeddingQueue | None = None
         if arguments.queue_size:
-            dim = model.protosphere.embedding_dim
-            self.queue = EmbeddingQueue(arguments.queue_size, dim).to(accelerator.device)
+            self.queue = EmbeddingQueue(arguments.queue_size, model.protosphere.embedding_dim).to(accelerator.device)
             model.queue.append(self.queue)
 
     @property
