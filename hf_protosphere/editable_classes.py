@@ -21,8 +21,7 @@ from .rgb import pixels_and_labels
 
 
 def class_name(name: str) -> str:
-    """The form in which names of classes are compared: in Unicode's NFC, without spaces at the ends
-    or in a row, which nobody sees."""
+    """The form in which names of classes are compared: in Unicode's NFC, without spaces at the ends or in a row."""
     return " ".join(unicodedata.normalize("NFC", str(name)).split())
 
 

@@ -155,8 +155,7 @@ def ntce_loss(
     Raises:
         ValueError: shapes that do not fit, a temperature that is not positive, an unknown
             reduction.
-        IndexError: labels outside [0, K), on the CPU. On CUDA a device-side assertion, which needs
-            no synchronisation, as in torch.
+        IndexError: labels outside [0, K), on the CPU; on CUDA a device-side assertion, without synchronisation.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

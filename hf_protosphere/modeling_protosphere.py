@@ -65,8 +65,7 @@ class ProtoSphereImageClassifierOutput(ModelOutput):
     """
     Args:
         loss: scalar, the configured objective, when labels were given.
-        logits: (M, K), cosines / softmax_temperature / calibration_temperature; the mean over views
-            where there are several.
+        logits: (M, K), cosines / softmax_temperature / calibration_temperature; of several views their mean.
         embeddings: (M, D) or (M, V, D), unit norm.
         is_unknown: (M,) bool, where the largest cosine to a prototype is below the configuration's
             `rejection_threshold`; None without one.

@@ -26,8 +26,7 @@ def parse_arguments(
     """Flags over the YAML file given by `--config` over defaults.
 
     Args:
-        positional: names of fields whose values may come first, without a flag; the last of these
-            takes all that are left.
+        positional: names of fields whose values may come first, without a flag; the last takes all that are left.
         page: what `--help` says beside the fields, as for `Parser`.
     """
     argv = _with_flags(argv, positional)

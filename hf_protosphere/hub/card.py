@@ -50,8 +50,7 @@ def render_card(
             in `repo_id`.
 
     Raises:
-        ArgumentError: a file that is missing or not whole; `repo_id` or `license` malformed; runs
-            that cannot be compared.
+        ArgumentError: a file missing or not whole; `repo_id` or `license` malformed; runs that cannot be compared.
     """
     run = FinishedRun.read(folder)
     repo_id = _checked_repo_id(repo_id) if repo_id else f"user/{run.default_name}"
@@ -84,8 +83,7 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
     and lists the model on their leaderboard. The model card holds the same metric for all others.
 
     Raises:
-        ArgumentError: a run on a local data set, or without a split of its own for evaluation; a
-            file that is missing or not whole.
+        ArgumentError: a run on a local data set, or without a split for evaluation; a file missing or not whole.
     """
     run = FinishedRun.read(folder)
     if run.dataset_id is None:

@@ -63,8 +63,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def overall_collapse(run: FinishedRun) -> float | None:
-    """The least attained, in %, of the metrics that apply to the run's classifier; None where a
-    class had no images."""
+    """The least attained, in %, of the metrics that apply to the classifier; None where a class had no images."""
     attained = run.results[run.reported]["neural_collapse"]["attained"]
     if "overall" not in attained:
         return None

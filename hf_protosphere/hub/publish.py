@@ -40,8 +40,7 @@ TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 def publish(arguments: PublishArguments) -> str:
     """Publish the folder of a finished run, as `protosphere publish` does.
 
-    What did not change makes no commit. What is temporary is tried again, and the whole can be
-    called again at any time.
+    What did not change makes no commit. What is temporary is tried again, and all can be called again at any time.
 
     Returns:
         The address of the repository, or of the pull request.

@@ -130,8 +130,7 @@ def prototype_gram(prototypes: Tensor) -> Tensor:
 def matrix_entropy(gram: Tensor) -> float:
     """H(G) = −Σ λ log λ over the eigenvalues λ of G/K, each at least 1e-10 (Song et al. 2024).
 
-    For (K, K) with a unit diagonal: 0 for equal vectors, log(K − 1) for a simplex ETF, and at most
-    log K, for orthogonal vectors.
+    For (K, K) with a unit diagonal: 0 for equal vectors, log(K − 1) for a simplex ETF, log K for orthogonal ones.
     """
     symmetric = (gram + gram.T) / (2 * len(gram))
     values = torch.linalg.eigvalsh(symmetric.double()).clamp(min=_ENTROPY_FLOOR)
@@ -235,8 +234,7 @@ def nc3_self_duality(statistics: ClassStatistics, prototypes: Tensor) -> float:
 def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
     """(N,) bool, whether argmax_c w_c·h = argmin_c ‖h − μ_c‖, of embeddings (N, D) (Papyan 2020).
 
-    NC4 is their share. Optimum 1, range [0, 1]: prototypes and class means decide alike, right or
-    wrong. Samples weigh.
+    NC4 is their share. Optimum 1, range [0, 1]: both decide alike, right or wrong. Samples weigh.
     """
     means = statistics.centred_means
     origin = statistics.means.mean(0)  # moving it leaves distances alone, and rounding small

@@ -1,5 +1,4 @@
 """How things are drawn: curves, spheres, tables. Finished numbers in, a picture or text out.
 
-Imports `metrics` only. Start at `curves.py`; a slice's own pictures are in the slice, drawn with
-`style.py` and `table.py`.
+Imports `metrics` only. Start at `curves.py`; a room's own pictures are in that room, drawn with `style.py`.
 """

@@ -30,8 +30,7 @@ CURVES = {
 
 
 def plot_curves(records: Records, picture: Path) -> None:
-    """Loss, accuracy and the attained share of neural collapse over the epochs, from the records
-    of a run's metrics.jsonl."""
+    """Loss, accuracy and the attained share of neural collapse over the epochs, from a run's metrics.jsonl."""
     figure = new_figure(13, 4)
     loss, accuracy, collapse = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     _draw(loss, _points(records, "train_loss"), 0, "training")

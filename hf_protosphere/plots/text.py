@@ -38,7 +38,6 @@ def shorten(text: object, length: int) -> str:
 
 
 def for_figure(text: object, length: int = 20) -> str:
-    """A short line that matplotlib shows as it is: "$" is no mathematics, and a leading "_" hides
-    nothing from a legend."""
+    """A short line that matplotlib shows as it is: "$" is no mathematics, a leading "_" hides nothing in legends."""
     line = shorten(text, length).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line

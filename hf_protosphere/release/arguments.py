@@ -21,8 +21,7 @@ class ReleaseArguments(Arguments):
     What only the file of a release says has no flags:
 
     Attributes:
-        recipes: YAML files for `protosphere train`; beside NAME.yaml, NAME-OBJECTIVE.yaml is taken
-            for that objective if it is there.
+        recipes: YAML files for `protosphere train`; NAME-OBJECTIVE.yaml beside NAME.yaml is that objective's.
         objectives, seeds: every recipe is trained with each of them,
         skip: but for names of these patterns.
         overrides: {pattern of names: {argument of `protosphere train`: value}}; the last one wins.

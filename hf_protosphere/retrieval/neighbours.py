@@ -84,16 +84,14 @@ def retrieval_metrics(
 ) -> dict[str, float | int]:  # fmt: skip
     """How well the nearest neighbours of labelled queries have their class.
 
-    For a query with R embeddings of its class among the N, ranked by cosine, and P(i) the share of
-    its class among the first i:
+    For a query with R embeddings of its class among the N, by cosine, and P(i) their share of the first i:
 
     - recall@k: 1 when its class is among the first k, else 0;
     - average precision: the mean of P(i) over the R ranks i that hold its class;
     - average precision at R: the sum of P(i) over those of them with i <= R, divided by R
       (Musgrave et al., A Metric Learning Reality Check, 2020).
 
-    Each is averaged over the queries. Those of a class without embeddings have no value; they are
-    counted and left out.
+    Each is averaged over the queries. Those of a class without embeddings are counted and left out.
 
     Args:
         queries, query_labels: (Q, D) unit rows, (Q,) int64.

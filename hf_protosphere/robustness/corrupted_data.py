@@ -68,8 +68,7 @@ class ResizedImages(Dataset):
 class CorruptedImages(Dataset):
     """Images under one corruption, whose randomness follows from the seed and the index alone.
 
-    The seed of an image is the same for all corruptions and severities: severities then differ by
-    their strength, not by their luck.
+    An image has one seed for all corruptions and severities: these differ by their strength, not by their luck.
     """
 
     def __init__(self, images: ResizedImages, corruption: str, severity: int, seed: int) -> None:

@@ -33,8 +33,7 @@ def draw_robustness(report: dict[str, Any], split: Dataset, processor: BaseImage
 
 
 def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
-    """The error under each corruption in a report of `corruption_errors`, a dot for each severity;
-    a baseline's beside it."""
+    """The error under each corruption in a report of `corruption_errors`, a dot a severity; a baseline's beside it."""
     names = [name.replace("_", " ") for name in report["errors"]]
     figure = new_figure(max(7, 0.75 * len(names) + 3), 5)
     axes = figure.subplots()

@@ -108,8 +108,7 @@ def move_files(source: Path, folder: Path) -> None:
 
 
 def put_in_place(unfinished: Path, path: Path) -> None:
-    """Rename a whole folder of files once the disk has it. An older one, until then under a name
-    that ends in .replaced, goes."""
+    """Rename a whole folder of files once the disk has it. An older one, until then called .replaced, goes."""
     _finish(unfinished)
     replaced = path.with_suffix(".replaced")
     if path.exists():

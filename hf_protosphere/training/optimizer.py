@@ -51,8 +51,7 @@ def build_optimizer(
 
 
 def rate_at(arguments: TrainArguments, steps_per_epoch: int, step: int) -> float:
-    """Learning rate after so many steps, over its peak: a function of the step alone, so that
-    resuming needs nothing else."""
+    """Learning rate after so many steps, over its peak: of the step alone, so that resuming needs nothing else."""
     warmup = round(arguments.warmup_epochs * steps_per_epoch)
     if step < warmup:
         start = arguments.warmup_lr_rate
