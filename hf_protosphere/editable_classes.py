@@ -71,9 +71,7 @@ class EditableClasses:
         names = [str(name) for name in images]
         there = {class_name(name): name for name in self.config.class_names}
         if known := [there[class_name(name)] for name in names if class_name(name) in there]:
-            raise ValueError(
-                f"the model has a class {known[0]!r} already: give another name, or remove_classes first."
-            )
+            raise ValueError(f"the model has a class {known[0]!r} already: give another, or remove_classes first.")
         if not names:
             raise ValueError("add_classes got no classes: give {'name': images, ...}.")
         if shrinkage < 0:

@@ -24,9 +24,7 @@ class PublishArguments(Arguments):
     private: bool = flag("Make a new repository private.", False)
     revision: str | None = flag("Tag the commit with this name, such as v1.0.")
     create_pr: bool = flag("Open a pull request instead of a commit on main.", False)
-    license: str | None = flag(
-        "Of the weights, as the Hub names it, such as apache-2.0. Without one the card says so."
-    )
+    license: str | None = flag("Of the weights, as the Hub names it (apache-2.0). Without one the card says so.")
     notes: PathName | None = flag("File of Markdown to be printed in the card.")
     compare_with: list[PathName] | None = flag(
         "Folders of finished runs of the same recipe with other objectives and seeds, for a table "
@@ -46,8 +44,7 @@ class PublishArguments(Arguments):
             )
         if self.create_pr and self.revision is not None:
             raise ArgumentError(
-                f"--revision {self.revision} tags a commit on main, and --create_pr makes none: "
-                "leave out one of the two."
+                f"--revision {self.revision} tags a commit on main, and --create_pr makes none: leave out one."
             )
         self.card_options  # noqa: B018  (notes that cannot be read are an error now, not later)
 
@@ -89,9 +86,7 @@ class ExportArguments(LabelledImages, Arguments):
             )
         packages = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
         if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-            raise ArgumentError(
-                f"--format {self.format} needs what is not installed: pip install {' '.join(missing)}."
-            )
+            raise ArgumentError(f"--format {self.format} needs what is missing: pip install {' '.join(missing)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +101,7 @@ class DemoArguments(Arguments):
     )
     host: str = flag("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
     port: Annotated[Count, "[1, 65535]"] | None = flag("Port to listen on; by default the first free one from 7860.")
-    space: PathName | None = flag(
-        "Show nothing: write the files of a Hub Space that shows this page into this folder."
-    )
+    space: PathName | None = flag("Show nothing: write the files of a Hub Space with this page into this folder.")
 
     def __post_init__(self) -> None:
         check(self)

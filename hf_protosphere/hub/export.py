@@ -55,8 +55,7 @@ def export(arguments: ExportArguments) -> Path:
         ExportError: the file does not compute what the model does. It is not kept.
     """
     name, write, read = FORMATS[arguments.format]
-    # Large ONNX files name the file beside them that holds the weights: only a folder can be
-    # written under another name.
+    # Large ONNX files name the file beside them that holds the weights: only a folder can be renamed.
     writes = (f"{name}*", "README.md", "rgb.py")
     with (
         held_folder(arguments.output_dir, "--output_dir", writes) as folder,

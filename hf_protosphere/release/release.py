@@ -37,9 +37,7 @@ def release(arguments: ReleaseArguments) -> None:
     rows = matrix(arguments)
     selected = [row for row in rows if (arguments.only or "") in row.name]
     if not selected:
-        raise ArgumentError(
-            f"--only {arguments.only}: no model has this in its name; they are called such as {rows[0].name}."
-        )
+        raise ArgumentError(f"--only {arguments.only}: no model has this in its name; one is called {rows[0].name}.")
     states = {row.name: row.state() for row in rows}
     user = account() if arguments.publish else None
     namespace = user and (arguments.namespace or user)

@@ -82,7 +82,7 @@ def matrix(arguments: ReleaseArguments) -> list[Row]:
     for pattern in (*arguments.skip, *arguments.overrides, *arguments.launch):
         if not any(fnmatchcase(name, pattern) for name in by_name):
             raise ArgumentError(
-                f"skip, overrides, launch: {pattern!r} matches no model; they are called such as {rows[0].name}."
+                f"skip, overrides, launch: {pattern!r} matches no model; one is called {rows[0].name}."
             )
     for recipe, siblings in groupby(rows, key=lambda row: row.recipe):
         data = {row.arguments.dataset_name for row in siblings}

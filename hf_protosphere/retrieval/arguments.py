@@ -58,7 +58,7 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
     index: PathName = required("Folder of an index that `protosphere index` wrote.")
     queries: list[PathName] | None = flag("Images to look for, and folders of them.")
     model: PathName | None = flag(
-        "Folder or Hub id of the checkpoint, where it is not any more where the index was made."
+        "Folder or Hub id of the checkpoint, where it is no longer where the index was made."
     )
     labels_from_folders: bool = flag(
         "The label of a query is the class that its folder says, for the colours of --picture. "

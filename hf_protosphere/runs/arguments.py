@@ -16,9 +16,7 @@ class PlotArguments(Arguments):
     )
     output_dir: PathName | None = flag("Folder for the pictures; by default the first run's.")
     format: Literal["png", "svg", "pdf"] = flag("Of the pictures.", "png")
-    classes: list[str] | None = flag(
-        "Names of the classes on the sphere, at most ten; by default those nearest to another."
-    )
+    classes: list[str] | None = flag("Classes on the sphere, at most ten; by default those nearest to another.")
     nc_target: Annotated[float, "(0, 100]"] = flag(
         "Mark where each metric first attains this percentage of its optimum.", 95.0
     )

@@ -68,8 +68,7 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
     if launched not in ("no", arguments.mixed_precision):
         if given := arguments.given.get("mixed_precision"):
             raise ArgumentError(
-                f"--mixed_precision {given} is not what `accelerate launch` was given, {launched}: "
-                "leave out one of the two."
+                f"--mixed_precision {given} is not what `accelerate launch` was given, {launched}: leave out one."
             )
         decided["mixed_precision"] = launched
     if arguments.dry_run:

@@ -79,9 +79,7 @@ class TransferSuiteArguments(Arguments):
                     f"datasets: {name!r} is to be a folder too: give a name of letters, digits, '_', '.' and '-'."
                 )
             if not isinstance(values, dict) or "dataset_name" not in values:
-                raise ArgumentError(
-                    f"datasets, {name}: must be such as {{dataset_name: uoft-cs/cifar10}}, but got {values!r}."
-                )
+                raise ArgumentError(f"datasets, {name}: must be such as {{dataset_name: beans}}, but got {values!r}.")
             check_known(values, known, f"datasets, {name}: a suite cannot set")
             check_known([self.metric(name)], METRIC_TITLES, f"datasets, {name}: there is no metric")
 

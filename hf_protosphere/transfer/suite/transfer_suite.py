@@ -103,9 +103,7 @@ def transfer_suite(arguments: TransferSuiteArguments) -> Results:
         models: dict[tuple[str, str], list[str]] = {}  # that failed alike
         for (dataset, model), reason in failures.items():
             models.setdefault((dataset, reason), []).append(model)
-        details = "\n\n".join(
-            f"{dataset}, {', '.join(alike)}: {reason}" for (dataset, reason), alike in models.items()
-        )
+        details = "\n\n".join(f"{dataset}, {', '.join(of)}: {reason}" for (dataset, reason), of in models.items())
         raise SuiteError(
             f"{len(failures)} of {len(selected)} transfers failed, the others are done. The same "
             f"command tries these again.\n\n{details}"
