@@ -10,17 +10,14 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._depth, self._started = 0, 0.0
+        self._entered: list[tuple[float, float]] = []  # seconds until then, and when
 
     def __enter__(self) -> None:
-        if self._depth == 0:
-            self._started = time.perf_counter()
-        self._depth += 1
+        self._entered.append((self.seconds, time.perf_counter()))
 
     def __exit__(self, *error: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.seconds += time.perf_counter() - self._started
+        before, started = self._entered.pop()
+        self.seconds = before + time.perf_counter() - started
 
 
 def first_reached(

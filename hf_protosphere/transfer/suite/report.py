@@ -1,5 +1,6 @@
 """What a transfer suite comes to, for people: one table, in text and Markdown, and one picture."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,12 +89,9 @@ def short_names(models: Sequence[str]) -> list[str]:
     names = [model.rstrip("/") for model in models]
     if len(names) == 1:
         return [names[0].split("/")[-1]]
-    for separator, end in ((r"(?<=[/-])", 0), (r"(?=[/-])", -1)):
-        parts = [re.split(separator, name) for name in names]
-        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
-            for part in parts:
-                part.pop(end)
-        names = ["".join(part) for part in parts]
+    for _ in range(2):  # at the beginning, and of the names in reverse
+        shared = re.match(r".*[/-]|", os.path.commonprefix(names))[0]
+        names = [name.removeprefix(shared)[::-1] for name in names]
     return names
 
 
