@@ -219,10 +219,9 @@ class EditableClasses:
             raise ValueError(f"a classifier has at least two classes, but {len(names)} would stay.")
         if self.config.prototypes == "simplex_etf":  # with other classes they are none
             self.config.prototypes = "learned"
-        learned = self.config.learned_temperature
-        head = type(self.head)(len(names), rows.shape[1], self.config.prototypes, learned)
+        head = type(self.head)(len(names), rows.shape[1], self.config.prototypes, self.config.learned_temperature)
         head.to(device=rows.device, dtype=rows.dtype)
-        if learned:
+        if self.config.learned_temperature:
             head.log_temperature = self.head.log_temperature
         head.weight.copy_(rows)
         if isinstance(self.head.weight, nn.Parameter):

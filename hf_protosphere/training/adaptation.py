@@ -76,8 +76,7 @@ def with_new_classes(
 
 def classes_in_common(config: ProtoSphereConfig, class_names: list[str]) -> dict[int, int]:
     """{index in class_names: index in the configuration} of classes that both have, by name."""
-    theirs = config.label2id
-    return {i: theirs[name] for i, name in enumerate(class_names) if name in theirs}
+    return {i: config.label2id[name] for i, name in enumerate(class_names) if name in config.label2id}
 
 
 def first_prototypes(

@@ -127,8 +127,7 @@ class OptimizerStep:
         elif mixup:
             share = np.random.beta(mixup, mixup)
             pixels = pixels.lerp(pixels.flip(0), 1 - share)
-        smoothing = arguments.label_smoothing
-        return pixels, mixup_target(labels, self.model.config.num_labels, share, smoothing)
+        return pixels, mixup_target(labels, self.model.config.num_labels, share, arguments.label_smoothing)
 
 
 def backward_as_one_batch(

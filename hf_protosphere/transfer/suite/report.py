@@ -90,7 +90,7 @@ def short_names(models: Sequence[str]) -> list[str]:
     if len(names) == 1:
         return [names[0].split("/")[-1]]
     for _ in range(2):  # at the beginning, and of the names in reverse
-        shared = re.match(r".*[/-]|", os.path.commonprefix(names))[0]
+        shared = re.match(r".*[/-]|", os.path.commonprefix(names))[0]  # noqa: RUF071  (of letters)
         names = [name.removeprefix(shared)[::-1] for name in names]
     return names
 
