@@ -178,8 +178,7 @@ class EditableClasses:
         """
         if len(counts) != self.config.num_labels:
             raise ValueError(f"expected {self.config.num_labels} counts, but got {len(counts)}.")
-        how = {"balanced": balanced, "logit_adjustment": logit_adjustment}
-        terms = class_terms(self.config.objective, counts, **how)
+        terms = class_terms(self.config.objective, counts, balanced=balanced, logit_adjustment=logit_adjustment)
         self.class_weight, self.class_bias = (x if x is None else x.to(self.device) for x in terms)
 
     def _pixels(self, images: Mapping[str, Any], processor: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
