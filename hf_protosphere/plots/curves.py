@@ -1,7 +1,4 @@
-"""Curves over a training. matplotlib is imported only when a picture is drawn.
-
-The suffix of the file to write says the format.
-"""
+"""Curves over a training. matplotlib is imported only when a picture is drawn."""
 
 import math
 from collections.abc import Mapping, Sequence

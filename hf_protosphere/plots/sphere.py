@@ -1,7 +1,4 @@
-"""Pictures of the sphere, drawn from a snapshot: cosines of class means, points, and margins.
-
-The suffix of the file to write says the format.
-"""
+"""Pictures of the sphere, drawn from a snapshot: cosines of class means, points, and margins."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -27,7 +27,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", picture: Path | BinaryIO, dpi: int) -> None:
-    """Letters that the font lacks are boxes, without a warning for each."""
+    """In the format that the suffix says. Letters that the font lacks are boxes, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         figure.savefig(picture, dpi=dpi)

@@ -24,8 +24,7 @@ class PicturedImage:
 
 
 def plot_neighbours(rows: Sequence[tuple[PicturedImage, Sequence[PicturedImage]]], picture: Path) -> None:
-    """Queries, each with its neighbours, nearest first; the first 20 and 12 of each are shown. The
-    suffix of the file to write says the format."""
+    """Queries, each with its neighbours, nearest first; the first 20 and 12 of each are shown."""
     rows = [(query, neighbours[:SHOWN_NEIGHBOURS]) for query, neighbours in rows[:SHOWN_QUERIES]]
     columns = 1 + max(len(neighbours) for _, neighbours in rows)
     figure = new_figure(1.35 * columns + 0.3, 1.65 * len(rows) + 0.6)

@@ -1,7 +1,4 @@
-"""Pictures of corruptions: the errors that they cause, and one image under each.
-
-The suffix of the file to write says the format.
-"""
+"""Pictures of corruptions: the errors that they cause, and one image under each."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -96,8 +96,7 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 
 def plot_improvements(results: Results, picture: Path) -> None:
-    """Relative improvements over the baseline: a bar for each data set and model, and their mean.
-    The suffix of the file to write says the format."""
+    """Relative improvements over the baseline: a bar for each data set and model, and their mean."""
     models, modes = results["models"][1:], results["modes"]
     short = (for_figure(name, 40) for name in short_names(results["models"]))
     names = dict(zip(results["models"], short))
