@@ -138,8 +138,7 @@ def matrix(arguments: TransferSuiteArguments) -> list[Entry]:
     ]
     by_folder: dict[Path, Entry] = {}
     for entry in entries:
-        first = by_folder.setdefault(entry.folder, entry)
-        if first is not entry:
+        if (first := by_folder.setdefault(entry.folder, entry)) is not entry:
             raise ArgumentError(
                 f"--models {first.model} and {entry.model} would both lie in {entry.folder}: rename one."
             )
@@ -199,8 +198,6 @@ def compare(entries: Sequence[Entry], failures: Mapping[tuple[str, str], str]) -
 
 
 def _print_plan(entries: list[Entry]) -> None:
-    table = [["data set", "model", "done", "to do"]]
-    for entry in entries:
-        done, missing = ", ".join(entry.rows()) or "-", ", ".join(entry.missing()) or "nothing"
-        table.append([entry.dataset, entry.model, done, missing])
-    say(format_table(table, text_columns=4))
+    header = ["data set", "model", "done", "to do"]
+    rows = [[e.dataset, e.model, ", ".join(e.rows()) or "-", ", ".join(e.missing()) or "nothing"] for e in entries]
+    say(format_table([header, *rows], text_columns=4))
