@@ -17,8 +17,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
 from ..errors import CacheError, DataError, WriteError
@@ -129,16 +128,13 @@ def cached_pixels(
             if not has_room(path.parent, math.prod(shape)):
                 return None
             images = DecodedImages(split, processor, do_rescale=False, do_normalize=False)
-            loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=tuple)
             words = f"decoding the {description} images once"
-            bar = tqdm(total=len(split), desc=words, leave=False)
             # Not by the map: a disk that is full would end the process without a word.
-            with bar, whole_file(path) as unfinished, unfinished.open("wb") as out:
-                for pixels, rows, bad in loader:
+            with whole_file(path) as unfinished, unfinished.open("wb") as out:
+                for pixels, _, bad in images.batches(range(len(split)), 64, num_workers, words):
                     for error in bad.values():
                         raise DataError(f"the {description} images: {error}") from error
                     out.write(pixels.numpy().tobytes())
-                    bar.update(len(rows))
         except (OSError, WriteError) as error:
             raise CacheError(
                 f"the decoded {description} images cannot be written to {path.parent}: {error}. "

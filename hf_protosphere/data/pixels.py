@@ -8,7 +8,7 @@ which travels with checkpoints too.
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,8 @@ from datasets import Image as ImageFeature
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..errors import DataError
@@ -94,12 +95,13 @@ def undecoded(split: datasets.Dataset) -> datasets.Dataset:
 
 
 class DecodedImages(Dataset):
-    """Batches (pixels, rows, bad) of a split, decoded one image after the other: what `pixels_of`
-    makes of the images in (m,) rows, and the errors of the others, by row."""
+    """Batches (pixels, rows, bad) of a split, or of files and images, decoded one after the other:
+    what `pixels_of` makes of the images in (m,) rows, and the errors of the others, by row."""
 
-    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor, **options: Any) -> None:
-        self.images, self.processor = undecoded(split.select_columns("image")), processor
-        self.options = options
+    def __init__(self, split: datasets.Dataset | Sequence[Any], processor: BaseImageProcessor, **options: Any) -> None:
+        if isinstance(split, datasets.Dataset):
+            split = undecoded(split.select_columns("image"))
+        self.images, self.processor, self.options = split, processor, options
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,15 +112,32 @@ class DecodedImages(Dataset):
         def good() -> Iterator[tuple[Image.Image, int]]:
             for row in indices:
                 try:
-                    yield read(self.images[row]["image"], shorter_side(self.processor)), row
+                    yield read(self._value(row), shorter_side(self.processor)), row
                 except DataError as error:
                     bad[row] = error
 
         return *pixels_and_labels(good(), self.processor, **self.options), bad
 
+    def batches(
+        self, rows: Sequence[int], batch_size: int, num_workers: int, description: str
+    ) -> Iterator[tuple[Tensor, list[int], dict[int, DataError]]]:
+        """Of the images in some rows, in order, by worker processes, with a progress bar."""
+        workers = num_workers if len(rows) > batch_size else 0
+        loader = DataLoader(self, batch_size, sampler=rows, num_workers=workers, collate_fn=tuple)
+        with tqdm(total=len(rows), desc=description, unit=" images", leave=False) as bar:
+            for batch in loader:  # `tuple` has left it as it was
+                yield batch
+                bar.update(len(batch[1]) + len(batch[2]))
+
     def name(self, row: int) -> str:
-        value = self.images[row]["image"]
+        value = self._value(row)
         return (value and value["path"]) or f"image {row}"
+
+    def _value(self, row: int) -> Any:
+        image = self.images[row]
+        if isinstance(image, str | Path):
+            return {"path": str(image), "bytes": None}
+        return image["image"] if isinstance(image, dict) else image
 
 
 def images_key(split: datasets.Dataset) -> str:

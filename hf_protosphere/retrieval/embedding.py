@@ -9,11 +9,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from datasets import Dataset as ImageTable
-from datasets import Features, Image
 from PIL import Image as PILImage
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.labels import some
@@ -82,22 +79,16 @@ class Embedder:
         Raises:
             DataError: images cannot be decoded; all of them are named.
         """
-        if not isinstance(images, ImageTable):
-            features = Features({"image": Image()})
-            images = ImageTable.from_dict({"image": [*map(str, images)]}, features=features)
-        workers = num_workers if len(images) > batch_size else 0
-        batches = DecodedImages(images, self.processor)  # which `tuple` leaves as they are
-        loader = DataLoader(batches, batch_size, num_workers=workers, collate_fn=tuple)
+        decoded = DecodedImages(images, self.processor)
         embeddings, rows, bad = [torch.empty(0, self.dim)], [], {}
-        with tqdm(total=len(images), desc="embedding", unit=" images", leave=False) as bar:
-            for pixels, good, wrong in loader:
-                if good:
-                    embeddings.append(self._embed(pixels))
-                rows += good
-                bad |= wrong
-                bar.update(len(good) + len(wrong))
+        options = (batch_size, num_workers, "embedding")
+        for pixels, good, wrong in decoded.batches(range(len(images)), *options):
+            if good:
+                embeddings.append(self._embed(pixels))
+            rows += good
+            bad |= wrong
         if bad:
-            names = [batches.name(row) for row in bad]
+            names = [decoded.name(row) for row in bad]
             if on_bad_image == "error":
                 raise DataError(
                     f"{len(bad)} of the images cannot be decoded: {some(names)} "
