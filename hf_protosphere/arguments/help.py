@@ -49,6 +49,10 @@ class Parser(HfArgumentParser):
         for action in self._actions:
             action.required = False  # of a name that is misspelt, the misspelling is told
         namespace, unknown = self.parse_known_args(argv, blank)
+        for name in self.positional[-1:]:  # the last of these may be behind the flags too
+            is_list = get_origin(self.kinds[name]) is list and getattr(namespace, name) is nothing
+            if unknown and is_list and all(word == "-" or word[:1] != "-" for word in unknown):
+                vars(namespace)[name], unknown = unknown, []
         if unknown:
             near = did_you_mean(unknown[0].split("=")[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}.{near}")

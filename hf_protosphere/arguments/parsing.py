@@ -48,7 +48,7 @@ def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     """Words without a flag at the beginning, each behind its own; the last one takes the rest."""
     argv = list(argv)
     for name in positional:
-        count = len(list(takewhile(lambda word: not word.startswith("-"), argv)))
+        count = len(list(takewhile(lambda word: word == "-" or word[:1] != "-", argv)))
         if count == 0:
             break
         taken = count if name == positional[-1] else 1
