@@ -13,14 +13,16 @@ from .imports.lazily import lazily
 from .imports.moved import OldPaths
 
 if TYPE_CHECKING:
+    from .inference.predict import predict
     from .modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
 
 __version__ = "0.1.0"
-__all__ = ["ProtoSphereConfig", "ProtoSphereForImageClassification", "ProtoSphereModel"]
+__all__ = ["ProtoSphereConfig", "ProtoSphereForImageClassification", "ProtoSphereModel", "predict"]
 __getattr__ = lazily(
     __name__,
     ProtoSphereForImageClassification="modeling_protosphere",
     ProtoSphereModel="modeling_protosphere",
+    predict="inference.predict",
 )
 
 

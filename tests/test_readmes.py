@@ -55,6 +55,7 @@ QUICK = {
     "calibrate": "--num_workers 0",
     "index": "--num_workers 0",
     "search": "--num_workers 0",
+    "predict": "--num_workers 0",
     "transfer-suite": "--dry_run",
     "release": "--dry_run",
 }

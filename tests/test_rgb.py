@@ -106,3 +106,5 @@ def test_groups_change_nothing(monkeypatch):
 def test_programs_and_films_are_no_images():
     assert {"PNG", "JPEG", "TIFF", "WEBP"} <= {*formats()}
     assert not {"EPS", "MPEG"} & {*formats()}
+    assert formats()[:2] == ["JPEG", "PNG"]  # what most files are, tried before twenty others
+    assert len(formats()) == len({*formats()})

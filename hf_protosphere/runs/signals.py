@@ -53,19 +53,19 @@ def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
 
 
 @contextmanager
-def interruptions() -> Iterator[None]:
+def interruptions(more: str = "") -> Iterator[None]:
     """SIGINT and SIGTERM as KeyboardInterrupt, with their number, at once; at the end the user is
-    told by `TrainingInterrupted`, of a command that goes on from there the next time."""
+    told by `TrainingInterrupted`, of a command that goes on from there (with `more`)."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
 
-    with _handled_by(interrupt):
+    with _handled_by(interrupt, more):
         yield
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled_by(handler: Callable[[int, Any], None], more: str = "") -> Iterator[None]:
     """SIGINT and SIGTERM; nothing in a thread, whose process is somebody else's."""
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
@@ -73,7 +73,8 @@ def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interruption:
-        raise TrainingInterrupted("stopped; the same command goes on from here.", interruption.args[0]) from None
+        message = f"stopped; the same command{more} goes on from here."
+        raise TrainingInterrupted(message, interruption.args[0]) from None
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)

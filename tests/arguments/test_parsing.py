@@ -77,6 +77,10 @@ def test_values_that_need_no_flag():
     assert words("here", "oak", "ash", "--days", "1") == everything
     assert words("--days", "1", "--place", "here", "--trees", "oak", "ash") == everything
     assert words("here") == Picnic(place="here")
+    assert words("here", "--days", "1", "oak", "-") == Picnic(place="here", trees=["oak", "-"], days=1)
+    assert words("here", "-").trees == ["-"]
+    with pytest.raises(ArgumentError, match="unrecognized arguments: ash"):
+        words("here", "oak", "--days", "1", "ash")  # they are given already
     with pytest.raises(ArgumentError, match="--place"):
         words("--days", "1")
 

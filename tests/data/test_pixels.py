@@ -138,6 +138,18 @@ def test_rows_that_cannot_be_decoded_are_told_from_the_others(tmp_path):
     assert len(images.__getitems__([1, 3])[0]) == 0
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_and_images_are_decoded_in_batches(tmp_path, num_workers):
+    path, processor = tmp_path / "0.png", build_image_processor(CONFIG)
+    image(0).save(path)
+    images = DecodedImages([path, image(1), tmp_path / "gone.png", str(path)], processor)
+    (first, rows, bad), (second, more, worse) = images.batches([3, 1, 2], 2, num_workers, "reading")
+    assert (rows, bad, more, [*worse]) == ([3, 1], {}, [], [2])
+    assert torch.equal(first, pixels_of([image(0), image(1)], processor))
+    assert len(second) == 0
+    assert images.name(2) == str(tmp_path / "gone.png")
+
+
 READERS = {
     "training": lambda split, processor: TrainingImages(
         split,
