@@ -96,9 +96,9 @@ def predict_into_file(arguments: PredictArguments) -> Dataset:
             write(table, new) if write else shutil.copyfile(path, new)
         shutil.rmtree(folder)
     bad = len(table) - table["error"].null_count
-    counts = f"{len(table):,} images, of which {len(done):,} were there, {bad:,} cannot be read"
+    counts = f"{len(table):,} images, {len(done):,} of them from before, {bad:,} unreadable"
     if "unknown" in columns.names:
-        counts += f", {table['unknown'].to_pylist().count(True):,} are unknown"
+        counts += f", {table['unknown'].to_pylist().count(True):,} unknown"
     say(f"{output}: {counts}")
     return Dataset(table)
 

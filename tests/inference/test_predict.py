@@ -93,7 +93,7 @@ def test_every_kind_of_output_holds_the_same(saved, photos, capsys):
     tables = {}
     for kind in ("csv", "jsonl", "parquet"):
         tables[kind] = predicted(saved[0], "photos", output=f"new/out.{kind}")
-        assert capsys.readouterr().out == (f"new/out.{kind}: 5 images, of which 0 were there, 1 cannot be read\n")
+        assert capsys.readouterr().out == (f"new/out.{kind}: 5 images, 0 of them from before, 1 unreadable\n")
     lines = [*map(json.loads, Path("new/out.jsonl").read_text().splitlines())]
     table = pq.read_table("new/out.parquet")
     assert table.equals(tables["csv"].data.table)
@@ -112,7 +112,7 @@ def test_unknown_images_keep_their_nearest_class(photos, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     table = predicted("model", "photos/a/0.png", "photos/b/2.png", sort_into="sorted")
     assert list(table["unknown"]) == (near < near.mean()).tolist()
-    assert "1 are unknown" in capsys.readouterr().out
+    assert ", 1 unknown\n" in capsys.readouterr().out
     rows = rows_of("predictions.csv")
     assert sorted(row["unknown"] for row in rows) == ["false", "true"]
     assert all(row["class"] for row in rows)
