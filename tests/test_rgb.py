@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTImageProcessor
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere import rgb as module
@@ -101,6 +102,21 @@ def test_groups_change_nothing(monkeypatch):
         monkeypatch.setattr(module, "GROUP", pixels)
         assert torch.equal(pixels_of(iter(pictures), build_image_processor(CONFIG)), expected)
     assert pixels_of([], build_image_processor(CONFIG)).shape == (0,)
+
+
+@pytest.mark.parametrize("resample", [0, 2, 3])
+@pytest.mark.parametrize("size", [{"shortest_edge": 37}, {"height": 48, "width": 80}, {"shortest_edge": 200}])
+def test_resizing_in_pillows_order_of_bytes_changes_no_bit(size, resample):
+    processor = ViTImageProcessor(
+        size=size, resample=resample, do_center_crop=True, crop_size={"height": 32, "width": 32}
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (90, 131, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise), Image.fromarray(noise[:, :50])]
+    for options in ({}, {"do_rescale": False, "do_normalize": False}):
+        theirs = processor(pictures, return_tensors="pt", **options)["pixel_values"]
+        ours = pixels_of(pictures, processor, **options)
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
 
 
 def test_programs_and_films_are_no_images():

@@ -135,9 +135,8 @@ class DecodedImages(Dataset):
 
     def _value(self, row: int) -> Any:
         image = self.images[row]
-        if isinstance(image, str | Path):
-            return {"path": str(image), "bytes": None}
-        return image["image"] if isinstance(image, dict) else image
+        image = image["image"] if isinstance(image, dict) else image
+        return {"path": str(image), "bytes": None} if isinstance(image, str | Path) else image
 
 
 def images_key(split: datasets.Dataset) -> str:

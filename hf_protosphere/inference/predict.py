@@ -54,8 +54,8 @@ def predict(model: Any, images: Any, **options: Any) -> Dataset:
         images = two_columns(images, find_image_column(images, None), None, ".")
     images = image_paths([str(images)]) if isinstance(images, str | Path) else images
     columns, was_training = schema(model.config, arguments.top_k), model.training
-    batches = _rows(model.eval(), processor, images, arguments)
-    batches = [pa.RecordBatch.from_pylist(rows, columns) for rows in batches]
+    found = _rows(model.eval(), processor, images, arguments)
+    batches = [pa.RecordBatch.from_pylist(rows, columns) for rows in found]
     model.train(was_training)
     return Dataset(pa.Table.from_batches(batches, columns))
 
@@ -95,36 +95,33 @@ def predict_into_file(arguments: PredictArguments) -> Dataset:
             write = {".csv": csv.write_csv, ".parquet": parquet.write_table}.get(output.suffix)
             write(table, new) if write else shutil.copyfile(path, new)
         shutil.rmtree(folder)
-    bad = len(table) - table["error"].null_count
-    counts = f"{len(table):,} images, {len(done):,} of them from before, {bad:,} unreadable"
+    said = f"{len(table):,} images, {len(done)} resumed, {len(table['error'].drop_null()):,} broken"
     if "unknown" in columns.names:
-        counts += f", {table['unknown'].to_pylist().count(True):,} unknown"
-    say(f"{output}: {counts}")
+        said += f", {table['unknown'].to_pylist().count(True):,} unknown"
+    say(f"{output}: {said}")
     return Dataset(table)
 
 
 def image_paths(names: list[str]) -> list[str]:
-    """The files that names mean, as `--images` has them, each once. Those in a list may be missing;
-    an `ArgumentError` where something else is, or there are no images."""
+    """The files that names mean, as `--images` has them, each once; an `ArgumentError` where there
+    are none. Those in a list may be missing."""
     found: list[Any] = []
     for name in names:
         if name == "-" or name.endswith(".txt"):
             text = sys.stdin.read() if name == "-" else read_text(name, "--images")
-            found += [line.strip() for line in text.split("\n") if line.strip()]
-            continue
-        matches = [name] if os.path.exists(name) else sorted(glob(name, recursive=True))
-        if not matches:
-            raise ArgumentError(f"--images {name}: there is no such file or folder.")
-        found += [path for match in matches for path in image_files(Path(match))]
-    if not found:
-        raise ArgumentError(f"--images {' '.join(names)}: there are no images.")
+            paths = [line.strip() for line in text.split("\n") if line.strip()]
+        else:
+            matches = [name] if os.path.exists(name) else sorted(glob(name, recursive=True))
+            paths = [path for match in matches for path in image_files(Path(match))]
+        if not paths:
+            raise ArgumentError(f"--images {name}: no such file or folder, or no images in it.")
+        found += paths
     return [*dict.fromkeys(map(str, found))]
 
 
 def schema(config: ProtoSphereConfig, top_k: int) -> pa.Schema:
-    """The columns: image (its path, or its row), class, score (softmax, calibrated where the model
-    is), cosine (to the prototype of the class); class_2, score_2 and so on up to `top_k`, at most
-    the number of classes; unknown, of models with a threshold; error (why there is no class)."""
+    """The columns: image (path or row), class, score (softmax), cosine (to the prototype); class_2,
+    score_2 and so on to `top_k`; unknown, of models with a threshold; error, why no class."""
     if top_k > config.num_labels:
         raise ArgumentError(f"--top_k {top_k}: the model has {config.num_labels} classes.")
     more = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("class", "score")]
@@ -156,8 +153,8 @@ def _rows(model: Any, processor: Any, images: Any, options: Any, done: Any = ())
             told = (classes, scores, cosines, output.is_unknown)
             answers = [found.tolist() for found in told if found is not None]
             for row, numbers, shares, cosine, *unknown in zip(good, *answers):
-                first, *others = zip(map(model.config.id2label.get, numbers), shares)
-                rows[row] = dict(zip(columns[1:], [*first, cosine, *sum(others, ()), *unknown]))
+                first, *more = zip(map(model.config.id2label.get, numbers), shares)
+                rows[row] = dict(zip(columns[1:], [*first, cosine, *sum(more, ()), *unknown]))
         yield [dict.fromkeys(columns) | {"image": names[row]} | rows[row] for row in sorted(rows)]
 
 

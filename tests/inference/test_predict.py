@@ -93,7 +93,7 @@ def test_every_kind_of_output_holds_the_same(saved, photos, capsys):
     tables = {}
     for kind in ("csv", "jsonl", "parquet"):
         tables[kind] = predicted(saved[0], "photos", output=f"new/out.{kind}")
-        assert capsys.readouterr().out == (f"new/out.{kind}: 5 images, 0 of them from before, 1 unreadable\n")
+        assert capsys.readouterr().out == (f"new/out.{kind}: 5 images, 0 resumed, 1 broken\n")
     lines = [*map(json.loads, Path("new/out.jsonl").read_text().splitlines())]
     table = pq.read_table("new/out.parquet")
     assert table.equals(tables["csv"].data.table)
@@ -281,9 +281,9 @@ def test_what_is_missing_is_said_before_anything_is_written(saved, photos, tmp_p
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.iterdir())
     for images, more, message in (
-        (["photoss"], {}, r"--images photoss: there is no such file or folder"),
-        (["empty"], {}, r"--images empty: there are no images"),
-        (["photos/*.gif"], {}, r"--images photos/\*\.gif: there is no such"),
+        (["photoss"], {}, r"--images photoss: no such file or folder, or no images in it"),
+        (["empty"], {}, r"--images empty: no such"),
+        (["photos/*.gif"], {}, r"--images photos/\*\.gif: no such"),
         (["gone.txt"], {}, r"--images gone\.txt cannot be read"),
         (["photos"], {"output": "file/out.csv"}, r"--output file cannot be written"),
         (["photos"], {"sort_into": "file"}, r"--sort_into file cannot be written"),
