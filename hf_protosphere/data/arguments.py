@@ -87,17 +87,26 @@ class StreamingArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledImages:
+class Images:
+    """A split of a data set, with labels or without."""
+
+    _argument_group_name = "images"
+
+    dataset_name: PathName | None = flag("Data set, as for `protosphere evaluate`; it needs no labels.")
+    dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
+    dataset_revision: OfData | None = flag("Branch, tag or commit of the data set on the Hub.")
+    image_column: OfData | None = flag("Column of images; found by its type when not given.")
+    split: OfData = flag("Split of the data set.", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages(Images):
     """A split of a data set, its columns found as `protosphere evaluate` finds them."""
 
     _argument_group_name = "labelled images"
 
     dataset_name: PathName | None = flag("Data set with labels, as for `protosphere evaluate`.")
-    dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
-    dataset_revision: OfData | None = flag("Branch, tag or commit of the data set on the Hub.")
-    image_column: OfData | None = flag("Column of images; found by its type when not given.")
     label_column: OfData | None = flag("Column of labels; found by its type when not given.")
-    split: OfData = flag("Split of the data set.", "test")
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ which travels with checkpoints too.
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -94,14 +94,19 @@ def undecoded(split: datasets.Dataset) -> datasets.Dataset:
     return split.with_format(None).cast_column("image", ImageFeature(decode=False))
 
 
-class DecodedImages(Dataset):
-    """Batches (pixels, rows, bad) of a split, or of files and images, decoded one after the other:
-    what `pixels_of` makes of the images in (m,) rows, and the errors of the others, by row."""
+def table_of(images: Iterable[Any]) -> datasets.Dataset:
+    """Files, or Pillow images, as a split of a data set."""
+    values = [str(image) if isinstance(image, Path) else image for image in images]
+    return datasets.Dataset.from_dict({"image": values}, datasets.Features({"image": ImageFeature()}))
 
-    def __init__(self, split: datasets.Dataset | Sequence[Any], processor: BaseImageProcessor, **options: Any) -> None:
-        if isinstance(split, datasets.Dataset):
-            split = undecoded(split.select_columns("image"))
-        self.images, self.processor, self.options = split, processor, options
+
+class DecodedImages(Dataset):
+    """Batches (pixels, rows, bad) of a split, decoded one image after the other: what `pixels_of`
+    makes of the images in (m,) rows, and the errors of the others, by row."""
+
+    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor, **options: Any) -> None:
+        self.images, self.processor = undecoded(split.select_columns("image")), processor
+        self.options = options
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,7 +117,7 @@ class DecodedImages(Dataset):
         def good() -> Iterator[tuple[Image.Image, int]]:
             for row in indices:
                 try:
-                    yield read(self._value(row), shorter_side(self.processor)), row
+                    yield read(self.images[row]["image"], shorter_side(self.processor)), row
                 except DataError as error:
                     bad[row] = error
 
@@ -130,13 +135,8 @@ class DecodedImages(Dataset):
                 bar.update(len(batch[1]) + len(batch[2]))
 
     def name(self, row: int) -> str:
-        value = self._value(row)
+        value = self.images[row]["image"]
         return (value and value["path"]) or f"image {row}"
-
-    def _value(self, row: int) -> Any:
-        image = self.images[row]
-        image = image["image"] if isinstance(image, dict) else image
-        return {"path": str(image), "bytes": None} if isinstance(image, str | Path) else image
 
 
 def images_key(split: datasets.Dataset) -> str:

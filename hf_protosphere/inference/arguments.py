@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, required
-from ..data.arguments import LabelledImages
+from ..data.arguments import Images
 from ..errors import ArgumentError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictArguments(LabelledImages, Arguments):
+class PredictArguments(Images, Arguments):
     """What to label, and where to. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "predictions"
@@ -34,7 +34,7 @@ class PredictArguments(LabelledImages, Arguments):
         check(self)
         if bool(self.images) == bool(self.dataset_name):
             raise ArgumentError("give images by their paths, or --dataset_name: one of the two.")
-        if self.dataset_name and (self.sort_into or self.label_column):
-            raise ArgumentError("--dataset_name takes no --sort_into and no --label_column here.")
+        if self.dataset_name and self.sort_into:
+            raise ArgumentError("--sort_into is for images that are files: leave it out beside --dataset_name.")
         if not self.output.endswith((".csv", ".jsonl", ".parquet")):
             raise ArgumentError(f"--output {self.output} must end in .csv, .jsonl or .parquet.")

@@ -1,26 +1,29 @@
 """A table with the class of every image: `protosphere predict`, and `hf_protosphere.predict`."""
 
+import filecmp
 import json
 import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from pyarrow import csv, parquet
-from pyarrow.json import ParseOptions, read_json
+from pyarrow.json import ParseOptions, open_json
+from torch import Tensor
 
 from ..arguments.parsing import read_text
 from ..configuration_protosphere import ProtoSphereConfig, build_image_processor
-from ..data.pixels import DecodedImages, image_files, reason
+from ..data.pixels import DecodedImages, image_files, reason, table_of
 from ..data.sources import choose_splits, find_image_column, load_splits, two_columns
 from ..errors import ArgumentError, DataError
 from ..pipeline_protosphere import UNKNOWN
@@ -28,8 +31,11 @@ from ..plots.text import say
 from ..runs.files import refused_by_disk, replacing_files, whole_file, writable_folder
 from ..runs.folders import held_folder
 from ..runs.loading import load_classifier
+from ..runs.processes import own_device
 from ..runs.signals import interruptions
 from .arguments import PredictArguments
+
+CPU_PART = 8  # images; of 4 to 64, at 224 pixels, those of 4 and 8 took the least time
 
 
 def predict(model: Any, images: Any, **options: Any) -> Dataset:
@@ -47,7 +53,7 @@ def predict(model: Any, images: Any, **options: Any) -> Dataset:
     arguments = PredictArguments(model="model", images=["images"], **options)
     if isinstance(model, str | Path):
         model, processor = load_classifier(str(model))
-        model.to(PartialState().device)
+        model.to(own_device())
     else:
         processor = build_image_processor(model.config)
     if isinstance(images, Dataset):
@@ -60,46 +66,61 @@ def predict(model: Any, images: Any, **options: Any) -> Dataset:
     return Dataset(pa.Table.from_batches(batches, columns))
 
 
-def predict_into_file(arguments: PredictArguments) -> Dataset:
+def predict_into_file(arguments: PredictArguments) -> None:
     """The table, as `protosphere predict` writes it; errors are those of `predict`."""
     output, root = Path(arguments.output), arguments.sort_into
     writable_folder(output.parent, "--output")
     if root is not None:
         writable_folder(root, "--sort_into")
     model, processor = load_classifier(arguments.model)
-    columns = schema(model.to(PartialState().device).config, arguments.top_k)
+    columns = schema(model.to(own_device()).config, arguments.top_k)
+    name, split = arguments.dataset_name, arguments.split
     if arguments.images:
         images = image_paths(arguments.images)
     else:
-        name, split, revision = arguments.dataset_name, arguments.split, arguments.dataset_revision
-        loaded = load_splits(name, arguments.dataset_config, revision, named={split})
+        loaded = load_splits(name, arguments.dataset_config, arguments.dataset_revision, named={split})
         choose_splits(loaded, "train", None, split, False, {"test": "--split"})
-        column = find_image_column(loaded[split], arguments.image_column)
-        images = two_columns(loaded[split], column, None, name)
-    unfinished = held_folder(f"{output}.unfinished", "--output", ["*.jsonl"])
-    with unfinished as folder, interruptions(" with --resume"):
-        # Rows of another model, or with other columns, have another name.
-        made_by = model.state_dict(), model.config.to_dict(), processor.to_dict(), columns.names
+        images = two_columns(loaded[split], find_image_column(loaded[split], arguments.image_column), None, name)
+    # Rows of another model, with other columns, or of another data set have another name.
+    source = name, split, arguments.dataset_config, arguments.dataset_revision
+    made_by = model.state_dict(), model.config.to_dict(), processor.to_dict(), columns.names, source
+    rows = held_folder(output.with_name(f".{output.name}.rows"), "--output", ["*.jsonl"])
+    with rows as folder, interruptions(" with --resume"), refused_by_disk(folder):
         path = folder / f"{Hasher.hash(made_by)}.jsonl"
-        with refused_by_disk(path), path.open("ab") as file:
-            there = path.read_bytes() if arguments.resume else b""
-            file.truncate(there.rfind(b"\n") + 1)  # without a line that a kill cut short
-            done = {json.loads(line)["image"] for line in there.split(b"\n")[:-1]}
-            for rows in _rows(model, processor, images, arguments, done):
-                file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+        for other in {*folder.glob("*.jsonl")} - {path}:
+            other.unlink()
+        with path.open("a+b") as file:
+            done, end = set(), file.seek(0)
+            for line in file if arguments.resume else ():
+                if line.endswith(b"\n"):  # and was not cut short by a kill
+                    done.add(json.loads(line)["image"])
+                    end += len(line)
+            file.truncate(end)
+            for answers in _rows(model, processor, images, arguments, done):
+                file.writelines(json.dumps(row).encode() + b"\n" for row in answers)
                 file.flush()
-        table = read_json(path, parse_options=ParseOptions(explicit_schema=columns))
-        if root is not None:
-            _sort(table, Path(root), arguments.copy)
         with whole_file(output) as new:
-            write = {".csv": csv.write_csv, ".parquet": parquet.write_table}.get(output.suffix)
-            write(table, new) if write else shutil.copyfile(path, new)
-        shutil.rmtree(folder)
-    said = f"{len(table):,} images, {len(done)} resumed, {len(table['error'].drop_null()):,} broken"
-    if "unknown" in columns.names:
-        said += f", {table['unknown'].to_pylist().count(True):,} unknown"
-    say(f"{output}: {said}")
-    return Dataset(table)
+            counts = _write(path, new, columns)
+        if root is not None:
+            _sort(path, Path(root), arguments.copy)
+    there = "all there before" if counts["images"] == len(done) else f"{len(done):,} resumed"
+    said = [f"{count:,} {what}" for what, count in counts.items()]
+    say(f"{output}: {', '.join([said[0], there, *said[1:]])}")
+
+
+def _write(rows: Path, path: Path, columns: pa.Schema) -> dict[str, int]:
+    """The table by its ending, and how many images, broken and unknown ones it has."""
+    counts = {"images": 0, "broken": 0} | ({"unknown": 0} if "unknown" in columns.names else {})
+    writer = {".csv": csv.CSVWriter, ".parquet": parquet.ParquetWriter}.get(path.suffix)
+    with writer(path, columns) if writer else nullcontext(shutil.copyfile(rows, path)) as table:
+        for batch in open_json(rows, parse_options=ParseOptions(explicit_schema=columns)):
+            counts["images"] += len(batch)
+            counts["broken"] += len(batch) - batch["error"].null_count
+            if "unknown" in counts:
+                counts["unknown"] += batch["unknown"].true_count
+            if writer:
+                table.write_batch(batch)
+    return counts
 
 
 def image_paths(names: list[str]) -> list[str]:
@@ -120,55 +141,80 @@ def image_paths(names: list[str]) -> list[str]:
 
 
 def schema(config: ProtoSphereConfig, top_k: int) -> pa.Schema:
-    """The columns: image (path or row), class, score (softmax), cosine (to the prototype); class_2,
-    score_2 and so on to `top_k`; unknown, of models with a threshold; error, why no class."""
+    """The columns: image (path or row), class, score (softmax) and cosine (to the prototype); probability,
+    of calibrated models; class_2, score_2 and so on to `top_k`; unknown, of models with a threshold;
+    error, why no class."""
     if top_k > config.num_labels:
         raise ArgumentError(f"--top_k {top_k}: the model has {config.num_labels} classes.")
+    is_there = {"probability": config.calibration_temperature != 1, "unknown": config.rejection_threshold is not None}
     more = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("class", "score")]
-    unknown = [] if config.rejection_threshold is None else ["unknown"]
-    kinds = {"score": pa.float32(), "cosine": pa.float32(), "unknown": pa.bool_()}
-    names = ["image", "class", "score", "cosine", *more, *unknown, "error"]
+    names = ["image", "class", "score", "cosine", "probability", *more, "unknown", "error"]
+    kinds = dict.fromkeys(("score", "cosine", "probability"), pa.float32()) | {"unknown": pa.bool_()}
+    names = [name for name in names if is_there.get(name, True)]
     return pa.schema([(name, kinds.get(name.split("_")[0], pa.string())) for name in names])
 
 
-@torch.no_grad()
-def _rows(model: Any, processor: Any, images: Any, options: Any, done: Any = ()) -> Iterator[list]:
+@torch.inference_mode()
+def _answers(model: Any, pixels: Tensor, top_k: int) -> list[dict[str, Any]]:
+    """Of (M, 3, S, S) images the values of `schema`, and of columns that it may leave out."""
+    # In parts that fit its caches a CPU takes half the time, and its convolutions in this order of
+    # memory less; values differ by rounding.
+    parts = pixels.split(CPU_PART if model.device.type == "cpu" else len(pixels))
+    outputs = [model(part.to(model.device, memory_format=torch.channels_last)) for part in parts]
+    logits = torch.cat([output.logits for output in outputs]).float()  # (M, K)
+    embeddings = torch.cat([output.embeddings for output in outputs])  # (M, D)
+    scores, classes = (logits * model.config.calibration_temperature).softmax(-1).topk(top_k)  # (M, k), (M, k)
+    own = model.prototypes.to(embeddings.dtype)[classes[:, 0]]  # (M, D)
+    told = {
+        "cosine": (embeddings * own).sum(-1).clamp(-1, 1),
+        "probability": logits.softmax(-1).amax(-1),
+    }
+    if outputs[0].is_unknown is not None:
+        told["unknown"] = torch.cat([output.is_unknown for output in outputs])
+    for k, end in enumerate(["", *(f"_{k}" for k in range(2, top_k + 1))]):
+        told |= {f"class{end}": classes[:, k], f"score{end}": scores[:, k]}
+    rows = zip(*(values.tolist() for values in told.values()))
+    names = model.config.id2label
+    return [{k: names[v] if k.startswith("class") else v for k, v in zip(told, row)} for row in rows]
+
+
+def _rows(model: Any, processor: Any, images: Any, options: Any, done: Any = ()) -> Iterator[list[dict[str, Any]]]:
     """The rows in batches, but for those of images that are `done`, by their names."""
     columns, names = schema(model.config, options.top_k).names, [*map(str, range(len(images)))]
     if not isinstance(images, Dataset):
         names = [str(i) if isinstance(i, str | Path) else row for row, i in zip(names, images)]
+        images = table_of(images)
     left = [row for row, name in enumerate(names) if name not in done]
     batches = left, options.batch_size, options.num_workers, "predicting"
     for pixels, good, bad in DecodedImages(images, processor).batches(*batches):
-        rows = {row: {"error": reason(error)} for row, error in bad.items()}
         if bad and options.on_bad_image == "error":
-            first = f"{names[min(bad)]} cannot be decoded ({rows[min(bad)]['error']})"
+            first = f"{names[min(bad)]} cannot be decoded ({reason(bad[min(bad)])})"
             raise DataError(f"--on_bad_image error: {first}. Mend it, or take it out.")
-        if good:
-            # Convolutions on CPUs take half the time; values differ by rounding.
-            output = model(pixels.to(model.device, memory_format=torch.channels_last))
-            scores, classes = output.logits.softmax(-1).topk(options.top_k)  # (M, k), (M, k)
-            own = model.prototypes.to(output.embeddings.dtype)[classes[:, 0]]  # (M, D)
-            cosines = (output.embeddings * own).sum(-1).clamp(-1, 1)  # (M,)
-            told = (classes, scores, cosines, output.is_unknown)
-            answers = [found.tolist() for found in told if found is not None]
-            for row, numbers, shares, cosine, *unknown in zip(good, *answers):
-                first, *more = zip(map(model.config.id2label.get, numbers), shares)
-                rows[row] = dict(zip(columns[1:], [*first, cosine, *sum(more, ()), *unknown]))
-        yield [dict.fromkeys(columns) | {"image": names[row]} | rows[row] for row in sorted(rows)]
+        rows = {row: {"error": reason(error)} for row, error in bad.items()}
+        rows |= zip(good, _answers(model, pixels, options.top_k) if good else ())
+        yield [{name: ({"image": names[row]} | rows[row]).get(name) for name in columns} for row in sorted(rows)]
 
 
-def _sort(table: pa.Table, root: Path, copy: bool) -> None:
-    """Link or copy each image into the folder of its class, or unknown, numbered if need be."""
-    used: dict[Path, int] = {}
-    rows = (row for batch in table.to_batches() for row in batch.to_pylist())
-    with replacing_files(root) as new:
-        for row in (row for row in rows if row["error"] is None):
+def _sort(rows: Path, root: Path, copy: bool) -> None:
+    """Link or copy each image into the folder of its class, or unknown, numbered if need be; what an
+    earlier call has placed stays."""
+    used: Counter[Path] = Counter()
+    with replacing_files(root) as new, rows.open("rb") as lines:
+        for row in (row for row in map(json.loads, lines) if row["error"] is None):
             source, unsafe = Path(row["image"]).absolute(), r"[^\w .,()&+-]|^[. ]|[. ]$"
+            if "unknown" in row:  # a class of that name is not where unknown images are
+                unsafe += "|^u(?=nknown$)"
             name = re.sub(unsafe, lambda found: f"%{ord(found[0]):x}", row["class"])
             target = first = Path(UNKNOWN if row.get("unknown") else name, source.name)
             while os.path.lexists(root / target) or os.path.lexists(new / target):
-                used[first] = used.get(first, 1) + 1
-                target = first.with_stem(f"{first.stem}_{used[first]}")
-            (new / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, new / target) if copy else (new / target).symlink_to(source)
+                if os.path.exists(root / target) and filecmp.cmp(root / target, source):
+                    break
+                used[first] += 1
+                target = first.with_stem(f"{first.stem}_{used[first] + 1}")
+            else:
+                (new / target).parent.mkdir(parents=True, exist_ok=True)
+                if not copy:
+                    with suppress(OSError):  # Windows lets few users make links: they get copies
+                        os.symlink(source, new / target)
+                        continue
+                shutil.copy2(source, new / target)

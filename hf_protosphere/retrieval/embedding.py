@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset as ImageTable
 from PIL import Image as PILImage
 from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..data.labels import some
-from ..data.pixels import DecodedImages, pixels_of, reason
+from ..data.pixels import DecodedImages, pixels_of, reason, table_of
 from ..errors import DataError
 from ..modeling_protosphere import ProtoSphereModel
 from ..runs.loading import load_classifier
-from ..runs.processes import own_accelerate_state
+from ..runs.processes import own_device
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +50,7 @@ class Embedder:
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-        with own_accelerate_state():
-            device = Accelerator().device
-        return cls(name, model.to(device), processor, digest.hexdigest(), layer)
+        return cls(name, model.to(own_device()), processor, digest.hexdigest(), layer)
 
     @property
     def dim(self) -> int:
@@ -79,7 +76,7 @@ class Embedder:
         Raises:
             DataError: images cannot be decoded; all of them are named.
         """
-        decoded = DecodedImages(images, self.processor)
+        decoded = DecodedImages(images if isinstance(images, ImageTable) else table_of(images), self.processor)
         embeddings, rows, bad = [torch.empty(0, self.dim)], [], {}
         options = (batch_size, num_workers, "embedding")
         for pixels, good, wrong in decoded.batches(range(len(images)), *options):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
@@ -145,3 +146,9 @@ def own_accelerate_state() -> Iterator[None]:
         for state, values in zip(states, before):
             state.clear()
             state.update(values)
+
+
+def own_device() -> torch.device:
+    """For a job by itself, as Accelerate chooses it: ACCELERATE_USE_CPU=true is obeyed."""
+    with own_accelerate_state():
+        return Accelerator().device

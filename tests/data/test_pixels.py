@@ -23,6 +23,7 @@ from hf_protosphere.data.pixels import (
     pixels_of,
     read,
     rgb,
+    table_of,
     undecoded,
 )
 from hf_protosphere.data.streaming import EvaluationStream
@@ -142,7 +143,7 @@ def test_rows_that_cannot_be_decoded_are_told_from_the_others(tmp_path):
 def test_files_and_images_are_decoded_in_batches(tmp_path, num_workers):
     path, processor = tmp_path / "0.png", build_image_processor(CONFIG)
     image(0).save(path)
-    images = DecodedImages([path, image(1), tmp_path / "gone.png", str(path)], processor)
+    images = DecodedImages(table_of([path, image(1), tmp_path / "gone.png", str(path)]), processor)
     (first, rows, bad), (second, more, worse) = images.batches([3, 1, 2], 2, num_workers, "reading")
     assert (rows, bad, more, [*worse]) == ([3, 1], {}, [], [2])
     assert torch.equal(first, pixels_of([image(0), image(1)], processor))

@@ -11,8 +11,8 @@ from hf_protosphere.inference.arguments import PredictArguments
     [
         ({}, r"give images by their paths, or --dataset_name: one of the two"),
         ({"images": ["a"], "dataset_name": "b"}, r"one of the two"),
-        ({"dataset_name": "b", "sort_into": "c"}, r"--dataset_name takes no --sort_into"),
-        ({"dataset_name": "b", "label_column": "c"}, r"and no --label_column here"),
+        ({"dataset_name": "b", "sort_into": "c"}, r"--sort_into is for images that are files"),
+        ({"dataset_name": "b", "label_column": "c"}, r"has no 'label_column'"),
         ({"images": ["a"], "output": "a.xlsx"}, r"--output a\.xlsx must end in \.csv, \.jsonl or"),
         ({"images": ["a"], "top_k": 0}, r"--top_k must be a whole number of at least 1, but got 0"),
         ({"images": ["a"], "on_bad_image": "skip"}, r"--on_bad_image must be one of row, error"),

@@ -50,8 +50,16 @@ def photos(tmp_path, monkeypatch):
 
 
 def predicted(model, *images, **more):
-    options = {"num_workers": 0, "batch_size": 2} | more
-    return predict_into_file(PredictArguments(model=model, images=[*images], **options))
+    """The rows of the table that `protosphere predict` writes."""
+    options = {"num_workers": 0, "batch_size": 2, "output": "predictions.csv"} | more
+    predict_into_file(PredictArguments(model=model, images=[*images] or None, **options))
+    return kept(options["output"])
+
+
+def kept(output):
+    """The rows that --resume goes on from."""
+    (path,) = Path(output).parent.glob(f".{Path(output).name}.rows/*.jsonl")
+    return [*map(json.loads, path.read_text().splitlines())]
 
 
 def rows_of(path):
@@ -68,7 +76,7 @@ def expected(model, images):
 
 def test_rows_say_what_the_model_says(saved, photos):
     folder, model = saved
-    assert list(predicted(folder, "photos", top_k=3)["image"]) == [f"photos/{n}" for n in NAMES]
+    assert [row["image"] for row in predicted(folder, "photos", top_k=3)] == [f"photos/{n}" for n in NAMES]
     rows = rows_of("predictions.csv")
     assert [*rows[0]] == [
         "image", "class", "score", "cosine", "class_2", "score_2", "class_3", "score_3", "error",
@@ -86,7 +94,7 @@ def test_rows_say_what_the_model_says(saved, photos):
     assert bad.pop("image")
     assert "Error" in bad.pop("error")
     assert {*bad.values()} == {""}
-    assert {path.name for path in photos.parent.iterdir()} == {"photos", "predictions.csv"}
+    assert {path.name for path in photos.parent.iterdir()} == {"photos", "predictions.csv", ".predictions.csv.rows"}
 
 
 def test_every_kind_of_output_holds_the_same(saved, photos, capsys):
@@ -96,7 +104,7 @@ def test_every_kind_of_output_holds_the_same(saved, photos, capsys):
         assert capsys.readouterr().out == (f"new/out.{kind}: 5 images, 0 resumed, 1 broken\n")
     lines = [*map(json.loads, Path("new/out.jsonl").read_text().splitlines())]
     table = pq.read_table("new/out.parquet")
-    assert table.equals(tables["csv"].data.table)
+    assert table.to_pylist() == tables["csv"] == tables["parquet"] == lines
     assert [row["class"] for row in lines] == table["class"].to_pylist()
     assert [row["score"] for row in lines] == table["score"].to_pylist()
     assert [*lines[0]] == table.column_names
@@ -111,12 +119,15 @@ def test_unknown_images_keep_their_nearest_class(photos, tmp_path, capsys):
     model.config.update({"rejection_threshold": near.mean().item(), "calibration_temperature": 2.0})
     model.save_pretrained(tmp_path / "model")
     table = predicted("model", "photos/a/0.png", "photos/b/2.png", sort_into="sorted")
-    assert list(table["unknown"]) == (near < near.mean()).tolist()
+    assert [row["unknown"] for row in table] == (near < near.mean()).tolist()
     assert ", 1 unknown\n" in capsys.readouterr().out
     rows = rows_of("predictions.csv")
     assert sorted(row["unknown"] for row in rows) == ["false", "true"]
     assert all(row["class"] for row in rows)
     scores = expected(model, [noise(i) for i in (0, 2)])[0].max(1).values  # calibrated
+    assert [float(row["probability"]) for row in rows] == pytest.approx(scores.tolist(), abs=1e-5)
+    model.config.calibration_temperature = 1.0
+    scores = expected(model, [noise(i) for i in (0, 2)])[0].max(1).values
     assert [float(row["score"]) for row in rows] == pytest.approx(scores.tolist(), abs=1e-5)
     unknown = rows[[row["unknown"] for row in rows].index("true")]
     (link,) = (tmp_path / "sorted/unknown").iterdir()
@@ -160,7 +171,7 @@ def test_a_process_killed_in_the_middle_of_a_line(saved, photos, kind, python, m
             "--num_workers", "0", "--batch_size", "2"]  # fmt: skip
     assert python("-c", code, *argv).returncode == -signal.SIGKILL
     assert not os.path.exists(f"out.{kind}")
-    (rows,) = (photos.parent / f"out.{kind}.unfinished").glob("*.jsonl")
+    (rows,) = (photos.parent / f".out.{kind}.rows").glob("*.jsonl")
     assert rows.read_bytes().count(b"\n") == 2
     with rows.open("a") as file:
         file.write('{"image": "photos/b/2.p')
@@ -169,10 +180,10 @@ def test_a_process_killed_in_the_middle_of_a_line(saved, photos, kind, python, m
     main([*argv, "--resume"])
     assert sorted(seen) == [2, 3, 4]
     if kind == "parquet":
-        assert pq.read_table("out.parquet").equals(whole.data.table)
+        assert pq.read_table("out.parquet").equals(pq.read_table("whole.parquet"))
     else:
         assert Path(f"out.{kind}").read_bytes() == Path(f"whole.{kind}").read_bytes()
-    assert not os.path.exists(f"out.{kind}.unfinished")
+    assert kept(f"out.{kind}") == whole
 
 
 def counted(seen):
@@ -227,8 +238,51 @@ def test_images_are_sorted_into_folders(saved, photos, copy):
     for row in good:
         content = Path(row["image"]).read_bytes()
         assert content in [p.read_bytes() for p in placed if p.parent.name == row["class"]]
-    predicted(saved[0], "photos/a/0.png", sort_into="sorted", copy=copy)
-    assert (photos.parent / "sorted" / label / "0_3.png").exists()
+    predicted(saved[0], "photos/a/0.png", sort_into="sorted", copy=copy)  # which is there
+    assert sorted((photos.parent / "sorted").glob("*/*")) == placed
+    noise(0).resize((41, 50)).save("photos/a/0.png")
+    predicted(saved[0], "photos/a/0.png", sort_into="other", copy=copy)
+    assert len([*(photos.parent / "other").glob("*/0.png")]) == 1
+
+
+def test_where_no_links_can_be_made_images_are_copied(saved, photos, monkeypatch):
+    def refused(*args, **kwargs):
+        raise OSError(22, "A required privilege is not held by the client")  # as Windows says
+
+    monkeypatch.setattr(os, "symlink", refused)
+    predicted(saved[0], "photos/b/2.png", sort_into="sorted")
+    (path,) = (photos.parent / "sorted").glob("*/2.png")
+    assert not path.is_symlink()
+    assert path.read_bytes() == (photos / "b/2.png").read_bytes()
+
+
+def test_a_class_called_unknown_has_a_folder_of_its_own(photos, tmp_path):
+    rows = [{"image": f"photos/{n}", "class": "unknown", "error": None} for n in NAMES[:2]]
+    for of_threshold, expected_names in (({}, {"unknown"}), ({"unknown": True}, {"unknown", "%75nknown"})):
+        more = [of_threshold, dict.fromkeys(of_threshold, False)]
+        text = "".join(json.dumps(row | unknown) + "\n" for row, unknown in zip(rows, more))
+        (tmp_path / "rows.jsonl").write_text(text)
+        root = tmp_path / f"sorted{len(of_threshold)}"
+        module._sort(tmp_path / "rows.jsonl", root, copy=False)
+        assert {path.name for path in root.iterdir()} == expected_names
+    assert (root / "unknown/0.png").samefile("photos/a/0.png")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_finished_table_is_resumed_with_new_images_only(saved, photos, kind, monkeypatch, capsys):
+    options = {"output": f"out.{kind}", "resume": True, "sort_into": "sorted"}
+    before = predicted(saved[0], "photos", **options)
+    seen = []
+    monkeypatch.setattr(module, "DecodedImages", counted(seen))
+    assert predicted(saved[0], "photos", **options) == before
+    assert capsys.readouterr().out.endswith(f"out.{kind}: 5 images, all there before, 1 broken\n")
+    noise(9).save("photos/new.png")
+    rows = predicted(saved[0], "photos", **options)
+    assert capsys.readouterr().out == f"out.{kind}: 6 images, 5 resumed, 1 broken\n"
+    assert (len(seen), rows[:5], rows[5]["image"]) == (1, before, "photos/new.png")
+    assert len([*(photos.parent / "sorted").glob("*/*")]) == 5
+    assert len(predicted(saved[0], "photos", **options | {"resume": False})) == 6
+    assert len(seen) == 7
 
 
 def test_names_of_classes_that_no_file_can_have(photos, tmp_path):
@@ -237,8 +291,8 @@ def test_names_of_classes_that_no_file_can_have(photos, tmp_path):
     root = tmp_path / "sorted"
     root.mkdir()
     rows = [{"image": "photos/a/0.png", "class": name, "error": None} for name in names.values()]
-    columns = module.pa.schema([(name, module.pa.string()) for name in rows[0]])
-    module._sort(module.pa.Table.from_pylist(rows, columns), root, copy=False)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module._sort(tmp_path / "rows.jsonl", root, copy=False)
     assert {path.name for path in root.iterdir()} == {"a%2fb", "%2e.%2fc", "%2e%2e", "ü x"}
     assert len([*root.glob("*/0.png")]) == 4
 
@@ -267,13 +321,13 @@ def test_a_data_set_needs_no_labels(saved, photos, labels):
     features = Features({"picture": ImageFeature()} | {name: Value("string") for name in labels})
     columns = {"picture": ["photos/a/0.png", "photos/broken.png"]} | labels
     Dataset.from_dict(columns, features).to_parquet("data/train.parquet")
-    options = {"dataset_name": "data", "split": "train", "num_workers": 0}
-    good, bad = predict_into_file(PredictArguments(model=saved[0], **options))
+    options = {"dataset_name": "data", "split": "train"}
+    good, bad = predicted(saved[0], **options)
     assert (good["image"], good["error"]) == ("0", None)
     assert good["class"] == predicted(saved[0], "photos/a/0.png")[0]["class"]
     assert (bad["image"], bad["class"]) == ("1", None)
     with pytest.raises(DataError, match=r"--split tset: the data set has no such split, but train"):
-        predict_into_file(PredictArguments(model=saved[0], **options | {"split": "tset"}))
+        predicted(saved[0], **options | {"split": "tset"})
 
 
 def test_what_is_missing_is_said_before_anything_is_written(saved, photos, tmp_path):
@@ -321,6 +375,13 @@ def test_from_python(saved, photos):
         hf_protosphere.predict(model, photos, on_bad_image="error", num_workers=0)
 
 
+def test_large_batches_are_taken_in_parts(saved, photos, monkeypatch):
+    alone = predicted(saved[0], "photos", batch_size=64)
+    monkeypatch.setattr(module, "CPU_PART", 1)
+    for row, other in zip(predicted(saved[0], "photos", batch_size=64), alone, strict=True):
+        assert (row["class"], row["score"]) == (other["class"], pytest.approx(other["score"], abs=1e-5))
+
+
 def test_workers_change_nothing(saved, photos):
     alone = predicted(saved[0], "photos")
-    assert predicted(saved[0], "photos", num_workers=2).to_dict() == alone.to_dict()
+    assert predicted(saved[0], "photos", num_workers=2) == alone

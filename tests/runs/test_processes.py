@@ -6,7 +6,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 from hf_protosphere.errors import ArgumentError, UserError
@@ -16,6 +17,7 @@ from hf_protosphere.runs.processes import (
     meet,
     on_main_process,
     own_accelerate_state,
+    own_device,
 )
 
 
@@ -117,3 +119,11 @@ def test_waiting_has_an_end_and_other_launchers_are_left_alone(monkeypatch):
     for name, value in place.items():  # without a rank
         monkeypatch.setenv(name, value)
     join_processes()
+
+
+def test_the_device_is_that_of_accelerate(monkeypatch):
+    for use_cpu, device in (("false", "cuda"), ("true", "cpu")):
+        monkeypatch.setattr(PartialState, "_shared_state", {})
+        monkeypatch.setattr(PartialState, "default_device", property(lambda state: torch.device("cuda")))
+        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+        assert own_device().type == device
