@@ -88,11 +88,11 @@ class StreamingArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A split of a data set, with labels or without."""
+    """A split of a data set, whatever its labels."""
 
     _argument_group_name = "images"
 
-    dataset_name: PathName | None = flag("Data set, as for `protosphere evaluate`; it needs no labels.")
+    dataset_name: PathName | None = flag("Data set, as for `protosphere evaluate`.")
     dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
     dataset_revision: OfData | None = flag("Branch, tag or commit of the data set on the Hub.")
     image_column: OfData | None = flag("Column of images; found by its type when not given.")
@@ -105,7 +105,6 @@ class LabelledImages(Images):
 
     _argument_group_name = "labelled images"
 
-    dataset_name: PathName | None = flag("Data set with labels, as for `protosphere evaluate`.")
     label_column: OfData | None = flag("Column of labels; found by its type when not given.")
 
     @property

@@ -24,8 +24,10 @@ class PredictArguments(Images, Arguments):
     on_bad_image: Literal["row", "error"] = flag(
         "An image that cannot be decoded: a row that says why, or stop and name it.", "row"
     )
-    resume: bool = flag("Go on with a table that was interrupted.", False)
-    sort_into: PathName | None = flag("Also link each image into a folder of its class in this.")
+    resume: bool = flag(
+        "Keep the rows of a table that is there, finished or interrupted: only new images are predicted.", False
+    )
+    sort_into: PathName | None = flag("Also link each image into a folder of its class in this folder.")
     copy: Annotated[bool, Beside("sort_into")] = flag("Copy the images, not link them.", False)
     batch_size: Count = flag("Images in a step.", 64)
     num_workers: Annotated[int, 0] = flag("Processes that load images.", 2)
