@@ -2,9 +2,9 @@
 
 After supervised contrastive learning the class means of the embeddings are a classifier already, in
 one forward pass (arXiv 2605.20302). The usual way is to throw the projection head away and train a
-linear layer on the backbone's features; the normalised way trains one on the sphere. The fair ones
-see every image augmented anew in every epoch. On features computed once they take seconds and are
-weaker: 72.3 against 73.9 % on CIFAR-100 in the paper's Table 14.
+linear layer on the backbone's features; the normalised way trains one on the sphere. The fair ones, here,
+see every image augmented anew in every epoch. On features computed once (`logistic`) they take
+seconds, and were weaker in the paper's Table 14: 72.3 against 73.9 % on CIFAR-100.
 """
 
 import dataclasses
@@ -12,54 +12,34 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from ..data.arguments import BatchOptions
 from ..data.image_cache import FeatureSplit
 from ..data.loaders import TrainingBatches
 from ..modeling_protosphere import ProtoSphereForImageClassification
-from ..objectives import default_temperature
+from .logistic import Kind, Probe, fit_probe, loss_of
 
 BATCH_SIZE, MOMENTUM = 256, 0.9
 # Peak learning rates. Features of unit norm need a larger one.
 LEARNING_RATES = {"linear": 0.1, "normalized_linear": 1.0}
-Kind = Literal["linear", "normalized_linear"]
-
-
-class Probe(nn.Module):
-    """Features (M, F) to logits (M, K): "linear", with a bias, of features as they are;
-    "normalized_linear", the cosines to rows of `weight` (K, F) over a temperature, by default
-    NormFace's of so many classes."""
-
-    def __init__(self, kind: Kind, dim: int, num_classes: int, *, temperature: float | None, seed: int = 0) -> None:
-        super().__init__()
-        temperature = temperature or default_temperature("normface", num_classes)
-        generator = torch.Generator().manual_seed(seed)
-        weight = dim**-0.5 * torch.randn(num_classes, dim, generator=generator)
-        self.kind, self.temperature, self.weight = kind, temperature, nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(num_classes)) if kind == "linear" else None
-
-    def forward(self, features: Tensor) -> Tensor:
-        if self.bias is not None:
-            return F.linear(features, self.weight, self.bias)
-        features, weight = (F.normalize(x, dim=1) for x in (features, self.weight))
-        return F.linear(features, weight) / self.temperature
 
 
 def train_probes(
     kinds: Sequence[Kind], network: ProtoSphereForImageClassification,
     split: Dataset | FeatureSplit, accelerator: Accelerator, arguments: Any,
     dims: tuple[int, int], seed: int, members: Tensor | None = None,
-) -> dict[Kind, tuple[Probe, float, float]]:  # fmt: skip
-    """Train linear layers on a network's features, by SGD with momentum and without weight decay:
-    one implementation for the end of training and for transfer.
+    validation: FeatureSplit | None = None,
+) -> dict[Kind, tuple[Probe, float, float, float | None]]:  # fmt: skip
+    """Train linear layers on a network's features: one implementation for the end of training and
+    for transfer. On images by SGD with momentum and without weight decay; on features by
+    `fit_probe`.
 
     Args:
         network: frozen; on the accelerator's device.
@@ -69,16 +49,26 @@ def train_probes(
             `probe_milestones`, and those of `BatchOptions`.
         dims: F, of the features, and K.
         members: (S, K) of `memberships`, where labels are of S joined ones: one against all.
+        validation: features to choose the strength of L2 by.
 
     Returns:
-        A probe of each kind, its seconds, and those of the features.
+        A probe of each kind, its seconds, those of the features, and its accuracy on what was held
+        out to choose by, where that was.
     """
+    if isinstance(split, FeatureSplit):
+        made, options = {}, {"validation": validation, "members": members, "device": accelerator.device}
+        for kind in kinds:
+            started = time.perf_counter()
+            probe, reached = fit_probe(kind, split, dims[1], temperature=arguments.temperature, **options)
+            passing = split.seconds / len(split.versions)
+            made[kind] = probe, time.perf_counter() - started, passing, reached
+        return made
     processes, epochs = accelerator.num_processes, arguments.probe_epochs
     size = max(1, min(BATCH_SIZE, len(split)) // processes)
     own = {"batch_size": size, "views": 1, "classes_per_batch": None, "seed": seed}
     options = dataclasses.replace(BatchOptions.of(arguments), **own)
     batches = TrainingBatches(split, network.config, options, accelerator)
-    steps, of_images = len(split) // (size * processes), not isinstance(split, FeatureSplit)
+    steps = len(split) // (size * processes)
     milestones = [math.ceil(milestone * steps) for milestone in arguments.probe_milestones or []]
     falls = partial(CosineAnnealingLR, T_max=epochs * steps)
     if milestones:
@@ -92,25 +82,15 @@ def train_probes(
     network.eval()
     seconds, started = [0.0] * len(kinds), time.perf_counter()
     for batch in (batch for epoch in range(epochs) for batch in batches.epoch(epoch)):
-        features = batch["pixel_values"].flatten(1)
-        if of_images:
-            with torch.no_grad(), accelerator.autocast():
-                output = network.protosphere(batch["pixel_values"], return_dict=True)
-            features = output.pooler_output.float()
-        features, labels = accelerator.gather((features, batch["labels"]))
+        with torch.no_grad(), accelerator.autocast():
+            output = network.protosphere(batch["pixel_values"], return_dict=True)
+        features, labels = accelerator.gather((output.pooler_output.float(), batch["labels"]))
         for i, (probe, schedule) in enumerate(zip(probes, schedules)):
             began = time.perf_counter()
             schedule.optimizer.zero_grad()
-            if members is None:
-                loss = F.cross_entropy(probe(features), labels)
-            else:  # the sum over classes, each of which is learned by itself
-                parts = F.multilabel_soft_margin_loss(probe(features), members[labels])
-                loss = members.shape[1] * parts
-            loss.backward()
+            loss_of(probe(features), labels if members is None else members[labels]).backward()
             schedule.optimizer.step()
             schedule.step()
             seconds[i] += time.perf_counter() - began
     passing = time.perf_counter() - started - sum(seconds)
-    if not of_images:
-        passing = split.seconds / len(split.versions)
-    return {kind: (*made, passing) for kind, *made in zip(kinds, probes, seconds)}
+    return {kind: (*made, passing, None) for kind, *made in zip(kinds, probes, seconds)}

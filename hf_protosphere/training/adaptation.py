@@ -58,7 +58,8 @@ def with_new_classes(
     model = ProtoSphereForImageClassification(made_of)
     network, trained = model.protosphere, source.protosphere
     load_weights(network.backbone, trained.backbone.state_dict())
-    another_space = model.config.projection != source.config.projection
+    shapes = [{name: x.shape for name, x in of.projection.state_dict().items()} for of in (network, trained)]
+    another_space = shapes[0] != shapes[1]
     if not another_space:
         network.projection.load_state_dict(trained.projection.state_dict())
     if another_space or model.config.has_prototypes != source.config.has_prototypes:

@@ -116,8 +116,13 @@ def _probes(run: TrainingRun, model: ProtoSphereForImageClassification, split: s
     held_out = frozen(model, run.eval_loaders[split], accelerator, f"{split} images")
     features, labels = held_out.versions[0], held_out.labels
     dims, train = (features.shape[1], run.images.num_labels), run.images.splits["train"]
+    validation = None
     if not arguments.probe_augmentation:
         train = frozen(model, run.eval_loaders["train"], accelerator, "train images")
+        if "validation" in run.eval_loaders:
+            validation = held_out
+            if split != "validation":
+                validation = frozen(model, run.eval_loaders["validation"], accelerator, "validation images")
     elif run.on_features:
         train, network = train.images, with_backbone(model, run.model.protosphere.backbone)
     made_of = network, train, accelerator, arguments, dims, arguments.seed
@@ -127,7 +132,7 @@ def _probes(run: TrainingRun, model: ProtoSphereForImageClassification, split: s
             "pass_seconds": passing, "training_seconds": spent,
             "augmented": arguments.probe_augmentation,
         }
-        for kind, (probe, spent, passing) in train_probes(asked, *made_of).items()
+        for kind, (probe, spent, passing, _) in train_probes(asked, *made_of, validation=validation).items()
     }  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
@@ -25,7 +24,8 @@ from ..data.transforms import build_image_processor
 from ..errors import at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.features import embedded, with_features
-from ..inference.probes import Probe, train_probes
+from ..inference.logistic import Probe
+from ..inference.probes import train_probes
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs import processes
@@ -39,7 +39,7 @@ from ..training.arguments import TrainArguments
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
 from .arguments import HEAD_PROJECTION, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
-from .frozen import as_model, knn, of_class_means
+from .frozen import knn, of_class_means, of_probe
 from .report import MEASURES, format_summary, plot_shots, summarize
 
 # Of SGD, for 256 images, up to 1,024; a hundredth of them of AdamW. Below training's: what the
@@ -235,9 +235,13 @@ class Transfer:
             return None
         return memberships(self.images.label_names).to(self.accelerator.device)
 
+    def _held_out(self, shots: int | None) -> FeatureSplit | None:
+        """What a frozen classifier is chosen by; of few shots, by themselves."""
+        return None if shots is not None else self._features.splits.get("validation")
+
     @cache  # noqa: B019  (as long as the transfer lives)
-    def _probes(self, shots: int | None, trial: int) -> dict[str, tuple[Probe, float, float]]:
-        """All that are asked for, trained at once; the seconds of each, and of the features."""
+    def _probes(self, shots: int | None, trial: int) -> dict[str, tuple[Probe, float, float, float | None]]:
+        """All that are asked for, as `train_probes` gives them."""
         modes = [mode for mode in self.arguments.modes if mode.endswith("_probe")]
         fair, seed = self.arguments.probe_augmentation, self.arguments.seed + trial
         train = self._shots(self.images if fair else self._features, shots, trial)
@@ -245,43 +249,43 @@ class Transfer:
         dims = self._features.splits["train"].versions.shape[2], num_classes
         made_of = self._network, train, self.accelerator, self.training(modes[0]), dims, seed
         kinds = [mode.removesuffix("_probe") for mode in modes]
-        return dict(zip(modes, train_probes(kinds, *made_of, self._members).values()))
+        found = train_probes(kinds, *made_of, self._members, self._held_out(shots))
+        return dict(zip(modes, found.values()))
 
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         arguments, images, network = self.arguments, self.images, self._network
         split = next(role for role in ("test", "validation", "train") if role in images.splits)
         train, evaluation = self._shots(self._features, shots, trial), self._features.splits[split]
-        device, probe, spent, passing = self.accelerator.device, None, 0.0, _seconds(train)
+        device, model, reached = self.accelerator.device, None, None
+        spent, passing, parameters = 0.0, _seconds(train), 0
         labels, started = evaluation.labels.to(device), time.perf_counter()
         if mode.endswith("_probe"):
-            probe, spent, passing = self._probes(shots, trial)[mode]
-            space = evaluation.versions[0].to(device)
-            logits = probe(space).detach()
+            probe, spent, passing, reached = self._probes(shots, trial)[mode]
+            parameters = count_trained_parameters(probe)
             if self._members is not None:
+                logits = probe(evaluation.versions[0].to(device)).detach()
                 precision = MultilabelAveragePrecision(logits.shape[1]).to(device)
                 value = precision(logits, self._members[labels].long()).item()
                 report = {"num_images": len(labels), "mean_average_precision": value}
-                return _row(split, report, spent, passing, count_trained_parameters(probe))
+                return _row(split, report, spent, passing, parameters)
+            model = of_probe(probe, network, images.label_names)
+        elif mode == "prototypes":
+            model, reached = of_class_means(network, train, images.label_names, self._held_out(shots))
+        if model is not None:
+            space, logits = embedded(model, evaluation)
         else:
             space, _ = embedded(network, evaluation)
-            if mode == "knn":
-                known = embedded(network, train)[0], train.labels.to(device)
-                logits = knn(*known, space, images.num_labels, arguments.neighbors)
-            else:
-                probe = of_class_means(network, train, images.num_labels)
-                logits = probe(space)
-            spent = time.perf_counter() - started
+            known = embedded(network, train)[0], train.labels.to(device)
+            logits = knn(*known, space, images.num_labels, arguments.neighbors)
+        spent = spent or time.perf_counter() - started
         report = evaluate_predictions(
-            [(F.normalize(space, dim=1), logits, labels)], self.accelerator,
-            num_classes=images.num_labels, embedding_dim=space.shape[1],
-            prototypes=None if probe is None else F.normalize(probe.weight.detach(), dim=1),
+            [(space, logits, labels)], self.accelerator, num_classes=images.num_labels, embedding_dim=space.shape[1],
+            prototypes=None if model is None else model.prototypes.detach(),
         )  # fmt: skip
-        if probe is not None and shots is None and self.accelerator.is_main_process:
-            model = as_model(mode, probe, network, images.label_names)
+        if model is not None and shots is None and self.accelerator.is_main_process:
             folder = self.folder if self.is_single else self.folder / mode
-            save_model(model, build_image_processor(model.config), folder)
-        parameters = 0 if probe is None else count_trained_parameters(probe)
-        return _row(split, report, spent, passing, parameters)
+            save_model(model.cpu(), build_image_processor(model.config), folder)
+        return _row(split, report, spent, passing, parameters) | {"held_out_accuracy": reached}
 
 
 def _seconds(split: FeatureSplit) -> float:

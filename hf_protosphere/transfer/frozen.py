@@ -1,33 +1,104 @@
 """Classifiers on a frozen network, for transfer without training it: one pass over the images.
 
-- prototypes: the class means of the embeddings, as after SCL (arXiv 2605.20302).
+- prototypes: the class means, as after SCL (arXiv 2605.20302): of the embeddings, or, where images
+  that were held out say so, of the backbone's features after `whitening`.
 - linear_probe, normalized_linear_probe: a linear layer on the backbone's features (`probes`).
 - knn: the nearest training images vote, each with exp(cosine / temperature) (Wu et al. 2018).
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from sklearn.covariance import ledoit_wolf_shrinkage
+from torch import Tensor, nn
 
 from ..data.image_cache import FeatureSplit
 from ..inference.features import embedded
-from ..inference.probes import Probe
+from ..inference.logistic import Probe, held_out_pairs
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 from ..training.adaptation import with_new_classes
 
 KNN_TEMPERATURE = 0.07  # Wu et al.'s
+# Of the covariance within classes. 1/2 makes it the identity, as linear discriminant analysis has it; 1/4
+# stops halfway, and is best of few images.
+POWERS = (0.25, 0.5)
+MOST_IMAGES = 20_000  # that a covariance is taken of
 
 
 @torch.no_grad()
-def of_class_means(network: ProtoSphereForImageClassification, train: FeatureSplit, num_classes: int) -> Probe:
-    """Of embeddings, not of features, by their class means, which are not trained."""
-    embeddings, _ = embedded(network, train)
-    means = class_means(embeddings, train.labels.to(embeddings.device), num_classes, group="local")
-    temperature = network.config.softmax_temperature
-    probe = Probe("normalized_linear", means.shape[1], num_classes, temperature=temperature)
-    probe.weight.copy_(means)
-    return probe.requires_grad_(False).to(embeddings.device)
+def whitenings(features: Tensor, labels: Tensor) -> dict[float, nn.Linear]:
+    """The maps x → Σ^−power (x − m) for `POWERS`, of the mean m of all images and the covariance Σ
+    within classes.
+
+    Σ is Ledoit and Wolf's (2004), shrunken towards a multiple of the identity: of fewer images than
+    features, and at neural collapse, the plain one has no inverse.
+
+    Args:
+        features: (N, F).
+        labels: (N,) int64.
+    """
+    every = -(-len(features) // MOST_IMAGES)
+    x, y = features[::every].double(), labels[::every].unique(return_inverse=True)[1]
+    sums = x.new_zeros(int(y.max()) + 1, x.shape[1]).index_add_(0, y, x)
+    residuals = x - (sums / y.bincount()[:, None])[y]
+    values, vectors = torch.linalg.eigh(residuals.T @ residuals / len(x))
+    share = ledoit_wolf_shrinkage(residuals.cpu().numpy(), assume_centered=True)
+    values = (1 - share) * values + share * values.mean()
+    values = values.clamp(min=1e-6 * values.mean() + 1e-12)  # of one image a class there is none
+    maps = {}
+    for power in POWERS:
+        made = maps[power] = nn.Linear(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype)
+        made.weight.copy_((vectors * values**-power) @ vectors.T)
+        made.bias.copy_(-made.weight @ x.mean(0))
+        made.float()
+    return maps
+
+
+@torch.no_grad()
+def of_class_means(
+    network: ProtoSphereForImageClassification, train: FeatureSplit, class_names: list[str],
+    validation: FeatureSplit | None = None,
+) -> tuple[ProtoSphereForImageClassification, float | None]:  # fmt: skip
+    """The network with the class means of the training images for prototypes, which are not trained.
+
+    They are those of its embeddings, or of its features under one of the `whitenings`, which is then
+    the projection: whichever classifies the validation images best, or in cross-validation those of
+    training.
+
+    Returns:
+        The model, and its accuracy on what was held out; None where a class has one image.
+    """
+    device = network.device
+
+    def spaces(split: FeatureSplit) -> dict[float, nn.Linear | None]:
+        return {0.0: None} | whitenings(split.versions[0].to(device), split.labels.to(device))
+
+    def embed(split: FeatureSplit, made: nn.Linear | None) -> Tensor:
+        if made is None:
+            return embedded(network, split)[0]
+        return F.normalize(made(split.versions[0].to(device)), dim=1)
+
+    def means(split: FeatureSplit, made: nn.Linear | None) -> Tensor:
+        return class_means(embed(split, made), split.labels.to(device), len(class_names), group="local")
+
+    pairs, right = held_out_pairs(train, validation), dict.fromkeys((0.0, *POWERS), 0)
+    for fit_on, held in pairs:
+        for power, made in spaces(fit_on).items():
+            predicted = (embed(held, made) @ means(fit_on, made).T).argmax(1)
+            right[power] += (predicted.cpu() == held.labels).sum().item()
+    power = max(right, key=right.get)
+    config, made = network.config, spaces(train)[power] if power else None
+    head = {"prototypes": "class_means", "objective": config.objective if config.has_prototypes else "normface"}
+    if made is None:
+        head["softmax_temperature"] = config.softmax_temperature
+    else:
+        head |= {"projection": "linear", "projection_dim": made.out_features, "projection_dropout": 0.0}
+    model = with_new_classes(network, class_names, **head).to(device)
+    if made is not None:
+        model.protosphere.projection[0].load_state_dict(made.state_dict())
+    model.set_prototypes(means(train, made))
+    images = sum(len(held) for _, held in pairs)
+    return model, right[power] / images if images else None
 
 
 def knn(known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, neighbors: int) -> Tensor:
@@ -45,18 +116,14 @@ def knn(known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, nei
 
 
 @torch.no_grad()
-def as_model(
-    mode: str, probe: Probe, network: ProtoSphereForImageClassification, class_names: list[str]
+def of_probe(
+    probe: Probe, network: ProtoSphereForImageClassification, class_names: list[str]
 ) -> ProtoSphereForImageClassification:
-    """A model that classifies images as the probe does what the network makes of them."""
-    objective = "cross_entropy" if mode == "linear_probe" else "normface"
-    head = {"projection": "none"}
-    if mode == "prototypes":
-        objective = network.config.objective if network.config.has_prototypes else objective
-        head = {"prototypes": "class_means"}
-    head |= {"softmax_temperature": probe.temperature, "objective": objective}
-    model = with_new_classes(network, class_names, **head)
-    if mode == "linear_probe":
+    """A model that classifies images as the probe does the network's features of them."""
+    objective = "cross_entropy" if probe.kind == "linear" else "normface"
+    head = {"softmax_temperature": probe.temperature, "objective": objective, "projection": "none"}
+    model = with_new_classes(network, class_names, **head).to(network.device)
+    if probe.kind == "linear":
         model.classifier.load_state_dict(probe.state_dict())
     else:
         model.set_prototypes(F.normalize(probe.weight, dim=1))

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from sklearn.linear_model import LogisticRegression
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.dataset import load_image_dataset
-from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.report import format_classifiers
 from hf_protosphere.inference.probes import train_probes
@@ -18,15 +15,11 @@ from hf_protosphere.training.train import train
 CONFIG = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3, projection="none")
 
 
-def trained(kinds, split, network=None, *, classes=5, members=None, **options):
-    network = network or ProtoSphereForImageClassification(CONFIG)
-    dim = split.versions.shape[2] if isinstance(split, FeatureSplit) else 96
-    if isinstance(split, FeatureSplit):
-        split.seconds = 1.0  # as if they had been computed
+def trained(kinds, split, network, **options):
     arguments = TrainArguments(dataset_name="x", num_workers=0, temperature=0.1, **options)
-    made = train_probes(kinds, network, split, Accelerator(), arguments, (dim, classes), 0, members)
+    made = train_probes(kinds, network, split, Accelerator(), arguments, (96, 3), 0)
     assert list(made) == kinds
-    for kind, (probe, spent, passing) in made.items():
+    for kind, (probe, spent, passing, _) in made.items():
         assert probe.kind == kind
         assert probe.temperature == 0.1
         assert spent > 0
@@ -34,55 +27,7 @@ def trained(kinds, split, network=None, *, classes=5, members=None, **options):
     return [probe for probe, *_ in made.values()]
 
 
-def accuracy(probe, features, labels):
-    return (probe(features).argmax(1) == labels).double().mean().item()
-
-
-def clusters(seed, noise):
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(5).repeat(80)
-    return centres[labels] + noise * torch.randn(400, 16, generator=generator), labels
-
-
-@pytest.mark.parametrize("kind", ["linear", "normalized_linear"])
-@pytest.mark.parametrize("options", [{}, {"probe_milestones": [30, 60], "probe_learning_rate": 0.2}])
-def test_a_probe_is_as_good_as_logistic_regression(kind, options):
-    train_data, test_data = clusters(1, noise=1.5), clusters(2, noise=1.5)
-    (probe,) = trained([kind], FeatureSplit(*train_data), **options)
-    features = [data[0] for data in (train_data, test_data)]
-    if kind == "normalized_linear":
-        features = [F.normalize(x, dim=1) for x in features]
-    reference = LogisticRegression(max_iter=1000).fit(features[0], train_data[1])
-    found = accuracy(probe, *test_data)
-    assert found > 0.6
-    assert found == pytest.approx(reference.score(features[1], test_data[1]), abs=0.04)
-    # The same alone and beside another.
-    both = trained(["normalized_linear", "linear"], FeatureSplit(*train_data), **options)
-    (again,) = [other for other in both if other.kind == kind]
-    assert torch.equal(again.weight, probe.weight)
-
-
-def test_one_against_all_is_a_logistic_regression_of_each_class():
-    data, test = clusters(1, noise=1.5), clusters(2, noise=1.5)
-    members = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]).float()
-    (probe,) = trained(["linear"], FeatureSplit(*data), classes=3, members=members)
-    told = probe(test[0]) > 0
-    for c in range(3):
-        reference = LogisticRegression(max_iter=1000).fit(data[0], members[data[1], c])
-        found = (told[:, c] == members[test[1], c]).double().mean().item()
-        assert found == pytest.approx(reference.score(test[0], members[test[1], c]), abs=0.03)
-
-
-def test_only_the_linear_probe_sees_norms():
-    rays = torch.tensor([[1.0, 0.0], [3.0, 0.0]]).repeat(50, 1)
-    data = rays, torch.arange(2).repeat(50)
-    linear, normalized = trained(["linear", "normalized_linear"], FeatureSplit(*data), classes=2)
-    assert accuracy(linear, *data) == 1
-    assert accuracy(normalized, *data) == 0.5
-
-
-def test_steps_of_the_learning_rate(monkeypatch):
+def test_steps_of_the_learning_rate(digits_folder, monkeypatch):
     rates, step = [], torch.optim.SGD.step
 
     def seen(self, *args):
@@ -90,12 +35,13 @@ def test_steps_of_the_learning_rate(monkeypatch):
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.SGD, "step", seen)
-    split = FeatureSplit(*clusters(1, noise=1.0)).select(range(20))  # a batch an epoch
+    images = load_image_dataset(str(digits_folder), validation_fraction=0).splits["train"]  # a batch an epoch
+    made_of = images.select(range(20)), ProtoSphereForImageClassification(CONFIG)
     options = {"probe_epochs": 4, "probe_learning_rate": 5.0}
-    trained(["linear"], split, probe_milestones=[1, 3], **options)
+    trained(["linear"], *made_of, probe_milestones=[1, 3], **options)
     assert rates == pytest.approx([5.0, 1.0, 1.0, 0.2])
     rates.clear()
-    trained(["linear"], split, **options)
+    trained(["linear"], *made_of, **options)
     assert rates == pytest.approx([5.0, 4.268, 2.5, 0.732], abs=0.001)
 
 
@@ -107,11 +53,11 @@ def test_fair_probes_see_images_augmented_anew_in_one_pass_for_all(digits_folder
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     options = {"probe_epochs": 3, "augmentation": "crop", "cache_images": cache_images}
     kinds = ["linear", "normalized_linear"]
-    first = trained(kinds, images, network, classes=3, **options)
+    first = trained(kinds, images, network, **options)
     assert len(seen) == 3  # batches of all 120 images
     assert not torch.allclose(seen[0].sum(0), seen[1].sum(0), atol=0.1)
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
-    again = trained(kinds, images, network, classes=3, **options)
+    again = trained(kinds, images, network, **options)
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(first, again))
 
 
