@@ -99,7 +99,7 @@ def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) 
     """Leave gradients to what `--freeze_backbone` and `--lora_rank` let be trained."""
     if arguments.freeze_backbone:
         model.protosphere.backbone.requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        if arguments.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ArgumentError(
                 f"--freeze_backbone leaves nothing to train with --projection none and "
                 f"{model.config.prototypes} prototypes: take --projection linear, or "

@@ -1,19 +1,22 @@
 """The end of a training run: final metrics, provenance, baselines on frozen features, files."""
 
+import dataclasses
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 
 from ..backbones import timm_name
+from ..data.arguments import BatchOptions
+from ..data.dataset import ImageDataset
 from ..errors import at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_model
 from ..evaluation.report import format_classifiers, format_report
-from ..inference.features import frozen, on_features, with_backbone
+from ..inference.features import frozen, on_features, with_backbone, with_features
 from ..inference.predictions import training_class_means
-from ..inference.probes import LEARNING_RATES, train_probes
+from ..inference.probes import PROBE_VERSIONS, Kind, fit_probe
 from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -79,7 +82,7 @@ def _measured(
     results |= {
         "best_epoch": progress.best_epoch,
         "training_seconds": progress.training_seconds,
-        "images_per_second": progress.step * run.images_per_step / progress.training_seconds,
+        "images_per_second": progress.step and progress.step * run.images_per_step / progress.training_seconds,
         "neural_collapse_seconds": run.monitor.stopwatch.seconds,
     }
     if run.on_features:
@@ -109,31 +112,31 @@ def _measured(
 
 def _probes(run: TrainingRun, model: ProtoSphereForImageClassification, split: str) -> dict[str, dict[str, float]]:
     """Those that were asked for, on features of the training images and of one split."""
-    arguments, accelerator, network = run.arguments, run.accelerator, model
-    asked = [kind for kind in LEARNING_RATES if getattr(arguments, f"{kind}_probe")]
+    arguments, accelerator, loaders = run.arguments, run.accelerator, run.eval_loaders
+    asked = [kind for kind in get_args(Kind) if getattr(arguments, f"{kind}_probe")]
     if not asked:
         return {}
-    held_out = frozen(model, run.eval_loaders[split], accelerator, f"{split} images")
-    features, labels = held_out.versions[0], held_out.labels
-    dims, train = (features.shape[1], run.images.num_labels), run.images.splits["train"]
-    validation = None
-    if not arguments.probe_augmentation:
-        train = frozen(model, run.eval_loaders["train"], accelerator, "train images")
-        if "validation" in run.eval_loaders:
-            validation = held_out
-            if split != "validation":
-                validation = frozen(model, run.eval_loaders["validation"], accelerator, "validation images")
-    elif run.on_features:
-        train, network = train.images, with_backbone(model, run.model.protosphere.backbone)
-    made_of = network, train, accelerator, arguments, dims, arguments.seed
-    return {
-        kind: {
-            "accuracy": (probe.cpu()(features).argmax(1) == labels).double().mean().item(),
-            "pass_seconds": passing, "training_seconds": spent,
-            "augmented": arguments.probe_augmentation,
-        }
-        for kind, (probe, spent, passing, _) in train_probes(asked, *made_of, validation=validation).items()
-    }  # fmt: skip
+    features = {
+        role: frozen(model, loaders[role], accelerator, f"{role} images")
+        for role in {"train", "validation", split} & {*loaders}
+    }
+    train, held_out, found = features["train"], features[split], {}
+    if arguments.probe_augmentation:
+        images, network = run.images.splits["train"], model
+        if run.on_features:
+            images, network = images.images, with_backbone(model, run.model.protosphere.backbone)
+        options = dataclasses.replace(BatchOptions.of(arguments), cache_images=False)
+        made_of = ImageDataset({"train": images}, run.images.label_names), network, accelerator, options
+        train = with_features(*made_of, PROBE_VERSIONS).splits["train"]
+    for kind in asked:
+        started, choice = time.perf_counter(), {"validation": features.get("validation"), "device": accelerator.device}
+        probe, _ = fit_probe(kind, train, run.images.num_labels, temperature=arguments.temperature, **choice)
+        right = probe.cpu()(held_out.versions[0]).argmax(1) == held_out.labels
+        found[kind] = {
+            "accuracy": right.double().mean().item(), "pass_seconds": train.seconds,
+            "training_seconds": time.perf_counter() - started, "augmented": arguments.probe_augmentation,
+        }  # fmt: skip
+    return found
 
 
 def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, Any]], pictures: list[Path]) -> str:
@@ -145,8 +148,9 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
     if "classifiers" in results:
         parts.append(format_classifiers(results["classifiers"], split))
     seconds = results["neural_collapse_seconds"]
-    share = seconds / (seconds + results["training_seconds"])
-    parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
+    if results["training_seconds"]:
+        share = seconds / (seconds + results["training_seconds"])
+        parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
     if run.on_features:
         took, head = results["feature_seconds"], results["training_seconds"]
         parts.append(

@@ -100,6 +100,11 @@ class AdaptationArguments:
         "Learning rate of a layer over that of the layer above, such as 0.75: the nearer to the "
         "image, the less a layer changes."
     )
+    freeze_batchnorm: bool = flag(
+        "Batch norms of the backbone keep the statistics that they have, and only their scale and shift are trained: "
+        "those of small batches are too rough to take their place.",
+        False,
+    )
     lora_rank: Count | None = flag(
         "Train low-rank adapters of the backbone (peft) beside the projection and the head, and "
         "merge them into the weights that are saved."
@@ -115,7 +120,9 @@ class AdaptationArguments:
 class OptimizationArguments:
     _argument_group_name = "optimisation"
 
-    epochs: Count = flag("Passes over the training images.", 100)
+    epochs: CountOrZero = flag(
+        "Passes over the training images. 0: the network is measured and saved as it starts.", 100
+    )
     batch_size: Count = flag("Images per process and step; the negatives of NTCE and NONL.", 256)
     classes_per_batch: Count | None = flag(
         "Every batch holds so many classes with the same number of images each: class-balanced "
@@ -233,18 +240,10 @@ class RunArguments:
         False,
     )
     normalized_linear_probe: bool = flag("The same, features and weights of unit norm.", False)
-    probe_epochs: Count = flag("Passes over the training images for each probe.", 90)
     probe_augmentation: bool = flag(
-        "Fair probes: in every epoch images are augmented anew, and pass through the frozen "
-        "network. Without it features are computed once: quick, and a point or two weaker.",
+        "Fair probes: on features of eight versions of each training image, six of them augmented. Without it of the "
+        "plain image alone: quicker, and up to a point or two weaker.",
         False,
-    )
-    probe_learning_rate: Positive | None = flag(
-        "Of the probes' SGD. By default 0.1, and 1.0 for the normalised one; the paper's are 5.0 "
-        "on CIFAR after SCL, 2.0 and 0.8 on ImageNet."
-    )
-    probe_milestones: list[float] | None = flag(
-        "Epochs at which it falls to a fifth, such as 60 75 90; by default along a cosine."
     )
     report_to: list[str] | None = flag(
         "tensorboard, trackio, wandb, several of them, or none. By default tensorboard, if there."

@@ -39,6 +39,8 @@ def build_optimizer(
         # Muon makes the rows of a matrix orthogonal, which those of a head need not be.
         fallback=("head.*", "classifier.*") if "muon" in name else (),
     )  # fmt: skip
+    if not (groups or arguments.epochs):
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]  # nothing is trained, and torch wants something
     if name == "sgd":
         nesterov = arguments.nesterov and momentum > 0
         options = {"momentum": momentum, "nesterov": nesterov, "fused": fused}

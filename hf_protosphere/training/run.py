@@ -295,13 +295,7 @@ class TrainingRun:
             # Of equals the last: collapse goes on after the accuracy stands still.
             if value >= progress.best_score:
                 progress.best_score, progress.best_epoch = value, progress.epoch
-                self._best = step.evaluated_model
-                if arguments.lora_rank is not None:
-                    self._best = without_adapters(self._best)
-                if self.on_features:  # a head is trained faster than it is written
-                    self._best = with_backbone(copy.deepcopy(self._best), self.model.protosphere.backbone)
-                else:
-                    self._write_best()
+                self._keep_best()
         self._log(record)
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()
@@ -316,6 +310,22 @@ class TrainingRun:
         progress, patience = self.progress, self.arguments.early_stopping_patience
         waited = progress.evaluated_epoch - progress.improved_epoch
         return progress.epoch >= self.arguments.epochs or (patience or math.inf) <= waited
+
+    def keep_start(self) -> None:
+        """The network as it starts, where it is not trained at all."""
+        self._begin()
+        self._keep_best()
+        if self._best is not None:
+            self._write_best()
+
+    def _keep_best(self) -> None:
+        self._best = self.optimizer_step.evaluated_model
+        if self.arguments.lora_rank is not None:
+            self._best = without_adapters(self._best)
+        if self.on_features:  # a head is trained faster than it is written
+            self._best = with_backbone(copy.deepcopy(self._best), self.model.protosphere.backbone)
+        else:
+            self._write_best()
 
     def _write_best(self) -> None:
         sharded, prepared = self.accelerator.is_fsdp2, self.optimizer_step.prepared_model

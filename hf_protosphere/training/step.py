@@ -66,8 +66,13 @@ class OptimizerStep:
 
     def train_mode(self) -> None:
         self.prepared_model.train()
+        backbone = self.model.protosphere.backbone
         if self.arguments.freeze_backbone:  # its running statistics too
-            self.model.protosphere.backbone.eval()
+            backbone.eval()
+        elif self.arguments.freeze_batchnorm:
+            for layer in backbone.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
     def set_prototypes(self, prototypes: Tensor) -> None:
         """(K, D), for the model in training and for its average alike."""

@@ -48,6 +48,8 @@ def train(arguments: TrainArguments, *, images: ImageDataset | None = None, last
         run = TrainingRun(arguments, images, held)
         if run.accelerator.is_main_process:
             say(announcement(run))
+        if not arguments.epochs:
+            run.keep_start()
         with stop_signals(run.accelerator.is_main_process) as stop:
             while not run.is_over:
                 run.train_epoch(stop)

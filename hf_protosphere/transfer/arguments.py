@@ -1,5 +1,6 @@
 """The arguments of transfer: what to start from, how to adapt it, with how many images."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from ..training.groups import OptimizationArguments, RunArguments
 TRAINED_MODES = ("full", "head", "layerwise", "lora")
 FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
 MODES = (*TRAINED_MODES, *FROZEN_MODES)
+LADDER = ("prototypes", "linear_probe", "head", "layerwise")  # of auto, each rung dearer than the one before
 TRAINING = field_names(TrainArguments)
 OF_ONE_MODE = {"decay": "layerwise", "rank": "lora", "feature_views": "head", "neighbors": "knn"}
 # Of a head on a backbone without one: what comes as near to neural collapse on features as a whole
@@ -38,13 +40,19 @@ class TransferArguments:
         "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each a folder or "
         "an id on the Hub), a timm model, or a folder saved by timm."
     )
-    mode: Literal[MODES] = flag(
-        "full: train everything; head: projection and head, in seconds, on features of the "
-        "backbone, which stays as it is (--feature_views); layerwise: lower layers learn slower "
-        "(--decay); lora: adapters (--rank); linear_probe, normalized_linear_probe: a linear layer "
-        "on the backbone's features; knn: the nearest training images (--neighbors); "
-        "prototypes: the class means, one pass and no training.",
-        "full",
+    mode: Literal[("auto", *MODES)] = flag(
+        "auto: prototypes, linear_probe, head, then layerwise from the best of these; kept is what is best on "
+        "validation images (--time_budget). full: train everything; head: projection and head, in seconds, on "
+        "features of the backbone, which stays as it is (--feature_views); layerwise: lower layers learn slower "
+        "(--decay); lora: adapters (--rank); linear_probe, normalized_linear_probe: a linear layer on the "
+        "backbone's features; knn: the nearest training images (--neighbors); prototypes: the class means, one "
+        "pass and no training.",
+        "auto",
+    )
+    time_budget: str = flag(
+        "Of auto: as many epochs of layerwise as fit, beside what went before, none where that is less than one; "
+        "such as 90s, 30m or 2h.",
+        "30m",
     )
     compare: str | None = flag(
         "Several modes, separated by commas, or all: one table of accuracy, time, trained "
@@ -59,7 +67,7 @@ class TransferArguments:
         "against the others, measured by mean average precision. With linear_probe only.",
         False,
     )
-    objective: Literal[tuple(OBJECTIVES)] | None = flag("By default the checkpoint's, else nonl.")
+    objective: Literal[tuple(OBJECTIVES)] | None = flag("By default the checkpoint's, else ntce.")
     temperature: fields.Positive | None = flag(
         "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
         "objective; else as of train."
@@ -112,12 +120,15 @@ class FinetuneArguments(
 
     def _check_modes(self) -> None:
         """That nothing was given which the modes, or few shots, do not obey."""
+        self.seconds  # noqa: B018  (no time is an error now, not later)
+        if "time_budget" in self.given and (self.compare or self.shots or self.mode != "auto"):
+            raise ArgumentError(f"--time_budget {self.time_budget} is for --mode auto, without --compare or --shots.")
         if self.compare is not None and "mode" in self.given:
             raise ArgumentError("--mode and --compare both say how to transfer: leave out one.")
         if self.several_labels and (self.modes != ["linear_probe"] or self.shots):
             raise ArgumentError("--several_labels is for --mode linear_probe, without --shots.")
         for name, mode in OF_ONE_MODE.items():
-            if name in self.given and self.compare is None and self.mode != mode:
+            if name in self.given and self.compare is None and self.mode not in (mode, "auto"):
                 raise ArgumentError(f"--{name} is for --mode {mode}, but got {self.mode}.")
         for name, value in OF_FEW_SHOTS.items() if self.shots else ():
             if name in self.given and getattr(self, name) != value:
@@ -129,11 +140,23 @@ class FinetuneArguments(
     @property
     def modes(self) -> list[str]:
         if self.compare is None:
-            return [self.mode]
+            return [self.mode] if self.mode != "auto" else ["auto"] if self.shots else [*LADDER]
         names = MODES if self.compare == "all" else self.compare.replace(" ", "").split(",")
         complaint = f"--compare takes all or some of {', '.join(MODES)}, but got"
         fields.check_known(names, MODES, complaint)
         return list(dict.fromkeys(names))
+
+    @property
+    def is_ladder(self) -> bool:
+        return self.compare is None and self.shots is None and self.mode == "auto"
+
+    @property
+    def seconds(self) -> float:
+        """Of the time budget."""
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([smh])", self.time_budget)
+        if match is None:
+            raise ArgumentError(f"--time_budget takes such as 90s, 30m or 2h, but got {self.time_budget!r}.")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
     @property
     def shot_counts(self) -> list[int]:

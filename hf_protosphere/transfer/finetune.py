@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,31 @@ from ..data.transforms import build_image_processor
 from ..errors import at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.features import embedded, with_features
-from ..inference.logistic import Probe
-from ..inference.probes import train_probes
+from ..inference.probes import PROBE_VERSIONS, fit_probe
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.text import say
 from ..runs import processes
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, whole_file, write_json, write_text, write_yaml
-from ..runs.folders import HELD, MODEL_FILES, RUN, TRANSFER_FILES, remove_run, run_folder
+from ..runs.folders import HELD, MODEL_FILES, RUN, RUN_FILES, TRANSFER_FILES, remove_run, run_folder
 from ..runs.loading import kind_of, load_config
 from ..runs.reading import read_json_lines
 from ..training.adaptation import count_trained_parameters
 from ..training.arguments import TrainArguments
+from ..training.finish import base_model
 from ..training.setup import build_model, load_training_data, resolve
 from ..training.train import dry_run, train
-from .arguments import HEAD_PROJECTION, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
+from . import ladder
+from .arguments import FROZEN_MODES, HEAD_PROJECTION, LADDER, OF_FEW_SHOTS, TRAINED_MODES, FinetuneArguments
 from .frozen import knn, of_class_means, of_probe
 from .report import MEASURES, format_summary, plot_shots, summarize
 
 # Of SGD, for 256 images, up to 1,024; a hundredth of them of AdamW. Below training's: what the
 # network knows shall not be washed away, and a linear head on features goes to NaN at 0.8.
 LEARNING_RATES = {"full": 0.01, "layerwise": 0.01, "head": 0.1, "lora": 0.1}
+WHOLE_BATCH = 64  # images, by default, where the whole network is trained
+LEAST_STEPS = 100  # of the optimiser, where few images would give fewer
+SMALL_STEP = 128  # images: statistics of fewer cost more than they learn (scripts/benchmarks/RESULTS.md)
 ROWS = "rows.jsonl"
 ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 
@@ -85,6 +89,9 @@ def _finetune(job: "Transfer", last: bool) -> dict[str, Any]:
                 say("one pass over the images, nothing to plan")
         return {}
     rows = list(job.rows())
+    kept = ladder.best_rung(rows) if arguments.is_ladder else None
+    if kept is not None:
+        job.keep(kept)
     with errors_in_one_line(f"{job.folder / ROWS} is damaged", ROW_AGAIN):
         summary = summarize(rows)
         table = format_summary(summary)
@@ -94,6 +101,8 @@ def _finetune(job: "Transfer", last: bool) -> dict[str, Any]:
         write_json(job.folder / "comparison.json", result)
         say(f"\n{arguments.model} → {arguments.dataset_name} ({split})")
         say(table)
+        if kept is not None:
+            say(f"{job.folder}: kept is {kept}, the best on validation images")
         if len(arguments.shot_counts) > 1:
             with at_no_cost("drawing"), whole_file(job.folder / "shots.png") as unfinished:
                 plot_shots(summary, unfinished)
@@ -119,12 +128,17 @@ class Transfer:
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self.start = _start(arguments)
-        self.is_single = arguments.compare is None and not arguments.shot_counts
+        self.is_single = arguments.compare is None and not (arguments.shot_counts or arguments.is_ladder)
+        self.started = time.perf_counter()
         self.accelerator = Accelerator(mixed_precision=arguments.given.get("mixed_precision"))
         accumulated = arguments.gradient_accumulation_steps
         processes.check_processes(self.accelerator, accumulates=accumulated > 1)
         self.batches_per_step = accumulated * self.accelerator.num_processes
         self.images = images or transfer_images(arguments, self.accelerator)
+        if arguments.images_per_class is not None:
+            self.images = self.images.with_train(self._shots(self.images, arguments.images_per_class, 0))
+        if arguments.is_ladder:
+            ladder.refuse_without_validation(self.images)
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
             folder = run_folder(
                 self.folder, resume=arguments.resume, overwrite=arguments.overwrite,
@@ -142,9 +156,9 @@ class Transfer:
         """Patterns of what it leaves: its model, or in sub-folders those of several, and rows."""
         if self.is_single:
             return MODEL_FILES + TRANSFER_FILES
-        folders = (*self.arguments.modes, "trials/*-*-*")
-        of_models = (f"{folder}/{name}" for folder in folders for name in (*RUN, HELD))
-        return (*of_models, *TRANSFER_FILES)
+        folders = (*self.arguments.modes, ladder.KEPT, "trials/*-*-*")
+        of_models = [f"{folder}/{name}" for folder in folders for name in (*RUN, HELD)]
+        return (*of_models, *(RUN_FILES if self.arguments.is_ladder else TRANSFER_FILES))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each mode, number of shots and trial; written down as they come."""
@@ -157,21 +171,53 @@ class Transfer:
                 for trial in range(self.arguments.trials if shots else 1):
                     if (key := (mode, shots, trial)) not in done:
                         row = {"mode": mode, "shots": shots, "trial": trial}
-                        run = self._trained if mode in TRAINED_MODES else self._frozen_row
-                        done[key] = row | run(mode, shots, trial)
+                        if (made := self._row(mode, shots, trial, [*done.values()])) is None:
+                            continue
+                        done[key] = row | made
                         if self.accelerator.is_main_process and not self.is_single:
                             append_json(self.folder / ROWS, done[key])
                     yield done[key]
 
-    def training(self, mode: str, shots: int | None = None, trial: int = 0) -> TrainArguments:
-        """The arguments of training one row."""
+    def _row(self, mode: str, shots: int | None, trial: int, done: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What is measured; of a ladder None where there is no time for it."""
+        if mode == "auto":  # of few shots: what their cross-validation says is best
+            of_frozen = [self._frozen_row(frozen, shots, trial) for frozen in LADDER[:2]]
+            return max(of_frozen, key=lambda row: row["held_out_accuracy"] or 0.0)
+        if mode in FROZEN_MODES:
+            return self._frozen_row(mode, shots, trial)
+        training = self.training(mode, shots, trial)
+        if self.arguments.is_ladder and mode == LADDER[-1]:
+            training = self.training(mode, start=ladder.start_of(self.folder / ladder.best_rung(done)))
+            clock = self.arguments.seconds, self.started
+            if (training := ladder.affordable(training, self.images, *clock)) is None:
+                return None
+        return self._trained(training, mode, shots, trial)
+
+    def keep(self, mode: str) -> None:
+        """Make a rung of the ladder the run of the folder itself; one that was not trained by training
+        it for no epochs, on the features that are there."""
+        source = self.folder / mode
+        if mode in FROZEN_MODES:
+            start = ladder.start_of(source) | {"prototypes": load_config(str(source)).prototypes}
+            source = self.folder / ladder.KEPT
+            none = {"epochs": 0, "output_dir": str(source), "resume": False, "overwrite": True}
+            train(self.training("head", start=start).but(**none), images=self._features, last=False)
+        if self.accelerator.is_main_process:
+            ladder.move(source, self.folder, base_model(self.training("head")))
+        self.accelerator.wait_for_everyone()
+
+    def training(
+        self, mode: str, shots: int | None = None, trial: int = 0, *, start: dict[str, Any] | None = None
+    ) -> TrainArguments:
+        """The arguments of training one row, from another `start` than the transfer's own."""
         arguments = self.arguments
         folder = self.folder if self.is_single else self.folder / mode
-        options: dict[str, Any] = {"output_dir": str(folder), **self.start}
-        if mode == "head":
-            steps = self.images.num_train // (arguments.batch_size * self.batches_per_step)
-            options["epochs"] = arguments.given.get("epochs", head_epochs(steps))
-        if mode == "head" and "finetune_from" not in self.start:
+        options: dict[str, Any] = {"output_dir": str(folder), **(start or self.start)}
+        images = self.images.num_train
+        if shots is not None:
+            images = sum(min(count, shots) for count in self.images.class_counts("train"))
+        options |= self._sizes(mode, images, shots is not None)
+        if mode == "head" and "finetune_from" not in options:
             options |= HEAD_PROJECTION
         if not self.is_single and not arguments.dry_run:
             # Of rows that are not written down: go on where one was stopped.
@@ -179,21 +225,36 @@ class Transfer:
         if shots is not None:
             folder = self.folder / "trials" / f"{mode}-{shots}-{trial}"
             options |= {"output_dir": str(folder), "seed": arguments.seed + trial}
-            images = sum(min(count, shots) for count in self.images.class_counts("train"))
-            batch_size = max(1, min(arguments.batch_size, images // self.batches_per_step))
-            steps = max(1, images // (batch_size * self.batches_per_step))
-            epochs = max(arguments.epochs, -(-arguments.min_steps // steps))
             # The last epoch counts: no image but those of the shots decides anything.
-            every = dict.fromkeys(("epochs", "evaluate_every", "checkpoint_every"), epochs)
-            options |= OF_FEW_SHOTS | {"images_per_class": shots, "batch_size": batch_size} | every
+            every = dict.fromkeys(("evaluate_every", "checkpoint_every"), options["epochs"])
+            options |= OF_FEW_SHOTS | {"images_per_class": shots} | every
         if arguments.learning_rate is None and mode in LEARNING_RATES:
-            images = options.get("batch_size", arguments.batch_size) * self.batches_per_step
+            images = options["batch_size"] * self.batches_per_step
             scale = min(images / 256, 4) if arguments.optimizer == "sgd" else 0.01
             options["learning_rate"] = LEARNING_RATES[mode] * scale
         return arguments.training(mode, **options)
 
-    def _trained(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
-        training = self.training(mode, shots, trial)
+    def _sizes(self, mode: str, images: int, few: bool) -> dict[str, Any]:
+        """Batch and epochs for so many training images, where they were not given; and whether batches
+        are so small that batch norms keep the statistics they have."""
+        arguments, given = self.arguments, self.arguments.given
+        whole = mode in ("full", "layerwise")
+        most = max(1, images // self.batches_per_step)
+        batch = min(given.get("batch_size", WHOLE_BATCH if whole else arguments.batch_size), most)
+        if "batch_size" in given and not few:
+            batch = arguments.batch_size  # what is too large is refused
+        steps = max(1, images // (batch * self.batches_per_step))
+        epochs = arguments.epochs
+        if few:
+            epochs = max(epochs, math.ceil(arguments.min_steps / steps))
+        elif "epochs" not in given and mode in TRAINED_MODES:
+            epochs = head_epochs(steps) if mode == "head" else max(epochs, math.ceil(LEAST_STEPS / steps))
+        sizes = {"batch_size": batch, "epochs": epochs}
+        if whole and "freeze_batchnorm" not in given:
+            sizes["freeze_batchnorm"] = batch * self.batches_per_step < SMALL_STEP
+        return sizes
+
+    def _trained(self, training: TrainArguments, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         if self.accelerator.is_main_process:
             say(f"\n{mode}{'' if shots is None else f', {shots} shots, trial {trial + 1}'}")
         # A run by itself computes its features once it has its folder.
@@ -203,7 +264,8 @@ class Transfer:
         if shots is not None and self.accelerator.is_main_process:
             remove_run(Path(training.output_dir))
         seconds = results["training_seconds"], results.get("feature_seconds", 0.0)
-        return _row(split, results[split], *seconds, results["provenance"]["trainable_parameters"])
+        row = _row(split, results[split], *seconds, results["provenance"]["trainable_parameters"])
+        return row | {"held_out_accuracy": results.get("validation", {}).get("accuracy")}
 
     @cached_property
     def _network(self) -> ProtoSphereForImageClassification:
@@ -220,6 +282,7 @@ class Transfer:
         """What the network makes of all images, for every row that leaves it as it is."""
         head = self.training("head")
         versions = head.feature_views if "head" in self.arguments.modes else 0
+        versions = max(versions, PROBE_VERSIONS * self.arguments.probe_augmentation)
         made_of = self._network, self.accelerator, BatchOptions.of(head)
         return with_features(self.images, *made_of, max(versions, 1))
 
@@ -239,34 +302,27 @@ class Transfer:
         """What a frozen classifier is chosen by; of few shots, by themselves."""
         return None if shots is not None else self._features.splits.get("validation")
 
-    @cache  # noqa: B019  (as long as the transfer lives)
-    def _probes(self, shots: int | None, trial: int) -> dict[str, tuple[Probe, float, float, float | None]]:
-        """All that are asked for, as `train_probes` gives them."""
-        modes = [mode for mode in self.arguments.modes if mode.endswith("_probe")]
-        fair, seed = self.arguments.probe_augmentation, self.arguments.seed + trial
-        train = self._shots(self.images if fair else self._features, shots, trial)
-        num_classes = self.images.num_labels if self._members is None else self._members.shape[1]
-        dims = self._features.splits["train"].versions.shape[2], num_classes
-        made_of = self._network, train, self.accelerator, self.training(modes[0]), dims, seed
-        kinds = [mode.removesuffix("_probe") for mode in modes]
-        found = train_probes(kinds, *made_of, self._members, self._held_out(shots))
-        return dict(zip(modes, found.values()))
-
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         arguments, images, network = self.arguments, self.images, self._network
         split = next(role for role in ("test", "validation", "train") if role in images.splits)
         train, evaluation = self._shots(self._features, shots, trial), self._features.splits[split]
         device, model, reached = self.accelerator.device, None, None
-        spent, passing, parameters = 0.0, _seconds(train), 0
+        passing, parameters = _seconds(train), 0
         labels, started = evaluation.labels.to(device), time.perf_counter()
         if mode.endswith("_probe"):
-            probe, spent, passing, reached = self._probes(shots, trial)[mode]
+            num_classes = images.num_labels if self._members is None else self._members.shape[1]
+            options = {"temperature": arguments.temperature, "members": self._members, "device": device}
+            kind, held_out = mode.removesuffix("_probe"), self._held_out(shots)
+            probe, reached = fit_probe(kind, train, num_classes, validation=held_out, **options)
             parameters = count_trained_parameters(probe)
             if self._members is not None:
                 logits = probe(evaluation.versions[0].to(device)).detach()
                 precision = MultilabelAveragePrecision(logits.shape[1]).to(device)
                 value = precision(logits, self._members[labels].long()).item()
-                report = {"num_images": len(labels), "mean_average_precision": value}
+                report, spent = (
+                    {"num_images": len(labels), "mean_average_precision": value},
+                    time.perf_counter() - started,
+                )
                 return _row(split, report, spent, passing, parameters)
             model = of_probe(probe, network, images.label_names)
         elif mode == "prototypes":
@@ -277,7 +333,7 @@ class Transfer:
             space, _ = embedded(network, evaluation)
             known = embedded(network, train)[0], train.labels.to(device)
             logits = knn(*known, space, images.num_labels, arguments.neighbors)
-        spent = spent or time.perf_counter() - started
+        spent = time.perf_counter() - started
         report = evaluate_predictions(
             [(space, logits, labels)], self.accelerator, num_classes=images.num_labels, embedding_dim=space.shape[1],
             prototypes=None if model is None else model.prototypes.detach(),

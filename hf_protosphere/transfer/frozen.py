@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.image_cache import FeatureSplit
 from ..inference.features import embedded
-from ..inference.logistic import Probe, held_out_pairs
+from ..inference.probes import Probe, held_out_pairs
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 from ..training.adaptation import with_new_classes

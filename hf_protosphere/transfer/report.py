@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 SHOWN = {"nc1_cdnv": "CDNV", "nc2_equiangular": "equiangular", "nc3_self_duality": "self-duality"}
 MEASURES = {
     "accuracy": "accuracy", "mean_class_accuracy": "mean per class",
-    "mean_average_precision": "mean average precision",
+    "mean_average_precision": "mean average precision", "held_out_accuracy": "held out",
 }  # fmt: skip
 AVERAGED = (*MEASURES, "seconds", "trainable_parameters", "collapse", *SHOWN)
 
@@ -63,7 +63,7 @@ def _value(row: Row, name: str) -> float | None:
 def format_summary(summary: Sequence[Row]) -> str:
     """The summary as a table for people."""
     few_shot = any(row["shots"] is not None for row in summary)
-    measured = [name for name in MEASURES if summary[0][name] is not None]
+    measured = [name for name in MEASURES if any(row[name] is not None for row in summary)]
     header = ["mode", *(["shots"] if few_shot else []), *(MEASURES[name] for name in measured),
               "time (s)", "trained", *SHOWN.values(), "least attained"]  # fmt: skip
     rows = [
@@ -83,6 +83,8 @@ def format_summary(summary: Sequence[Row]) -> str:
 
 def _percentage(row: Row, name: str) -> str:
     mean, interval = row[name], row[f"{name}_interval"]
+    if mean is None:
+        return "-"
     return f"{mean:.2%}" if interval is None else f"{100 * mean:.2f} ± {100 * interval:.2f} %"
 
 

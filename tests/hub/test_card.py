@@ -30,7 +30,7 @@ from tests import ROOT
 PLANTED = {"HF_TOKEN": "hf_planted_token", "USER": "planted_user", "API_KEY": "planted_key"}
 RUNS = {
     "nonl": {"objective": "nonl", "epochs": 8},
-    "scl": {"objective": "scl", "linear_probe": True, "probe_epochs": 5, "pictures": False},
+    "scl": {"objective": "scl", "linear_probe": True, "pictures": False},
     "cross_entropy": {
         "objective": "cross_entropy", "imbalance": "step", "imbalance_factor": 0.3,
         "ema_decay": 0.9, "label_smoothing": 0.1, "mixup": 0.2, "classes_per_batch": 2,

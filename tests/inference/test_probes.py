@@ -1,64 +1,101 @@
-"""Linear probes: right on what can be separated, deterministic, fair or quick, in one table."""
+"""Linear probes: scikit-learn's own optimum, their strength chosen by what was held out; in one table."""
 
 import pytest
 import torch
-from accelerate import Accelerator
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.data.dataset import load_image_dataset
-from hf_protosphere.errors import ArgumentError
+from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.evaluation.report import format_classifiers
-from hf_protosphere.inference.probes import train_probes
+from hf_protosphere.inference import probes
+from hf_protosphere.inference.probes import STRENGTHS, fit_probe, held_out_pairs
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
 
-CONFIG = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3, projection="none")
+
+def accuracy(probe, split):
+    return (probe(split.versions[0]).argmax(1) == split.labels).double().mean().item()
 
 
-def trained(kinds, split, network, **options):
-    arguments = TrainArguments(dataset_name="x", num_workers=0, temperature=0.1, **options)
-    made = train_probes(kinds, network, split, Accelerator(), arguments, (96, 3), 0)
-    assert list(made) == kinds
-    for kind, (probe, spent, passing, _) in made.items():
-        assert probe.kind == kind
-        assert probe.temperature == 0.1
-        assert spent > 0
-        assert passing > 0
-    return [probe for probe, *_ in made.values()]
+def clusters(seed, noise=1.5, count=400):
+    """Five classes in features of very different scale."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(5).repeat(count // 5)
+    features = centres[labels] + noise * torch.randn(count, 16, generator=generator)
+    return FeatureSplit(features * 10.0 ** torch.linspace(-2, 2, 16) + 3, labels)
 
 
-def test_steps_of_the_learning_rate(digits_folder, monkeypatch):
-    rates, step = [], torch.optim.SGD.step
-
-    def seen(self, *args):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", seen)
-    images = load_image_dataset(str(digits_folder), validation_fraction=0).splits["train"]  # a batch an epoch
-    made_of = images.select(range(20)), ProtoSphereForImageClassification(CONFIG)
-    options = {"probe_epochs": 4, "probe_learning_rate": 5.0}
-    trained(["linear"], *made_of, probe_milestones=[1, 3], **options)
-    assert rates == pytest.approx([5.0, 1.0, 1.0, 0.2])
-    rates.clear()
-    trained(["linear"], *made_of, **options)
-    assert rates == pytest.approx([5.0, 4.268, 2.5, 0.732], abs=0.001)
+def reference(train, strength):
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000, tol=1e-8))
+    return model.fit(train.versions[0].double().numpy(), train.labels.numpy())
 
 
-@pytest.mark.parametrize("cache_images", [True, False])
-def test_fair_probes_see_images_augmented_anew_in_one_pass_for_all(digits_folder, cache_images):
-    images = load_image_dataset(str(digits_folder), validation_fraction=0).splits["train"]
-    network, seen = ProtoSphereForImageClassification(CONFIG).train(), []
-    network.protosphere.register_forward_hook(lambda _, args, output: seen.append(args[0]))
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    options = {"probe_epochs": 3, "augmentation": "crop", "cache_images": cache_images}
-    kinds = ["linear", "normalized_linear"]
-    first = trained(kinds, images, network, **options)
-    assert len(seen) == 3  # batches of all 120 images
-    assert not torch.allclose(seen[0].sum(0), seen[1].sum(0), atol=0.1)
-    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
-    again = trained(kinds, images, network, **options)
-    assert all(torch.equal(a.weight, b.weight) for a, b in zip(first, again))
+def test_the_optimum_is_scikit_learns_and_its_strength_the_best_on_validation_images():
+    known, validation, test = clusters(1), clusters(2), clusters(3)
+    probe, reached = fit_probe("linear", known, 5, validation=validation)
+    scores = [reference(known, c).score(validation.versions[0].numpy(), validation.labels.numpy()) for c in STRENGTHS]
+    assert reached == pytest.approx(max(scores)) == accuracy(probe, validation)
+    best = reference(known, STRENGTHS[scores.index(max(scores))])
+    expected = torch.from_numpy(best.predict_proba(test.versions[0].numpy()))
+    torch.testing.assert_close(probe(test.versions[0]).softmax(1).double(), expected, atol=1e-3, rtol=1e-2)
+
+
+def test_without_validation_images_by_cross_validation(monkeypatch):
+    known, test = clusters(1, count=100), clusters(3)
+    pairs = held_out_pairs(known)
+    assert [len(held) for _, held in pairs] == [20] * 5
+    assert all(held.labels.bincount().tolist() == [4] * 5 for _, held in pairs)
+    probe, reached = fit_probe("linear", known, 5)
+    assert reached == pytest.approx(accuracy(probe, test), abs=0.12)
+    monkeypatch.setattr(probes, "MANY", 50)
+    ((fit_on, held),) = held_out_pairs(known)
+    assert (len(fit_on), len(held)) == (90, 10)
+    # One image a class: nothing can be held out, and the usual strength is taken.
+    few = clusters(1, count=5)
+    probe, reached = fit_probe("linear", few, 5)
+    assert reached is None
+    logits = torch.from_numpy(reference(few, probes.USUAL).predict_proba(test.versions[0].numpy()))
+    torch.testing.assert_close(probe(test.versions[0]).softmax(1).double(), logits, atol=1e-3, rtol=1e-2)
+
+
+def test_all_versions_of_an_image_are_trained_on():
+    first, second = clusters(1), clusters(4)
+    both = FeatureSplit(torch.stack([first.versions[0], second.versions[0]]), first.labels)
+    together = FeatureSplit(torch.cat([first.versions[0], second.versions[0]]), first.labels.repeat(2))
+    fitted = [fit_probe("linear", split, 5, validation=clusters(2))[0] for split in (both, together)]
+    torch.testing.assert_close(fitted[0].weight, fitted[1].weight, rtol=1e-2, atol=1e-3)
+
+
+def test_one_against_all_is_a_logistic_regression_of_each_class(monkeypatch):
+    monkeypatch.setattr(probes, "STRENGTHS", (1.0,))
+    known, test = clusters(1), clusters(2)
+    members = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]).float()
+    probe, reached = fit_probe("linear", known, 3, members=members)
+    assert reached is None
+    for c in range(3):
+        of_class = FeatureSplit(known.versions, members[known.labels, c].long())
+        expected = torch.from_numpy(reference(of_class, 1.0).predict_proba(test.versions[0].numpy())[:, 1])
+        found = probe(test.versions[0])[:, c].sigmoid().double()
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_only_the_linear_probe_sees_norms():
+    rays = FeatureSplit(torch.tensor([[1.0, 0.0], [3.0, 0.0]]).repeat(50, 1), torch.arange(2).repeat(50))
+    assert accuracy(fit_probe("linear", rays, 2)[0], rays) == 1
+    assert accuracy(fit_probe("normalized_linear", rays, 2)[0], rays) == 0.5
+
+
+def test_the_normalised_probe_has_the_least_loss_of_its_kind():
+    known = FeatureSplit(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4).repeat(50))
+    probe, reached = fit_probe("normalized_linear", known, 4, temperature=0.2)
+    assert reached is None
+    assert probe.temperature == 0.2
+    loss = F.cross_entropy(probe(known.versions[0]), known.labels)
+    loss.backward()
+    assert probe.weight.grad.abs().max() < 1e-4 * loss
 
 
 @pytest.mark.parametrize("fair", [False, True])
@@ -67,7 +104,7 @@ def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path
         dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=2,
         backbone="test_resnet", batch_size=16, num_workers=0, report_to=["none"], objective="scl",
         projection="mlp", projection_dim=16, linear_probe=True, normalized_linear_probe=True,
-        probe_epochs=10, optimizer="adamw", pictures=False, probe_augmentation=fair,
+        optimizer="adamw", pictures=False, probe_augmentation=fair,
     )  # fmt: skip
     results = train(arguments)
     classifiers = results["classifiers"]
@@ -89,11 +126,6 @@ def test_a_finished_run_is_probed_by_resuming_it(digits_folder, tmp_path):
 
     first = run()
     assert "classifiers" not in first
-    again = run(resume=True, linear_probe=True, probe_epochs=5, probe_augmentation=True)
+    again = run(resume=True, linear_probe=True, probe_augmentation=True)
     assert set(again["classifiers"]) == {"class_means", "linear"}
     assert again["test"] == first["test"]
-
-
-def test_epochs_are_counted():
-    with pytest.raises(ArgumentError, match="--probe_epochs must be"):
-        TrainArguments(dataset_name="x", probe_epochs=0)

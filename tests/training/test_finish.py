@@ -46,7 +46,7 @@ def test_a_run_that_is_ended_while_it_draws_is_finished(arguments, tmp_path, mon
 
 
 def test_nothing_that_comes_beside_the_results_costs_them(arguments, monkeypatch, caplog):
-    run = TrainingRun(arguments(epochs=1, pictures=True, linear_probe=True, probe_epochs=1))
+    run = TrainingRun(arguments(epochs=1, pictures=True, linear_probe=True))
     run.train_epoch(Stop())
     run.finish_epoch()
     order = []

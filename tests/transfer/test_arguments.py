@@ -4,6 +4,7 @@ import pytest
 
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.transfer.arguments import (
+    LADDER,
     MODES,
     TRAINED_MODES,
     AddClassArguments,
@@ -16,7 +17,8 @@ def finetuning(**options):
 
 
 def test_modes_and_shots_are_read_from_what_is_typed():
-    assert finetuning().modes == ["full"]
+    assert finetuning().modes == list(LADDER)
+    assert finetuning(shots=5).modes == ["auto"]
     assert finetuning(mode="knn").modes == ["knn"]
     assert finetuning(compare="head, full,head").modes == ["head", "full"]
     assert finetuning(compare="all").modes == list(MODES)
@@ -53,7 +55,7 @@ def test_what_a_mode_is_to_training():
         ({"decay": 1.5}, r"--decay must be in \(0, 1\]"),
         ({"mode": "magic"}, "--mode must be one of"),
         ({"mode": "full", "compare": "head"}, "--mode and --compare both say how"),
-        ({"decay": 0.5}, "--decay is for --mode layerwise, but got full"),
+        ({"mode": "full", "decay": 0.5}, "--decay is for --mode layerwise, but got full"),
         ({"mode": "full", "rank": 8}, "--rank is for --mode lora, but got full"),
         ({"mode": "lora", "neighbors": 5}, "--neighbors is for --mode knn, but got lora"),
         ({"trials": 3}, "--trials 3 is for --shots only"),

@@ -49,8 +49,10 @@ def run(source, digits_folder, tmp_path):
         defaults = {
             "model": str(source), "dataset_name": str(digits_folder), "epochs": 1,
             "batch_size": 16, "num_workers": 0, "report_to": ["none"], "pictures": False,
-            "output_dir": str(tmp_path / "out"), "probe_epochs": 5,
+            "output_dir": str(tmp_path / "out"), "mode": "full",
         }  # fmt: skip
+        if "compare" in options:
+            del defaults["mode"]
         if options.get("compare") == "all":
             options["neighbors"] = 5
         return finetune(FinetuneArguments(**defaults | options))
@@ -177,14 +179,12 @@ def test_class_means_of_a_backbone_are_those_of_its_features(run, tmp_path):
     assert model.config.projection == "none"
 
 
-def test_fair_probes_share_their_passes(run, monkeypatch):
-    trained, train = [], transfer_module.train_probes
-    monkeypatch.setattr(transfer_module, "train_probes", lambda *a: trained.append(a) or train(*a))
+def test_fair_probes_are_trained_on_eight_versions_of_each_image(run, monkeypatch):
+    fitted, fit = [], transfer_module.fit_probe
+    monkeypatch.setattr(transfer_module, "fit_probe", lambda *a, **k: fitted.append(a) or fit(*a, **k))
     options = {"compare": "linear_probe,normalized_linear_probe", "shots": "4", "trials": 2}
-    rows = run(**options, probe_augmentation=True, probe_milestones=[3])["rows"]
-    assert len(rows) == 4
-    assert [len(made[0]) for made in trained] == [2, 2]  # probes of each trial
-    assert [len(made[2]) for made in trained] == [12, 12]  # images
+    rows = run(**options, probe_augmentation=True)["rows"]
+    assert [split.versions.shape[:2] for _, split, _ in fitted] == 4 * [(8, 12)]
     assert [row["trainable_parameters"] for row in rows] == [291, 291, 288, 288]
     assert rows[0]["feature_seconds"] == rows[2]["feature_seconds"] > 0
 
@@ -265,7 +265,7 @@ def of_several_labels(digits_folder, tmp_path):
 
 def test_several_labels_an_image_by_mean_average_precision(run, of_several_labels, capsys):
     options = {**of_several_labels, "mode": "linear_probe", "several_labels": True}
-    (row,) = run(**options, probe_epochs=60)["rows"]
+    (row,) = run(**options)["rows"]
     assert row["num_images"] == 45
     assert 0.8 < row["mean_average_precision"] < 1
     assert "mean average precision" in capsys.readouterr().out
@@ -283,7 +283,7 @@ def test_a_suite_with_several_labels(source, of_several_labels, tmp_path):
     results = transfer_suite(
         TransferSuiteArguments(
             models=[str(source)], datasets={"voc": several}, output_dir=str(tmp_path / "suite"),
-            arguments={"validation_fraction": 0.0, "probe_epochs": 2},
+            arguments={"validation_fraction": 0.0},
         )
     )  # fmt: skip
     (row,) = results["rows"]

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.inference.features import embedded
-from hf_protosphere.inference.logistic import Probe
+from hf_protosphere.inference.probes import Probe
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.transfer.frozen import KNN_TEMPERATURE, knn, of_class_means, of_probe, whitenings
 

@@ -210,8 +210,8 @@ def test_results_of_other_arguments_are_not_mixed(options):
     options["arguments"] |= {"neighbors": 3}
     with pytest.raises(ArgumentError, match=r"lower/.*--neighbors was 5, is 3"):
         run(options, only=["upper"])  # the table would hold both
-    options["arguments"] |= {"neighbors": 5, "probe_epochs": 3}
-    with pytest.raises(ArgumentError, match=r"lower/.*--probe_epochs was 90, is 3"):
+    options["arguments"] |= {"neighbors": 5, "probe_augmentation": True}
+    with pytest.raises(ArgumentError, match=r"lower/.*--probe_augmentation was False, is True"):
         run(options)
 
 
