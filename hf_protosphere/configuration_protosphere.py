@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 BACKBONE_SOURCES = ("timm", "transformers")
 PROJECTIONS = ("auto", "none", "linear", "mlp")
 PROTOTYPES = ("learned", "simplex_etf", "class_means")
+# What tells unknown images, and between what values each lies; and how sets of classes are made.
+REJECTION_SCORES = {"cosine": (-1.0, 1.0), "max_softmax": (0.0, 1.0), "energy": (-math.inf, math.inf)}
+SET_SCORES = ("lac", "aps", "raps")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, numbered as by `PIL.Image.Resampling`.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -84,12 +87,17 @@ class ProtoSphereConfig(PretrainedConfig):
         interpolation: Pillow's name for resizing: "bicubic", "bilinear", ...
         crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and
             crops the centre.
-        rejection_threshold: in [-1, 1]; an image whose largest cosine to a prototype is below it is
-            unknown. None, the default, knows every image. `protosphere calibrate` chooses it.
+        rejection_threshold: an image whose `rejection_score` is below it is unknown. None, the default, knows
+            every image. `protosphere calibrate` chooses it.
+        rejection_score: "cosine" (to the nearest prototype, the default), "max_softmax" or "energy", as
+            `prototypes.known_score` has them.
         false_rejection_rate: in (0, 1), the share of known images that the threshold may reject.
             None where that was not measured, or not since classes came or went.
         calibration_temperature: > 0; the logits that a classifier returns are divided by it, after
             the loss is computed. The order of the classes stays. `protosphere calibrate` fits it.
+        set_score, set_coverage, set_thresholds: "lac", "aps" or "raps", in (0, 1), and one number or one for each
+            class: of the sets that `pipeline_protosphere.prediction_sets` gives. `protosphere calibrate --coverage`
+            chooses the thresholds. None, the default of all three, where there are no sets.
 
     `num_labels` or `id2label` give the classes, as everywhere in transformers.
 
@@ -125,7 +133,11 @@ class ProtoSphereConfig(PretrainedConfig):
     crop_pct: float = 1.0
     rejection_threshold: float | None = None
     false_rejection_rate: float | None = None
+    rejection_score: str = "cosine"
     calibration_temperature: float = 1.0
+    set_score: str | None = None
+    set_coverage: float | None = None
+    set_thresholds: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for dtype in (self.dtype, kwargs.get("torch_dtype")):
@@ -161,9 +173,10 @@ class ProtoSphereConfig(PretrainedConfig):
         return OBJECTIVES[self.objective].prototypes is not None
 
     def forget_calibration(self) -> None:
-        """For a model that changes: its threshold and temperature are those of what it was."""
+        """For a model that changes: its thresholds and temperature are those of what it was."""
         self.rejection_threshold = self.false_rejection_rate = None
-        self.calibration_temperature = 1.0
+        self.rejection_score, self.calibration_temperature = "cosine", 1.0
+        self.set_score = self.set_coverage = self.set_thresholds = None
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
@@ -198,6 +211,7 @@ class ProtoSphereConfig(PretrainedConfig):
             ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS),
             ("objective", tuple(OBJECTIVES)), ("prototypes", PROTOTYPES),
             ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
+            ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", (*SET_SCORES, None)),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
                 known = ", ".join(map(repr, allowed))
@@ -212,11 +226,14 @@ class ProtoSphereConfig(PretrainedConfig):
                 raise ValueError(f"{name} must be a whole number up to {WHOLE[name]}, but got {value!r:.60}.")
         if self.image_size / self.crop_pct > 2 * WHOLE["image_size"]:
             raise ValueError(f"crop_pct must be larger for image_size {self.image_size}.")
-        ranges = ("rejection_threshold", -1, 1), ("false_rejection_rate", 0, 1), ("margin", 0, 1)
-        for name, low, high in ranges:
+        ranges = {
+            "rejection_threshold": REJECTION_SCORES[self.rejection_score],
+            **dict.fromkeys(("false_rejection_rate", "margin", "set_coverage"), (0, 1)),
+        }
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low <= value <= high):
-                raise ValueError(f"{name} must be in [{low}, {high}] or None, but got {value!r}.")
+            if value is not None and not (_is_number(value) and low <= value <= high and abs(value) < math.inf):
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}] or None, but got {value!r}.")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}.")
         for name in ("image_mean", "image_std"):
@@ -233,6 +250,7 @@ class ProtoSphereConfig(PretrainedConfig):
             raise ValueError(f"projection_dropout must be in [0, 1), but got {dropout!r}.")
         self._refuse_fetching()
         self._check_objective()
+        self._check_sets()
         names = Counter((self.id2label or {}).values())
         if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
@@ -257,6 +275,15 @@ class ProtoSphereConfig(PretrainedConfig):
             raise ValueError(
                 "objective 'cross_entropy' is the classical linear head, which is learned: leave "
                 f"prototypes at 'learned', or use another objective with {self.prototypes!r}."
+            )
+
+    def _check_sets(self) -> None:
+        values = self.set_thresholds
+        whole = isinstance(values, list) and values and all(_is_number(v) and abs(v) < math.inf for v in values)
+        there = {name: getattr(self, name) for name in ("set_score", "set_coverage", "set_thresholds")}
+        if {*map(type, there.values())} != {type(None)} and (None in there.values() or not whole):
+            raise ValueError(
+                f"sets need a score, a coverage and a list of thresholds, or none of them: {there!r:.200}."
             )
 
     def _refuse_fetching(self) -> None:

@@ -30,10 +30,11 @@ class EditableClasses:
 
     Logits of the classes that stay are the same as before, to the bit: of whatever number of
     classes, `config.softmax_temperature` stays. So a calibrated model keeps its temperature, and
-    its rejection threshold too, a cosine that goes on to serve. What they were chosen for does not
+    its rejection threshold too, which goes on to serve. What they were chosen for does not
     stay: a new prototype makes more images known, one that is gone fewer, and of images of a new
     class nothing was measured. `config.false_rejection_rate`, the promise of the threshold, becomes
-    None until `protosphere calibrate` is run again.
+    None until `protosphere calibrate` is run again; and so do prediction sets, which are nothing
+    but their promise.
     """
 
     @torch.no_grad()
@@ -227,5 +228,6 @@ class EditableClasses:
             head.weight.requires_grad_(self.head.weight.requires_grad)
         self.head = head
         self.config.id2label = dict(enumerate(names))
-        self.config.false_rejection_rate = None  # measured for the classes as they were
+        config = self.config  # what was measured for the classes as they were
+        config.false_rejection_rate = config.set_score = config.set_coverage = config.set_thresholds = None
         self.class_weight = self.class_bias = None

@@ -33,7 +33,7 @@ from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .objectives import EmbeddingQueue, default_temperature, objective_loss
-from .prototypes import PrototypeHead, cosines_to, nearest_cosines, simplex_etf, whole
+from .prototypes import PrototypeHead, cosines_to, known_score, simplex_etf, whole
 
 if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.
@@ -67,8 +67,8 @@ class ProtoSphereImageClassifierOutput(ModelOutput):
         loss: scalar, the configured objective, when labels were given.
         logits: (M, K), cosines / softmax_temperature / calibration_temperature; of several views their mean.
         embeddings: (M, D) or (M, V, D), unit norm.
-        is_unknown: (M,) bool, where the largest cosine to a prototype is below the configuration's
-            `rejection_threshold`; None without one.
+        is_unknown: (M,) bool, where the configuration's `rejection_score` is below its `rejection_threshold`;
+            None without one.
         hidden_states, attentions: as in `ProtoSphereModelOutput`.
     """
 
@@ -328,12 +328,13 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                     cosines = cosines_to(embeddings, prototypes)
                 logits = cosines / self.temperature  # (M[, V], K)
             loss = None if labels is None else self.objective(embeddings, logits, labels)
+            if logits.dim() == 3:
+                logits = logits.mean(1)
+            logits = logits / self.config.calibration_temperature  # by 1.0 nothing changes
             is_unknown, threshold = None, self.config.rejection_threshold
             if threshold is not None:
-                is_unknown = nearest_cosines(embeddings, self.prototypes) < threshold
-        if logits.dim() == 3:
-            logits = logits.mean(1)
-        logits = logits / self.config.calibration_temperature  # by 1.0 nothing changes
+                score = known_score(self.config.rejection_score, embeddings, logits, self.prototypes)
+                is_unknown = score < threshold
         return ProtoSphereImageClassifierOutput(
             loss, logits, embeddings, is_unknown, output.hidden_states, output.attentions
         )

@@ -186,6 +186,24 @@ def nearest_cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
 
 
+def known_score(name: str, embeddings: Tensor, logits: Tensor, prototypes: Tensor) -> Tensor:
+    """(M,) larger for images that look more like those of the classes, by a score that needs only the model:
+    "cosine", as `nearest_cosines`; "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017); or
+    "energy", logsumexp of the logits, the negative free energy (Liu et al. 2020).
+
+    Args:
+        embeddings, prototypes: as in `nearest_cosines`.
+        logits: (M, K), as the model returns them: divided by its calibration temperature.
+
+    Example:
+        >>> known_score("energy", torch.eye(2), torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.eye(2))
+        tensor([0.6931, 3.0486])
+    """
+    if name == "cosine":
+        return nearest_cosines(embeddings, prototypes)
+    return logits.logsumexp(-1) if name == "energy" else logits.softmax(-1).amax(-1)
+
+
 class PrototypeHead(nn.Module):
     """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed. With
     `learns_temperature` the logarithm of a temperature beside them."""

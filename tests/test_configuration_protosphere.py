@@ -6,6 +6,8 @@ import pytest
 
 from hf_protosphere import ProtoSphereConfig
 
+SETS = {"set_score": "raps", "set_coverage": 0.9, "set_thresholds": [0.1, 0.2, 0.3]}
+
 
 def test_round_trip(tmp_path):
     config = ProtoSphereConfig(
@@ -21,7 +23,9 @@ def test_round_trip(tmp_path):
         image_std=[0.2],
         rejection_threshold=0.4,
         false_rejection_rate=0.05,
+        rejection_score="max_softmax",
         calibration_temperature=1.3,
+        **SETS,
         id2label={0: "cat", 1: "dog", 2: "eel"},
     )
     config.save_pretrained(tmp_path)
@@ -75,6 +79,17 @@ def test_label_maps_never_disagree(tmp_path):
         ({"softmax_temperature": float("inf")}, "softmax_temperature must be positive"),
         ({"rejection_threshold": 1.1}, r"rejection_threshold must be in \[-1, 1\].*1.1"),
         ({"rejection_threshold": float("nan")}, "rejection_threshold must be in .*nan"),
+        (
+            {"rejection_score": "vim"},
+            "rejection_score must be one of 'cosine', 'max_softmax', 'energy', but got 'vim'",
+        ),
+        ({"rejection_score": "max_softmax", "rejection_threshold": -0.5}, r"rejection_threshold must be in \[0, 1\]"),
+        ({"rejection_score": "energy", "rejection_threshold": float("inf")}, "rejection_threshold must be in"),
+        ({"set_thresholds": [0.5]}, "sets need a score, a coverage and a list of thresholds, or none"),
+        (SETS | {"set_score": "top5"}, "set_score must be one of 'lac', 'aps', 'raps', None, but got 'top5'"),
+        (SETS | {"set_coverage": 2}, r"set_coverage must be in \[0, 1\] or None, but got 2"),
+        (SETS | {"set_thresholds": [0.1, "x"]}, "sets need a score, a coverage and a list of thresholds"),
+        (SETS | {"set_thresholds": []}, "sets need a score, a coverage and a list of thresholds"),
         ({"false_rejection_rate": "5%"}, r"false_rejection_rate must be in \[0, 1\].*5%"),
         ({"calibration_temperature": 0}, "calibration_temperature must be positive.*0"),
         ({"image_size": -1}, "image_size must be positive"),
@@ -91,18 +106,19 @@ def test_errors_name_argument_and_value(kwargs, message):
 
 
 def test_calibration_is_forgotten_and_absent_from_older_checkpoints(tmp_path):
-    config = ProtoSphereConfig(rejection_threshold=0.4, calibration_temperature=1.3)
+    calibration = {"rejection_threshold": 4.0, "rejection_score": "energy", "calibration_temperature": 1.3} | SETS
+    config = ProtoSphereConfig(**calibration)
     config.save_pretrained(tmp_path)
     config.forget_calibration()
     del config.auto_map  # which saving has set
     assert config.to_dict() == ProtoSphereConfig().to_dict()
     older = json.loads((tmp_path / "config.json").read_text())
-    for name in ("rejection_threshold", "false_rejection_rate", "calibration_temperature"):
+    for name in ("false_rejection_rate", *calibration):
         older.pop(name, None)
     (tmp_path / "config.json").write_text(json.dumps(older))
     config = ProtoSphereConfig.from_pretrained(tmp_path)
     assert config.rejection_threshold is config.false_rejection_rate is None
-    assert config.calibration_temperature == 1
+    assert (config.calibration_temperature, config.rejection_score, config.set_thresholds) == (1, "cosine", None)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,18 @@ def test_unknown_below_the_threshold(objective):
     assert torch.equal(model(pixels).logits, plain.logits)
 
 
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_unknown_by_another_score(score):
+    model = build(rejection_score=score, calibration_temperature=1.7).eval()
+    for pixels in (images(12, 3, 32, 32), images(12, 2, 3, 32, 32)):  # of one view, and of two
+        model.config.rejection_threshold = None
+        logits = model(pixels).logits
+        scores = logits.logsumexp(-1) if score == "energy" else logits.softmax(-1).amax(-1)
+        model.config.rejection_threshold = scores.sort().values[4:6].mean().item()
+        assert torch.equal(model(pixels).is_unknown, scores < model.config.rejection_threshold)
+        assert model(pixels).is_unknown.sum() == 5
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 7.3])
 def test_the_calibration_temperature_divides_logits_and_nothing_else(objective, temperature):

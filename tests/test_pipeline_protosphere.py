@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import softmax
 from transformers import AutoImageProcessor, pipeline
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere import pipeline_protosphere as module
+from hf_protosphere.configuration_protosphere import SET_SCORES
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import build_image_processor
+from hf_protosphere.pipeline_protosphere import FREE, PENALTY, nonconformity, prediction_sets
 
 TASK = "open-set-image-classification"
 
@@ -78,6 +81,38 @@ def test_unknown_is_one_more_class_at_the_threshold(saved):
     expected = logits.softmax(-1)[-1].item()
     scores = {entry["label"]: entry["score"] for entry in answer}
     assert scores["unknown"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_by_other_scores_too_unknown_is_first_where_the_model_says_so(saved, tmp_path, score):
+    folder, model = saved
+    images, config = [*map(noise, range(6))], model.config
+    logits = model(pixels_of(images, build_image_processor(config))).logits
+    scores = logits.logsumexp(-1) if score == "energy" else logits.softmax(-1).amax(-1)
+    again = ProtoSphereForImageClassification.from_pretrained(folder)
+    again.config.rejection_score, again.config.rejection_threshold = score, scores.median().item()
+    again.save_pretrained(tmp_path)
+    answers = pipeline(TASK, model=str(tmp_path))(images)
+    unknown = [answer[0]["label"] == "unknown" for answer in answers]
+    assert unknown == (scores < scores.median()).tolist()
+    assert 0 < sum(unknown) < 6
+    again.config.rejection_threshold = 0.0  # below all of these
+    again.save_pretrained(tmp_path)
+    assert all(answer[0]["label"] != "unknown" for answer in pipeline(TASK, model=str(tmp_path))(images))
+
+
+def test_answers_tell_which_classes_are_in_the_set(saved, tmp_path):
+    folder, model = saved
+    again = ProtoSphereForImageClassification.from_pretrained(folder)
+    again.config.set_score, again.config.set_coverage, again.config.set_thresholds = "lac", 0.9, [0.75]
+    again.save_pretrained(tmp_path)
+    images = [*map(noise, range(6))]
+    sets = prediction_sets(model(pixels_of(images, build_image_processor(model.config))).logits, again.config)
+    assert 0 < sets.sum() < sets.numel()
+    for answer, held in zip(pipeline(TASK, model=str(tmp_path))(images, top_k=10), sets.tolist()):
+        in_set = {entry["label"]: entry["in_set"] for entry in answer}
+        assert not in_set.pop("unknown")
+        assert in_set == dict(zip(["cat", "dog", "cow", "hen"], held))
 
 
 def test_images_of_16_bits_are_gray_wherever_they_come_from(saved, tmp_path, monkeypatch):
@@ -178,3 +213,43 @@ def test_errors(tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="function_to_apply"):
         pipeline(TASK, model=str(tmp_path))(noise(0), function_to_apply="sigmoid")
+
+
+def by_definition(row, kind):
+    """Scores of the classes of one image, as the papers write them with u = 0, class by class."""
+    p = softmax(row)
+    scores = []
+    for c in range(len(p)):
+        mass = sum(other for other in p if other > p[c])
+        rank = 1 + sum(other > p[c] for other in p)
+        scores.append({"lac": 1 - p[c], "aps": mass, "raps": mass + PENALTY * max(rank - FREE, 0)}[kind])
+    return scores
+
+
+@pytest.mark.parametrize("kind", SET_SCORES)
+def test_scores_are_those_of_the_definitions(kind):
+    logits = 2 * torch.randn(40, 9, generator=torch.Generator().manual_seed(0)).double()
+    expected = [by_definition(row, kind) for row in logits.numpy()]
+    assert nonconformity(logits, kind).numpy() == pytest.approx(np.array(expected), abs=1e-12)
+
+
+def test_aps_takes_the_most_likely_classes_until_their_mass_is_enough():
+    """Romano et al. 2020, equation (4): the fewest classes, from the most likely on, of mass τ or more."""
+    logits, threshold = 2 * torch.randn(300, 6, generator=torch.Generator().manual_seed(0)).double(), 0.8
+    config = SimpleNamespace(set_score="aps", set_thresholds=[threshold])
+    for row, held in zip(softmax(logits.numpy(), axis=1), prediction_sets(logits, config).numpy()):
+        order = np.argsort(-row)
+        count = 1 + np.flatnonzero(np.append(row[order].cumsum()[:-1], 1.0) > threshold)[0]
+        assert {*order[:count]} == {*np.flatnonzero(held)}
+
+
+def test_sets_of_a_configuration():
+    logits = torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25]]).log()
+    assert prediction_sets(logits, SimpleNamespace(set_thresholds=None)) is None
+    config = SimpleNamespace(set_score="lac", set_thresholds=[0.65])
+    assert prediction_sets(logits, config).tolist() == [[True, False, False], [True, True, False]]
+    config.set_thresholds = [0.65, 0.5, 0.8]  # one of each class
+    assert prediction_sets(logits, config).tolist() == [[True, False, False], [True, False, True]]
+    config.set_thresholds = [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"one or one of each class \(3\), but are 2: calibrate the model again"):
+        prediction_sets(logits, config)

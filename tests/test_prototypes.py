@@ -1,9 +1,12 @@
-"""The simplex ETF and exact class means."""
+"""The simplex ETF, exact class means, and how known images look."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.special import logsumexp, softmax
 
-from hf_protosphere.prototypes import class_means, nonnegative_limit, simplex_etf
+from hf_protosphere.configuration_protosphere import REJECTION_SCORES
+from hf_protosphere.prototypes import class_means, known_score, nonnegative_limit, simplex_etf
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (2, 7), (10, 9), (10, 64), (257, 256)])
@@ -76,3 +79,20 @@ def test_class_means_sum_in_float64():
 def test_class_means_errors(embeddings, labels, num_classes, message):
     with pytest.raises(ValueError, match=message):
         class_means(embeddings, labels, num_classes)
+
+
+def test_the_scores_of_known_images_are_those_of_numpy():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = F.normalize(torch.randn(50, 8, generator=generator), dim=1)
+    prototypes = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
+    outputs = embeddings, embeddings @ prototypes.T / 0.2, prototypes
+    x, logits, w = (values.double().numpy() for values in outputs)
+    expected = {
+        "cosine": (x @ w.T).max(1), "max_softmax": softmax(logits, axis=1).max(1), "energy": logsumexp(logits, axis=1)
+    }  # fmt: skip
+    assert [*expected] == [*REJECTION_SCORES]
+    for name, values in expected.items():
+        found = known_score(name, *outputs).double().numpy()
+        assert found == pytest.approx(values, rel=1e-5)
+        low, high = REJECTION_SCORES[name]
+        assert ((low <= found) & (found <= high)).all()

@@ -9,10 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..configuration_protosphere import ProtoSphereConfig
 from ..inference.predictions import predictions
 from ..metrics.neural_collapse import NeuralCollapse
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..pipeline_protosphere import prediction_sets
 
 
 def evaluate_model(
@@ -23,7 +25,7 @@ def evaluate_model(
     return evaluate_predictions(
         predictions(model, loader, accelerator, description), accelerator,
         num_classes=model.config.num_labels, embedding_dim=model.protosphere.embedding_dim,
-        prototypes=model.prototypes, **options,
+        prototypes=model.prototypes, sets_of=model.config, **options,
     )  # fmt: skip
 
 
@@ -31,6 +33,7 @@ def evaluate_predictions(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]], accelerator: Accelerator, *, num_classes: int,
     embedding_dim: int, prototypes: Tensor | None = None, means: Tensor | None = None,
     neural_collapse: bool = True, snapshot: SnapshotCollector | None = None,
+    sets_of: ProtoSphereConfig | None = None,
     stopwatch: AbstractContextManager | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracies in [0, 1] and neural-collapse metrics over one split.
@@ -40,12 +43,14 @@ def evaluate_predictions(
         prototypes: (K, D) of unit norm; without them their metrics are left out.
         means: (K, D) class means, to classify by them as well.
         snapshot: takes part in every batch.
+        sets_of: the configuration whose prediction sets, if it has any, are measured as well.
         stopwatch: entered for what neural collapse costs beside the accuracies.
 
     Returns:
         {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes), "class_accuracies" (of
         each class, None without images), "mean_class_accuracy" (of those with images),
-        "class_means_accuracy" (with `means`), "neural_collapse" (as `NeuralCollapse.compute`
+        "class_means_accuracy" (with `means`), "prediction_sets" ({"set_score", "promised", "coverage", "mean_size",
+        "class_coverages"}), "neural_collapse" (as `NeuralCollapse.compute`
         returns it, and "optima")}. Of classes that score the same, the first is predicted.
     """
     stopwatch = stopwatch or nullcontext()
@@ -53,7 +58,8 @@ def evaluate_predictions(
     # Without torchmetrics, which counts K² pairs in every batch, and for which a class without
     # images that is predicted has an accuracy of 0.
     right, counts = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
-    in_top5, by_mean = torch.zeros(2, dtype=torch.int64, device=device)
+    in_top5, by_mean, sizes = torch.zeros(3, dtype=torch.int64, device=device)
+    covered = torch.zeros_like(right)
     collapse = NeuralCollapse(num_classes, embedding_dim).to(device)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     for embeddings, logits, labels in batches:
@@ -62,6 +68,9 @@ def evaluate_predictions(
             by_mean += ((embeddings @ means.to(embeddings).T).argmax(-1) == labels).sum()
         right += labels[logits.argmax(-1) == labels].bincount(minlength=num_classes)
         counts += labels.bincount(minlength=num_classes)
+        if sets_of and (sets := prediction_sets(logits, sets_of)) is not None:
+            covered += labels[sets.gather(1, labels[:, None])[:, 0]].bincount(minlength=num_classes)
+            sizes += sets.sum()
         if neural_collapse:
             with stopwatch:
                 collapse.update(embeddings[share], labels[share])
@@ -77,6 +86,12 @@ def evaluate_predictions(
         report["top5_accuracy"] = (in_top5 / counts.sum()).item()
     if means is not None:
         report["class_means_accuracy"] = (by_mean / counts.sum()).item()
+    if sets_of and sets_of.set_thresholds is not None:
+        report["prediction_sets"] = {
+            "set_score": sets_of.set_score, "promised": sets_of.set_coverage,
+            "coverage": (covered.sum() / counts.sum()).item(), "mean_size": (sizes / counts.sum()).item(),
+            "class_coverages": [h / n if n else None for h, n in zip(covered.tolist(), counts.tolist())],
+        }  # fmt: skip
     if neural_collapse:
         with stopwatch:
             report["neural_collapse"] = collapse.compute(prototypes) | {"optima": collapse.optima}

@@ -12,8 +12,8 @@ from ..data.dataset import load_data
 from ..data.loaders import evaluation_loader
 from ..inference.predictions import training_class_means
 from ..metrics.snapshot import SnapshotCollector
+from ..open_set.detection import Detection, detect_unknown, format_detection, load_unknown_images
 from ..open_set.plots import plot_unknown
-from ..open_set.scores import Detection, detect_unknown, format_detection, load_unknown_images
 from ..plots.text import say
 from ..robustness.measure import corruption_errors, format_robustness
 from ..robustness.plots import draw_robustness
@@ -132,7 +132,7 @@ class Evaluation:
                 pictures += draw_robustness(report["robustness"], self.measured, self.processor, new)
             if detection is not None:
                 pictures.append(new / "unknown.png")
-                plot_unknown(detection, pictures[-1], self.model.config.rejection_threshold)
+                plot_unknown(detection, pictures[-1], self.model.config)
         return [folder / path.name for path in pictures]
 
 

@@ -31,6 +31,12 @@ def format_report(
     for group, accuracy in report.get("accuracy_by_frequency", {}).items():
         accuracies[f"accuracy, classes with {FREQUENCIES[group]}"] = accuracy
     rows = [[words, f"{accuracy:.2%}", "", "", ""] for words, accuracy in accuracies.items()]
+    if sets := report.get("prediction_sets"):
+        least = min(share for share in sets["class_coverages"] if share is not None)
+        words = f"coverage by sets ({sets['set_score']}, {sets['promised']:.4g} promised)"
+        rows.append([words, f"{sets['coverage']:.2%}", "", "", ""])
+        rows.append(["least coverage of a class", f"{least:.2%}", "", "", ""])
+        rows.append(["classes in a set", f"{sets['mean_size']:.3f}", "", "", ""])
     collapse = report.get("neural_collapse", {})
     titles = {metric.name: metric.title for metric in METRICS} | {"overall": "least attained"}
     for name, percentage in collapse.get("attained", {}).items():

@@ -1,9 +1,10 @@
 """The arguments of telling unknown images from known ones."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, required
+from ..configuration_protosphere import REJECTION_SCORES, SET_SCORES
 from ..data.arguments import DataArguments
 from ..errors import ArgumentError
 
@@ -15,7 +16,7 @@ class OpenSetArguments:
     _argument_group_name = "unknown images"
 
     ood_dataset: PathName | None = flag(
-        "Also tell the images of --split from those of this data set, given like --dataset_name: "
+        "Tell the images of --split from those of this data set, given like --dataset_name: "
         "images of none of the classes. It needs no labels."
     )
     ood_split: OfUnknown | None = flag("Its split; by default 'test', or the only one.")
@@ -24,7 +25,7 @@ class OpenSetArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateArguments(DataArguments, Arguments):
+class CalibrateArguments(OpenSetArguments, DataArguments, Arguments):
     """What to calibrate, on what. Invalid values raise `ArgumentError` at once."""
 
     _argument_group_name = "calibration"
@@ -38,6 +39,24 @@ class CalibrateArguments(DataArguments, Arguments):
     false_rejection_rate: Annotated[float, "(0, 1)"] = flag(
         "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
     )
+    score: Literal[("auto", *REJECTION_SCORES)] = flag(
+        "What tells unknown images: the cosine to the nearest prototype, the maximum softmax, the energy of the "
+        "logits; auto: what does it best on --ood_dataset, else on classes that are left out in turn, and the cosine "
+        "where none is better by a point. A table shows them all.",
+        "auto",
+    )
+    coverage: Annotated[float, "(0, 1)"] | None = flag(
+        "Also give every image a set of classes that holds the right one so often, such as 0.9."
+    )
+    sets: Literal[SET_SCORES] = flag(
+        "With --coverage, how sets are made. lac: the smallest, some of them empty; aps: larger where the model is "
+        "unsure, never empty; raps: the same with few large ones.",
+        "raps",
+    )
+    class_wise: Annotated[bool, Beside("coverage")] = flag(
+        "Keep the coverage for the images of each class, not only for all together. It takes images of every class.",
+        False,
+    )
     output_dir: PathName | None = flag("Save the calibrated model here; by default where it is.")
     batch_size: Count = flag("Images per process and step.", 256)
 
@@ -45,3 +64,5 @@ class CalibrateArguments(DataArguments, Arguments):
         check(self)
         if self.max_train_samples is not None:
             raise ArgumentError("--max_train_samples is of training images: --max_eval_samples.")
+        if self.coverage is None and "sets" in self.given:
+            raise ArgumentError(f"--sets {self.sets} is for --coverage only: give that, or leave it out.")

@@ -1,21 +1,24 @@
-"""What `protosphere calibrate` does: a threshold for "unknown", and scores that can be trusted."""
+"""What `protosphere calibrate` does: a threshold for "unknown", sets of classes, and scores that can be trusted."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from ..configuration_protosphere import REJECTION_SCORES
 from ..data.dataset import ImageDataset, load_data
-from ..data.labels import some
+from ..data.labels import labels_of, some
 from ..data.loaders import evaluation_loader
 from ..errors import ArgumentError, errors_in_one_line
-from ..inference.predictions import predictions
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..pipeline_protosphere import nonconformity, prediction_sets
 from ..plots.table import format_table
 from ..plots.text import say
-from ..prototypes import nearest_cosines
+from ..prototypes import known_score
 from ..runs.checkpoints import save_model
 from ..runs.files import whole_file, writable_folder, write_json
 from ..runs.finished_run import read_run_arguments
@@ -24,21 +27,27 @@ from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
 from . import confidence
 from .arguments import CalibrateArguments
+from .detection import format_detection, load_unknown_images, outputs_of
 from .plots import plot_reliability
+from .scores import SCORES, Outputs
+from .selection import best_score, compare_scores
 
 CALIBRATION, PICTURE = CALIBRATION_FILES
+HELD = f"(A checkpoint can hold {', '.join(REJECTION_SCORES)}; the others need more than its weights.)"
 
 
 @own_accelerate_state()
 def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
-    """Choose a checkpoint's rejection threshold and temperature, and save it with them.
+    """Choose a checkpoint's temperature, how it knows unknown images, and its sets of classes; save it with them.
 
     Returns:
         The report, as calibration.json holds it: "source" (the images, in words), "num_images",
-        "classes_without_images" (of which nothing is promised), "rejection_threshold" (a cosine),
-        "false_rejection_rate", "rejected" (the share), "accuracy", "accuracy_of_accepted",
-        "calibration_temperature", "has_best_temperature", and "expected_calibration_error" and
-        "negative_log_likelihood", each {"before", "after"}.
+        "classes_without_images" (of which nothing is promised), "rejection_threshold" (of the
+        "rejection_score"), "false_rejection_rate", "rejected" (the share), "accuracy", "accuracy_of_accepted",
+        "calibration_temperature", "has_best_temperature", "expected_calibration_error" and
+        "negative_log_likelihood", each {"before", "after"}; with --score auto "ood", as `detect_unknown` reports
+        it (without a data set, of classes that were left out); and with --coverage "prediction_sets": {"set_score",
+        "set_coverage", "set_thresholds", "mean_size" (of these images)}.
 
     Raises:
         ArgumentError: no images but those of training, or too few; a folder that cannot be written.
@@ -59,47 +68,35 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     model, processor = load_classifier(arguments.model)
     with main_process_first(accelerator):
         images, source = calibration_images(arguments, model)
-    config = model.config
+        others = None if arguments.ood_dataset is None else load_unknown_images(arguments)
+    split, config = images.splits["validation"], model.config
+    # On zeros: so that too few images are said before they are looked at.
+    _thresholds(arguments, config.class_names, *torch.zeros(2, len(split)), torch.tensor(labels_of(split)))
     config.forget_calibration()  # an earlier one plays no part
-    loader = evaluation_loader(
-        images.splits["validation"], processor, arguments.batch_size, arguments.num_workers,
-        accelerator,
+    model.to(accelerator.device)
+    known, unknown = (
+        of and outputs_of(
+            model, evaluation_loader(of, processor, arguments.batch_size, arguments.num_workers, accelerator),
+            accelerator, description,
+        )
+        for of, description in ((split, "calibration"), (others, "unknown images"))
     )  # fmt: skip
-    prototypes = model.to(accelerator.device).prototypes.detach()
-    parts = [
-        (nearest_cosines(embeddings, prototypes).cpu(), logits.cpu(), labels.cpu())
-        for embeddings, logits, labels in predictions(model, loader, accelerator, "calibration")
-    ]
-    cosines, logits, labels = map(torch.cat, zip(*parts))  # (N,), (N, K), (N,), on every process
-    rate = arguments.false_rejection_rate
-    then = "Give a larger rate, or --split with more images."
-    with errors_in_one_line(f"--false_rejection_rate {rate}", then):
-        threshold = confidence.rejection_threshold(cosines, rate)
-    temperature = confidence.fit_temperature(logits, labels)
-    config.rejection_threshold = threshold
-    config.false_rejection_rate = rate
+    undivided, labels = known.logits, known.labels
+    temperature = confidence.fit_temperature(undivided, labels)
     config.calibration_temperature = temperature or 1.0
-
-    right, accepted = logits.argmax(-1) == labels, cosines >= threshold
-    both = {"before": logits, "after": logits / config.calibration_temperature}
-    bins = {when: confidence.reliability(scores, labels) for when, scores in both.items()}
+    known, unknown = (x and replace(x, logits=x.logits / config.calibration_temperature) for x in (known, unknown))
+    both = {"before": undivided, "after": known.logits}
+    bins = {when: confidence.reliability(logits, labels) for when, logits in both.items()}
     report = {
-        "model": arguments.model,
-        "source": source,
-        "num_images": len(labels),
+        "model": arguments.model, "source": source, "num_images": len(labels),
         "classes_without_images": images.classes_without_images("validation"),
-        "rejection_threshold": threshold,
-        "false_rejection_rate": rate,
-        "rejected": (~accepted).double().mean().item(),
-        "accuracy": right.double().mean().item(),
-        "accuracy_of_accepted": right[accepted].double().mean().item(),
-        "calibration_temperature": config.calibration_temperature,
-        "has_best_temperature": temperature is not None,
+        **_decide(model, known, unknown, arguments),
+        "calibration_temperature": config.calibration_temperature, "has_best_temperature": temperature is not None,
         "expected_calibration_error": {when: of_bins.expected_calibration_error for when, of_bins in bins.items()},
         "negative_log_likelihood": {
-            when: confidence.negative_log_likelihood(scores, labels) for when, scores in both.items()
+            when: confidence.negative_log_likelihood(logits, labels) for when, logits in both.items()
         },
-    }
+    }  # fmt: skip
     if accelerator.is_main_process:
         save_model(model.cpu(), processor, folder)
         _write(report, bins, folder)
@@ -107,14 +104,64 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     return report
 
 
+def _decide(
+    model: ProtoSphereForImageClassification, known: Outputs, unknown: Outputs | None, arguments: CalibrateArguments
+) -> dict[str, Any]:
+    """Give the model its score and threshold for unknown images, and its sets; what they are like."""
+    config, prototypes, labels = model.config, model.prototypes.detach().cpu(), known.labels
+    compared = compare_scores(known, prototypes, unknown) if arguments.score == "auto" else {}
+    name = best_score(compared) if arguments.score == "auto" else arguments.score
+    scores = known_score(name, known.embeddings, known.logits, prototypes).clamp(*REJECTION_SCORES[name])
+    misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
+    threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
+    config.rejection_score, config.rejection_threshold = name, threshold
+    config.false_rejection_rate = arguments.false_rejection_rate
+    right, accepted = known.logits.argmax(-1) == labels, scores >= threshold
+    report: dict[str, Any] = {
+        "rejection_score": name, "rejection_threshold": threshold,
+        "false_rejection_rate": arguments.false_rejection_rate, "rejected": (~accepted).double().mean().item(),
+        "accuracy": right.double().mean().item(), "accuracy_of_accepted": right[accepted].double().mean().item(),
+        "ood": None, "prediction_sets": None,
+    }  # fmt: skip
+    if compared:
+        others = {"dataset": arguments.ood_dataset, "num_images": len((unknown or known).labels)}
+        report["ood"] = others | {"scores": compared, "rejected": None}
+    if of_sets:
+        config.set_score, config.set_coverage, config.set_thresholds = arguments.sets, arguments.coverage, of_sets
+        sets = {x: getattr(config, x) for x in ("set_score", "set_coverage", "set_thresholds")}
+        sizes = prediction_sets(known.logits, config).sum(1)
+        report["prediction_sets"] = sets | {"mean_size": sizes.double().mean().item()}
+    return report
+
+
+def _thresholds(
+    arguments: CalibrateArguments, class_names: list[str], scores: Tensor, misfit: Tensor, labels: Tensor
+) -> tuple[float, list[float]]:
+    """Of scores (N,), and of sets: none, one for all classes, or one for each.
+
+    Raises:
+        ArgumentError: too few images for what is promised.
+    """
+    rate, coverage, way_out = arguments.false_rejection_rate, arguments.coverage, "or --split with more images."
+    with errors_in_one_line(f"--false_rejection_rate {rate}", f"Give a larger rate, {way_out}"):
+        threshold = confidence.rejection_threshold(scores, rate)
+    groups = {} if coverage is None else {"": misfit}
+    if arguments.class_wise:
+        groups = {f" of class {name!r}": misfit[labels == c] for c, name in enumerate(class_names)}
+    of_sets = []
+    for group, values in groups.items():
+        with errors_in_one_line(f"--coverage {coverage}{group}", f"Give a smaller one, {way_out}"):
+            of_sets.append(confidence.conformal_threshold(values, coverage))
+    return threshold, of_sets
+
+
 def calibration_images(
     arguments: CalibrateArguments, model: ProtoSphereForImageClassification
 ) -> tuple[ImageDataset, str]:
     """Images that the model was not trained on, as split "validation", and what they are in words.
 
-    Those of `--split`; else of the split that the run in the folder validated on; else those that
-    it held out of its training split, found again by its arguments.yaml; else of a split called
-    validation, valid, val or dev.
+    Those of `--split`; else of the split that the run in the folder validated on; else those that it held out of its
+    training split, found again by its arguments.yaml; else of a split called validation, valid, val or dev.
 
     Raises:
         ArgumentError: there are none but those of training.
@@ -171,16 +218,15 @@ def _trained_on(split: str) -> ArgumentError:
 
 
 def format_calibration(report: dict[str, Any]) -> str:
-    """The report as a table for people."""
-    degrees = math.degrees(math.acos(report["rejection_threshold"]))
+    """The report as tables for people."""
+    threshold, score, sets = report["rejection_threshold"], report["rejection_score"], report["prediction_sets"]
     error, likelihood = report["expected_calibration_error"], report["negative_log_likelihood"]
     temperature = f"{report['calibration_temperature']:.4f}"
     if not report["has_best_temperature"]:
         temperature += " (none is best: all right, or no better than chance)"
     rows = [
         [f"{report['source']} ({report['num_images']} images)", "value"],
-        ["unknown below the cosine", f"{report['rejection_threshold']:.6f}"],
-        ["unknown beyond the angle", f"{degrees:.2f}°"],
+        [f"unknown below ({SCORES[score]})", f"{threshold:.6f}"],
         ["target false rejection rate", f"{report['false_rejection_rate']:.2%}"],
         ["rejected", f"{report['rejected']:.2%}"],
         ["accuracy", f"{report['accuracy']:.2%}"],
@@ -189,7 +235,16 @@ def format_calibration(report: dict[str, Any]) -> str:
         *([f"expected calibration error {when}", f"{e:.2%}"] for when, e in error.items()),
         *([f"negative log-likelihood {when}", f"{loss:.4f}"] for when, loss in likelihood.items()),
     ]
-    return format_table(rows)
+    if score == "cosine":
+        rows.insert(2, ["unknown beyond the angle", f"{math.degrees(math.acos(threshold)):.2f}°"])
+    if sets is not None:
+        each = " of each class" if len(sets["set_thresholds"]) > 1 else ""
+        rows.append([f"coverage{each} by sets ({sets['set_score']})", f"{sets['set_coverage']:.2%}"])
+        rows.append(["classes in a set", f"{sets['mean_size']:.3f}"])
+    if (compared := report["ood"]) is None:
+        return format_table(rows)
+    comparison = format_detection(compared | {"dataset": compared["dataset"] or "classes left out in turn"})
+    return f"{format_table(rows)}\n\n{comparison}\nChosen: {SCORES[score]}. {HELD}"
 
 
 def _write(report: dict[str, Any], bins: dict[str, confidence.Reliability], folder: Path) -> None:

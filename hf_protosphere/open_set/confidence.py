@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be trusted, and the cosine below which it knows nothing.
+"""How far a classifier's confidence can be trusted, and the score below which it knows nothing.
 
 Tensors in, numbers out. Sums are in float64.
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_BINS = 15  # of equal width: Guo et al. 2017
-# A power of ten lower than what 32-bit cosines differ by in batches of other sizes.
+# A power of ten lower than what 32-bit scores of about 1 differ by in batches of other sizes.
 THRESHOLD_DIGITS = 6
 LARGEST_TEMPERATURE = 1000.0  # and its inverse the smallest that is tried
 
@@ -26,8 +26,7 @@ class Reliability:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Σ_b n_b/N |accuracy_b − confidence_b|, in [0, 1]; 0 is the optimum (Naeini et al. 2015,
-        Guo et al. 2017)."""
+        """Σ_b n_b/N |accuracy_b − confidence_b|, in [0, 1]; 0 is the optimum (Naeini et al. 2015, Guo et al. 2017)."""
         return (self.counts @ (self.accuracy - self.confidence).abs() / self.counts.sum()).item()
 
 
@@ -82,33 +81,40 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     return None if all_right or abs(found.x) > bound - 1e-3 else math.exp(found.x)
 
 
-def rejection_threshold(cosines: Tensor, false_rejection_rate: float) -> float:
-    """The cosine below which an image is unknown, so that at most that share of known ones is.
+def conformal_threshold(scores: Tensor, coverage: float) -> float:
+    """The score that at least a share `coverage` of images like these is not above.
 
-    With k = ⌊rate · (n + 1)⌋ it is the k-th smallest cosine, rounded down. Below it lie at most
-    k − 1 of the n images here; and an image drawn like them falls below it with a probability of
-    at most k / (n + 1) ≤ rate, whatever the distribution (split conformal prediction, Vovk et al.
-    2005).
+    It is the ⌈coverage · (n + 1)⌉-th smallest, rounded up. An image drawn like the n here is not above it with a
+    probability of at least `coverage`, whatever the distribution, and of less than 1 / (n + 1) more where no two
+    scores are equal (split conformal prediction, Vovk et al. 2005).
 
     Args:
-        cosines: (n,) of known images to their nearest prototype.
-        false_rejection_rate: in (0, 1).
+        scores: (n,), larger for what fits less.
+        coverage: in (0, 1).
 
     Raises:
-        ValueError: too few images for that rate.
+        ValueError: too few images for that coverage.
+
+    Example:
+        >>> conformal_threshold(torch.arange(1, 20) / 20, 0.9)  # the eighteenth
+        0.9
+    """
+    # What is a whole number but for the rounding of a product counts as one.
+    n, k = len(scores), math.ceil(coverage * (len(scores) + 1) - 1e-9)
+    if k > n:
+        needed = math.ceil(coverage / (1 - coverage) - 1e-9)
+        raise ValueError(f"to keep {coverage:.6g} of the images takes at least {needed}, but there are {n}.")
+    value = scores.double().kthvalue(k).values.item()
+    scale = 10 ** (THRESHOLD_DIGITS - math.ceil(math.log10(max(abs(value), 1))))
+    return math.ceil(round(value * scale, 6)) / scale
+
+
+def rejection_threshold(scores: Tensor, false_rejection_rate: float) -> float:
+    """The score below which an image is unknown: `conformal_threshold` for scores that are larger for what looks
+    more known. At most a share `false_rejection_rate`, in (0, 1), of known images like these is below it.
 
     Example:
         >>> rejection_threshold(torch.arange(-50, 50) / 64, 0.05)  # the fifth
         -0.71875
     """
-    n = len(cosines)
-    # What is a whole number but for the rounding of a product counts as one.
-    k = math.floor(false_rejection_rate * (n + 1) + 1e-9)
-    if k < 1:
-        needed = math.ceil(1 / false_rejection_rate - 1e-9) - 1
-        raise ValueError(
-            f"a false rejection rate of {false_rejection_rate:g} takes at least {needed} known "
-            f"images to keep, but there are {n}."
-        )
-    scale = 10**THRESHOLD_DIGITS
-    return max(math.floor(cosines.double().kthvalue(k).values.item() * scale) / scale, -1.0)
+    return -conformal_threshold(-scores, 1 - false_rejection_rate)

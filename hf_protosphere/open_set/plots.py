@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..configuration_protosphere import ProtoSphereConfig
 from ..plots.style import COLORS, STYLES, draw_shares, new_figure, save_figure
 from .confidence import Reliability
-from .scores import SCORES, Detection
+from .detection import Detection
+from .scores import SCORES
+
+COLUMNS = 4  # of panels: three scores or seven, and the ROC
 
 
 def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
-    """Reliability diagrams side by side, by their titles: accuracy against confidence, and how many
-    images."""
+    """Reliability diagrams side by side, by their titles: accuracy against confidence, and how many images."""
     figure = new_figure(5.5 * len(bins), 6)
     panels = figure.subplots(2, len(bins), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False)
     for (title, reliability), (diagram, histogram) in zip(bins.items(), panels.T):
@@ -42,20 +45,17 @@ def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
     save_figure(figure, picture, 120)
 
 
-def plot_unknown(detection: Detection, picture: Path, threshold: float | None = None) -> None:
-    """Histograms of the scores of known and unknown images, and the ROC of all scores.
-
-    Args:
-        threshold: of the cosine, drawn where there is one.
-    """
+def plot_unknown(detection: Detection, picture: Path, config: ProtoSphereConfig) -> None:
+    """Histograms of the scores of known and unknown images, with the threshold of the model where it has one, and
+    the ROC of all scores."""
     from sklearn.metrics import roc_curve
 
     known = {name: scores.double().numpy() for name, scores in detection.known.items()}
     unknown = {name: scores.double().numpy() for name, scores in detection.unknown.items()}
-    figure = new_figure(15, 9)
-    # The ROC is twice as wide, three times where a score is missing.
-    top, bottom = [*known][:3], [*known][3:]
-    panels = figure.subplot_mosaic([top, bottom + ["roc"] * (3 - len(bottom))])
+    names, threshold = [*known, "roc"], config.rejection_threshold
+    rows = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
+    figure = new_figure(4.5 * COLUMNS, 4.5 * len(rows))
+    panels = figure.subplot_mosaic(rows)
     roc = panels["roc"]
     for i, name in enumerate(known):
         axes, both = panels[name], np.concatenate([known[name], unknown[name]])
@@ -64,7 +64,7 @@ def plot_unknown(detection: Detection, picture: Path, threshold: float | None = 
         groups = {"known": known[name], "unknown": unknown[name]}
         named = {f"{len(s):,} {label}": s.clip(bins[0], bins[-1]) for label, s in groups.items()}
         draw_shares(axes, bins, named)
-        if name == "cosine" and threshold is not None:
+        if name == config.rejection_score and threshold is not None:
             axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
         axes.set(title=SCORES[name], xlabel="score")
         axes.legend(loc="upper left")

@@ -1,4 +1,4 @@
-"""Open-set recognition: the class of an image, or "unknown" when it is far from every prototype."""
+"""Open-set recognition: the class of an image, or "unknown" when it looks like none."""
 
 import math
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from ..data.pixels import pixels_of
 from ..errors import ArgumentError
 from ..metrics.snapshot import Snapshot
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..pipeline_protosphere import prediction_sets
 from ..runs.loading import load_classifier
 from ..runs.snapshots import SNAPSHOT, snapshot_of
 
@@ -21,9 +22,9 @@ KNOWN_SHARE = 0.95  # of the images in the snapshot, which the default threshold
 
 @dataclass(frozen=True)
 class Threshold:
-    """An image farther than this from every prototype is unknown."""
+    """An image farther than this from every prototype is unknown; None where the model has another score."""
 
-    degrees: float
+    degrees: float | None
     origin: str  # where the number comes from, in words
 
 
@@ -35,6 +36,7 @@ class Answer:
     angles: dict[str, float]  # degrees to the prototype of every class, nearest first
     scores: dict[str, float]  # softmax over the known classes, in the same order
     embedding: Tensor  # (D,), unit norm
+    prediction_set: list[str] | None = None  # the classes of its set, in the same order, where the model has sets
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class OpenSetClassifier:
                 saved in the configuration, else `default_threshold` of the checkpoint's snapshot.
 
         Raises:
-            ArgumentError: no checkpoint, one without prototypes, or one with the snapshot of
-                another model.
+            ArgumentError: no checkpoint, one without prototypes, or one with the snapshot of another model.
         """
         model, processor = load_classifier(name)
         config = model.config
@@ -82,7 +83,9 @@ class OpenSetClassifier:
             if config.false_rejection_rate is not None:
                 rate = f"{config.false_rejection_rate:.3g}"
                 origin += f", calibrated to reject at most {rate} of the known images"
-            threshold = Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
+            is_angle = config.rejection_score == "cosine"
+            degrees = math.degrees(math.acos(config.rejection_threshold)) if is_angle else None
+            threshold = Threshold(degrees, origin if is_angle else f"{origin}, of its {config.rejection_score}")
         else:
             threshold = default_threshold(snapshot)
         return cls(model.eval(), processor, snapshot, threshold)
@@ -92,12 +95,14 @@ class OpenSetClassifier:
         output = self.model(pixels_of([image], self.processor))
         embedding, scores = output.embeddings[0], output.logits[0].softmax(-1)
         angles, order = angles_to_prototypes(embedding, self.model.prototypes).sort()
-        names = [self.model.config.id2label[c] for c in order.tolist()]
+        names, limit = [self.model.config.id2label[c] for c in order.tolist()], self.threshold.degrees
+        sets = prediction_sets(output.logits, self.model.config)
         return Answer(
-            label=names[0] if angles[0] <= self.threshold.degrees else None,
+            label=None if (output.is_unknown[0] if limit is None else angles[0] > limit) else names[0],
             angles=dict(zip(names, angles.tolist())),
             scores=dict(zip(names, scores[order].tolist())),
             embedding=embedding,
+            prediction_set=None if sets is None else [name for name, c in zip(names, order.tolist()) if sets[0, c]],
         )
 
 

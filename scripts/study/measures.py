@@ -20,7 +20,7 @@ from hf_protosphere.open_set.confidence import (
     negative_log_likelihood,
     reliability,
 )
-from hf_protosphere.open_set.scores import detection_metrics
+from hf_protosphere.open_set.detection import detection_metrics
 from hf_protosphere.prototypes import class_means, nearest_cosines
 from hf_protosphere.retrieval.neighbours import nearest, retrieval_metrics
 from hf_protosphere.runs.metrics_log import read_metrics

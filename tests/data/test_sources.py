@@ -23,7 +23,7 @@ from hf_protosphere.data.sources import (
 from hf_protosphere.data.streaming import stream_length
 from hf_protosphere.errors import DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
-from hf_protosphere.open_set.scores import load_unknown_images
+from hf_protosphere.open_set.detection import load_unknown_images
 from tests.data import NAMES, image, image_folder, photos, write
 
 

@@ -18,6 +18,7 @@ from hf_protosphere.evaluation.classifier_metrics import (
 )
 from hf_protosphere.metrics.neural_collapse import NeuralCollapse
 from hf_protosphere.metrics.snapshot import SnapshotCollector
+from hf_protosphere.pipeline_protosphere import prediction_sets
 
 DIM = 6
 ONE_PROCESS = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
@@ -40,6 +41,23 @@ def measured(embeddings, logits, labels, accelerator=ONE_PROCESS, sizes=50, **op
     parts = zip(embeddings.split(sizes), logits.split(sizes), labels.split(sizes))
     options = {"neural_collapse": False} | options
     return evaluate_predictions(parts, accelerator, num_classes=logits.shape[1], embedding_dim=DIM, **options)
+
+
+def test_sets_are_counted_as_a_loop_does():
+    embeddings, logits, labels = predicted(5, classes=[0, 1, 3])
+    config = ProtoSphereConfig(
+        num_labels=5, set_score="aps", set_coverage=0.6, set_thresholds=[0.3, 0.4, 0.5, 0.1, 0.2]
+    )  # fmt: skip
+    found = measured(embeddings, logits, labels, sets_of=config)["prediction_sets"]
+    held = prediction_sets(logits, config)
+    right = np.array([held[i, label].item() for i, label in enumerate(labels.tolist())])
+    assert found["coverage"] == pytest.approx(right.mean())
+    assert found["mean_size"] == pytest.approx(held.sum().item() / len(labels))
+    of_classes = [right[labels.numpy() == c].mean() if c in (0, 1, 3) else None for c in range(5)]
+    assert found["class_coverages"] == pytest.approx(of_classes)
+    assert (found["set_score"], found["promised"]) == ("aps", 0.6)
+    assert 0.3 < found["coverage"] < 1
+    assert "prediction_sets" not in measured(embeddings, logits, labels, sets_of=ProtoSphereConfig(num_labels=5))
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 6, 40])

@@ -1,6 +1,7 @@
 """`calibrate` saves what it measures, and finds images that the model was not trained on."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,15 @@ import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, load_dataset
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.configuration_protosphere import SET_SCORES
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.open_set.arguments import CalibrateArguments
 from hf_protosphere.open_set.calibrate import calibrate, calibration_images
+from hf_protosphere.open_set.scores import SCORES
+from hf_protosphere.open_set.selection import best_score
+from hf_protosphere.pipeline_protosphere import prediction_sets
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.training.adaptation import with_new_classes
@@ -223,7 +228,7 @@ def test_training_images_are_read_where_some_were_held_out(model_folder, broken_
 
 
 def test_errors(model_folder, digits_folder, tmp_path):
-    with pytest.raises(ArgumentError, match=r"--false_rejection_rate 0.01: .* at least 99 known"):
+    with pytest.raises(ArgumentError, match=r"--false_rejection_rate 0.01: .* takes at least 99, but"):
         calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.01))
     assert not (model_folder / "calibration.json").exists()
     (tmp_path / "file").write_text("")
@@ -239,11 +244,90 @@ def test_training_on_forgets_the_calibration(model_folder, digits_folder):
     assert config.calibration_temperature == 1
 
 
+@pytest.fixture(scope="module")
+def noise_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("noise")
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def outputs_for(model, digits_folder):
+    test = load_dataset(str(digits_folder), split="test")[:]
+    with torch.no_grad():
+        return model(pixels_of(test["image"], build_image_processor(model.config))), torch.tensor(test["label"])
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_another_score_is_kept_and_obeyed(model_folder, digits_folder, score, capsys):
+    report = calibrate(arguments(model_folder, digits_folder, score=score, false_rejection_rate=0.2))
+    assert report["ood"] is None
+    assert f"unknown below ({SCORES[score]})" in capsys.readouterr().out
+    model = ProtoSphereForImageClassification.from_pretrained(model_folder).eval()
+    assert model.config.rejection_score == report["rejection_score"] == score
+    output, _ = outputs_for(model, digits_folder)
+    values = output.logits.logsumexp(-1) if score == "energy" else output.logits.softmax(-1).amax(-1)
+    assert torch.equal(output.is_unknown, values < report["rejection_threshold"])
+    assert output.is_unknown.sum() == 8 == round(45 * report["rejected"])
+
+
+def test_scores_are_compared_on_unknown_images_or_on_classes_left_out(
+    model_folder, digits_folder, noise_folder, capsys
+):
+    report = calibrate(arguments(model_folder, digits_folder))
+    printed = capsys.readouterr().out
+    assert "known against classes left out in turn (45 images)" in printed
+    assert all(title in printed for title in SCORES.values())
+    assert f"Chosen: {SCORES[report['rejection_score']]}." in printed
+    assert report["ood"]["dataset"] is None
+    assert report["rejection_score"] == best_score(report["ood"]["scores"])
+    other = calibrate(arguments(model_folder, digits_folder, ood_dataset=str(noise_folder)))
+    assert (other["ood"]["dataset"], other["ood"]["num_images"]) == (str(noise_folder), 12)
+    assert f"known against {noise_folder} (12 images)" in capsys.readouterr().out
+    assert other["ood"]["scores"]["cosine"] != report["ood"]["scores"]["cosine"]
+    assert other["calibration_temperature"] == report["calibration_temperature"]
+
+
+@pytest.mark.parametrize("class_wise", [False, True])
+@pytest.mark.parametrize("sets", SET_SCORES)
+def test_sets_are_kept_and_cover_what_was_promised(model_folder, digits_folder, sets, class_wise, capsys):
+    given = {"coverage": 0.8, "sets": sets, "class_wise": class_wise, "score": "cosine"}
+    found = calibrate(arguments(model_folder, digits_folder, **given))["prediction_sets"]
+    assert "classes in a set" in capsys.readouterr().out
+    model = ProtoSphereForImageClassification.from_pretrained(model_folder).eval()
+    config = model.config
+    assert (config.set_score, config.set_coverage, config.set_thresholds) == (sets, 0.8, found["set_thresholds"])
+    assert len(config.set_thresholds) == (3 if class_wise else 1)
+    output, labels = outputs_for(model, digits_folder)
+    held = prediction_sets(output.logits, config)
+    assert held.sum(1).double().mean().item() == pytest.approx(found["mean_size"])
+    right = held.gather(1, labels[:, None])[:, 0]
+    for rows in [labels == c for c in range(3)] if class_wise else [labels >= 0]:
+        assert right[rows].sum() >= math.ceil(0.8 * (rows.sum() + 1) - 1e-9)
+    calibrate(arguments(model_folder, digits_folder, score="cosine"))  # without --coverage there are none
+    assert ProtoSphereForImageClassification.from_pretrained(model_folder).config.set_thresholds is None
+
+
+def test_too_few_images_for_a_promise_are_said_before_the_pass(model_folder, digits_folder, monkeypatch):
+    monkeypatch.setattr("hf_protosphere.open_set.calibrate.outputs_of", None)
+    few = r"--coverage 0.98: to keep 0.98 of the images takes at least 49, but there are 45. Give a smaller one"
+    with pytest.raises(ArgumentError, match=few):
+        calibrate(arguments(model_folder, digits_folder, coverage=0.98))
+    with pytest.raises(ArgumentError, match=r"--coverage 0.95 of class 'digit_0': .* at least 19, but there are 15"):
+        calibrate(arguments(model_folder, digits_folder, coverage=0.95, class_wise=True))
+    with pytest.raises(ArgumentError, match=r"--false_rejection_rate 0.01: .* at least 99, but there are 45"):
+        calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.01))
+
+
+SETS = {"set_score": "lac", "set_coverage": 0.9, "set_thresholds": [0.6]}
+
+
 def calibrated(**options):
     torch.manual_seed(0)
     calibration = {
         "rejection_threshold": 0.4, "false_rejection_rate": 0.05, "calibration_temperature": 1.3
-    }  # fmt: skip
+    } | SETS  # fmt: skip
     defaults = {"backbone": "test_resnet", "image_size": 32, "id2label": NAMES}
     config = ProtoSphereConfig(**defaults | calibration | options)
     return ProtoSphereForImageClassification(config).eval()
@@ -272,6 +356,7 @@ def test_of_other_classes_the_threshold_serves_but_promises_nothing(edit):
     assert torch.equal(output.logits[:, model.config.label2id["digit_2"]], before[:, 2])
     cosines = output.embeddings @ model.prototypes.T
     assert torch.equal(output.is_unknown, cosines.amax(1) < 0.4)
+    assert [getattr(model.config, name) for name in SETS] == [None] * 3
 
 
 def test_an_edit_that_fails_keeps_the_promise():
@@ -287,6 +372,7 @@ def test_other_prototypes_and_other_heads_are_not_calibrated(tmp_path):
     assert calibration_of(with_new_classes(model, ["digit_0", "other"], objective="ntce")) == none
     model.set_prototypes(model.prototypes)
     assert calibration_of(model) == none
+    assert [getattr(model.config, name) for name in SETS] == [None] * 3
 
     def loaded(**options):
         load = ProtoSphereForImageClassification.from_pretrained

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 
+from hf_protosphere.configuration_protosphere import SET_SCORES
 from hf_protosphere.open_set.confidence import (
+    conformal_threshold,
     fit_temperature,
     negative_log_likelihood,
     rejection_threshold,
     reliability,
 )
+from hf_protosphere.pipeline_protosphere import nonconformity
+
+DRAWS = 1000
 
 
 def noisy(num_images=400, num_classes=5, scale=3.0, seed=0):
@@ -109,5 +115,69 @@ def test_new_images_are_rejected_as_seldom_as_promised():
 
 def test_too_few_images_for_a_rate_are_an_error():
     assert rejection_threshold(torch.linspace(-1, 1, 19), 0.05) == -1
-    with pytest.raises(ValueError, match=r"at least 19 known images to keep, but there are 18"):
+    with pytest.raises(ValueError, match=r"to keep 0.95 of the images takes at least 19, but there are 18"):
         rejection_threshold(torch.rand(18), 0.05)
+
+
+def images(shape, num_classes=6, noise=1.5, seed=0):
+    """Logits (*shape, K) that know something of the labels (*shape,); later classes are harder."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(num_classes, shape, generator=generator)
+    logits = 4 * torch.nn.functional.one_hot(labels, num_classes).double()
+    harder = 1 + labels[..., None] / num_classes
+    return logits + noise * harder * torch.randn(logits.shape, generator=generator).double(), labels
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("n", [99, 100, 137])
+def test_the_threshold_of_sets_is_that_order_statistic(coverage, n):
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(n)).double()
+    k = int(np.ceil(round(coverage * (n + 1), 9)))
+    threshold = conformal_threshold(scores, coverage)
+    assert 0 <= threshold - scores.sort().values[k - 1] <= 1.01e-6
+    assert (scores <= threshold).sum() == k
+
+
+def test_too_few_images_for_a_coverage_are_an_error():
+    assert conformal_threshold(torch.linspace(0, 1, 9), 0.9) == 1
+    with pytest.raises(ValueError, match=r"to keep 0.9 of the images takes at least 9, but there are 8"):
+        conformal_threshold(torch.rand(8), 0.9)
+
+
+@pytest.mark.parametrize("kind", SET_SCORES)
+@pytest.mark.parametrize(("n", "coverage"), [(100, 0.9), (57, 0.8)])
+def test_the_coverage_over_draws_is_what_was_promised(kind, n, coverage):
+    """A new image beside n others is covered with a probability of k/(n + 1) exactly, where scores are distinct;
+    those of APS and RAPS are 0 for all that are right, so that theirs is at least that."""
+    logits, labels = images((DRAWS, n + 1))
+    scores = nonconformity(logits.flatten(0, 1), kind).view(DRAWS, n + 1, -1)
+    own = scores.gather(2, labels[..., None])[..., 0]  # (DRAWS, n + 1)
+    thresholds = torch.tensor([conformal_threshold(row[:n], coverage) for row in own])
+    covered = int((own[:, n] <= thresholds).sum())
+    share = np.ceil(round(coverage * (n + 1), 9)) / (n + 1)
+    assert coverage <= share <= coverage + 1 / (n + 1)
+    low, high = binom.ppf([0.0005, 0.9995], DRAWS, share)
+    assert low <= covered
+    if kind == "lac":
+        assert covered <= high
+    sizes = (scores[:, n] <= thresholds[:, None]).sum(1)
+    assert kind == "lac" or sizes.min() >= 1
+    assert sizes.double().mean() < 4  # of 6 classes: not by taking them all
+
+
+@pytest.mark.parametrize("kind", SET_SCORES)
+def test_class_by_class_the_coverage_is_that_of_each(kind):
+    n, coverage, num_classes = 240, 0.8, 4
+    logits, labels = images((DRAWS, n), num_classes, noise=2.5)
+    own = nonconformity(logits.flatten(0, 1), kind).view(DRAWS, n, -1).gather(2, labels[..., None])[..., 0]
+    for c in range(num_classes):
+        covered, expected = [], []
+        for scores, of_class in zip(own, labels == c):
+            *calibration, new = scores[of_class]  # the last is a new image of the class
+            threshold = conformal_threshold(torch.stack(calibration), coverage)
+            covered.append(new <= threshold)
+            expected.append(np.ceil(round(coverage * (len(calibration) + 1), 9)) / (len(calibration) + 1))
+        share, deviation = np.mean(expected), np.sqrt(coverage * (1 - coverage) / DRAWS)
+        assert np.mean(covered) >= share - 3.3 * deviation
+        if kind == "lac":
+            assert np.mean(covered) <= share + 3.3 * deviation

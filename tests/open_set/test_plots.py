@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_curve
 
+from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.open_set.confidence import reliability
+from hf_protosphere.open_set.detection import Detection
 from hf_protosphere.open_set.plots import plot_reliability, plot_unknown
-from hf_protosphere.open_set.scores import SCORES, Detection
+from hf_protosphere.open_set.scores import FITTED, SCORES
 
 
 def test_a_diagram_has_the_accuracy_and_the_number_of_every_bin(tmp_path, figures):
@@ -39,8 +41,9 @@ def detection():
 
 
 def test_histograms_hold_all_images_and_the_roc_is_sklearns(tmp_path, figures, detection):
-    plot_unknown(detection, tmp_path / "unknown.png", threshold=0.25)
-    assert Image.open(tmp_path / "unknown.png").size == (1650, 990)
+    config = ProtoSphereConfig(rejection_threshold=0.25, rejection_score="energy")
+    plot_unknown(detection, tmp_path / "unknown.png", config)
+    assert Image.open(tmp_path / "unknown.png").size == (1980, 990)
     *histograms, roc = figures[0].axes
     assert [axes.get_title() for axes in histograms] == [*SCORES.values()]
     for axes in histograms:
@@ -50,7 +53,7 @@ def test_histograms_hold_all_images_and_the_roc_is_sklearns(tmp_path, figures, d
         )
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels[:2] == ["80 known", "50 unknown"]
-        assert ("threshold 0.250" in labels) == (axes.get_title() == SCORES["cosine"])
+        assert ("threshold 0.250" in labels) == (axes.get_title() == SCORES["energy"])
     truth = np.repeat([1, 0], [80, 50])
     for name, line in zip(SCORES, roc.lines):
         scores = torch.cat([detection.known[name], detection.unknown[name]]).double()
@@ -60,12 +63,13 @@ def test_histograms_hold_all_images_and_the_roc_is_sklearns(tmp_path, figures, d
         assert line.get_ydata() == pytest.approx(true)
 
 
-def test_a_missing_score_leaves_its_room_to_the_roc(tmp_path, figures, detection):
-    del detection.known["mahalanobis"], detection.unknown["mahalanobis"]
-    plot_unknown(detection, tmp_path / "unknown.pdf")
+def test_without_those_that_were_not_fitted_there_is_one_row(tmp_path, figures, detection):
+    for name in FITTED:
+        del detection.known[name], detection.unknown[name]
+    plot_unknown(detection, tmp_path / "unknown.pdf", ProtoSphereConfig())
     *histograms, roc = figures[0].axes
     assert len(histograms) == 3
-    assert roc.get_subplotspec().colspan == range(3)
+    assert roc.get_subplotspec().get_gridspec().get_geometry() == (1, 4)
     legends = [text.get_text() for axes in histograms for text in axes.get_legend().get_texts()]
     assert not any("threshold" in text for text in legends)
     assert (tmp_path / "unknown.pdf").read_bytes().startswith(b"%PDF")

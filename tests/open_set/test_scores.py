@@ -1,168 +1,103 @@
-"""Known against unknown: metrics as anyone would count them, and what `evaluate` says of them."""
-
-import json
+"""Every score is what another library, or a loop, makes of its paper's formula."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, DatasetDict, load_dataset
-from PIL import Image
+from scipy.special import logsumexp
 from sklearn.covariance import LedoitWolf
-from sklearn.metrics import average_precision_score
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.data.pixels import pixels_of
-from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.errors import DataError
-from hf_protosphere.evaluation.arguments import EvaluateArguments
-from hf_protosphere.evaluation.evaluate import evaluate
-from hf_protosphere.open_set.scores import ClassDistances, detection_metrics, load_unknown_images
+from hf_protosphere.open_set.detection import detection_metrics
+from hf_protosphere.open_set.scores import FITTED, SCORES, Outputs, fit_scores, knn, mahalanobis, neco, vim
+from hf_protosphere.prototypes import known_score, simplex_etf
 
-
-@pytest.mark.parametrize("digits", [1, 8])  # with and without ties
-def test_figures_are_those_of_counting(digits):
-    generator = torch.Generator().manual_seed(0)
-    known = (torch.randn(70, generator=generator) + 1).mul(10**digits).round().div(10**digits)
-    unknown = torch.randn(50, generator=generator).mul(10**digits).round().div(10**digits)
-    metrics = detection_metrics(known, unknown)
-    pairs = known[:, None] - unknown
-    wins = (pairs > 0).double() + 0.5 * (pairs == 0).double()
-    assert metrics["auroc"] == pytest.approx(wins.mean().item())
-    accepted = [
-        (unknown >= threshold).double().mean().item()
-        for threshold in known
-        if (known >= threshold).double().mean() >= 0.95
-    ]
-    assert metrics["fpr95"] == pytest.approx(min(accepted))
-    scores, truth = torch.cat([known, unknown]).numpy(), np.repeat([1, 0], [70, 50])
-    assert metrics["aupr"] == pytest.approx(average_precision_score(truth, scores))
-    assert metrics["aupr_unknown"] == pytest.approx(average_precision_score(1 - truth, -scores))
+NUM_CLASSES, DIM = 5, 12
 
 
-def test_the_best_the_worst_and_the_useless_score():
-    low, high = torch.rand(40), torch.rand(30) + 2
-    best = detection_metrics(high, low)
-    assert [*best.values()] == pytest.approx([1, 1, 1, 0])
-    worst = detection_metrics(low, high)
-    assert (worst["auroc"], worst["fpr95"]) == (0, 1)
-    same = detection_metrics(torch.zeros(30), torch.zeros(10))
-    assert [*same.values()] == pytest.approx([0.5, 0.75, 0.25, 1])
+def outputs(count, noise=0.4, seed=0, turned=False):
+    """Of images around the vertices of a simplex, or in directions that none of them has."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes = F.normalize(simplex_etf(NUM_CLASSES, DIM, torch.Generator().manual_seed(1)), dim=1)
+    labels = torch.arange(count) % NUM_CLASSES
+    spread = noise / DIM**0.5 * torch.randn(count, DIM, generator=generator)
+    centres = torch.randn(count, DIM, generator=generator) if turned else prototypes[labels]
+    embeddings = F.normalize(centres + spread, dim=1)
+    return Outputs(embeddings, embeddings @ prototypes.T / 0.2, labels), prototypes
 
 
-def test_distances_are_those_to_the_nearest_mean_under_one_covariance():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % 3 * 2  # classes 1 and 3 have no images
-    embeddings = torch.randn(60, 4, generator=generator) * torch.tensor([1.0, 2, 3, 0])
-    embeddings[:, 0] += labels
-    others = torch.randn(9, 4, generator=generator)
-    got = ClassDistances.fit(embeddings, labels).nearest(others)
+@pytest.fixture
+def data():
+    known, new = outputs(90)[0], outputs(20, seed=1)[0]
+    numbers = [x.double().numpy() for x in (known.embeddings, known.logits, new.embeddings, new.logits)]
+    return known, new, numbers
 
-    x, y = embeddings.double().numpy(), labels.numpy()
-    means = {c: x[y == c].mean(0) for c in (0, 2, 4)}
-    residuals = np.stack([row - means[c] for row, c in zip(x, y)])
+
+def score_of(fit, known, new):
+    return fit(known)(new.embeddings, new.logits).numpy()
+
+
+def test_mahalanobis_is_the_distance_to_the_nearest_mean_under_one_covariance(data):
+    known, new, (x, _, others, _) = data
+    labels = known.labels.numpy() * 2  # the classes between have no images
+    known = Outputs(known.embeddings, known.logits, torch.tensor(labels))
+    means = {c: x[labels == c].mean(0) for c in {*labels}}
+    residuals = np.stack([row - means[c] for row, c in zip(x, labels)])
     precision = np.linalg.inv(LedoitWolf(assume_centered=True).fit(residuals).covariance_)
-    for row, distance in zip(others.double().numpy(), got):
-        expected = min((row - mean) @ precision @ (row - mean) for mean in means.values())
-        assert distance.item() == pytest.approx(expected, rel=1e-6)
+    expected = [-min((row - mean) @ precision @ (row - mean) for mean in means.values()) for row in others]
+    assert score_of(mahalanobis, known, new) == pytest.approx(np.array(expected), rel=1e-6)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    names = {i: f"digit_{i}" for i in range(3)}
-    config = ProtoSphereConfig(backbone="test_resnet", image_size=32, id2label=names, rejection_threshold=0.2)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    ProtoSphereForImageClassification(config).save_pretrained(folder)
-    build_image_processor(config).save_pretrained(folder)
-    return folder
+@pytest.mark.parametrize(("count", "k"), [(90, 10), (20, 4), (3, 1)])  # never more than a class has
+def test_knn_is_the_distance_to_that_neighbour(data, count, k):
+    known, new, (x, _, others, _) = data
+    distances, _ = NearestNeighbors(n_neighbors=k).fit(x[:count]).kneighbors(others)
+    assert score_of(knn, known[:count], new) == pytest.approx(-distances[:, -1], abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def noise_folder(tmp_path_factory):
-    """Images of noise, in a folder without classes."""
-    folder, random = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
-    for i in range(20):
-        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-    return folder
+def test_vim_is_a_virtual_logit_beside_the_energy(data):
+    """Wang et al. 2022, section 4: p of the virtual logit is one more softmax; their score falls with it."""
+    known, new, (x, logits, others, new_logits) = data
+    vectors = np.linalg.svd(x)[2].T[:, DIM // 2 :]  # beyond the principal space
+    scale = logits.max(1).mean() / np.linalg.norm(x @ vectors, axis=1).mean()
+    virtual = scale * np.linalg.norm(others @ vectors, axis=1)
+    found = score_of(vim, known, new)
+    assert found == pytest.approx(logsumexp(new_logits, axis=1) - virtual)
+    probability = np.exp(virtual - logsumexp(np.c_[new_logits, virtual], axis=1))
+    assert 1 / (1 + np.exp(found)) == pytest.approx(probability)  # one is a function of the other
 
 
-def run(checkpoint, data, **more):
-    return evaluate(EvaluateArguments(model=str(checkpoint), dataset_name=str(data), num_workers=0, **more))
+def test_neco_is_the_share_in_the_principal_components(data):
+    known, new, (x, _, others, _) = data
+    components = PCA(NUM_CLASSES - 1).fit(x)
+    inside = np.linalg.norm(components.transform(others), axis=1)
+    assert score_of(neco, known, new) == pytest.approx(inside / np.linalg.norm(others - x.mean(0), axis=1))
 
 
-def test_the_report_holds_every_score_side_by_side(checkpoint, digits_folder, noise_folder, tmp_path, capsys):
-    output, pictures = tmp_path / "report.json", tmp_path / "pictures"
-    report = run(
-        checkpoint, digits_folder, ood_dataset=str(noise_folder), output=str(output),
-        pictures=str(pictures), batch_size=7,
-    )  # fmt: skip
-    printed = capsys.readouterr().out
-    for text in ("known against", "(20 images)", "Mahalanobis", "FPR95", "unknown.png"):
-        assert text in printed
-    assert json.loads(output.read_text()) == report
-    assert (pictures / "unknown.png").stat().st_size > 20_000
-
-    model = ProtoSphereForImageClassification.from_pretrained(checkpoint).eval()
-
-    def outputs(name, split):
-        processor = build_image_processor(model.config)
-        images = load_dataset(str(name), split=split)[:]["image"]
-        with torch.no_grad():
-            return model(pixels_of(images, processor))
-
-    model.requires_grad_(False)
-    known, unknown = outputs(digits_folder, "test"), outputs(noise_folder, "train")
-    scores = {
-        "cosine": lambda out: (out.embeddings @ model.prototypes.T).amax(-1),
-        "max_softmax": lambda out: F.softmax(out.logits.double(), -1).amax(-1),
-        "energy": lambda out: out.logits.double().exp().sum(-1).log(),
-    }
-    assert list(report["ood"]["scores"]) == [*scores, "mahalanobis"]
-    for name, score in scores.items():
-        expected = detection_metrics(score(known), score(unknown))
-        for metric, value in report["ood"]["scores"][name].items():
-            assert value == pytest.approx(expected[metric], abs=0.03), (name, metric)
-    assert all(0 <= value <= 1 for value in report["ood"]["scores"]["mahalanobis"].values())
-    rejected = report["ood"]["rejected"]
-    assert rejected["known"] == known.is_unknown.double().mean().item()
-    assert rejected["unknown"] == unknown.is_unknown.double().mean().item()
+def test_the_scores_of_the_model_are_those_that_it_keeps(data):
+    known, new, _ = data
+    prototypes = outputs(1)[1]
+    scores = fit_scores(prototypes, known)
+    assert [*scores] == [*SCORES]
+    assert [*fit_scores(prototypes)] == [name for name in SCORES if name not in FITTED]
+    for name in fit_scores(prototypes):
+        expected = known_score(name, new.embeddings, new.logits.double(), prototypes)
+        assert torch.equal(scores[name](new.embeddings, new.logits), expected)
 
 
-def test_without_training_images_there_is_no_covariance(checkpoint, digits_folder, noise_folder, tmp_path, capsys):
-    test = load_dataset(str(digits_folder), split="test")
-    DatasetDict({"test": test}).save_to_disk(tmp_path / "data")
-    scores = run(checkpoint, tmp_path / "data", ood_dataset=str(noise_folder))["ood"]["scores"]
-    assert scores["mahalanobis"] is None
-    assert "Mahalanobis (no training images)" in capsys.readouterr().out
+@pytest.mark.parametrize("name", SCORES)
+def test_what_is_far_from_all_classes_looks_less_known(name):
+    (known, prototypes), (new, _), (far, _) = outputs(200), outputs(100, seed=1), outputs(100, seed=2, turned=True)
+    score = fit_scores(prototypes, known)[name]
+    metrics = detection_metrics(*(score(x.embeddings, x.logits) for x in (new, far)))
+    assert metrics["auroc"] > 0.95
 
 
-def test_without_unknown_images_nothing_is_said_of_them(checkpoint, digits_folder):
-    assert "ood" not in run(checkpoint, digits_folder, class_means=False)
-
-
-def unknown_images(name, **more):
-    return load_unknown_images(EvaluateArguments(model="m", dataset_name="d", ood_dataset=str(name), **more))
-
-
-def test_labels_columns_and_splits_of_any_kind(digits_folder, noise_folder, tmp_path):
-    assert len(unknown_images(digits_folder)) == 45  # the test split
-    assert len(unknown_images(digits_folder, ood_split="train")) == 120
-    assert len(unknown_images(digits_folder, max_eval_samples=10)) == 10
-    photos = load_dataset(str(noise_folder), split="train").rename_column("image", "photo")
-    photos.save_to_disk(tmp_path / "photos")
-    split = unknown_images(tmp_path / "photos")
-    assert (split.column_names, set(split["label"])) == (["image", "label"], {-1})
-
-
-def test_errors(digits_folder, tmp_path):
-    with pytest.raises(DataError, match=r"--ood_dataset /nowhere: there is no such file"):
-        unknown_images("/nowhere")
-    with pytest.raises(DataError, match=r"--ood_split dev: .* no such split, but train, test"):
-        unknown_images(digits_folder, ood_split="dev")
-    with pytest.raises(DataError, match=r"--ood_image_column photo: there is no such column"):
-        unknown_images(digits_folder, ood_image_column="photo")
-    Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
-    with pytest.raises(DataError, match=r"no column of images: give --ood_image_column"):
-        unknown_images(tmp_path / "text")
+@pytest.mark.parametrize("name", SCORES)
+def test_collapsed_classes_have_finite_scores(name):
+    known, prototypes = outputs(50, noise=0.0)
+    score = fit_scores(prototypes, known)[name]
+    assert score(known.embeddings, known.logits).isfinite().all()
+    one_each = fit_scores(prototypes, known[:NUM_CLASSES])[name]
+    assert one_each(known.embeddings, known.logits).isfinite().all()

@@ -146,3 +146,30 @@ def test_a_calibrated_threshold_comes_before_the_snapshot(tmp_path):
         with torch.no_grad():
             output = model(pixels_of([noise(seed)], classify.processor))
         assert (classify(noise(seed)).label is None) == output.is_unknown.item()
+
+
+def test_another_score_has_no_angle(tmp_path):
+    model = save_checkpoint(tmp_path, rejection_threshold=2.0, rejection_score="energy")
+    classify = OpenSetClassifier.load(str(tmp_path))
+    assert classify.threshold.degrees is None
+    assert classify.threshold.origin == "the configuration's rejection_threshold, of its energy"
+    with torch.no_grad():
+        energies = model(pixels_of([*map(noise, range(5))], classify.processor)).logits.logsumexp(-1)
+    classify.model.config.rejection_threshold = energies.median().item() - 1e-4
+    labels = [classify(noise(seed)).label for seed in range(5)]
+    assert [label is None for label in labels] == (energies < energies.median()).tolist()
+    assert OpenSetClassifier.load(str(tmp_path), 20).threshold.degrees == 20
+
+
+def test_the_answer_has_the_classes_of_the_set(tmp_path):
+    save_checkpoint(tmp_path / "without")
+    assert OpenSetClassifier.load(str(tmp_path / "without"))(noise()).prediction_set is None
+    save_checkpoint(tmp_path / "with", set_score="aps", set_coverage=0.9, set_thresholds=[0.5])
+    answer = OpenSetClassifier.load(str(tmp_path / "with"))(noise())
+    expected, mass = [], 0.0
+    for name, score in answer.scores.items():  # the most likely first
+        if mass <= 0.5:
+            expected.append(name)
+        mass += score
+    assert answer.prediction_set == expected
+    assert 1 < len(expected) < 4
