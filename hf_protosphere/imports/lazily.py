@@ -1,7 +1,11 @@
-"""Names that a package offers, imported only when they are asked for."""
+"""Names that a package offers, imported only when they are asked for; and what waits for other packages."""
 
-import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 
@@ -14,3 +18,32 @@ def lazily(package: str, **modules: str) -> Callable[[str], Any]:
         return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return __getattr__
+
+
+def after_import(name: str, then: Callable[[], None]) -> None:
+    """Call a function once a module has been imported, at once if it has been."""
+    if name in sys.modules:
+        then()
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, then))
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds the one module as all others together do, and adds to what its import does."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name, self.then = name, then
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        if (spec := importlib.util.find_spec(fullname)) is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                self.then()
+
+            spec.loader.exec_module = exec_module
+        return spec

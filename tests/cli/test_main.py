@@ -151,6 +151,16 @@ HEAVY = (
 )  # fmt: skip
 
 
+def test_the_list_of_commands_waits_for_no_library():
+    code = "import sys, hf_protosphere.cli as cli; cli.main(['--help'])"
+    code = f"import contextlib, sys\nwith contextlib.suppress(SystemExit):\n    {code}\nprint('loaded', *sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.startswith("usage: protosphere COMMAND")
+    assert not {"torch", "transformers", "numpy", "timm", "datasets", "huggingface_hub"} & {
+        *loaded.split("\nloaded ")[1].split()
+    }
+
+
 def test_help_loads_no_code_of_jobs():
     """One process for all commands and `import hf_protosphere`, which load nothing heavy."""
     code = f"""
