@@ -60,14 +60,6 @@ class PublishError(UserError):
     """The Hub cannot be reached or refuses; nothing is lost here, nothing was changed there."""
 
 
-class ReleaseError(UserError):
-    """Some models of a release could not be trained or published; all others were."""
-
-
-class SuiteError(UserError):
-    """Some transfers of a suite could not be done; all others were."""
-
-
 class TrainingInterrupted(UserError):
     """Training was asked to stop by a signal, and has written a checkpoint to resume from."""
 

@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_protosphere  # noqa: F401  (registers its models with the Auto classes)
 from hf_protosphere.cli import main
-from hf_protosphere.cli.commands import COMMANDS
+from hf_protosphere.cli.commands import COMMANDS, _imported
 from scripts import demo
 from tests import ROOT, SCRIPTS
 
@@ -155,8 +155,7 @@ def flags_of_commands():
     known = {"config", "help", "num_processes", "cpu", "multi_gpu", "num_machines", "nnodes",
              "nproc-per-node", "machine_rank"}  # fmt: skip
     for command in COMMANDS.values():
-        module, name = command.arguments.split(":")
-        fields = getattr(importlib.import_module(f"hf_protosphere.{module}"), name).__dataclass_fields__
+        fields = _imported(command.arguments).__dataclass_fields__
         known |= {*fields, *(f"no_{field}" for field in fields if fields[field].default is True)}
     return known
 
@@ -173,7 +172,7 @@ def test_flags_and_commands_in_sentences_exist(readme):
 
 @EACH
 def test_commands_and_code_run(readme, workplace, monkeypatch, request):
-    if readme.parent.name in ("hub", "release"):  # with an account, as after `hf auth login`
+    if readme.parent.name in ("hub", "releases"):  # with an account, as after `hf auth login`
         request.getfixturevalue("hub")
     names = {}
     for block in blocks(readme):

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..errors import ArgumentError
+from ..imports.places import is_here, module_at
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,8 @@ class Command:
     without loading data sets, Accelerate and so on."""
 
     name: str
-    arguments: str  # room.module:Class
-    job: str  # room.module:function, the module of the command's own name
+    arguments: str  # room.module:Class, of the package or of scripts/ beside it
+    job: str  # likewise room.module:function, the module of the command's own name
     summary: str
     description: str
     example: str  # what stands behind the name
@@ -41,7 +43,13 @@ class Command:
 
 def _imported(path: str) -> Any:
     module, name = path.split(":")
-    return getattr(import_module(f"hf_protosphere.{module}"), name)
+    if not is_here(module):
+        folder = module.rpartition(".")[0].replace(".", "/")
+        raise ArgumentError(
+            f"this command is in {folder}/ of the repository, which is not beside the package here: clone the "
+            "repository and install it by `pip install -e .` there."
+        )
+    return getattr(module_at(module), name)
 
 
 _FILE = Path(__file__).with_name("commands.yaml")

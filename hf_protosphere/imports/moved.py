@@ -5,7 +5,6 @@ A module that is imported by its old path holds what its new ones hold, and a wa
 Classes and functions are the same objects. Nothing in the package imports by old paths.
 """
 
-import importlib
 import json
 import warnings
 from importlib.abc import Loader, MetaPathFinder
@@ -14,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PACKAGE = __package__.rpartition(".")[0]
-# {"finishing": ["training.finish"], ...}; some were divided.
+from .places import PACKAGE, is_here, module_at
+
+# {"finishing": ["training.finish"], ...}; some were divided, and some are of the repository now, not of the package.
 MODULES = json.loads(Path(__file__).with_name("moved.json").read_text(encoding="utf-8"))
 
 
@@ -23,14 +23,13 @@ class OldPaths(MetaPathFinder, Loader):
     """Imports the modules of `MODULES`; asked after all others, it makes no other import slower."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        package, _, name = fullname.rpartition(".")
-        return ModuleSpec(fullname, self) if package == PACKAGE and name in MODULES else None
+        package, _, name = fullname.partition(".")
+        found = package == PACKAGE and any(map(is_here, MODULES.get(name, ())))
+        return ModuleSpec(fullname, self, is_package=True) if found else None  # "release" had modules of its own
 
     def exec_module(self, module: ModuleType) -> None:
-        name = module.__name__.rpartition(".")[2]
-        places = [f"{PACKAGE}.{place}" for place in MODULES[name]]
-        message = f"{module.__name__} is now {' and '.join(places)}; the old path works until"
+        modules = [module_at(place) for place in MODULES[module.__name__.partition(".")[2]] if is_here(place)]
+        message = f"{module.__name__} is now {' and '.join(new.__name__ for new in modules)}; the old path works until"
         warnings.warn(f"{message} version 0.3.0.", FutureWarning, stacklevel=2)
-        for place in places:
-            names = vars(importlib.import_module(place)).items()
-            vars(module).update({key: value for key, value in names if not key.startswith("__")})
+        for new in modules:
+            vars(module).update({key: value for key, value in vars(new).items() if not key.startswith("__")})

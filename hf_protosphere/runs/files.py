@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock
@@ -189,17 +189,3 @@ def _sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-@contextmanager
-def lock_for_children(file: IO[Any]) -> Iterator[None]:
-    """Wait until nobody else holds the file, and hold it; also for processes that are started with
-    it as their output, until the last of them ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where children do not inherit a lock: it is this process's only
-        with FileLock(f"{file.name}.lock"):
-            yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield

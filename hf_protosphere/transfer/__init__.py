@@ -1,5 +1,4 @@
-"""A trained network for other classes: `protosphere finetune`, `add-class` and, in `suite/`,
-`transfer-suite`.
+"""A trained network for other classes: `protosphere finetune` and `add-class`.
 
 Imports `training` and below. Start at `finetune.py`.
 """

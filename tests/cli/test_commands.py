@@ -1,7 +1,6 @@
 """The table of commands: each is a module of its own name and explains itself."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import shlex
@@ -45,8 +44,8 @@ def example(command, tmp_path, monkeypatch):
 def test_a_command_is_a_module_of_its_own_name(command):
     module, function = command.job.split(":")
     assert module.split(".")[-1] == command.name.replace("-", "_")
-    job = getattr(importlib.import_module(f"hf_protosphere.{module}"), function)
-    assert job.__module__ == f"hf_protosphere.{module}"
+    job = _imported(command.job)
+    assert (job.__module__.removeprefix("hf_protosphere."), job.__name__) == (module, function)
     arguments, *options = inspect.signature(job).parameters.values()
     assert all(option.default is not option.empty for option in options)
     assert get_type_hints(job)[arguments.name] is _imported(command.arguments)

@@ -8,7 +8,9 @@ from types import FunctionType, ModuleType
 
 import pytest
 
+from hf_protosphere.imports import places
 from hf_protosphere.imports.moved import MODULES
+from hf_protosphere.imports.places import module_at
 from tests import ROOT
 
 # `ls hf_protosphere/*.py` of version 0.1.0.
@@ -50,22 +52,39 @@ def test_every_module_is_where_it_was_or_in_the_table():
     package = ROOT / "hf_protosphere"
     gone = {name for name in MODULES_BEFORE.split() if not (package / f"{name}.py").is_file()}
     rooms = {name for name in gone if (package / name / "__init__.py").is_file()}
-    assert set(MODULES) == gone - rooms
+    assert {old for old in MODULES if "." not in old} == gone - rooms
 
 
 @pytest.mark.parametrize("old", MODULES)
 def test_a_module_holds_what_its_new_ones_hold(old):
     forget(f"hf_protosphere.{old}")
-    with pytest.warns(FutureWarning, match=rf"hf_protosphere\.{old} is now hf_protosphere\."):
+    with pytest.warns(FutureWarning, match=rf"hf_protosphere\.{old} is now (hf_protosphere|scripts)\."):
         module = importlib.import_module(f"hf_protosphere.{old}")
     for place in MODULES[old]:
-        new = importlib.import_module(f"hf_protosphere.{place}")
+        new = module_at(place)
         defined = [value for value in vars(new).values() if isinstance(value, FunctionType | type)]
         for value in defined:
             if value.__module__ == new.__name__:
                 assert getattr(module, value.__name__) is value
     for name in DOCUMENTED.get(old, "").split():
-        assert getattr(module, name).__module__.startswith("hf_protosphere.")
+        assert getattr(module, name).__module__.startswith(("hf_protosphere.", "scripts."))
+
+
+def test_what_is_of_the_repository_is_there_in_a_clone_only(tmp_path, monkeypatch):
+    forget("hf_protosphere.transfer.suite.arguments")
+    with pytest.warns(FutureWarning, match=r"suite\.arguments is now scripts\.transfer\.arguments"):
+        from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
+    assert TransferSuiteArguments.__module__ == "scripts.transfer.arguments"
+    monkeypatch.setattr(places, "ROOT", tmp_path)  # as where a wheel is installed
+    for old in ("release_rows", "sharing_arguments"):
+        forget(f"hf_protosphere.{old}")
+    with pytest.raises(ModuleNotFoundError, match=r"'hf_protosphere\.release_rows'"):
+        importlib.import_module("hf_protosphere.release_rows")
+    with pytest.warns(FutureWarning, match=r"is now hf_protosphere\.hub\.arguments; "):
+        module = importlib.import_module("hf_protosphere.sharing_arguments")
+    assert hasattr(module, "DemoArguments")
+    assert not hasattr(module, "ReleaseArguments")
+    forget("hf_protosphere.sharing_arguments")
 
 
 def test_the_warning_points_at_the_import():

@@ -15,11 +15,11 @@ from transformers import AutoModelForImageClassification
 
 from hf_protosphere.cli import main
 from hf_protosphere.hub import publish as publishing
-from hf_protosphere.release import release
-from hf_protosphere.release.arguments import ReleaseArguments
-from hf_protosphere.release.rows import matrix
 from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.training.train import train
+from scripts.releases import release
+from scripts.releases.arguments import ReleaseArguments
+from scripts.releases.rows import matrix
 from tests import ROOT
 
 NAMES = [

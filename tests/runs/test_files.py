@@ -5,13 +5,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
@@ -20,7 +18,6 @@ from hf_protosphere.metrics.snapshot import Snapshot
 from hf_protosphere.runs import files
 from hf_protosphere.runs.files import (
     append_json,
-    lock_for_children,
     put_in_place,
     replacing_files,
     sweep,
@@ -282,33 +279,3 @@ def test_a_folder_is_made_or_its_flag_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match=r"--pictures .*file cannot be written"):
         writable_folder(tmp_path / "file", "--pictures")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="locks are inherited on POSIX only")
-def test_a_lock_is_held_until_the_last_child_ends(tmp_path):
-    path, order = tmp_path / "row.log", []
-    with path.open("a") as log, lock_for_children(log):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
-                                 stdout=log, text=True)  # fmt: skip
-
-    def wait_for_it():
-        with path.open("a") as log, lock_for_children(log):
-            order.append("locked")
-
-    waiting = threading.Thread(target=wait_for_it)
-    waiting.start()
-    waiting.join(0.2)
-    order.append("the child ends")
-    child.communicate("\n")
-    waiting.join(10)
-    assert order == ["the child ends", "locked"]
-
-
-def test_without_inherited_locks_one_of_the_process(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
-    other = FileLock(tmp_path / "row.log.lock", timeout=0)
-    with (tmp_path / "row.log").open("a") as log:
-        with lock_for_children(log), pytest.raises(Timeout):
-            other.acquire()
-        with other:
-            pass

@@ -24,8 +24,8 @@ from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer import finetune as transfer_module
 from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
 from hf_protosphere.transfer.finetune import finetune
-from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
-from hf_protosphere.transfer.suite.transfer_suite import transfer_suite
+from scripts.transfer.arguments import TransferSuiteArguments
+from scripts.transfer.transfer_suite import transfer_suite
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.release.arguments import ReleaseArguments
+from scripts.releases.arguments import ReleaseArguments
 
 
 def parsed(path, *flags):

@@ -13,21 +13,26 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ...errors import ArgumentError, DataError, SuiteError, TrainingInterrupted, UserError
-from ...plots.table import format_table
-from ...plots.text import say
-from ...runs.checkpoints import refuse_changed_transfer
-from ...runs.files import whole_file, writable_folder, write_json, write_text
-from ...runs.folders import held_for_all
-from ...runs.loading import kind_of
-from ...runs.processes import own_accelerate_state
-from ...runs.signals import interruptions
-from ..arguments import FinetuneArguments
-from ..finetune import finetune, rows_on_disk, transfer_images
+from hf_protosphere.errors import ArgumentError, DataError, TrainingInterrupted, UserError
+from hf_protosphere.plots.table import format_table
+from hf_protosphere.plots.text import say
+from hf_protosphere.runs.checkpoints import refuse_changed_transfer
+from hf_protosphere.runs.files import whole_file, writable_folder, write_json, write_text
+from hf_protosphere.runs.folders import held_for_all
+from hf_protosphere.runs.loading import kind_of
+from hf_protosphere.runs.processes import own_accelerate_state
+from hf_protosphere.runs.signals import interruptions
+from hf_protosphere.transfer.arguments import FinetuneArguments
+from hf_protosphere.transfer.finetune import finetune, rows_on_disk, transfer_images
+
 from .arguments import TransferSuiteArguments
 from .report import Results, format_suite, markdown, plot_improvements
 
 SUITE_FILES = ("table.md", "results.json", "improvements.png")
+
+
+class SuiteError(UserError):
+    """Some transfers of a suite could not be done; all others were."""
 
 
 @dataclass(frozen=True)

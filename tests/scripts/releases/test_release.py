@@ -8,13 +8,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock, Timeout
 
-from hf_protosphere.errors import ArgumentError, PublishError, ReleaseError
-from hf_protosphere.release import release as releasing
-from hf_protosphere.release.arguments import ReleaseArguments
-from hf_protosphere.release.release import release
-from hf_protosphere.release.rows import FINISHED, MISSING, Row
+from hf_protosphere.errors import ArgumentError, PublishError
 from hf_protosphere.training.arguments import TrainArguments
+from scripts.releases import release as releasing
+from scripts.releases.arguments import ReleaseArguments
+from scripts.releases.release import ReleaseError, lock_for_children, release
+from scripts.releases.rows import FINISHED, MISSING, Row
 
 
 class Job(Row):
@@ -115,6 +116,35 @@ def test_it_waits_for_a_training_that_another_release_left(job):
         finish(row)
     thread.join(60)
     assert answers == [None]  # it found the other's result
+
+
+def test_a_lock_is_held_until_the_last_child_ends(tmp_path):
+    path, order = tmp_path / "row.log", []
+    with path.open("a") as log, lock_for_children(log):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                                 stdout=log, text=True)  # fmt: skip
+
+    def wait_for_it():
+        with path.open("a") as log, lock_for_children(log):
+            order.append("locked")
+
+    waiting = threading.Thread(target=wait_for_it)
+    waiting.start()
+    waiting.join(0.2)
+    order.append("the child ends")
+    child.communicate("\n")
+    waiting.join(10)
+    assert order == ["the child ends", "locked"]
+
+
+def test_without_inherited_locks_one_of_the_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    other = FileLock(tmp_path / "row.log.lock", timeout=0)
+    with (tmp_path / "row.log").open("a") as log:
+        with lock_for_children(log), pytest.raises(Timeout):
+            other.acquire()
+        with other:
+            pass
 
 
 @pytest.fixture

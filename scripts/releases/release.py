@@ -7,20 +7,29 @@ Every row is trained by a process of its own: what ends one leaves the others.
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import IO
 
-from ..errors import ArgumentError, ReleaseError, UserError
-from ..hub.arguments import PublishArguments
-from ..hub.comparison import overall_collapse
-from ..hub.publish import account, is_published, publish, publish_collection
-from ..plots.table import format_table
-from ..plots.text import say
-from ..runs.files import lock_for_children, writable_folder, write_yaml
-from ..runs.finished_run import FinishedRun
-from ..runs.signals import interruptions
+from filelock import FileLock
+
+from hf_protosphere.errors import ArgumentError, UserError
+from hf_protosphere.hub.arguments import PublishArguments
+from hf_protosphere.hub.comparison import overall_collapse
+from hf_protosphere.hub.publish import account, is_published, publish, publish_collection
+from hf_protosphere.plots.table import format_table
+from hf_protosphere.plots.text import say
+from hf_protosphere.runs.files import writable_folder, write_yaml
+from hf_protosphere.runs.finished_run import FinishedRun
+from hf_protosphere.runs.signals import interruptions
+
 from .arguments import ReleaseArguments
 from .rows import FINISHED, MISSING, TO_RESUME, Row, matrix
+
+
+class ReleaseError(UserError):
+    """Some models of a release could not be trained or published; all others were."""
 
 
 def release(arguments: ReleaseArguments) -> None:
@@ -96,6 +105,20 @@ def _run(row: Row, log: IO[str]) -> int:
             process.terminate()
         process.wait()
         raise
+
+
+@contextmanager
+def lock_for_children(file: IO[str]) -> Iterator[None]:
+    """Wait until nobody else holds the file, and hold it; also for processes that are started with
+    it as their output, until the last of them ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where children do not inherit a lock: it is this process's only
+        with FileLock(f"{file.name}.lock"):
+            yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def _publish(arguments: ReleaseArguments, siblings: list[Row], wanted: list[Row], namespace: str) -> dict[str, str]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from ..arguments import fields
-from ..arguments.fields import Arguments, Beside, PathName, check, check_known, flag
-from ..arguments.parsing import field_names
-from ..errors import ArgumentError
-from ..training.arguments import TrainArguments
+from hf_protosphere.arguments import fields
+from hf_protosphere.arguments.fields import Arguments, Beside, PathName, check, check_known, flag
+from hf_protosphere.arguments.parsing import field_names
+from hf_protosphere.errors import ArgumentError
+from hf_protosphere.training.arguments import TrainArguments
 
 # Arguments of training that a release's overrides cannot change: the row, and its recipe's network.
 OF_THE_ROW = ("backbone", "objective", "seed", "output_dir", "overwrite", "resume", "dry_run")

@@ -7,12 +7,13 @@ from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 
-from ..arguments.parsing import read_yaml
-from ..errors import ArgumentError, UserError
-from ..runs.checkpoints import changed_arguments, newest_checkpoint
-from ..runs.finished_run import FinishedRun, slug
-from ..training.arguments import TrainArguments
-from ..training.setup import resolve
+from hf_protosphere.arguments.parsing import read_yaml
+from hf_protosphere.errors import ArgumentError, UserError
+from hf_protosphere.runs.checkpoints import changed_arguments, newest_checkpoint
+from hf_protosphere.runs.finished_run import FinishedRun, slug
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.setup import resolve
+
 from .arguments import ReleaseArguments
 
 FINISHED, TO_RESUME, MISSING = "finished", "to resume", "missing"

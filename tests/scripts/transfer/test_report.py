@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_protosphere.transfer.suite.report import (
+from scripts.transfer.report import (
     format_suite,
     markdown,
     plot_improvements,
     short_names,
 )
-from hf_protosphere.transfer.suite.transfer_suite import compare
+from scripts.transfer.transfer_suite import compare
 
 MODELS = ["digits-first-run", "digits-second-run"]
 MODES = ["knn", "prototypes"]

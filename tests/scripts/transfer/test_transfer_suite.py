@@ -17,14 +17,14 @@ from hf_protosphere import (
 from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.cli import main
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.errors import ArgumentError, SuiteError
+from hf_protosphere.errors import ArgumentError
 from hf_protosphere.runs import loading
 from hf_protosphere.runs.checkpoints import save_model
 from hf_protosphere.runs.files import write_yaml
 from hf_protosphere.training import setup
 from hf_protosphere.transfer.finetune import ROWS
-from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
-from hf_protosphere.transfer.suite.transfer_suite import matrix, transfer_suite
+from scripts.transfer.arguments import TransferSuiteArguments
+from scripts.transfer.transfer_suite import SuiteError, matrix, transfer_suite
 from tests import ROOT
 
 MODES = ["knn", "prototypes"]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...arguments.fields import Arguments, PathName, check, check_known, decide, expanded, flag
-from ...arguments.parsing import field_names
-from ...errors import ArgumentError, UserError
-from ..arguments import MODES, FinetuneArguments
+from hf_protosphere.arguments.fields import Arguments, PathName, check, check_known, decide, expanded, flag
+from hf_protosphere.arguments.parsing import field_names
+from hf_protosphere.errors import ArgumentError, UserError
+from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
 
 # Arguments of `protosphere finetune` that the suite gives itself.
 OF_THE_SUITE = (
@@ -85,8 +85,8 @@ class TransferSuiteArguments(Arguments):
 
     def _replaced(self, text: str) -> tuple[str, dict[str, Any]]:
         # Here, since a command's --help shall not wait for libraries.
-        from ...data.pixels import walk_images
-        from ...data.sources import outnumber_tables
+        from hf_protosphere.data.pixels import walk_images
+        from hf_protosphere.data.sources import outnumber_tables
 
         name, equals, folder = text.partition("=")
         if not equals:

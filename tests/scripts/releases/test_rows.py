@@ -4,8 +4,8 @@ import pytest
 
 from hf_protosphere.arguments.parsing import read_yaml
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.release.arguments import ReleaseArguments
-from hf_protosphere.release.rows import MISSING, matrix
+from scripts.releases.arguments import ReleaseArguments
+from scripts.releases.rows import MISSING, matrix
 from tests import ROOT
 
 
@@ -84,7 +84,7 @@ def test_overrides_and_launch_by_pattern_the_last_one_wins(recipe):
         ({"skip": ["*-ntce-*"]}, r"'\*-ntce-\*' matches no model"),
         ({"skip": ["*-nonl-*", "*-scl-*"]}, "leaves no model to train"),
         ({"overrides": {"*-ntce-*": {"epochs": 2}}}, r"'\*-ntce-\*' matches no model"),
-        ({"overrides": {"*": {"epochs": 0}}}, "digits-test_resnet-nonl-seed0: --epochs must be"),
+        ({"overrides": {"*": {"epochs": -1}}}, "digits-test_resnet-nonl-seed0: --epochs must be"),
         ({"overrides": {"*-scl-*": {"dataset_name": "x"}}}, "several data sets, digits, x"),
     ],
 )

@@ -5,7 +5,7 @@ import yaml
 
 from hf_protosphere.arguments.parsing import parse_arguments
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.transfer.suite.arguments import TransferSuiteArguments
+from scripts.transfer.arguments import TransferSuiteArguments
 
 MODELS = ["runs/first", "runs/second"]
 OPTIONS = {

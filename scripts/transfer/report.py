@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...plots.style import COLORS, new_figure, save_figure
-from ...plots.table import format_table, markdown_table
-from ...plots.text import for_figure
+from hf_protosphere.plots.style import COLORS, new_figure, save_figure
+from hf_protosphere.plots.table import format_table, markdown_table
+from hf_protosphere.plots.text import for_figure
+
 from .arguments import METRIC_TITLES
 
 Results = dict[str, Any]  # of `transfer_suite.compare`

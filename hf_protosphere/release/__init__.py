@@ -1,4 +1,0 @@
-"""A matrix of recipes, objectives and seeds, trained and published: `protosphere release`.
-
-Imports `training` and `hub`. Start at `release.py`.
-"""

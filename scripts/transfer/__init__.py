@@ -1,0 +1,1 @@
+"""Several models on several data sets, in one table: `protosphere transfer-suite`. Start at `transfer_suite.py`."""

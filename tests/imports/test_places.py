@@ -1,0 +1,43 @@
+"""A module of the package, or of the repository where it is beside the package."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hf_protosphere.imports import places
+from hf_protosphere.imports.places import is_here, module_at
+from tests import ROOT
+
+
+def test_a_place_is_of_the_package_or_of_the_repository():
+    assert module_at("imports.places") is places
+    assert module_at("scripts.releases.rows").__file__ == str(ROOT / "scripts" / "releases" / "rows.py")
+
+
+def test_a_script_is_here_in_a_clone_only(tmp_path, monkeypatch):
+    assert is_here("scripts.releases.rows")
+    assert is_here("imports.places")
+    assert not is_here("scripts.releases.wings")
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    assert not is_here("scripts.releases.rows")
+    assert is_here("imports.places")
+
+
+@pytest.mark.parametrize("own", ["scripts/__init__.py", "scripts/releases/rows.py"])
+def test_scripts_of_other_folders_are_not_taken_for_those_of_the_repository(own, tmp_path):
+    """In a process that finds the package by itself, as by an editable install."""
+    (tmp_path / own).parent.mkdir(parents=True)
+    (tmp_path / own).write_text("raise SystemExit('not this one')")
+    code = f"""
+import sys
+sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("hf_protosphere", {str(ROOT / "hf_protosphere" / "__init__.py")!r})
+sys.modules["hf_protosphere"] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+from hf_protosphere.imports.places import module_at
+print(module_at("scripts.releases.arguments").__file__)
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert found.stdout == f"{ROOT / 'scripts' / 'releases' / 'arguments.py'}\n"
