@@ -9,6 +9,7 @@ from tests import ROOT
 
 PACKAGE = ROOT / "hf_protosphere"
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+JOBS = [path for path in SCRIPTS if path.parent.name in ("releases", "transfer")]  # of commands
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "evaluate_modules" not in p.parts)
 
 
@@ -94,7 +95,7 @@ def code_lines(function: ast.FunctionDef) -> int:
     return function.end_lineno - function.lineno + 1 - docstring
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path):
     source = path.read_text()
     assert source.count("\n") <= 400
@@ -116,10 +117,11 @@ def test_what_windows_lacks_is_imported_only_where_it_is_used(path):
 
 
 def test_the_tests_mirror_the_package():
+    places = [path.relative_to(PACKAGE) for path in MODULES] + [path.relative_to(ROOT) for path in JOBS]
     missing = [
         str(test.relative_to(ROOT))
-        for path in MODULES
-        if path.name not in ("__init__.py", "__main__.py")
-        and not (test := ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")).is_file()
+        for place in places
+        if place.name not in ("__init__.py", "__main__.py")
+        and not (test := ROOT / "tests" / place.with_name(f"test_{place.name}")).is_file()
     ]
     assert missing == []

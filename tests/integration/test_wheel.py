@@ -69,8 +69,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }  # fmt: skip
 
 
-def test_where_only_the_wheel_is_installed_it_trains(wheel, tmp_path):
-    environment = tmp_path / "environment"
+@pytest.fixture(scope="module")
+def run_installed(wheel, tmp_path_factory):
+    """Python code in an environment where only the wheel is installed, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "environment"
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     with ZipFile(wheel) as archive:
@@ -79,12 +82,32 @@ def test_where_only_the_wheel_is_installed_it_trains(wheel, tmp_path):
     # read from there.
     folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "dependencies.pth").write_text("\n".join(folders))
-    result = subprocess.run(
-        [environment / "bin" / "python", "-I", "-c", JOURNEY, *TRAIN],
-        cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+
+    def run(code, *words):
+        return subprocess.run(
+            [environment / "bin" / "python", "-I", "-c", code, *words],
+            cwd=folder, capture_output=True, text=True,
+            env=os.environ | {"HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    return run, folder
+
+
+def test_where_only_the_wheel_is_installed_it_trains(run_installed):
+    run, folder = run_installed
+    result = run(JOURNEY, *TRAIN)
     assert result.returncode == 0, result.stderr[-3000:]
-    (epoch,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (epoch,) = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(epoch)["step"] == 1
-    assert "3 classes (class_0, class_1, class_2)" in (tmp_path / "run" / "README.md").read_text()
+    assert "3 classes (class_0, class_1, class_2)" in (folder / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("command", "room"), [("release", "releases"), ("transfer-suite", "transfer")])
+def test_what_is_of_the_repository_is_refused_in_one_line(command, room, run_installed):
+    run, _ = run_installed
+    refused = run(f"from {PACKAGE}.cli import main; main()", command, "--help")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"protosphere {command}: error: this command is in scripts/{room}/ of the repository, which is not beside "
+        "the package here: clone the repository and install it by `pip install -e .` there.\n"
+    )
