@@ -18,6 +18,6 @@ def module_at(place: str) -> ModuleType:
     """The module; that of a script finds the others from then on."""
     if not place.startswith("scripts."):
         return import_module(f"{PACKAGE}.{place}")
-    if str(ROOT) not in sys.path:
+    if sys.path[:1] != [str(ROOT)]:
         sys.path.insert(0, str(ROOT))  # before others that are called scripts
     return import_module(place)

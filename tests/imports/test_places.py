@@ -1,5 +1,6 @@
 """A module of the package, or of the repository where it is beside the package."""
 
+import os
 import subprocess
 import sys
 
@@ -22,22 +23,13 @@ def test_a_script_is_here_in_a_clone_only(tmp_path, monkeypatch):
     assert is_here("imports.places")
 
 
-def test_scripts_of_other_folders_are_not_taken_for_those_of_the_repository(tmp_path):
-    """In a process that finds the package by itself, as by an editable install."""
+def test_scripts_of_the_working_directory_are_not_taken_for_those_of_the_repository(tmp_path):
     (tmp_path / "scripts").mkdir()
     for own in ("__init__.py", "train.py"):
         (tmp_path / "scripts" / own).write_text("raise SystemExit('not this one')")
-    code = f"""
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-
-sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
-spec = spec_from_file_location("hf_protosphere", {str(ROOT / "hf_protosphere" / "__init__.py")!r})
-sys.modules["hf_protosphere"] = package = module_from_spec(spec)
-spec.loader.exec_module(package)
-from hf_protosphere.imports.places import module_at
-
-print(module_at("scripts.train").__file__)
-"""
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    code = "from hf_protosphere.imports.places import module_at; print(module_at('scripts.train').__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert found.stdout == f"{ROOT / 'scripts' / 'train.py'}\n"
