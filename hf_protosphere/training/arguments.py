@@ -92,7 +92,7 @@ class TrainArguments(
             raise ArgumentError(f"--momentum {self.momentum} is not for --optimizer {self.optimizer}: leave it out.")
         stones = self.milestones or []
         rise = stones == sorted({*stones}) and all(0 < epoch < self.epochs for epoch in stones)
-        if not rise or (self.schedule == "step") != bool(stones):
+        if self.epochs and (not rise or (self.schedule == "step") != bool(stones)):
             raise ArgumentError(
                 f"--milestones, for --schedule step alone, must rise between 0 and --epochs "
                 f"{self.epochs}, but got {stones or None} for {self.schedule}."
@@ -133,7 +133,7 @@ class TrainArguments(
                 )
 
     def _check_run(self) -> None:
-        if self.warmup_epochs >= self.epochs:
+        if self.epochs and self.warmup_epochs >= self.epochs:
             if "warmup_epochs" in self.given:
                 raise ArgumentError(
                     f"--warmup_epochs {self.warmup_epochs} must be less than --epochs "

@@ -175,7 +175,7 @@ class FinetuneArguments(
         """The arguments of training in a mode; `more` are those of what it starts from."""
         given = {name: value for name, value in self.given.items() if name in TRAINING}
         views = given.pop("feature_views", 2 if self.horizontal_flip else 1)
-        if mode == "head" and 0 < views < 3 and self.compare is not None:
+        if mode == "head" and 0 < views < 3 and (self.compare is not None or self.is_ladder):
             given = {k: v for k, v in given.items() if k not in OF_PIXELS}  # of the others
         shared = {"epochs": self.epochs, "output_dir": self.output_dir}
         if mode == "head" and views:  # faster trained than written

@@ -319,11 +319,8 @@ class Transfer:
                 logits = probe(evaluation.versions[0].to(device)).detach()
                 precision = MultilabelAveragePrecision(logits.shape[1]).to(device)
                 value = precision(logits, self._members[labels].long()).item()
-                report, spent = (
-                    {"num_images": len(labels), "mean_average_precision": value},
-                    time.perf_counter() - started,
-                )
-                return _row(split, report, spent, passing, parameters)
+                report = {"num_images": len(labels), "mean_average_precision": value}
+                return _row(split, report, time.perf_counter() - started, passing, parameters)
             model = of_probe(probe, network, images.label_names)
         elif mode == "prototypes":
             model, reached = of_class_means(network, train, images.label_names, self._held_out(shots))

@@ -36,7 +36,7 @@ def test_defaults_that_follow_from_others():
         ({"temperature": -1}, "--temperature must be positive"),
         ({"temperature": float("nan")}, "--temperature must be positive"),
         ({"learning_rate": "1e-3"}, r"write 1.0e-4, not 1e-4"),
-        ({"epochs": 0}, "--epochs must be a whole number of at least 1"),
+        ({"epochs": -1}, "--epochs must be a whole number of at least 0"),
         ({"batch_size": 2.5}, "--batch_size must be a whole number"),
         ({"num_workers": -1}, "--num_workers must be a whole number of at least 0"),
         ({"epochs": 2, "warmup_epochs": 2}, "--warmup_epochs 2 must be less than --epochs 2"),
