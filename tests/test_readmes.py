@@ -53,6 +53,7 @@ QUICK = {
     "finetune": TRAINING + "--max_train_samples 48",
     "evaluate": "--num_workers 0 --max_train_samples 40 --max_eval_samples 20",
     "calibrate": "--num_workers 0",
+    "inspect": "--worst 1",
     "index": "--num_workers 0",
     "search": "--num_workers 0",
     "predict": "--num_workers 0",

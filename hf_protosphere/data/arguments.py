@@ -9,8 +9,8 @@ OfData = Annotated[str, Beside("dataset_name")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArguments:
-    _argument_group_name = "data"
+class SourceArguments:
+    _argument_group_name = "data set"
 
     dataset_name: PathName = required(
         "A data set on the Hub ('user/name'), a folder of Parquet files, a folder of images with "
@@ -20,6 +20,16 @@ class DataArguments:
     dataset_revision: str | None = flag("Branch, tag or commit of the data set on the Hub.")
     image_column: str | None = flag("Column of images; found by its type when not given.")
     label_column: str | None = flag("Column of labels; found by its type when not given.")
+    labels: PathName | None = flag("Corrected labels: images.csv of `protosphere inspect`, edited by hand.")
+    exclude: PathName | None = flag(
+        "Images to leave out: exclude.csv of `protosphere inspect`, or rows of images.csv."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments(SourceArguments):
+    _argument_group_name = "data"
+
     train_split: str = flag("Split to train on, or to take class means from; several as train+validation.", "train")
     on_bad_image: Literal["error", "skip"] = flag(
         "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"

@@ -22,7 +22,7 @@ from ..runs.processes import announce
 from .arguments import DataArguments
 from .image_cache import FeatureSplit
 from .labels import find_class_names, labels_of, map_labels, some, with_joined_labels
-from .pixels import decode, images_key, read, reason, undecoded
+from .pixels import content_of, decode, images_key, read, reason, undecoded
 from .sources import (
     choose_splits,
     find_image_column,
@@ -32,7 +32,7 @@ from .sources import (
     with_joined,
 )
 from .streaming import downloaded, stream_length
-from .subsets import balanced_sample, with_held_out
+from .subsets import balanced_sample, corrected, with_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def load_image_dataset(
     on_bad_image: str = "error", check_images: bool = True,
     need_train: bool = True, need_all_classes: bool = True, label_names: list[str] | None = None,
     streaming: bool = False, num_train_images: int | None = None, several_labels: bool = False,
-    roles: Collection[str] = ("train", "validation", "test"),
+    roles: Collection[str] = ("train", "validation", "test"), labels: str | None = None, exclude: str | None = None,
     flags: Mapping[str, str] | None = None,
 ) -> ImageDataset:  # fmt: skip
     """Load, check and unify a data set. What is no flag, or more than its help says:
@@ -141,6 +141,7 @@ def load_image_dataset(
         roles: the splits that will be read, of "train", "validation" and "test": no others are
             decoded, checked or kept, and none has to be there. Where the validation images are held
             out of the training split, that is one of them.
+        labels, exclude: tables for `corrected`, before any image is held out or drawn; not of a stream.
         flags: what a user gives the split of a role by, for messages; else --train_split and so on.
 
     Raises:
@@ -149,15 +150,13 @@ def load_image_dataset(
     given = (train_split, validation_split, test_split)
     named = {part for name in given if name for part in name.split("+")}
     loaded = load_splits(dataset_name, dataset_config, revision, streaming, named=named)
+    sizes = {name: len(rows) for name, rows in loaded.items()} if labels or exclude else {}  # no stream's
     loaded = with_joined(loaded, train_split) if "+" in train_split else loaded
     sources = choose_splits(loaded, *given, need_train, flags)
     holds_out = need_train and validation_fraction > 0 and "validation" in {*roles} - {*sources}
     roles = {*roles, "train"} if holds_out else {*roles}
     if streaming and "validation" in roles - {*sources}:
-        raise DataError(
-            "--streaming cannot hold out images of the training split: give --validation_split, "
-            f"one of {', '.join(loaded)}."
-        )
+        raise DataError(f"--streaming cannot hold out images: give --validation_split, one of {', '.join(loaded)}.")
     sources = {role: name for role, name in sources.items() if role in roles}
     if not sources:
         return ImageDataset({}, label_names or [])
@@ -169,6 +168,8 @@ def load_image_dataset(
         splits |= {role: downloaded(splits[role], role) for role in {*splits} - {"train"}}
     names = label_names or find_class_names(splits)
     splits = {role: map_labels(split, role, names) for role, split in splits.items()}
+    for role in splits if sizes else ():
+        splits[role], _ = corrected(splits[role], sources[role], sizes, labels=labels, exclude=exclude)
     _announce(dataset_name, dict.fromkeys(loaded, "not read"), splits, names, sources)
     stream = splits.pop("train") if streaming and "train" in splits else None
     if stream is not None:
@@ -219,44 +220,49 @@ def load_split(dataset_name: str, split: str, **columns: Any) -> Dataset:
 
 def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Dataset, list[str]]:
     """Decode every image once. Returns the split without the bad ones, and their names."""
-    raw = undecoded(split.select_columns("image"))
-    checked = raw.map(
-        _decodable, batched=True, batch_size=32, remove_columns="image",
-        desc=f"decoding the {role} images once", new_fingerprint=images_key(split),
-    )  # fmt: skip
-    wrong = checked[:]["wrong"]
-    good = np.asarray([not why for why in wrong], dtype=bool)
-    if good.all():
+    surveyed = survey(split, role)
+    bad = [i for i, wrong in enumerate(surveyed["error"]) if wrong]
+    if not bad:
         return split, []
-    bad = np.flatnonzero(~good).tolist()
-    values = [raw[i]["image"] for i in bad]
-    names = [(value and value["path"]) or f"{role} image {i}" for i, value in zip(bad, values)]
+    names = [surveyed["file"][i] or f"{role} image {i}" for i in bad]
     if on_bad_image == "error":
         raise DataError(
-            f"{len(bad)} of the {role} images cannot be decoded: {some(names)} ({wrong[bad[0]]}). "
+            f"{len(bad)} of the {role} images cannot be decoded: {some(names)} ({surveyed['error'][bad[0]]}). "
             "Mend or remove them, or leave them out by --on_bad_image skip."
         )
     logger.warning("Left out %d %s images that cannot be decoded: %s.", len(bad), role, some(names))
-    if not good.any():
+    if len(bad) == len(split):
         raise DataError(f"none of the {len(bad)} {role} images can be decoded.")
-    return split.select(np.flatnonzero(good)), names
+    return split.select(np.setdiff1d(np.arange(len(split)), bad)), names
 
 
-def _decodable(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
-    wrong = [""] * len(batch["image"])
-    for i, value in enumerate(batch["image"]):
-        try:
-            read(value)
-        except DataError as error:
-            wrong[i] = reason(error)
-    return {"wrong": wrong}
+def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
+    """What every image is, by decoding it once, which the cache of datasets remembers: columns "file", its name;
+    "width" and "height", upright; "mode", Pillow's; "error", why it cannot be decoded; all "" or 0 where there is
+    none; and "content", of `content_of`."""
+    surveyed = undecoded(split.select_columns("image")).map(
+        _surveyed, input_columns="image", remove_columns="image", desc=f"decoding the {role} images once",
+        new_fingerprint=f"survey-{images_key(split)}",
+    )  # fmt: skip
+    return surveyed[:]
+
+
+def _surveyed(value: dict[str, Any] | None) -> dict[str, Any]:
+    found = {"file": (value and value["path"]) or "", "width": 0, "height": 0, "mode": "", "error": ""}
+    try:
+        image = decode(value)
+        read(image)
+        found |= {"width": image.width, "height": image.height, "mode": image.mode}
+    except DataError as error:
+        found["error"] = reason(error)
+    return found | {"content": content_of(value)}
 
 
 def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:
     """The data set that the arguments name; `more`, which wins, is of `load_image_dataset`."""
     named = (
         "dataset_name", "dataset_config", "image_column", "label_column", "train_split",
-        "max_train_samples", "max_eval_samples", "on_bad_image", "check_images",
+        "max_train_samples", "max_eval_samples", "on_bad_image", "check_images", "labels", "exclude",
     )  # fmt: skip
     more = {name: getattr(arguments, name) for name in named} | more
     return load_image_dataset(revision=arguments.dataset_revision, **more)

@@ -1,11 +1,20 @@
-"""Parts of a split, drawn by a seed: long-tailed, a few of each class, balanced, or held out."""
+"""Parts of a split, drawn by a seed, or what the tables of --labels and --exclude leave of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
+from ..arguments.fields import did_you_mean
+from ..editable_classes import class_name
+from ..errors import DataError, errors_in_one_line
+from ..runs.processes import announce
 from .labels import labels_of
+from .pixels import content_of, undecoded
+
+TOLD = ["image", "label", "content"]  # that are read of the tables of `protosphere inspect`
 
 
 def long_tailed_counts(available: Sequence[int], kind: str, factor: float) -> list[int]:
@@ -86,3 +95,45 @@ def training_sample(train: Dataset, num_classes: int, size: int | None, seed: in
     if size is None:
         size = max(min(len(train) // 100, 10_000), 10 * num_classes)
     return balanced_sample(train, size, seed) if size else None
+
+
+def corrected(
+    split: Dataset, source: str, sizes: Mapping[str, int], *, labels: str | None = None, exclude: str | None = None
+) -> tuple[Dataset, list[str]]:
+    """A split with the labels of one table and without the images of another, and what is left by names as train[7].
+
+    Args:
+        split: all of it, with its classes.
+        source: its name in the data set, or several joined by "+"; `sizes` are of all of the data set's splits.
+        labels, exclude: files with some rows of images.csv of `protosphere inspect`.
+
+    Raises:
+        ArgumentError: a file that is no such table.
+        DataError: a table of other images, by the hash of their files; no such class; or no image that is left.
+    """
+    parts, classes = source.split("+"), {name: i for i, name in enumerate(split.features["label"].names)}
+    images = np.asarray([f"{part}[{row}]" for part in parts for row in range(sizes[part])])
+    rows, raw, given = dict(zip(images, range(len(split)))), undecoded(split.select_columns("image")), labels_of(split)
+    new, kept = given.copy(), np.ones(len(split), bool)
+    for flag, path in {"--labels": labels, "--exclude": exclude}.items():
+        if path is None:
+            continue
+        with errors_in_one_line(f"{flag} {path} is no images.csv of `protosphere inspect`"):
+            table = pd.read_csv(Path(path), usecols=TOLD, dtype=str, keep_default_na=False)[TOLD]
+        for image, label, content in table[table["image"].str.partition("[")[0].isin(parts)].itertuples(index=False):
+            row, label = rows.get(image), class_name(label)
+            if label not in classes:
+                near = did_you_mean(label, classes)
+                raise DataError(f"{flag} {path}: {image} is labelled {label!r}, which is no class.{near}")
+            if row is not None and flag == "--labels" and classes[label] == given[row]:
+                continue  # most rows: nothing to look at
+            if row is None or content != content_of(raw[row]["image"]):
+                raise DataError(f"{flag} {path}: {image} is another image, or gone: run `protosphere inspect` again.")
+            new[row], kept[row] = classes[label], flag == "--labels"
+    if labels is not None or exclude is not None:
+        announce(f"{source}: {np.sum(new != given):,} labels corrected, {np.sum(~kept):,} images left out")
+    if not kept.any():
+        raise DataError(f"--exclude {exclude} leaves no image of the split {source!r}.")
+    if (new != given).any():
+        split = split.remove_columns("label").add_column("label", new.tolist(), feature=split.features["label"])
+    return split if kept.all() else split.select(np.flatnonzero(kept)), images[kept].tolist()

@@ -34,6 +34,7 @@ from .selection import best_score, compare_scores
 
 CALIBRATION, PICTURE = CALIBRATION_FILES
 HELD = f"(A checkpoint can hold {', '.join(REJECTION_SCORES)}; the others need more than its weights.)"
+WHAT_A_RUN_HELD_OUT = ("train_split", "on_bad_image", "check_images", "labels", "exclude")  # follows from them
 
 
 @own_accelerate_state()
@@ -171,7 +172,7 @@ def calibration_images(
     fraction = run.validation_fraction if run and split is None else 0.0
     train_split = run.train_split if run else arguments.train_split
     # What it held out is counted as it was then.
-    of_run = ("train_split", "on_bad_image", "check_images")[: 3 if fraction else 1] if run else ()
+    of_run = WHAT_A_RUN_HELD_OUT[: None if fraction else 1] if run else ()
     for name in of_run:
         if name in arguments.given and getattr(arguments, name) != getattr(run, name):
             raise ArgumentError(
@@ -185,7 +186,7 @@ def calibration_images(
         arguments, validation_split=split, validation_fraction=fraction,
         image_column=arguments.image_column or given.image_column,
         label_column=arguments.label_column or given.label_column,
-        **{name: getattr(given, name) for name in ("train_split", "on_bad_image", "check_images")},
+        **{name: getattr(given, name) for name in WHAT_A_RUN_HELD_OUT},
         seed=run.seed if run else 0, need_train=fraction > 0,
         need_all_classes=False,  # some may have been added to those of the run
         label_names=model.config.class_names, roles=["validation"],

@@ -30,7 +30,9 @@ class EmbeddingArguments:
 class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
     """What to index, and where. Invalid values raise `ArgumentError` at once."""
 
-    model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
+    model: PathName = required(
+        "A ProtoSphere or transformers checkpoint (folder or Hub id), or a timm model or folder."
+    )
     images: PathName | None = flag("Folder of images, at any depth, without labels; or give --dataset_name.")
     labels_from_folders: bool = flag("The label of an image is the class that its folder says, as in training.", False)
     index_dir: PathName = flag("Folder for the index. One that is there is brought up to date.", "outputs/index")

@@ -12,11 +12,12 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from ..configuration_protosphere import build_image_processor
 from ..data.labels import some
 from ..data.pixels import DecodedImages, pixels_of, reason, table_of
-from ..errors import DataError
-from ..modeling_protosphere import ProtoSphereModel
-from ..runs.loading import load_classifier
+from ..errors import DataError, errors_in_one_line
+from ..modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
+from ..runs.loading import kind_of, load_classifier
 from ..runs.processes import own_device
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Embedder:
-    """A checkpoint without its head: `Embedder.load("outputs/run")(images)`."""
+    """A checkpoint without its head, or a backbone: `Embedder.load("outputs/run")(images)`."""
 
     name: str  # folder or Hub id
     model: ProtoSphereModel
@@ -39,9 +40,15 @@ class Embedder:
         Args:
             layer: "embeddings", those that prototypes are compared with, or "features", of unit
                 norm too: what the last layer of the projection is given. They tell classes apart
-                that training did not know, for which embeddings have no room.
+                that training did not know, for which embeddings have no room. Of a backbone the same.
         """
-        classifier, processor = load_classifier(name)
+        if (kind := kind_of(name)) == "protosphere":
+            classifier, processor = load_classifier(name)
+        else:
+            plain = {"projection": "none", "prototypes": "class_means"}
+            with errors_in_one_line(f"--model {name} cannot be loaded"):
+                classifier = ProtoSphereForImageClassification.from_backbone(name, backbone_source=kind, **plain)
+            processor = build_image_processor(classifier.config)
         model = classifier.base_model.eval()
         if layer == "features" and model.config.projection != "none":
             model.embedding_dim = model.projection[-1].in_features

@@ -16,7 +16,7 @@ from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, 
 UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
-    "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class",
+    "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class", "labels", "exclude",
     "nc_train_samples", "feature_views", "probe_augmentation", "class_weights", "logit_adjustment",
 )  # fmt: skip
 OF_PIXELS = ("augmentation", "crop_scale", "blur", "rand_augment", "random_erasing", "cutmix")

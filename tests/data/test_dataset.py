@@ -1,6 +1,7 @@
 """Any data set becomes two columns; whatever is wrong is said with the flag that mends it."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from datasets import ClassLabel, Dataset
 from PIL import Image as PILImage
 
 from hf_protosphere.data import dataset as datasets_of_images
-from hf_protosphere.data.dataset import ImageDataset, load_image_dataset, load_split
+from hf_protosphere.data.dataset import ImageDataset, load_image_dataset, load_split, survey
 from hf_protosphere.errors import DataError
 from tests.data import image, image_folder, write
 
@@ -98,13 +99,13 @@ def test_images_of_any_mode_are_good(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The paths of images as they are decoded."""
-    paths, read = [], datasets_of_images.read
+    paths, decode = [], datasets_of_images.decode
 
     def counted(value):
         paths.append(value["path"])
-        return read(value)
+        return decode(value)
 
-    monkeypatch.setattr(datasets_of_images, "read", counted)
+    monkeypatch.setattr(datasets_of_images, "decode", counted)
     return paths
 
 
@@ -174,3 +175,37 @@ def test_one_split_with_classes_of_its_own(tmp_path):
     assert split[:]["label"] == [0, 1, 1]
     with pytest.raises(DataError, match=r"--split dev: the data set has no such split, but train, test"):
         load_split(folder, "dev")
+
+
+def test_a_survey_tells_what_images_are(tmp_path):
+    folder = image_folder(tmp_path, train={"ant": 3})
+    names = [folder / "train" / "ant" / f"{i}.png" for i in range(3)]
+    image(0).convert("RGBA").save(names[1])
+    names[2].write_bytes(b"no image")
+    data = load_image_dataset(str(folder), check_images=False, validation_fraction=0)
+    found = survey(data.splits["train"], "train")
+    assert found["file"] == [*map(str, names)]
+    assert (found["width"], found["height"], found["mode"]) == ([8, 8, 0], [8, 8, 0], ["RGB", "RGBA", ""])
+    assert found["error"] == ["", "", "Pillow does not know what it is"]
+    digests = [hashlib.sha256(name.read_bytes()).hexdigest()[:16] for name in names]
+    assert found["content"] == [f"sha256:{digest}" for digest in digests]
+
+
+def test_corrections_come_before_anything_is_held_out_or_left_out(tmp_path):
+    folder = image_folder(tmp_path / "data", train={"ant": 10, "bee": 10}, val={"ant": 2, "bee": 2})
+    (folder / "train" / "ant" / "4.png").write_bytes(b"no image")
+    data = load_image_dataset(str(folder), check_images=False, validation_fraction=0)
+    content = survey(data.splits["train"], "train")["content"] + survey(data.splits["validation"], "val")["content"]
+    places = [("train", i) for i in range(20)] + [("val", i) for i in range(4)]
+    header, rows = "image,label,content\n", [f"{s}[{r}],bee,{c}\n" for (s, r), c in zip(places, content)]
+    (tmp_path / "labels.csv").write_text(header + rows[9] + rows[20] + rows[15])
+    (tmp_path / "exclude.csv").write_text(header + rows[0] + rows[19])
+    given = {"labels": str(tmp_path / "labels.csv"), "exclude": str(tmp_path / "exclude.csv")}
+    data = load_image_dataset(str(folder), **given, on_bad_image="skip")
+    assert {role: data.class_counts(role) for role in data.splits} == {"train": [7, 10], "validation": [1, 3]}
+    joined = load_image_dataset(
+        str(folder), train_split="train+val", **given, on_bad_image="skip", validation_fraction=0
+    )
+    assert joined.class_counts("train") == [8, 13]
+    held_out = load_image_dataset(str(folder), **given, validation_split=None, check_images=False, seed=1)
+    assert held_out.num_images("train") == 18

@@ -1,18 +1,21 @@
 """Parts of a split are drawn by the seed; long tails are as published, and shown."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_protosphere.data.dataset import load_image_dataset
 from hf_protosphere.data.labels import labels_of
+from hf_protosphere.data.pixels import content_of, undecoded
 from hf_protosphere.data.subsets import (
     balanced_sample,
+    corrected,
     drawn,
     few_shot,
     long_tailed,
@@ -20,10 +23,11 @@ from hf_protosphere.data.subsets import (
     training_sample,
     with_held_out,
 )
-from hf_protosphere.errors import ArgumentError
+from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.evaluation.classifier_metrics import accuracy_by_frequency
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
+from tests.data import NAMES, write
 
 
 def test_the_usual_long_tail_of_cifar():
@@ -158,3 +162,64 @@ def test_factors_out_of_range_are_refused():
     for factor in (0, 1.5):
         with pytest.raises(ArgumentError, match="--imbalance_factor must be in"):
             TrainArguments(dataset_name="x", imbalance="exp", imbalance_factor=factor)
+
+
+@pytest.fixture
+def four(tmp_path):
+    """A split of four images, cat, cat, dog, dog, and the rows of its table."""
+    split = load_dataset("parquet", data_files=f"{write(tmp_path / 'data', [0, 0, 1, 1], NAMES)}/*.parquet")["train"]
+    contents = [content_of(value) for value in undecoded(split)["image"]]
+    return split, [f"train[{row}],{NAMES.names[row // 2]},{content}" for row, content in enumerate(contents)]
+
+
+def table(path, rows, header="image,label,content", **options):
+    path.write_text("\n".join([header, *rows]) + "\n", **options)
+    return str(path)
+
+
+SIZES = {"train": 4, "test": 2}
+
+
+def test_corrected_labels_and_images_left_out(four, tmp_path):
+    split, rows = four
+    assert corrected(split, "train", SIZES) == (split, [f"train[{i}]" for i in range(4)])
+    edited = [*rows[:3], rows[3].replace("dog", " cat "), "test[1],dog,of another split"]
+    labels = table(tmp_path / "labels.csv", edited, encoding="utf-8-sig")  # as spreadsheets save it
+    exclude = table(tmp_path / "exclude.csv", rows[1:3])
+    found, left = corrected(split, "train", SIZES, labels=labels, exclude=exclude)
+    assert (labels_of(found).tolist(), left) == ([0, 0], ["train[0]", "train[3]"])
+    assert found.features == split.features
+    assert np.array_equal(found[1]["image"], split[3]["image"])
+    moved = [rows[0].replace("train[0],cat", "test[0],dog"), rows[2].replace("train[2],dog", "train[0],cat")]
+    moved = table(tmp_path / "moved.csv", moved)
+    joined, left = corrected(split, "test+train", {"test": 2, "train": 2}, labels=moved)
+    assert (labels_of(joined).tolist(), left) == ([1, 0, 0, 1], ["test[0]", "test[1]", "train[0]", "train[1]"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("train[0],dgo,x", r"train\[0\] is labelled 'dgo', which is no class\. Did you mean 'dog'\?"),
+        ("train[0],NA,x", r"train\[0\] is labelled 'NA', which is no class\."),
+        ("train[0],dog,x", r"train\[0\] is another image, or gone: run"),
+        ("train[4],dog,x", r"train\[4\] is another image, or gone: run"),
+        ("train[-1],dog,x", r"train\[-1\] is another image, or gone: run"),
+    ],
+)
+def test_a_table_of_other_images_is_refused(four, tmp_path, row, message):
+    path = table(tmp_path / "labels.csv", [row])
+    with pytest.raises(DataError, match=rf"^--labels {re.escape(path)}: {message}[^\n]*$"):
+        corrected(four[0], "train", SIZES, labels=path)
+
+
+def test_files_that_cannot_be_read_and_splits_that_are_left_out_whole(four, tmp_path):
+    split, rows = four
+    no_table = r"^--exclude .*csv is no images\.csv of `protosphere inspect`: [^\n]+$"
+    for path in (tmp_path / "nothing.csv", table(tmp_path / "file.csv", ["a.png,cat"], header="file,label")):
+        with pytest.raises(ArgumentError, match=no_table):
+            corrected(split, "train", SIZES, exclude=str(path))
+    with pytest.raises(DataError, match=r"leaves no image of the split 'train'"):
+        corrected(split, "train", SIZES, exclude=table(tmp_path / "all.csv", rows))
+    moved = table(tmp_path / "moved.csv", [rows[0].replace("train[0]", "train[1]")])
+    with pytest.raises(DataError, match=r"train\[1\] is another image"):
+        corrected(split, "train", SIZES, exclude=moved)

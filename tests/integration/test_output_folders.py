@@ -23,6 +23,7 @@ COMMANDS = {
         "finetune --model MODEL --dataset_name DATA --compare prototypes,knn --resume",
         "--output_dir", "prototypes/backbones.py",
     ),
+    "inspect": ("inspect DATA", "--output_dir", "suspects.png"),
     "add-class": ("add-class MODEL new IMAGE", "--output_dir", "checking.py"),
     "calibrate": (
         "calibrate MODEL --dataset_name DATA --split test --num_workers 0",

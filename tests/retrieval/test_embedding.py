@@ -1,11 +1,13 @@
 """An embedder says of an image what the model says, of many as of one, and names broken ones."""
 
 import pytest
+import timm
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import AutoImageProcessor
+from timm.models import save_for_hf
+from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
 from hf_protosphere import ProtoSphereForImageClassification
 from hf_protosphere.errors import ArgumentError, DataError
@@ -78,6 +80,28 @@ def test_the_fingerprint_is_that_of_weights_and_processor(model, embedder, tmp_p
     assert Embedder.load(str(tmp_path / "weights")).fingerprint != embedder.fingerprint
     save_checkpoint(tmp_path / "processor", with_snapshot=False, image_mean=[0.4, 0.5, 0.5])
     assert Embedder.load(str(tmp_path / "processor")).fingerprint != embedder.fingerprint
+
+
+def test_a_backbone_of_timm_or_transformers(files, tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet.r160_in1k", num_classes=7)
+    save_for_hf(network, tmp_path / "timm", model_config={"num_classes": 7}, safe_serialization=True)
+    found = Embedder.load(str(tmp_path / "timm"))
+    images = [Image.open(path) for path in files]
+    pixels = torch.stack(
+        [found.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0] for image in images]
+    )
+    with torch.no_grad():
+        expected = network.eval().forward_head(network.forward_features(pixels), pre_logits=True)
+    assert torch.allclose(found(images), torch.nn.functional.normalize(expected, dim=1), atol=1e-5)
+    assert Embedder.load(str(tmp_path / "timm"), "features").fingerprint == found.fingerprint
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    embedder = Embedder.load(str(tmp_path / "vit"))
+    assert embedder(images).shape == (4, embedder.dim) == (4, 8)
+    (tmp_path / "vit" / "model.safetensors").unlink()
+    with pytest.raises(ArgumentError, match=r"^--model .*vit cannot be loaded: [^\n]+$"):
+        Embedder.load(str(tmp_path / "vit"))
 
 
 def test_no_checkpoint(tmp_path):

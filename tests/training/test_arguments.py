@@ -89,6 +89,7 @@ def test_defaults_that_follow_from_others():
             r"cross_entropy, but got ntce, .* or cancels \(give --class_weights balanced\)",
         ),
         ({"streaming": True, "class_weights": "balanced"}, "--streaming .* --class_weights needs"),
+        ({"streaming": True, "exclude": "images.csv"}, "--streaming .* --exclude needs"),
         (
             {"learn_temperature": True, "objective": "nonl"},
             "is for --objective ntce and .*but got nonl.*fall for ever",
