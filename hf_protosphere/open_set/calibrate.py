@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..configuration_protosphere import REJECTION_SCORES
 from ..data.dataset import ImageDataset, load_data
@@ -18,7 +20,6 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..pipeline_protosphere import nonconformity, prediction_sets
 from ..plots.table import format_table
 from ..plots.text import say
-from ..prototypes import known_score
 from ..runs.checkpoints import save_model
 from ..runs.files import whole_file, writable_folder, write_json
 from ..runs.finished_run import read_run_arguments
@@ -27,10 +28,9 @@ from ..runs.loading import load_classifier
 from ..runs.processes import check_processes, main_process_first, own_accelerate_state
 from . import confidence
 from .arguments import CalibrateArguments
-from .detection import format_detection, load_unknown_images, outputs_of
+from .detection import best_score, compare_scores, format_detection, load_unknown_images, outputs_of
 from .plots import plot_reliability
-from .scores import SCORES, Outputs
-from .selection import best_score, compare_scores
+from .scores import SCORES, Outputs, fit_scores
 
 CALIBRATION, PICTURE = CALIBRATION_FILES
 HELD = f"(A checkpoint can hold {', '.join(REJECTION_SCORES)}; the others need more than its weights.)"
@@ -75,13 +75,14 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     _thresholds(arguments, config.class_names, *torch.zeros(2, len(split)), torch.tensor(labels_of(split)))
     config.forget_calibration()  # an earlier one plays no part
     model.to(accelerator.device)
+
+    def loader(images: Dataset) -> DataLoader:
+        return evaluation_loader(images, processor, arguments.batch_size, arguments.num_workers, accelerator)
+
     known, unknown = (
-        of and outputs_of(
-            model, evaluation_loader(of, processor, arguments.batch_size, arguments.num_workers, accelerator),
-            accelerator, description,
-        )
-        for of, description in ((split, "calibration"), (others, "unknown images"))
-    )  # fmt: skip
+        None if of is None else outputs_of(model, loader(of), accelerator, what)
+        for what, of in {"calibration": split, "unknown images": others}.items()
+    )
     undivided, labels = known.logits, known.labels
     temperature = confidence.fit_temperature(undivided, labels)
     config.calibration_temperature = temperature or 1.0
@@ -109,30 +110,28 @@ def _decide(
     model: ProtoSphereForImageClassification, known: Outputs, unknown: Outputs | None, arguments: CalibrateArguments
 ) -> dict[str, Any]:
     """Give the model its score and threshold for unknown images, and its sets; what they are like."""
-    config, prototypes, labels = model.config, model.prototypes.detach().cpu(), known.labels
-    compared = compare_scores(known, prototypes, unknown) if arguments.score == "auto" else {}
-    name = best_score(compared) if arguments.score == "auto" else arguments.score
-    scores = known_score(name, known.embeddings, known.logits, prototypes).clamp(*REJECTION_SCORES[name])
+    config, prototypes, labels, name = model.config, model.prototypes.detach().cpu(), known.labels, arguments.score
+    compared = compare_scores(known, prototypes, unknown) if name == "auto" else {}
+    name = best_score(compared) if name == "auto" else name
+    scores = fit_scores(prototypes)[name](known).clamp(*REJECTION_SCORES[name])
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
     threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
-    config.rejection_score, config.rejection_threshold = name, threshold
-    config.false_rejection_rate = arguments.false_rejection_rate
-    right, accepted = known.logits.argmax(-1) == labels, scores >= threshold
-    report: dict[str, Any] = {
+    rejection = {
         "rejection_score": name, "rejection_threshold": threshold,
-        "false_rejection_rate": arguments.false_rejection_rate, "rejected": (~accepted).double().mean().item(),
-        "accuracy": right.double().mean().item(), "accuracy_of_accepted": right[accepted].double().mean().item(),
-        "ood": None, "prediction_sets": None,
+        "false_rejection_rate": arguments.false_rejection_rate,
     }  # fmt: skip
-    if compared:
-        others = {"dataset": arguments.ood_dataset, "num_images": len((unknown or known).labels)}
-        report["ood"] = others | {"scores": compared, "rejected": None}
+    sets = {"set_score": arguments.sets, "set_coverage": arguments.coverage, "set_thresholds": of_sets}
+    config.update(rejection | (sets if of_sets else {}))
+    right, accepted = known.logits.argmax(-1) == labels, scores >= threshold
+    others = {"dataset": arguments.ood_dataset, "num_images": len((unknown or known).labels)}
     if of_sets:
-        config.set_score, config.set_coverage, config.set_thresholds = arguments.sets, arguments.coverage, of_sets
-        sets = {x: getattr(config, x) for x in ("set_score", "set_coverage", "set_thresholds")}
-        sizes = prediction_sets(known.logits, config).sum(1)
-        report["prediction_sets"] = sets | {"mean_size": sizes.double().mean().item()}
-    return report
+        sets["mean_size"] = prediction_sets(known.logits, config).sum(1).double().mean().item()
+    return rejection | {
+        "rejected": (~accepted).double().mean().item(),
+        "accuracy": right.double().mean().item(), "accuracy_of_accepted": right[accepted].double().mean().item(),
+        "ood": others | {"scores": compared, "rejected": None} if compared else None,
+        "prediction_sets": sets if of_sets else None,
+    }  # fmt: skip
 
 
 def _thresholds(

@@ -22,21 +22,18 @@ def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
     figure = new_figure(5.5 * len(bins), 6)
     panels = figure.subplots(2, len(bins), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False)
     for (title, reliability), (diagram, histogram) in zip(bins.items(), panels.T):
-        counts = reliability.counts.numpy()
+        counts, accuracy, confidence = (x.numpy() for x in vars(reliability).values())
         width, seen = 1 / len(counts), counts > 0
         centres = (np.arange(len(counts)) + 0.5) * width
-        accuracy, gap = reliability.accuracy, reliability.confidence - reliability.accuracy
-        accuracy, gap = accuracy.numpy()[seen], gap.numpy()[seen]
         style = {"color": COLORS[0], "edgecolor": "white"}
-        diagram.bar(centres[seen], accuracy, width, label="accuracy", **style)
-        style = {"color": "none", "edgecolor": COLORS[1], "hatch": "///"}
-        diagram.bar(centres[seen], gap, width, accuracy, label="to the mean confidence", **style)
+        diagram.bar(centres[seen], accuracy[seen], width, label="accuracy", **style)
+        gap, style = (confidence - accuracy)[seen], {"color": "none", "edgecolor": COLORS[1], "hatch": "///"}
+        diagram.bar(centres[seen], gap, width, accuracy[seen], label="to the mean confidence", **style)
         diagram.plot((0, 1), (0, 1), color="0.3", linewidth=1, linestyle="--", label="calibrated")
         error = reliability.expected_calibration_error
         diagram.set(title=f"{title}: ECE {error:.2%}", xlim=(0, 1), ylim=(0, 1))
-        histogram.bar(centres, counts, width, color="0.6", edgecolor="white")
-        for x, count in zip(centres[seen], counts[seen]):
-            histogram.annotate(f"{count:.0f}", (x, count), ha="center", va="bottom", fontsize=7)
+        bars = histogram.bar(centres, counts, width, color="0.6", edgecolor="white")
+        histogram.bar_label(bars, [f"{count:.0f}" if count else "" for count in counts], fontsize=7)
         histogram.set(xlabel="confidence (largest score)")
         histogram.margins(y=0.2)  # room for the numbers
     panels[0, 0].set_ylabel("accuracy")
@@ -50,25 +47,22 @@ def plot_unknown(detection: Detection, picture: Path, config: ProtoSphereConfig)
     the ROC of all scores."""
     from sklearn.metrics import roc_curve
 
-    known = {name: scores.double().numpy() for name, scores in detection.known.items()}
-    unknown = {name: scores.double().numpy() for name, scores in detection.unknown.items()}
-    names, threshold = [*known, "roc"], config.rejection_threshold
-    rows = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
-    figure = new_figure(4.5 * COLUMNS, 4.5 * len(rows))
-    panels = figure.subplot_mosaic(rows)
-    roc = panels["roc"]
-    for i, name in enumerate(known):
-        axes, both = panels[name], np.concatenate([known[name], unknown[name]])
+    names, threshold = [*detection.known], config.rejection_threshold
+    rows = -(-(len(names) + 1) // COLUMNS)
+    figure = new_figure(4.5 * COLUMNS, 4.5 * rows)
+    *panels, roc = figure.subplots(rows, COLUMNS).flat
+    for i, (name, axes) in enumerate(zip(names, panels, strict=True)):
+        groups = {"known": detection.known[name].numpy(), "unknown": detection.unknown[name].numpy()}
+        both = np.concatenate([*groups.values()])
         # Mahalanobis distances have long tails: beyond the outermost bins lies 1 %.
         bins = np.linspace(*np.quantile(both, (0.005, 0.995)), 61)
-        groups = {"known": known[name], "unknown": unknown[name]}
         named = {f"{len(s):,} {label}": s.clip(bins[0], bins[-1]) for label, s in groups.items()}
         draw_shares(axes, bins, named)
         if name == config.rejection_score and threshold is not None:
             axes.axvline(threshold, color="0.3", linestyle=":", label=f"threshold {threshold:.3f}")
         axes.set(title=SCORES[name], xlabel="score")
         axes.legend(loc="upper left")
-        rates = roc_curve(np.repeat([1, 0], [len(known[name]), len(unknown[name])]), both)[:2]
+        rates = roc_curve(np.repeat([1, 0], [*map(len, groups.values())]), both)[:2]
         roc.plot(*rates, color=COLORS[i], linestyle=STYLES[i], label=SCORES[name])
     roc.axhline(0.95, color="0.3", linewidth=1, linestyle=":")
     roc.plot((0, 1), (0, 1), color="0.6", linewidth=1)

@@ -8,10 +8,10 @@
 
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
 from ..data.image_cache import FeatureSplit
+from ..inference.covariance import covariance_within_classes
 from ..inference.features import embedded
 from ..inference.probes import Probe, held_out_pairs
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -22,34 +22,19 @@ KNN_TEMPERATURE = 0.07  # Wu et al.'s
 # Of the covariance within classes. 1/2 makes it the identity, as linear discriminant analysis has it; 1/4
 # stops halfway, and is best of few images.
 POWERS = (0.25, 0.5)
-MOST_IMAGES = 20_000  # that a covariance is taken of
 
 
 @torch.no_grad()
 def whitenings(features: Tensor, labels: Tensor) -> dict[float, nn.Linear]:
-    """The maps x → Σ^−power (x − m) for `POWERS`, of the mean m of all images and the covariance Σ
-    within classes.
-
-    Σ is Ledoit and Wolf's (2004), shrunken towards a multiple of the identity: of fewer images than
-    features, and at neural collapse, the plain one has no inverse.
-
-    Args:
-        features: (N, F).
-        labels: (N,) int64.
-    """
-    every = -(-len(features) // MOST_IMAGES)
-    x, y = features[::every].double(), labels[::every].unique(return_inverse=True)[1]
-    sums = x.new_zeros(int(y.max()) + 1, x.shape[1]).index_add_(0, y, x)
-    residuals = x - (sums / y.bincount()[:, None])[y]
-    values, vectors = torch.linalg.eigh(residuals.T @ residuals / len(x))
-    share = ledoit_wolf_shrinkage(residuals.cpu().numpy(), assume_centered=True)
-    values = (1 - share) * values + share * values.mean()
-    values = values.clamp(min=1e-6 * values.mean() + 1e-12)  # of one image a class there is none
+    """The maps x → Σ^−power (x − m) for `POWERS`, of the mean m of all images (N, F) and the covariance Σ within
+    their classes, labels (N,)."""
+    _, variances, axes = covariance_within_classes(features, labels)
+    mean, dim = features.mean(0, dtype=torch.float64), features.shape[1]
     maps = {}
     for power in POWERS:
-        made = maps[power] = nn.Linear(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype)
-        made.weight.copy_((vectors * values**-power) @ vectors.T)
-        made.bias.copy_(-made.weight @ x.mean(0))
+        made = maps[power] = nn.Linear(dim, dim, device=mean.device, dtype=mean.dtype)
+        made.weight.copy_((axes * variances**-power) @ axes.T)
+        made.bias.copy_(-made.weight @ mean)
         made.float()
     return maps
 

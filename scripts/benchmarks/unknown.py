@@ -26,9 +26,8 @@ from hf_protosphere.data.dataset import ImageDataset, load_image_dataset
 from hf_protosphere.data.image_cache import FeatureSplit
 from hf_protosphere.data.labels import labels_of
 from hf_protosphere.data.subsets import drawn
-from hf_protosphere.open_set.detection import detection_metrics
+from hf_protosphere.open_set.detection import compare_scores, detection_metrics
 from hf_protosphere.open_set.scores import SCORES, Outputs, fit_scores
-from hf_protosphere.open_set.selection import compare_scores
 from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer.arguments import HEAD_PROJECTION
@@ -111,14 +110,19 @@ def measured(features: ImageDataset, far: dict[str, FeatureSplit], objective: st
     with redirect_stdout(sys.stderr):
         head, results = train_head(arguments_of(model, **options), known)
     prototypes = head.prototypes.detach()
-    of = {role: Outputs(*embedded(head, known.splits[role]), known.splits[role].labels) for role in roles}
+
+    def outputs_of(split: FeatureSplit) -> Outputs:
+        embeddings, logits = embedded(head, split)
+        return Outputs(embeddings.double(), logits.double(), split.labels)
+
+    of = {role: outputs_of(known.splits[role]) for role in roles}
     unknown = {"near": part(features.splits["test"], unseen), **far}
-    outputs = {name: Outputs(*embedded(head, split), split.labels) for name, split in unknown.items()}
+    outputs = {name: outputs_of(split) for name, split in unknown.items()}
     found: Rows = defaultdict(dict)
     for name, score in fit_scores(prototypes, of["train"]).items():
-        test = score(of["test"].embeddings, of["test"].logits)
+        test = score(of["test"])
         for kind, x in outputs.items():
-            metrics = detection_metrics(test, score(x.embeddings, x.logits))
+            metrics = detection_metrics(test, score(x))
             found[name][kind] = metrics["auroc"], metrics["fpr95"]
     for name, metrics in compare_scores(of["validation"], prototypes).items():
         found[name][LEFT_OUT] = metrics["auroc"], metrics["fpr95"]

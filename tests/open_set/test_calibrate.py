@@ -19,8 +19,8 @@ from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.open_set.arguments import CalibrateArguments
 from hf_protosphere.open_set.calibrate import calibrate, calibration_images
+from hf_protosphere.open_set.detection import best_score
 from hf_protosphere.open_set.scores import SCORES
-from hf_protosphere.open_set.selection import best_score
 from hf_protosphere.pipeline_protosphere import prediction_sets
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.runs.files import write_yaml
