@@ -97,7 +97,7 @@ class ProtoSphereConfig(PretrainedConfig):
             the loss is computed. The order of the classes stays. `protosphere calibrate` fits it.
         set_score, set_coverage, set_thresholds: "lac", "aps" or "raps", in (0, 1), and one number or one for each
             class: of the sets that `pipeline_protosphere.prediction_sets` gives. `protosphere calibrate --coverage`
-            chooses the thresholds. None, the default of all three, where there are no sets.
+            chooses the thresholds. None, the default, where there are no sets.
 
     `num_labels` or `id2label` give the classes, as everywhere in transformers.
 
@@ -135,7 +135,7 @@ class ProtoSphereConfig(PretrainedConfig):
     false_rejection_rate: float | None = None
     rejection_score: str = "cosine"
     calibration_temperature: float = 1.0
-    set_score: str | None = None
+    set_score: str = "raps"
     set_coverage: float | None = None
     set_thresholds: list[float] | None = None
 
@@ -176,7 +176,7 @@ class ProtoSphereConfig(PretrainedConfig):
         """For a model that changes: its thresholds and temperature are those of what it was."""
         self.rejection_threshold = self.false_rejection_rate = None
         self.rejection_score, self.calibration_temperature = "cosine", 1.0
-        self.set_score = self.set_coverage = self.set_thresholds = None
+        self.set_coverage = self.set_thresholds = None
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class ProtoSphereConfig(PretrainedConfig):
             ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS),
             ("objective", tuple(OBJECTIVES)), ("prototypes", PROTOTYPES),
             ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
-            ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", (*SET_SCORES, None)),
+            ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", SET_SCORES),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
                 known = ", ".join(map(repr, allowed))
@@ -232,14 +232,18 @@ class ProtoSphereConfig(PretrainedConfig):
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low <= value <= high and abs(value) < math.inf):
+            if value is not None and not (_is_finite(value) and low <= value <= high):
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}] or None, but got {value!r}.")
+        sets, coverage = self.set_thresholds, self.set_coverage
+        whole = isinstance(sets, list) and sets and all(map(_is_finite, sets)) and coverage is not None
+        if sets is not None and not whole:
+            raise ValueError(f"set_thresholds must be numbers for a set_coverage, got {sets!r:.60} for {coverage!r}.")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}.")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             whole = isinstance(values, list | tuple) and len(values) == self.num_channels
-            if not whole or not all(_is_number(v) and abs(v) < math.inf for v in values):
+            if not whole or not all(map(_is_finite, values)):
                 raise ValueError(
                     f"{name} must hold one number per channel ({self.num_channels}), but got {values!r:.60}."
                 )
@@ -250,7 +254,6 @@ class ProtoSphereConfig(PretrainedConfig):
             raise ValueError(f"projection_dropout must be in [0, 1), but got {dropout!r}.")
         self._refuse_fetching()
         self._check_objective()
-        self._check_sets()
         names = Counter((self.id2label or {}).values())
         if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
@@ -275,15 +278,6 @@ class ProtoSphereConfig(PretrainedConfig):
             raise ValueError(
                 "objective 'cross_entropy' is the classical linear head, which is learned: leave "
                 f"prototypes at 'learned', or use another objective with {self.prototypes!r}."
-            )
-
-    def _check_sets(self) -> None:
-        values = self.set_thresholds
-        whole = isinstance(values, list) and values and all(_is_number(v) and abs(v) < math.inf for v in values)
-        there = {name: getattr(self, name) for name in ("set_score", "set_coverage", "set_thresholds")}
-        if {*map(type, there.values())} != {type(None)} and (None in there.values() or not whole):
-            raise ValueError(
-                f"sets need a score, a coverage and a list of thresholds, or none of them: {there!r:.200}."
             )
 
     def _refuse_fetching(self) -> None:
@@ -321,6 +315,10 @@ def refuse_fetching(kwargs: Any, name: str = "backbone_kwargs") -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and abs(value) < math.inf
 
 
 def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> "BaseImageProcessor":

@@ -90,8 +90,8 @@ def nonconformity(logits: Tensor, kind: str) -> Tensor:
       the other, until their p sum to the threshold.
     - "raps": m + λ·max(0, o − k), λ = 0.01 and k = 5 (Angelopoulos et al. 2021): APS without its long tails.
 
-    APS and RAPS draw no random numbers here (u = 0 in the papers): an image always gets the same set, and that is
-    never empty. So a model that is right more often than was promised covers more than that, by one class each.
+    APS and RAPS draw no random numbers here (u = 0 in the papers): sets stay the same and are never empty, and a
+    model that is right more often than was promised covers more than that.
 
     Example:
         >>> nonconformity(torch.tensor([[0.3, 0.5, 0.2]]).log(), "aps").round(decimals=4)
@@ -123,8 +123,7 @@ def prediction_sets(logits: Tensor, config: Any) -> Tensor | None:
     thresholds = torch.tensor(config.set_thresholds, dtype=torch.float64, device=logits.device)
     if len(thresholds) not in (1, logits.shape[-1]):
         raise ValueError(
-            f"set_thresholds must be one or one of each class ({logits.shape[-1]}), but are {len(thresholds)}: "
-            "calibrate the model again."
+            f"set_thresholds must be 1 or {logits.shape[-1]}, but are {len(thresholds)}: calibrate again."
         )
     return nonconformity(logits, config.set_score) <= thresholds
 

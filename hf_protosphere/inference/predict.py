@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
@@ -26,7 +27,7 @@ from ..configuration_protosphere import ProtoSphereConfig, build_image_processor
 from ..data.pixels import DecodedImages, image_files, reason, table_of
 from ..data.sources import choose_splits, find_image_column, load_splits, two_columns
 from ..errors import ArgumentError, DataError
-from ..pipeline_protosphere import UNKNOWN
+from ..pipeline_protosphere import UNKNOWN, prediction_sets
 from ..plots.text import say
 from ..runs.files import refused_by_disk, replacing_files, whole_file, writable_folder
 from ..runs.folders import held_folder
@@ -112,12 +113,17 @@ def _write(rows: Path, path: Path, columns: pa.Schema) -> dict[str, int]:
     """The table by its ending, and how many images, broken and unknown ones it has."""
     counts = {"images": 0, "broken": 0} | ({"unknown": 0} if "unknown" in columns.names else {})
     writer = {".csv": csv.CSVWriter, ".parquet": parquet.ParquetWriter}.get(path.suffix)
-    with writer(path, columns) if writer else nullcontext(shutil.copyfile(rows, path)) as table:
+    place, written = columns.get_field_index("prediction_set"), columns
+    if path.suffix == ".csv" and place >= 0:  # CSV has no lists
+        written = columns.set(place, pa.field("prediction_set", pa.string()))
+    with writer(path, written) if writer else nullcontext(shutil.copyfile(rows, path)) as table:
         for batch in open_json(rows, parse_options=ParseOptions(explicit_schema=columns)):
             counts["images"] += len(batch)
             counts["broken"] += len(batch) - batch["error"].null_count
             if "unknown" in counts:
                 counts["unknown"] += batch["unknown"].true_count
+            if written is not columns:
+                batch = batch.set_column(place, written.field(place), pc.binary_join(batch[place], "|"))
             if writer:
                 table.write_batch(batch)
     return counts
@@ -143,13 +149,17 @@ def image_paths(names: list[str]) -> list[str]:
 def schema(config: ProtoSphereConfig, top_k: int) -> pa.Schema:
     """The columns: image (path or row), class, score (softmax) and cosine (to the prototype); probability,
     of calibrated models; class_2, score_2 and so on to `top_k`; unknown, of models with a threshold;
-    error, why no class."""
+    prediction_set, of models with sets; error, why no class."""
     if top_k > config.num_labels:
         raise ArgumentError(f"--top_k {top_k}: the model has {config.num_labels} classes.")
     is_there = {"probability": config.calibration_temperature != 1, "unknown": config.rejection_threshold is not None}
+    is_there["prediction_set"] = config.set_thresholds is not None
     more = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("class", "score")]
-    names = ["image", "class", "score", "cosine", "probability", *more, "unknown", "error"]
-    kinds = dict.fromkeys(("score", "cosine", "probability"), pa.float32()) | {"unknown": pa.bool_()}
+    names = ["image", "class", "score", "cosine", "probability", *more, "unknown", "prediction_set", "error"]
+    kinds = dict.fromkeys(("score", "cosine", "probability"), pa.float32()) | {
+        "unknown": pa.bool_(),
+        "prediction": pa.list_(pa.string()),
+    }
     names = [name for name in names if is_there.get(name, True)]
     return pa.schema([(name, kinds.get(name.split("_")[0], pa.string())) for name in names])
 
@@ -175,7 +185,11 @@ def _answers(model: Any, pixels: Tensor, top_k: int) -> list[dict[str, Any]]:
         told |= {f"class{end}": classes[:, k], f"score{end}": scores[:, k]}
     rows = zip(*(values.tolist() for values in told.values()))
     names = model.config.id2label
-    return [{k: names[v] if k.startswith("class") else v for k, v in zip(told, row)} for row in rows]
+    answers = [{k: names[v] if k.startswith("class") else v for k, v in zip(told, row)} for row in rows]
+    if (sets := prediction_sets(logits, model.config)) is not None:
+        for answer, order, held in zip(answers, logits.argsort(-1, descending=True).tolist(), sets.tolist()):
+            answer["prediction_set"] = [names[c] for c in order if held[c]]
+    return answers
 
 
 def _rows(model: Any, processor: Any, images: Any, options: Any, done: Any = ()) -> Iterator[list[dict[str, Any]]]:

@@ -43,12 +43,11 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
 
     Returns:
         The report, as calibration.json holds it: "source" (the images, in words), "num_images",
-        "classes_without_images" (of which nothing is promised), "rejection_threshold" (of the
-        "rejection_score"), "false_rejection_rate", "rejected" (the share), "accuracy", "accuracy_of_accepted",
-        "calibration_temperature", "has_best_temperature", "expected_calibration_error" and
-        "negative_log_likelihood", each {"before", "after"}; with --score auto "ood", as `detect_unknown` reports
-        it (without a data set, of classes that were left out); and with --coverage "prediction_sets": {"set_score",
-        "set_coverage", "set_thresholds", "mean_size" (of these images)}.
+        "classes_without_images" (of which nothing is promised), "rejection_threshold" (of the "rejection_score"),
+        "false_rejection_rate", "rejected" (the share), "accuracy", "accuracy_of_accepted", "calibration_temperature",
+        "has_best_temperature", "expected_calibration_error" and "negative_log_likelihood", each {"before", "after"};
+        with --score auto "ood", as `detect_unknown` reports it (without a data set, of classes left out); and with
+        --coverage "prediction_sets": {"set_score", "set_coverage", "set_thresholds", "mean_size" (of these images)}.
 
     Raises:
         ArgumentError: no images but those of training, or too few; a folder that cannot be written.
@@ -79,10 +78,8 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     def loader(images: Dataset) -> DataLoader:
         return evaluation_loader(images, processor, arguments.batch_size, arguments.num_workers, accelerator)
 
-    known, unknown = (
-        None if of is None else outputs_of(model, loader(of), accelerator, what)
-        for what, of in {"calibration": split, "unknown images": others}.items()
-    )
+    known = outputs_of(model, loader(split), accelerator, "calibration")
+    unknown = None if others is None else outputs_of(model, loader(others), accelerator, "unknown images")
     undivided, labels = known.logits, known.labels
     temperature = confidence.fit_temperature(undivided, labels)
     config.calibration_temperature = temperature or 1.0
@@ -110,9 +107,9 @@ def _decide(
     model: ProtoSphereForImageClassification, known: Outputs, unknown: Outputs | None, arguments: CalibrateArguments
 ) -> dict[str, Any]:
     """Give the model its score and threshold for unknown images, and its sets; what they are like."""
-    config, prototypes, labels, name = model.config, model.prototypes.detach().cpu(), known.labels, arguments.score
-    compared = compare_scores(known, prototypes, unknown) if name == "auto" else {}
-    name = best_score(compared) if name == "auto" else name
+    config, prototypes, labels = model.config, model.prototypes.detach().cpu(), known.labels
+    compared = compare_scores(known, prototypes, unknown) if arguments.score == "auto" else {}
+    name = best_score(compared) if arguments.score == "auto" else arguments.score
     scores = fit_scores(prototypes)[name](known).clamp(*REJECTION_SCORES[name])
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
     threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)

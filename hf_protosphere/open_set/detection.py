@@ -95,12 +95,14 @@ def detect_unknown(
         `detection_metrics` returns them, or None without training images}, "rejected": {"known",
         "unknown"}, the shares that the model's own threshold rejects, None without one}.
     """
-    sample = None if train_images is None else balanced_sample(train_images, FITTED_IMAGES, seed=0)
-    passes = {"fitting of scores": sample, "known images": known_images, "unknown images": unknown_images}
-    fitted_on, *both = (
-        None if images is None else outputs_of(model, loader(images), accelerator, what)
-        for what, images in passes.items()
-    )
+
+    def outputs(images: Dataset, what: str) -> Outputs:
+        return outputs_of(model, loader(images), accelerator, what)
+
+    fitted_on = None
+    if train_images is not None:
+        fitted_on = outputs(balanced_sample(train_images, FITTED_IMAGES, seed=0), "fitting of scores")
+    both = outputs(known_images, "known images"), outputs(unknown_images, "unknown images")
     scores = fit_scores(model.prototypes.detach().cpu(), fitted_on)
     known, unknown = ({name: score(images) for name, score in scores.items()} for images in both)
     name, threshold, rejected = model.config.rejection_score, model.config.rejection_threshold, None
@@ -187,12 +189,9 @@ def format_detection(report: dict[str, Any]) -> str:
     title = f"known against {report['dataset']} ({report['num_images']} images)"
     rows = [[title, "AUROC", "AUPR", "AUPR unknown", "FPR95"]]
     for name, metrics in report["scores"].items():
-        if metrics is None:
-            rows.append([f"{SCORES[name]} (no training images)", "-", "-", "-", "-"])
-        else:
-            rows.append([SCORES[name], *(f"{value:.2%}" for value in metrics.values())])
-    lines = [format_table(rows)]
-    if report["rejected"] is not None:
-        shares = (f"{share:.2%} of the {name}" for name, share in report["rejected"].items())
-        lines.append(f'"unknown" by the model\'s own threshold: {", ".join(shares)} images')
-    return "\n".join(lines)
+        cells = ["-"] * 4 if metrics is None else [f"{value:.2%}" for value in metrics.values()]
+        rows.append([SCORES[name] + " (no training images)" * (metrics is None), *cells])
+    if report["rejected"] is None:
+        return format_table(rows)
+    shares = ", ".join(f"{share:.2%} of the {name}" for name, share in report["rejected"].items())
+    return f'{format_table(rows)}\n"unknown" by the model\'s own threshold: {shares} images'

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from ..configuration_protosphere import ProtoSphereConfig
 from ..data.pixels import pixels_of
 from ..errors import ArgumentError
 from ..metrics.snapshot import Snapshot
@@ -76,18 +77,10 @@ class OpenSetClassifier:
                 f"--model {name}: its {SNAPSHOT} is that of other prototypes. Remove it, or write "
                 "it again with `protosphere evaluate --pictures`."
             )
-        if unknown_angle is not None:
-            threshold = Threshold(unknown_angle, "as asked for")
-        elif config.rejection_threshold is not None:
-            origin = "the configuration's rejection_threshold"
-            if config.false_rejection_rate is not None:
-                rate = f"{config.false_rejection_rate:.3g}"
-                origin += f", calibrated to reject at most {rate} of the known images"
-            is_angle = config.rejection_score == "cosine"
-            degrees = math.degrees(math.acos(config.rejection_threshold)) if is_angle else None
-            threshold = Threshold(degrees, origin if is_angle else f"{origin}, of its {config.rejection_score}")
-        else:
-            threshold = default_threshold(snapshot)
+        if unknown_angle is None and config.rejection_threshold is not None:
+            return cls(model.eval(), processor, snapshot, calibrated_threshold(config))
+        threshold = default_threshold(snapshot) if unknown_angle is None else Threshold(unknown_angle, "as asked for")
+        config.rejection_score, config.rejection_threshold = "cosine", math.cos(math.radians(threshold.degrees))
         return cls(model.eval(), processor, snapshot, threshold)
 
     @torch.no_grad()
@@ -95,14 +88,14 @@ class OpenSetClassifier:
         output = self.model(pixels_of([image], self.processor))
         embedding, scores = output.embeddings[0], output.logits[0].softmax(-1)
         angles, order = angles_to_prototypes(embedding, self.model.prototypes).sort()
-        names, limit = [self.model.config.id2label[c] for c in order.tolist()], self.threshold.degrees
+        names = [self.model.config.id2label[c] for c in order.tolist()]
         sets = prediction_sets(output.logits, self.model.config)
         return Answer(
-            label=None if (output.is_unknown[0] if limit is None else angles[0] > limit) else names[0],
+            label=None if output.is_unknown[0] else names[0],
             angles=dict(zip(names, angles.tolist())),
             scores=dict(zip(names, scores[order].tolist())),
             embedding=embedding,
-            prediction_set=None if sets is None else [name for name, c in zip(names, order.tolist()) if sets[0, c]],
+            prediction_set=None if sets is None else [name for name, held in zip(names, sets[0, order]) if held],
         )
 
 
@@ -116,6 +109,16 @@ def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
     # In double precision: the arc cosine turns an error of 1e-7 near 1 into 0.03 degrees.
     cosines = F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0)
     return _degrees(cosines)
+
+
+def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:
+    """That of the configuration, in degrees where its score is the cosine."""
+    origin = "the configuration's rejection_threshold"
+    if config.false_rejection_rate is not None:
+        origin += f", calibrated to reject at most {config.false_rejection_rate:.3g} of the known images"
+    if config.rejection_score != "cosine":
+        return Threshold(None, f"{origin}, of its {config.rejection_score}")
+    return Threshold(math.degrees(math.acos(config.rejection_threshold)), origin)
 
 
 def default_threshold(snapshot: Snapshot) -> Threshold:

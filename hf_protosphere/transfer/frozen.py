@@ -16,6 +16,7 @@ from ..inference.features import embedded
 from ..inference.probes import Probe, held_out_pairs
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
+from ..retrieval.neighbours import nearest
 from ..training.adaptation import with_new_classes
 
 KNN_TEMPERATURE = 0.07  # Wu et al.'s
@@ -88,16 +89,11 @@ def of_class_means(
 
 def knn(known: Tensor, labels: Tensor, embeddings: Tensor, num_classes: int, neighbors: int) -> Tensor:
     """(N, K) log shares of the votes for embeddings (N, D), of those known with their labels."""
-    neighbors = min(neighbors, len(labels))
-    logits = []
-    for block in embeddings.split(1024):  # no N x N matrix
-        cosines, nearest = (block @ known.T).topk(neighbors)  # (n, neighbors)
-        # Of the largest 1 less the nearest: the same shares, and none overflows.
-        votes = ((cosines - cosines[:, :1]) / KNN_TEMPERATURE).exp()
-        shares = votes.new_zeros(len(block), num_classes)
-        shares.scatter_add_(1, labels[nearest], votes)
-        logits.append((shares / shares.sum(1, keepdim=True)).log())
-    return torch.cat(logits)
+    found = nearest(embeddings, known, neighbors)
+    # Of the largest 1 less the nearest: the same shares, and none overflows.
+    votes = ((found.cosines - found.cosines[:, :1]) / KNN_TEMPERATURE).exp()
+    shares = votes.new_zeros(len(votes), num_classes).scatter_add_(1, labels[found.rows], votes)
+    return (shares / shares.sum(1, keepdim=True)).log()
 
 
 @torch.no_grad()

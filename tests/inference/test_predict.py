@@ -134,6 +134,28 @@ def test_unknown_images_keep_their_nearest_class(photos, tmp_path, capsys):
     assert link.samefile(unknown["image"])
 
 
+def test_sets_are_lists_or_joined(photos, tmp_path):
+    model = save_checkpoint(tmp_path / "model", with_snapshot=False)
+    named = ["photos/a/0.png", "photos/b/2.png", "photos/broken.png"]
+    scores = expected(model, [noise(0), noise(2)])[0]
+    bound = 1 - scores.max(1).values.mean().item()  # so that one of the sets is empty
+    model.config.update({"set_score": "lac", "set_coverage": 0.9, "set_thresholds": [bound + 0.02, *[bound] * 3]})
+    model.save_pretrained(tmp_path / "model")
+    thresholds = torch.tensor(model.config.set_thresholds)
+    sets = [
+        [model.config.id2label[c] for c in row.argsort(descending=True).tolist() if 1 - row[c] <= thresholds[c]]
+        for row in scores
+    ]
+    assert sorted(map(len, sets))[0] == 0 < len(sets[0]) + len(sets[1])
+    for kind in ("csv", "jsonl", "parquet"):
+        table = predicted("model", *named, output=f"out.{kind}")
+        assert [row["prediction_set"] for row in table] == [*sets, None]
+    assert [json.loads(line)["prediction_set"] for line in Path("out.jsonl").read_text().splitlines()] == [*sets, None]
+    assert pq.read_table("out.parquet")["prediction_set"].to_pylist() == [*sets, None]
+    assert [row["prediction_set"] for row in rows_of("out.csv")] == ["|".join(names) for names in (*sets, [])]
+    assert hf_protosphere.predict(model, named)["prediction_set"][:] == [*sets, None]
+
+
 def test_cross_entropy_models_have_cosines_to_their_weights(photos, tmp_path):
     model = save_checkpoint(tmp_path / "linear", with_snapshot=False, objective="cross_entropy")
     row = predicted("linear", "photos/a/0.png")[0]

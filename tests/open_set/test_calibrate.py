@@ -356,7 +356,7 @@ def test_of_other_classes_the_threshold_serves_but_promises_nothing(edit):
     assert torch.equal(output.logits[:, model.config.label2id["digit_2"]], before[:, 2])
     cosines = output.embeddings @ model.prototypes.T
     assert torch.equal(output.is_unknown, cosines.amax(1) < 0.4)
-    assert [getattr(model.config, name) for name in SETS] == [None] * 3
+    assert model.config.set_coverage is model.config.set_thresholds is None
 
 
 def test_an_edit_that_fails_keeps_the_promise():
@@ -372,7 +372,7 @@ def test_other_prototypes_and_other_heads_are_not_calibrated(tmp_path):
     assert calibration_of(with_new_classes(model, ["digit_0", "other"], objective="ntce")) == none
     model.set_prototypes(model.prototypes)
     assert calibration_of(model) == none
-    assert [getattr(model.config, name) for name in SETS] == [None] * 3
+    assert model.config.set_coverage is model.config.set_thresholds is None
 
     def loaded(**options):
         load = ProtoSphereForImageClassification.from_pretrained
