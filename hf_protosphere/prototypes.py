@@ -167,41 +167,27 @@ def class_means(
     return F.normalize(means, dim=1).to(dtype)
 
 
-def nearest_cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """The cosine of every image to the prototype nearest to it.
-
-    Args:
-        embeddings: (M, D), unit rows; or (M, V, D), V views, of which the mean direction counts.
-        prototypes: (K, D), unit rows.
-
-    Returns:
-        (M,) in [-1, 1], in the dtype of the embeddings.
-
-    Example:
-        >>> nearest_cosines(torch.tensor([[0.6, 0.8], [-1.0, 0.0]]), torch.eye(2))
-        tensor([0.8000, 0.0000])
-    """
-    if embeddings.dim() == 3:
-        embeddings = F.normalize(embeddings.mean(1), dim=-1)
-    return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
-
-
 def known_score(name: str, embeddings: Tensor, logits: Tensor, prototypes: Tensor) -> Tensor:
     """(M,) larger for images that look more like those of the classes, by a score that needs only the model:
-    "cosine", as `nearest_cosines`; "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017); or
+    "cosine", to the nearest prototype; "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017); or
     "energy", logsumexp of the logits, the negative free energy (Liu et al. 2020).
 
     Args:
-        embeddings, prototypes: as in `nearest_cosines`.
+        embeddings: (M, D), unit rows; or (M, V, D), V views, of which the mean direction counts.
         logits: (M, K), as the model returns them: divided by its calibration temperature.
+        prototypes: (K, D), unit rows.
 
     Example:
         >>> known_score("energy", torch.eye(2), torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.eye(2))
         tensor([0.6931, 3.0486])
     """
-    if name == "cosine":
-        return nearest_cosines(embeddings, prototypes)
-    return logits.logsumexp(-1) if name == "energy" else logits.softmax(-1).amax(-1)
+    if name == "max_softmax":
+        return logits.softmax(-1).amax(-1)
+    if name == "energy":
+        return logits.logsumexp(-1)
+    if embeddings.dim() == 3:
+        embeddings = F.normalize(embeddings.mean(1), dim=-1)
+    return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
 
 
 class PrototypeHead(nn.Module):

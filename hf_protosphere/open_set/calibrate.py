@@ -139,17 +139,20 @@ def _thresholds(
     Raises:
         ArgumentError: too few images for what is promised.
     """
-    rate, coverage, way_out = arguments.false_rejection_rate, arguments.coverage, "or --split with more images."
-    with errors_in_one_line(f"--false_rejection_rate {rate}", f"Give a larger rate, {way_out}"):
-        threshold = confidence.rejection_threshold(scores, rate)
-    groups = {} if coverage is None else {"": misfit}
+    rate, coverage = arguments.false_rejection_rate, arguments.coverage
+    promises = {f"--false_rejection_rate {rate}": (1 - rate, -scores)}
     if arguments.class_wise:
-        groups = {f" of class {name!r}": misfit[labels == c] for c, name in enumerate(class_names)}
-    of_sets = []
-    for group, values in groups.items():
-        with errors_in_one_line(f"--coverage {coverage}{group}", f"Give a smaller one, {way_out}"):
-            of_sets.append(confidence.conformal_threshold(values, coverage))
-    return threshold, of_sets
+        classes = enumerate(class_names)
+        promises |= {
+            f"--coverage {coverage} of class {name!r}": (coverage, misfit[labels == c]) for c, name in classes
+        }
+    elif coverage is not None:
+        promises[f"--coverage {coverage}"] = coverage, misfit
+    found = []
+    for promise, (share, values) in promises.items():
+        with errors_in_one_line(promise, "Promise less, or give --split with more images."):
+            found.append(confidence.conformal_threshold(values, share))
+    return -found[0], found[1:]
 
 
 def calibration_images(

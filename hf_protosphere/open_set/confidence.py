@@ -107,14 +107,3 @@ def conformal_threshold(scores: Tensor, coverage: float) -> float:
     value = scores.double().kthvalue(k).values.item()
     scale = 10 ** (THRESHOLD_DIGITS - math.ceil(math.log10(max(abs(value), 1))))
     return math.ceil(round(value * scale, 6)) / scale
-
-
-def rejection_threshold(scores: Tensor, false_rejection_rate: float) -> float:
-    """The score below which an image is unknown: `conformal_threshold` for scores that are larger for what looks
-    more known. At most a share `false_rejection_rate`, in (0, 1), of known images like these is below it.
-
-    Example:
-        >>> rejection_threshold(torch.arange(-50, 50) / 64, 0.05)  # the fifth
-        -0.71875
-    """
-    return -conformal_threshold(-scores, 1 - false_rejection_rate)

@@ -21,7 +21,7 @@ from hf_protosphere.open_set.confidence import (
     reliability,
 )
 from hf_protosphere.open_set.detection import detection_metrics
-from hf_protosphere.prototypes import class_means, nearest_cosines
+from hf_protosphere.prototypes import class_means, cosines_to
 from hf_protosphere.retrieval.neighbours import nearest, retrieval_metrics
 from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.transfer.features import embedded
@@ -112,8 +112,8 @@ def unknown(model: ProtoSphereForImageClassification, features: ImageDataset, ot
         return {
             "max_softmax": logits.double().softmax(1).amax(1),
             "energy": logits.double().logsumexp(1),
-            "prototypes": nearest_cosines(embeddings, model.prototypes.detach()),
-            "class means": nearest_cosines(embeddings, means),
+            "prototypes": cosines_to(embeddings, model.prototypes.detach().to(embeddings)).amax(-1),
+            "class means": cosines_to(embeddings, means.to(embeddings)).amax(-1),
             "neighbours": nearest(embeddings, train, NEIGHBOURS).cosines[:, -1],
         }
 

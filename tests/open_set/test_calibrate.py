@@ -311,7 +311,7 @@ def test_sets_are_kept_and_cover_what_was_promised(model_folder, digits_folder, 
 
 def test_too_few_images_for_a_promise_are_said_before_the_pass(model_folder, digits_folder, monkeypatch):
     monkeypatch.setattr("hf_protosphere.open_set.calibrate.outputs_of", None)
-    few = r"--coverage 0.98: to keep 0.98 of the images takes at least 49, but there are 45. Give a smaller one"
+    few = r"--coverage 0.98: to keep 0.98 of the images takes at least 49, but there are 45. Promise less, or give"
     with pytest.raises(ArgumentError, match=few):
         calibrate(arguments(model_folder, digits_folder, coverage=0.98))
     with pytest.raises(ArgumentError, match=r"--coverage 0.95 of class 'digit_0': .* at least 19, but there are 15"):

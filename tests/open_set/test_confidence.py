@@ -14,12 +14,16 @@ from hf_protosphere.open_set.confidence import (
     conformal_threshold,
     fit_temperature,
     negative_log_likelihood,
-    rejection_threshold,
     reliability,
 )
 from hf_protosphere.pipeline_protosphere import nonconformity
 
 DRAWS = 1000
+
+
+def rejection_threshold(scores, rate):
+    """As `calibrate` has it: of scores that are smaller for what fits less."""
+    return -conformal_threshold(-scores, 1 - rate)
 
 
 def noisy(num_images=400, num_classes=5, scale=3.0, seed=0):
