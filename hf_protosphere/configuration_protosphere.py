@@ -53,9 +53,8 @@ class ProtoSphereConfig(PretrainedConfig):
             transformers vision model ("vit", "resnet", "dinov2").
         backbone_source: "timm" or "transformers".
         backbone_kwargs: passed on to `timm.create_model`, or to the transformers configuration.
-        small_images: ResNets start with a 3×3 stride-1 convolution and no max-pooling, for images
-            of 32 pixels or so. Other families take their own options in `backbone_kwargs`
-            (`patch_size=4` for a ViT, for instance).
+        small_images: ResNets start with a 3×3 stride-1 convolution and no max-pooling, for images of 32 pixels or so.
+            Other families take their own options in `backbone_kwargs` (`patch_size=4` for a ViT, for instance).
         projection: "none", "linear", or "mlp" (linear, ReLU, linear), onto the embeddings' space.
             "auto" is decided, and written here, when the model is built: "linear" where the
             backbone's pooled features are hardly negative (ResNets end in a ReLU), which bounds how
@@ -73,10 +72,9 @@ class ProtoSphereConfig(PretrainedConfig):
         objective: what `labels` train, one of `objectives.OBJECTIVES`; "cross_entropy" is the
             classical linear head with bias on unnormalised features, for comparison.
         margin, margin_type: of "normface", in [0, 1], as `objectives.margin_loss` takes them.
-        softmax_temperature: t > 0; logits are cosines divided by it. None, the default, is decided,
-            and written here, when a classifier is built: `objectives.default_temperature` of its
-            objective and number of classes. (The attribute cannot be called `temperature`:
-            transformers takes that for a generation parameter.)
+        softmax_temperature: t > 0; logits are cosines divided by it. None, the default, is decided, and written here,
+            when a classifier is built: `objectives.default_temperature` of its objective and number of classes. (The
+            attribute cannot be called `temperature`: transformers takes that for a generation parameter.)
         learned_temperature: train the temperature from `softmax_temperature` on, which becomes what
             was learned when the model is saved. For "ntce", "normface", "scl" and "sincere".
         image_size: side of the square input, in pixels.
@@ -85,8 +83,7 @@ class ProtoSphereConfig(PretrainedConfig):
         image_mean, image_std: of pixel values in [0, 1], one number per channel; by default
             ImageNet's for RGB, 0.5 for grayscale.
         interpolation: Pillow's name for resizing: "bicubic", "bilinear", ...
-        crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and
-            crops the centre.
+        crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and crops the centre.
         rejection_threshold: an image whose `rejection_score` is below it is unknown. None, the default, knows
             every image. `protosphere calibrate` chooses it.
         rejection_score: "cosine" (to the nearest prototype, the default), "max_softmax" or "energy", as
@@ -208,9 +205,8 @@ class ProtoSphereConfig(PretrainedConfig):
 
     def _check(self) -> None:
         for name, allowed in (
-            ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS),
-            ("objective", tuple(OBJECTIVES)), ("prototypes", PROTOTYPES),
-            ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
+            ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS), ("objective", tuple(OBJECTIVES)),
+            ("prototypes", PROTOTYPES), ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
             ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", SET_SCORES),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
@@ -335,8 +331,7 @@ def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> "B
     mean, std = three_channels(config.image_mean), three_channels(config.image_std)
     return ViTImageProcessor(
         do_convert_rgb=True,
-        do_resize=True, size={"shortest_edge": resized},
-        resample=INTERPOLATIONS.index(config.interpolation),
+        do_resize=True, size={"shortest_edge": resized}, resample=INTERPOLATIONS.index(config.interpolation),
         do_center_crop=True, crop_size={"height": cropped, "width": cropped},
         do_rescale=True, rescale_factor=1 / 255,
         do_normalize=True, image_mean=mean, image_std=std,

@@ -42,8 +42,7 @@ class OpenSetImageClassificationPipeline(ImageClassificationPipeline):
         if config.rejection_threshold is None:
             raise ValueError(
                 "rejection_threshold of the model is None: choose it by `protosphere calibrate "
-                f"{config.name_or_path or 'FOLDER'} --dataset_name ...`, or use the task "
-                "'image-classification'."
+                f"{config.name_or_path or 'FOLDER'} --dataset_name ...`, or use the task 'image-classification'."
             )
         if UNKNOWN in config.id2label.values():
             raise ValueError(

@@ -23,8 +23,7 @@ TEMPERATURES = (0.01, 1.0)
 def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
     """Unit vectors with all cosines −1/(K − 1): the simplex equiangular tight frame.
 
-    The optimum of every objective here (Papyan et al. 2020; arXiv 2605.20302), in a random
-    orientation.
+    The optimum of every objective here (Papyan et al. 2020; arXiv 2605.20302), in a random orientation.
 
     Args:
         num_classes: K ≥ 2.
@@ -119,8 +118,7 @@ def class_means(
         (K, D), unit rows, in the dtype of the embeddings (float32 for half precisions).
 
     Raises:
-        ValueError: a class without samples, or whose mean is zero (named), labels out of range, or
-            nothing at all.
+        ValueError: a class without samples, or whose mean is zero (named), labels out of range, or nothing at all.
 
     Example:
         >>> embeddings = torch.tensor([[2.0, 1.0], [2.0, -1.0], [0.0, 5.0]])

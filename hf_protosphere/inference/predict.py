@@ -175,10 +175,7 @@ def _answers(model: Any, pixels: Tensor, top_k: int) -> list[dict[str, Any]]:
     embeddings = torch.cat([output.embeddings for output in outputs])  # (M, D)
     scores, classes = (logits * model.config.calibration_temperature).softmax(-1).topk(top_k)  # (M, k), (M, k)
     own = model.prototypes.to(embeddings.dtype)[classes[:, 0]]  # (M, D)
-    told = {
-        "cosine": (embeddings * own).sum(-1).clamp(-1, 1),
-        "probability": logits.softmax(-1).amax(-1),
-    }
+    told = {"cosine": (embeddings * own).sum(-1).clamp(-1, 1), "probability": logits.softmax(-1).amax(-1)}
     if outputs[0].is_unknown is not None:
         told["unknown"] = torch.cat([output.is_unknown for output in outputs])
     for k, end in enumerate(["", *(f"_{k}" for k in range(2, top_k + 1))]):

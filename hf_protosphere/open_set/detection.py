@@ -80,9 +80,8 @@ def outputs_of(
 
 
 def detect_unknown(
-    model: ProtoSphereForImageClassification, loader: Callable[[Dataset], DataLoader],
-    known_images: Dataset, unknown_images: Dataset, train_images: Dataset | None,
-    accelerator: Accelerator,
+    model: ProtoSphereForImageClassification, loader: Callable[[Dataset], DataLoader], known_images: Dataset,
+    unknown_images: Dataset, train_images: Dataset | None, accelerator: Accelerator,
 ) -> Detection:  # fmt: skip
     """Score known images and unknown ones, by the logits that the model returns, with its calibration.
 
