@@ -132,7 +132,7 @@ class ProtoSphereConfig(PretrainedConfig):
     false_rejection_rate: float | None = None
     rejection_score: str = "cosine"
     calibration_temperature: float = 1.0
-    set_score: str = "raps"
+    set_score: str | None = None
     set_coverage: float | None = None
     set_thresholds: list[float] | None = None
 
@@ -173,7 +173,7 @@ class ProtoSphereConfig(PretrainedConfig):
         """For a model that changes: its thresholds and temperature are those of what it was."""
         self.rejection_threshold = self.false_rejection_rate = None
         self.rejection_score, self.calibration_temperature = "cosine", 1.0
-        self.set_coverage = self.set_thresholds = None
+        self.set_score = self.set_coverage = self.set_thresholds = None
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class ProtoSphereConfig(PretrainedConfig):
         for name, allowed in (
             ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS), ("objective", tuple(OBJECTIVES)),
             ("prototypes", PROTOTYPES), ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
-            ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", SET_SCORES),
+            ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", (*SET_SCORES, None)),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
                 known = ", ".join(map(repr, allowed))
@@ -230,10 +230,12 @@ class ProtoSphereConfig(PretrainedConfig):
             value = getattr(self, name)
             if value is not None and not (_is_finite(value) and low <= value <= high):
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}] or None, but got {value!r}.")
-        sets, coverage = self.set_thresholds, self.set_coverage
-        whole = isinstance(sets, list) and sets and all(map(_is_finite, sets)) and coverage is not None
+        sets, of = self.set_thresholds, (self.set_score, self.set_coverage)
+        whole = isinstance(sets, list) and sets and all(map(_is_finite, sets)) and None not in of
         if sets is not None and not whole:
-            raise ValueError(f"set_thresholds must be numbers for a set_coverage, got {sets!r:.60} for {coverage!r}.")
+            raise ValueError(
+                f"set_thresholds must be numbers for a set_score and a set_coverage, got {sets!r:.60} for {of}."
+            )
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}.")
         for name in ("image_mean", "image_std"):

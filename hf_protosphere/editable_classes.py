@@ -229,5 +229,5 @@ class EditableClasses:
         self.head = head
         self.config.id2label = dict(enumerate(names))
         config = self.config  # what was measured for the classes as they were
-        config.false_rejection_rate = config.set_coverage = config.set_thresholds = None
+        config.false_rejection_rate = config.set_score = config.set_coverage = config.set_thresholds = None
         self.class_weight = self.class_bias = None
