@@ -4,7 +4,7 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -57,54 +57,10 @@ def publish(arguments: PublishArguments) -> str:
         write_card(run.folder, **arguments.card_options)
         files = publishable_files(run, arguments)
     then = f"\n{run.folder} is complete. To try again:\n  {command(arguments)}"
-    with _hub_errors(f"{arguments.repo_id} was not published", arguments.repo_id, then):
-        address = _patiently(_upload, HfApi(), arguments, files)
+    with hub_errors(f"{arguments.repo_id} was not published", arguments.repo_id, then):
+        address = patiently(_upload, HfApi(), arguments, files)
     say(address)
     return address
-
-
-def is_published(arguments: PublishArguments) -> bool:
-    """Whether `publish` with these arguments would find everything in its place, tag included.
-
-    Raises:
-        PublishError: the Hub cannot be asked.
-    """
-    run = FinishedRun.read(arguments.folder)
-    with run.reading():
-        files = publishable_files(run, arguments)
-    repo_id, revision = arguments.repo_id, arguments.revision or "main"
-    with _hub_errors(repo_id, repo_id):
-        try:
-            return not _patiently(changed_files, HfApi(), repo_id, files, revision)
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-            return False
-
-
-def account() -> str:
-    """The name of whoever is logged in; a `PublishError` where nobody is."""
-    with _hub_errors("nothing can be published", "the Hub"):
-        return str(_patiently(HfApi().whoami)["name"])
-
-
-def publish_collection(
-    title: str, repo_ids: Sequence[str], *, namespace: str, description: str | None, private: bool
-) -> str:
-    """The address of a page of these models, in this order; those that it has already stay where
-    they are.
-
-    Raises:
-        PublishError: the Hub cannot be reached or refuses. It can be called again.
-    """
-    api = HfApi()
-    with _hub_errors(f"the collection {title!r} is not complete", "the collection"):
-        collection = _patiently(
-            api.create_collection, title, namespace=namespace, description=description,
-            private=private, exists_ok=True,
-        )  # fmt: skip
-        there = {item.item_id for item in collection.items if item.item_type == "model"}
-        for repo_id in [name for name in repo_ids if name not in there]:
-            _patiently(api.add_collection_item, collection.slug, repo_id, "model", exists_ok=True)
-    return collection.url
 
 
 def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str, bytes | Path]:
@@ -177,14 +133,15 @@ def _is_same(content: bytes | Path, entry: RepoFile | None) -> bool:
 
 
 @contextmanager
-def _hub_errors(what: str, target: str, then: str = "") -> Iterator[None]:
+def hub_errors(what: str, target: str, then: str = "") -> Iterator[None]:
+    """What the Hub refuses of a target, or what fails on the way to it, is a `PublishError`."""
     try:
         yield
     except (httpx.HTTPError, OSError) as error:  # those of huggingface_hub are among them
         raise PublishError(f"{what}: {_reason(error, target)}{then}") from error
 
 
-def _patiently(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def patiently(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """The action's result, tried again after what may pass."""
     for seconds in RETRY_AFTER:
         try:

@@ -1,4 +1,4 @@
-"""Tables of text: aligned for terminals, or in Markdown. The first row is the header."""
+"""Tables of text, aligned for terminals. The first row is the header."""
 
 from collections.abc import Sequence
 
@@ -32,19 +32,3 @@ def format_table(rows: Sequence[Sequence[str]], text_columns: int = 1, *, remark
     )
     header = header.rstrip() if remarks else header
     return "\n".join([header, "─" * len(header), *(line.rstrip() for line in lines)])
-
-
-def markdown_table(rows: Sequence[Sequence[str]], text_columns: int = 1, *, remarks: bool = False) -> str:
-    r"""The same in Markdown. A vertical bar in a cell stays in it; other Markdown is as it is.
-
-    Example:
-        >>> print(markdown_table([["split", "accuracy"], ["a|b", "97.1 %"]]))
-        | split | accuracy |
-        | --- | ---: |
-        | a\|b | 97.1 % |
-    """
-    header, *lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    rule = ["---" if i < text_columns else "---:" for i in range(len(header))]
-    if remarks:
-        rule[-1] = "---"
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))

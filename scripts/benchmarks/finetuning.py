@@ -19,11 +19,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer.arguments import FinetuneArguments
 from hf_protosphere.transfer.features import features_of
 from hf_protosphere.transfer.finetune import finetune
+
+from ..markdown import markdown_table
 
 SHOTS = (5, 20, 100, None)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

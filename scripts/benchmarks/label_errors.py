@@ -29,8 +29,9 @@ from hf_protosphere.data.labels import labels_of
 from hf_protosphere.data.pixels import read, undecoded
 from hf_protosphere.inspection import scores
 from hf_protosphere.inspection.arguments import InspectArguments
-from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.retrieval.embedding import Embedder
+
+from ..markdown import markdown_table
 
 KINDS = ("recompressed", "mirrored", "cropped")
 STRENGTHS = (1e-3, 3e-3, 1e-2)  # C of the logistic regression; the likeliest out of fold is taken

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from hf_protosphere import contrast
 from hf_protosphere.losses import nonl_loss, normface_loss, ntce_loss, supcon_loss
-from hf_protosphere.plots.table import markdown_table
+
+from ..markdown import markdown_table
 
 TEMPERATURE = 0.1
 MEBIBYTE = 2**20

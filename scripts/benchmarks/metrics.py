@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 from hf_protosphere.metrics.class_statistics import class_statistics
 from hf_protosphere.metrics.geometry import effective_rank, intra_class_effective_rank
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
-from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.prototypes import simplex_etf
+
+from ..markdown import markdown_table
 
 GIBIBYTE = 2**30
 

@@ -28,8 +28,9 @@ from hf_protosphere import ProtoSphereForImageClassification
 from hf_protosphere.configuration_protosphere import build_image_processor
 from hf_protosphere.inference import predict
 from hf_protosphere.inference.arguments import PredictArguments
-from hf_protosphere.plots.table import markdown_table
 from scripts.benchmarks.training import _resident
+
+from ..markdown import markdown_table
 
 
 def photographs(a: argparse.Namespace, folder: Path) -> list[str]:

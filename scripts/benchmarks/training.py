@@ -35,10 +35,11 @@ from torchvision.transforms import v2
 
 from hf_protosphere.data.image_cache import cached_pixels
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.runs.signals import Stop
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.run import TrainingRun
+
+from ..markdown import markdown_table
 
 VARIANTS = ["channels_last", "compile", "both"]
 NETWORKS = 5  # pairs of them: forward and backward of two equal networks differed by up to 2 %

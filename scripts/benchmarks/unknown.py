@@ -28,11 +28,12 @@ from hf_protosphere.data.labels import labels_of
 from hf_protosphere.data.subsets import drawn
 from hf_protosphere.open_set.detection import compare_scores, detection_metrics
 from hf_protosphere.open_set.scores import SCORES, Outputs, fit_scores
-from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer.arguments import HEAD_PROJECTION
 from hf_protosphere.transfer.features import embedded, features_of, train_head
 from hf_protosphere.transfer.finetune import head_epochs
+
+from ..markdown import markdown_table
 
 Rows = dict[str, dict[str, tuple[float, ...]]]
 LEFT_OUT = "classes left out"  # by `compare_scores`: what `calibrate` sees without unknown images

@@ -17,7 +17,7 @@ from filelock import FileLock
 from hf_protosphere.errors import ArgumentError, UserError
 from hf_protosphere.hub.arguments import PublishArguments
 from hf_protosphere.hub.comparison import overall_collapse
-from hf_protosphere.hub.publish import account, is_published, publish, publish_collection
+from hf_protosphere.hub.publish import publish
 from hf_protosphere.plots.table import format_table
 from hf_protosphere.plots.text import say
 from hf_protosphere.runs.files import writable_folder, write_yaml
@@ -25,6 +25,7 @@ from hf_protosphere.runs.finished_run import FinishedRun
 from hf_protosphere.runs.signals import interruptions
 
 from .arguments import ReleaseArguments
+from .collection import account, is_published, publish_collection
 from .rows import FINISHED, MISSING, TO_RESUME, Row, matrix
 
 

@@ -9,9 +9,9 @@ from statistics import fmean, stdev
 from matplotlib.axes import Axes
 
 from hf_protosphere.plots.style import COLORS
-from hf_protosphere.plots.table import markdown_table
 from hf_protosphere.transfer.report import mean_and_interval
 
+from ..markdown import markdown_table
 from .rows import Measured, Row
 
 START, END = "<!-- tables -->", "<!-- end of tables -->"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_protosphere.plots.style import COLORS, new_figure, save_figure
-from hf_protosphere.plots.table import format_table, markdown_table
+from hf_protosphere.plots.table import format_table
 from hf_protosphere.plots.text import for_figure
 
+from ..markdown import markdown_table
 from .arguments import METRIC_TITLES
 
 Results = dict[str, Any]  # of `transfer_suite.compare`

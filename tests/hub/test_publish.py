@@ -18,15 +18,12 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import httpx
 
 from hf_protosphere.cli import main
-from hf_protosphere.errors import PublishError
 from hf_protosphere.hub import publish as publishing
 from hf_protosphere.hub.arguments import PublishArguments
 from hf_protosphere.hub.publish import (
     PRIVATE_ARGUMENTS,
     changed_files,
     command,
-    is_published,
-    publish_collection,
     publishable_files,
 )
 from hf_protosphere.runs.finished_run import FinishedRun
@@ -106,45 +103,6 @@ def test_files_that_the_hub_holds_already_are_told_by_their_hashes(tmp_path):
     assert changed_files(hub_with(*there), "user/x", files, "main") == list(files)
 
 
-def test_whether_a_run_is_published_is_asked_of_the_hub(monkeypatch, waits):
-    files = publishable_files(FinishedRun.read(FINISHED), arguments())
-    contents = {k: v if isinstance(v, bytes) else v.read_bytes() for k, v in files.items()}
-    api = hub_with(*(stored(name, content) for name, content in contents.items()))
-    monkeypatch.setattr(publishing, "HfApi", lambda: api)
-    assert is_published(arguments())
-    assert not is_published(arguments(license="mit"))  # another card
-
-    def answer(error):
-        def list_repo_tree(*_, **__):
-            raise error
-
-        api.list_repo_tree = list_repo_tree
-
-    answer(refused(404, RepositoryNotFoundError))
-    assert not is_published(arguments())
-    answer(refused(403))
-    with pytest.raises(PublishError, match=r"user/blobs: the token may not write to user/blobs"):
-        is_published(arguments())
-
-
-def test_a_collection_gets_what_it_has_not(monkeypatch):
-    added = []
-    page = SimpleNamespace(
-        slug="user/page-1", url="https://hub/page",
-        items=[SimpleNamespace(item_id=name, item_type=kind) for name, kind in (
-            ("user/b", "model"), ("user/a", "dataset"))],
-    )  # fmt: skip
-    api = SimpleNamespace(
-        create_collection=lambda title, **options: page,
-        add_collection_item=lambda slug, name, kind, exists_ok: added.append((slug, name, kind)),
-    )
-    monkeypatch.setattr(publishing, "HfApi", lambda: api)
-    options = {"namespace": "user", "description": None, "private": False}
-    names = ["user/c", "user/b", "user/a"]
-    assert publish_collection("Page", names, **options) == "https://hub/page"
-    assert added == [(page.slug, "user/c", "model"), (page.slug, "user/a", "model")]
-
-
 @pytest.mark.parametrize("error", [refused(503), refused(429), httpx.ConnectError("no route")])
 def test_what_may_pass_is_tried_again_after_a_while(waits, error):
     answers = [error, error, "done"]
@@ -155,11 +113,11 @@ def test_what_may_pass_is_tried_again_after_a_while(waits, error):
             raise answer
         return answer
 
-    assert publishing._patiently(action) == "done"
+    assert publishing.patiently(action) == "done"
     assert waits == [1, 5]
     answers += [error] * 5
     with pytest.raises(type(error)):
-        publishing._patiently(action)
+        publishing.patiently(action)
     assert waits == [1, 5, 1, 5, 20]
     assert len(answers) == 1  # four tries
 
@@ -171,7 +129,7 @@ def test_what_will_not_pass_is_tried_once(waits, error):
         raise error
 
     with pytest.raises(type(error)):
-        publishing._patiently(action)
+        publishing.patiently(action)
     assert waits == ["tried"]
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from hf_protosphere.plots.table import format_table, markdown_table
+from hf_protosphere.plots.table import format_table
 
 ROWS = [
     ["mode", "data set", "accuracy", "images"],
@@ -31,11 +31,3 @@ def test_remarks_are_of_any_length_and_widen_nothing():
     with_remark = format_table(rows, text_columns=2, remarks=True).split("\n")
     assert with_remark[:3] == plain[:3]
     assert with_remark[3] == f"{plain[3]}  {rows[2][-1]}"
-
-
-def test_markdown_has_the_same_cells():
-    lines = markdown_table(ROWS, text_columns=2).split("\n")
-    cells = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines]
-    cells = [[cell.strip().replace(r"\|", "|") for cell in line] for line in cells]
-    assert cells == [ROWS[0], ["---", "---", "---:", "---:"], *ROWS[1:]]
-    assert markdown_table(ROWS, remarks=True).split("\n")[1] == "| --- | ---: | ---: | --- |"

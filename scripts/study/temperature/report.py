@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean
 
 from hf_protosphere.plots.style import COLORS, STYLES, new_figure, save_figure
-from hf_protosphere.plots.table import markdown_table
 
+from ...markdown import markdown_table
 from ..rows import Measured
 from ..tables import Results, cell, write_tables
 from .stage import CLASSES, EPOCHS, FACTORS, LEARNED, OBJECTIVES
