@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -23,6 +24,7 @@ from .checking import (
     auto,
     load_image_processor,
     no_larger_than,
+    of_the_hub,
     read_header,
     read_object,
     stored_tensors,
@@ -211,7 +213,7 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem
     ours, theirs = backbone.state_dict(), dict(weights)
     for name in ours.keys() & theirs.keys():
         if theirs[name].shape != ours[name].shape:
-            theirs[name] = _resampled(theirs[name], name, ours[name].shape, backbone)
+            theirs[name] = resampled(theirs[name], name, ours[name].shape, backbone)
     fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     misfits = sorted(ours.keys() - fitting.keys()) or sorted(theirs.keys() - ours.keys())
     if misfits and not new_stem:
@@ -222,8 +224,12 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem
     backbone.load_state_dict(fitting, strict=False)
 
 
-def _resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module) -> Tensor:
+def resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module) -> Tensor:
+    """As the backbone takes it, where that can be made: positions of another image size, colours of another
+    number of channels; else as it is."""
     owner, _, last = name.rpartition(".")
+    if weight.dim() == 4 and weight.shape[1] == 3 and shape == (len(weight), shape[1], *weight.shape[2:]):
+        return adapt_input_conv(shape[1], weight)
     if last == "relative_position_bias_table":
         return resize_rel_pos_bias_table(weight, backbone.get_submodule(owner).window_size, shape)
     if "pos" not in name or len(shape) not in (2, 3) or weight.shape[-1] != shape[-1]:
@@ -310,7 +316,7 @@ def load_timm(
     if cfg.fixed_input_size:
         kwargs = {"img_size": config.get("image_size", defaults["image_size"]), **kwargs}
     overlay = {} if pretrained is True else {"pretrained_cfg_overlay": {"file": str(pretrained)}}
-    with _shapes_in_one_line(name):
+    with of_the_hub(name), _shapes_in_one_line(name):
         source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs)
     return source, defaults
 
@@ -320,7 +326,8 @@ def load_transformers(
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     refuse_fetching(kwargs)
     try:
-        backbone_config = auto(AutoConfig, name, **kwargs)
+        with of_the_hub(name):
+            backbone_config = auto(AutoConfig, name, **kwargs)
     except OSError as error:
         raise ValueError(
             f"{name!r} is neither a timm model ({_unknown(name, timm.list_models(), 'timm', '')}) "

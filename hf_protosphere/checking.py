@@ -11,8 +11,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import create_connection
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -114,6 +118,28 @@ def stored_tensors(name: Any, variant: str | None = None, **options: Any) -> dic
             raise ValueError(f"{index} names {file!r}, which is no .safetensors file beside it.")
         tensors |= read_header(path)
     return tensors
+
+
+@contextmanager
+def of_the_hub(name: Any) -> Iterator[None]:
+    """Where the Hub cannot be reached its cache alone is asked, at once: huggingface_hub would try for a minute."""
+    url, offline = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    try:
+        if not (offline or getproxies() or Path(name).is_dir()):
+            create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except OSError as error:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        raise OSError(
+            f"{name} is not in the cache, and {constants.ENDPOINT} cannot be reached: give weights that you have "
+            "by --pretrained FOLDER_OR_FILE, from_backbone(..., pretrained=FOLDER_OR_FILE)."
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .objectives import EmbeddingQueue, default_temperature, objective_loss
 from .prototypes import PrototypeHead, cosines_to, known_score, simplex_etf, whole
+from .weight_files import load_from
 
 if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.
@@ -359,28 +360,34 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
     @classmethod
     def from_backbone(
         cls, name: str, *, pretrained: bool | str | Path = True, backbone_source: str | None = None,
-        backbone_kwargs: dict[str, Any] | None = None, **config_kwargs: Any,
+        backbone_kwargs: dict[str, Any] | None = None, partial_weights: bool = False, **config_kwargs: Any,
     ) -> "ProtoSphereForImageClassification":  # fmt: skip
         """A new classifier that starts from pretrained backbone weights.
 
         Args:
             name: a timm model ("resnet18", "timm/vit_tiny_patch16_224.augreg_in21k") or a folder
                 that timm saved, or a transformers checkpoint on the Hub or in a folder.
-            pretrained: download or read the weights; `False` for random ones; or the path of a
-                file with weights of a timm model.
+            pretrained: download or read the weights; `False` for random ones; or where they are, a file
+                or folder that `read_weights` takes. What of it was loaded is logged.
             backbone_source: "timm" or "transformers"; by default timm where it knows the name.
             backbone_kwargs: as in `ProtoSphereConfig`.
+            partial_weights: with such a place, take what fits and leave out the rest.
             **config_kwargs: anything else of `ProtoSphereConfig`. Image size, mean, std,
                 interpolation and crop default to what the backbone was trained with.
         """
         if backbone_source is None:
             backbone_source = source_of(name)
         load = load_timm if backbone_source == "timm" else load_transformers
-        source, defaults = load(name, pretrained, dict(backbone_kwargs or {}), config_kwargs)
+        where = None if isinstance(pretrained, bool) else pretrained
+        source, defaults = load(
+            name, pretrained if where is None else False, dict(backbone_kwargs or {}), config_kwargs
+        )
         config = ProtoSphereConfig(backbone_source=backbone_source, **{**defaults, **config_kwargs})
         model = cls(config)
+        backbone, new_stem = model.protosphere.backbone, config.small_images
+        if where is not None:
+            load_from(backbone, where, partial=partial_weights, new_stem=new_stem)
         if source is not None:
-            backbone, new_stem = model.protosphere.backbone, config.small_images
             load_weights(backbone, source.state_dict(), new_stem=new_stem)
         return model
 

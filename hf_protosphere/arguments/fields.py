@@ -76,10 +76,10 @@ def field_names(cls: type) -> list[str]:
     return [own.name for own in fields(cls)]
 
 
-def flag(text: str, default: Any = None) -> Any:
-    """A field that need not be given; a default that is a list is copied."""
+def flag(text: str, default: Any = None, **more: Any) -> Any:
+    """A field that need not be given; a default that is a list is copied. `more` is for argparse."""
     start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    return field(**start, metadata={"help": text})
+    return field(**start, metadata={"help": text, **more})
 
 
 def required(text: str) -> Any:

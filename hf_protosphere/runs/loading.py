@@ -10,7 +10,7 @@ from transformers import BaseImageProcessor, PretrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from ..backbones import timm_name
-from ..checking import load_image_processor, read_object
+from ..checking import load_image_processor, of_the_hub, read_object
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError, errors_in_one_line
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -42,8 +42,9 @@ def _refuse_missing_folder(name: str, flag: str) -> None:
 
 def _configuration(name: str) -> dict[str, Any]:
     """What config.json holds."""
-    read_object(cached_file(name, CONFIG_NAME))
-    values, _ = PretrainedConfig.get_config_dict(name)
+    with of_the_hub(name):
+        read_object(cached_file(name, CONFIG_NAME))
+        values, _ = PretrainedConfig.get_config_dict(name)
     return values
 
 

@@ -142,10 +142,12 @@ class TrainArguments(
             decide(self, warmup_epochs=self.epochs / 2)
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
+        if str(self.pretrained).lower() in ("true", "false"):
+            decide(self, pretrained=str(self.pretrained).lower() == "true")
         weights = {
             f"--resume_from {self.resume_from}": self.resume_from is not None,
             f"--finetune_from {self.finetune_from}": self.finetune_from is not None,
-            "--pretrained": self.pretrained,
+            "--pretrained": bool(self.pretrained),
         }
         if len(given := [name for name, is_given in weights.items() if is_given]) > 1:
             raise ArgumentError(f"{given[0]} and {given[1]} both give the first weights: leave out one of the two.")

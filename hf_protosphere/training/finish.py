@@ -205,7 +205,7 @@ def base_model(arguments: TrainArguments) -> str | None:
     """The id on the Hub of the pretrained weights that training starts from."""
     if (checkpoint := arguments.resume_from or arguments.finetune_from) is not None:
         return hub_id(checkpoint)
-    if not arguments.pretrained:
+    if arguments.pretrained is not True:
         return None
     backbone = hub_id(arguments.backbone)
     if arguments.backbone_source == "transformers" or backbone is None:

@@ -22,7 +22,15 @@ class ModelArguments:
     backbone_kwargs: Annotated[str, dict] | None = flag(
         "Options of the backbone as JSON, such as '{\"patch_size\": 4}'."
     )
-    pretrained: bool = flag("Start from the backbone's pretrained weights.", False)
+    pretrained: Annotated[str, bool] = flag(
+        "Start from the backbone's pretrained weights, those of the Hub; or from yours: a .safetensors or .pth "
+        "file, or a folder that timm or transformers saved.",
+        False,
+        nargs="?", const=True,
+    )  # fmt: skip
+    partial_weights: Annotated[bool, Beside("pretrained")] = flag(
+        "Take what fits of the file, and leave out the rest.", False
+    )
     resume_from: PathName | None = flag(
         "Start from this ProtoSphere checkpoint, a folder or an id on the Hub: its network, "
         "weights, objective and classes."

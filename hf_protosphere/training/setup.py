@@ -106,6 +106,7 @@ def _model_of(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereFor
             size = arguments.image_size or source.config.image_size
             return with_new_classes(source, images.label_names, **head, image_size=size)
         if arguments.pretrained:
+            config |= {"pretrained": arguments.pretrained, "partial_weights": arguments.partial_weights}
             return ProtoSphereForImageClassification.from_backbone(config.pop("backbone"), **config)
         return ProtoSphereForImageClassification(ProtoSphereConfig(**config))
 

@@ -365,7 +365,12 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     """What the model to start from says of the arguments of training."""
     name, size = arguments.model, arguments.image_size
     if (kind := kind_of(name)) != "protosphere":
-        return {"backbone": name, "backbone_source": kind, "pretrained": True, "image_size": size}
+        return {
+            "backbone": name,
+            "backbone_source": kind,
+            "pretrained": arguments.pretrained or True,
+            "image_size": size,
+        }
     config = load_config(name)
     objective = arguments.objective or config.objective
     start = {"finetune_from": name, "objective": objective}
