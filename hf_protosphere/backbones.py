@@ -5,8 +5,7 @@ Travels to the Hub with every checkpoint.
 
 import inspect
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -205,42 +202,6 @@ def attention_of(backbone: nn.Module, asked: str | None) -> str:
     for layer in layers if asked else []:
         layer.fused_attn = asked == "sdpa"
     return "sdpa" if any(layer.fused_attn for layer in layers) else "eager"
-
-
-def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem: bool = False) -> None:
-    """Those of a backbone of the same kind, maybe for another image size: what it learned about
-    positions is then resampled. With `new_stem`, a stem for small images stays as it is."""
-    ours, theirs = backbone.state_dict(), dict(weights)
-    for name in ours.keys() & theirs.keys():
-        if theirs[name].shape != ours[name].shape:
-            theirs[name] = resampled(theirs[name], name, ours[name].shape, backbone)
-    fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
-    misfits = sorted(ours.keys() - fitting.keys()) or sorted(theirs.keys() - ours.keys())
-    if misfits and not new_stem:
-        raise ValueError(
-            f"the weights do not fit {type(backbone).__name__}: {', '.join(misfits[:3])}. It is "
-            "another backbone, or takes no other image size, or no other number of channels."
-        )
-    backbone.load_state_dict(fitting, strict=False)
-
-
-def resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module) -> Tensor:
-    """As the backbone takes it, where that can be made: positions of another image size, colours of another
-    number of channels; else as it is."""
-    owner, _, last = name.rpartition(".")
-    if weight.dim() == 4 and weight.shape[1] == 3 and shape == (len(weight), shape[1], *weight.shape[2:]):
-        return adapt_input_conv(shape[1], weight)
-    if last == "relative_position_bias_table":
-        return resize_rel_pos_bias_table(weight, backbone.get_submodule(owner).window_size, shape)
-    if "pos" not in name or len(shape) not in (2, 3) or weight.shape[-1] != shape[-1]:
-        return weight
-    # A token for each place in a square grid, behind those of no place.
-    old, new = math.isqrt(weight.shape[-2]), math.isqrt(shape[-2])
-    others = weight.shape[-2] - old**2
-    if others != shape[-2] - new**2:
-        return weight
-    embedding = weight.reshape(1, -1, shape[-1])
-    return resample_abs_pos_embed(embedding, [new, new], [old, old], others).reshape(shape)
 
 
 def use_small_image_stem(backbone: nn.Module, name: str) -> None:

@@ -25,16 +25,14 @@ from .backbones import (
     features_of,
     load_timm,
     load_transformers,
-    load_weights,
     source_of,
 )
-from .checking import check_fit, has_new_head, no_larger_than, stored_tensors
+from .checking import check_fit, has_new_head, load_from, load_weights, no_larger_than, stored_tensors
 from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .objectives import EmbeddingQueue, default_temperature, objective_loss
 from .prototypes import PrototypeHead, cosines_to, known_score, simplex_etf, whole
-from .weight_files import load_from
 
 if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.

@@ -15,12 +15,12 @@ from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.backbones import (
     build_backbone,
     has_nonnegative_features,
-    load_weights,
     pooled_features,
     source_of,
     timm_name,
     use_small_image_stem,
 )
+from hf_protosphere.checking import load_weights
 from tests.models import TIMM, TRANSFORMERS, build, images
 
 

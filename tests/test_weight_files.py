@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from hf_protosphere import ProtoSphereForImageClassification
-from hf_protosphere.weight_files import load_from, read_weights
+from hf_protosphere.checking import load_from, read_weights
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from .reading import read_json, read_yaml
 MODEL_FILES = (
     "config.json", "model*.safetensors", "model.safetensors.index.json",
     "preprocessor_config.json", "*_protosphere.py", "backbones.py", "checking.py", "contrast.py",
-    "editable_classes.py", "losses.py", "objectives.py", "prototypes.py", "rgb.py", "weight_files.py",
+    "editable_classes.py", "losses.py", "objectives.py", "prototypes.py", "rgb.py",
 )  # fmt: skip
 PICTURES = ("curves", "neural_collapse", "cosines", "margins", "sphere")
 CALIBRATION_FILES = ("calibration.json", "reliability.png")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones import load_weights
+from ..checking import load_weights
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
