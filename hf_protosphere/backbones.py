@@ -5,8 +5,7 @@ Travels to the Hub with every checkpoint.
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from .checking import (
     load_image_processor,
     no_larger_than,
     of_the_hub,
-    read_header,
     read_object,
     stored_tensors,
 )
@@ -30,6 +28,7 @@ from .configuration_protosphere import ProtoSphereConfig, refuse_fetching
 from .prototypes import nonnegative_limit
 
 logger = logging.getLogger(__name__)
+Loaded = tuple[nn.Module | None, dict[str, Any]]  # a network with weights, if any; what its config says
 MLP_DIM = 128  # SCL's (Khosla et al. 2020)
 
 
@@ -242,18 +241,11 @@ def _unknown(name: str, known: list[str], library: str, hint: str) -> str:
     return f"{library} has no backbone {name!r}. {suggestion}See {hint}."
 
 
-def load_timm(
-    name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
-) -> tuple[nn.Module | None, dict[str, Any]]:
+def load_timm(name: str, pretrained: bool, kwargs: dict[str, Any], config: dict[str, Any]) -> Loaded:
     refuse_fetching(kwargs)
     if (folder := Path(name)).is_dir():  # as timm saves models for the Hub
         saved = read_object(folder / "config.json")
         name = str(saved.get("architecture"))
-        if pretrained is True:
-            pretrained = folder / "model.safetensors"
-            if not pretrained.is_file():
-                raise ValueError(_only_pickles(folder))
-            read_header(pretrained)
     else:
         saved, name = {}, timm_name(name)
     if not timm.is_model(name):
@@ -272,19 +264,16 @@ def load_timm(
         "image_mean": list(cfg.mean) if channels == 3 else [sum(cfg.mean) / 3],
         "image_std": list(cfg.std) if channels == 3 else [sum(cfg.std) / 3],
     }
-    if pretrained is False:
+    if not pretrained:
         return None, defaults
     if cfg.fixed_input_size:
         kwargs = {"img_size": config.get("image_size", defaults["image_size"]), **kwargs}
-    overlay = {} if pretrained is True else {"pretrained_cfg_overlay": {"file": str(pretrained)}}
-    with of_the_hub(name), _shapes_in_one_line(name):
-        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, **overlay, **kwargs)
+    with of_the_hub(name):
+        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, **kwargs)
     return source, defaults
 
 
-def load_transformers(
-    name: str, pretrained: bool | str | Path, kwargs: dict[str, Any], config: dict[str, Any]
-) -> tuple[nn.Module | None, dict[str, Any]]:
+def load_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], config: dict[str, Any]) -> Loaded:
     refuse_fetching(kwargs)
     try:
         with of_the_hub(name):
@@ -303,33 +292,17 @@ def load_transformers(
         processor = load_image_processor(name)
         defaults["image_mean"] = list(processor.image_mean)
         defaults["image_std"] = list(processor.image_std)
-    if pretrained is False:
+    if not pretrained:
         return None, defaults
     model_class, options = _model_class(backbone_config)
     if not (stored := stored_tensors(name)):
-        raise ValueError(_only_pickles(name))
-    with no_larger_than(stored), _shapes_in_one_line(name):
+        raise ValueError(
+            f"{name} has no model.safetensors, and nothing is unpickled. Where you trust its weights, load them there "
+            "and save them again: model.save_pretrained(...) of transformers writes that file."
+        )
+    with no_larger_than(stored), of_the_hub(name):
         source = model_class.from_pretrained(name, config=backbone_config, use_safetensors=True, **options)
     return source, defaults
-
-
-@contextmanager
-def _shapes_in_one_line(name: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights of {name} do not fit the image size, the channels or the "
-            f"backbone_kwargs that are asked for: {' '.join(str(error).split())[:300]}"
-        ) from error
-
-
-def _only_pickles(name: str | Path) -> str:
-    return (
-        f"{name} has no model.safetensors, and nothing is unpickled. Where you trust its weights, "
-        "load them there and save them again: model.save_pretrained(...) of transformers, or "
-        "timm.models.save_for_hf(..., safe_serialization=True), writes that file."
-    )
 
 
 def _model_class(config: Any) -> tuple[type[nn.Module], dict[str, Any]]:

@@ -12,16 +12,15 @@ import math
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from socket import create_connection
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
+from huggingface_hub.utils import httpx
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
@@ -94,7 +93,7 @@ def read_header(path: str | Path) -> dict[str, StoredTensor]:
     except SafetensorError as error:
         raise ValueError(
             f"{path} is cut short or no safetensors file ({path.stat().st_size:,} bytes): download "
-            f"or save it again. Weights in other formats are never loaded. ({error})"
+            f"or save it again. ({error})"
         ) from error
 
 
@@ -133,21 +132,27 @@ def stored_tensors(name: Any, variant: str | None = None, **options: Any) -> dic
 
 @contextmanager
 def of_the_hub(name: Any) -> Iterator[None]:
-    """Where the Hub cannot be reached its cache alone is asked, at once: huggingface_hub would try for a minute."""
-    url, offline = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    """What loads a model says in one line why it cannot. Where the Hub cannot be reached its cache alone is asked,
+    at once: huggingface_hub would try for a minute."""
+    offline, is_folder = constants.HF_HUB_OFFLINE, Path(name).is_dir()
     try:
-        if not (offline or getproxies() or Path(name).is_dir()):
-            create_connection((url.hostname, url.port or 443), timeout=5).close()
-    except OSError:
+        if not (offline or is_folder):
+            get_session().head(constants.ENDPOINT, timeout=5)
+    except httpx.TransportError:
         constants.HF_HUB_OFFLINE = True
     try:
         yield
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights of {name} do not fit the image size, the channels or the backbone_kwargs that are asked "
+            f"for: {' '.join(str(error).split())[:300]}"
+        ) from error
     except OSError as error:
-        if not constants.HF_HUB_OFFLINE:
+        if is_folder or not constants.HF_HUB_OFFLINE:
             raise
         raise OSError(
-            f"{name} is not in the cache, and {constants.ENDPOINT} cannot be reached: give weights that you have "
-            "by --pretrained FOLDER_OR_FILE, from_backbone(..., pretrained=FOLDER_OR_FILE)."
+            f"{name} is not in the cache, and {constants.ENDPOINT} cannot be reached: name a folder that holds it, or "
+            "give timm's name and your weights: --pretrained WHERE, from_backbone(..., pretrained=WHERE)."
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
@@ -232,30 +237,47 @@ def check_fit(
             )
 
 
-def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, new_stem: bool = False) -> None:
-    """Those of a backbone of the same kind, maybe for another image size: what it learned about
-    positions is then resampled. With `new_stem`, a stem for small images stays as it is."""
-    ours, theirs = backbone.state_dict(), dict(weights)
-    for name in ours.keys() & theirs.keys():
-        if theirs[name].shape != ours[name].shape:
-            theirs[name] = resampled(theirs[name], name, ours[name].shape, backbone)
-    fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
-    misfits = sorted(ours.keys() - fitting.keys()) or sorted(theirs.keys() - ours.keys())
-    if misfits and not new_stem:
+def load_weights(
+    backbone: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    new_stem: bool = False,
+    partial: bool = False,
+    where: str = "",
+) -> None:
+    """Those of a backbone of the same kind, maybe for another image size or number of channels: what it learned
+    about positions and colours is then resampled. With `new_stem`, a stem for small images stays as it is. With
+    `partial` tensors may be missing, and left over of other parts than a head. What came from `where` is logged."""
+    ours = backbone.state_dict()
+    theirs = {n: _resampled(weights[n], n, own.shape, backbone) for n, own in ours.items() if n in weights}
+    fitting = {name: weight for name, weight in theirs.items() if weight.shape == ours[name].shape}
+    missing = sorted(name for name in ours.keys() - fitting.keys() if not name.endswith("num_batches_tracked"))
+    left = sorted(weights.keys() - fitting.keys())
+    said = f"{len(fitting):,} of {len(ours):,} tensors loaded"
+    for names, what in ((missing, "missing"), (left, "left over")):
+        said += f"; {len(names):,} {what}" + (f": {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "")
+    parts = {name for name, child in backbone.named_children() if child.state_dict()}.difference(OF_HEADS)
+    is_other = (missing and not new_stem) or any(name.split(".")[0] in parts for name in left)
+    if not fitting or (is_other and not partial):
         raise ValueError(
-            f"the weights do not fit {type(backbone).__name__}: {', '.join(misfits[:3])}. It is "
-            "another backbone, or takes no other image size, or no other number of channels."
+            f"the weights{where and f' in {where}'} do not fit {type(backbone).__name__} ({said}): another backbone, "
+            f"image size or number of channels.{where and ' What fits, if anything, is taken with --partial_weights.'}"
+        )
+    if wild := [name for name, weight in fitting.items() if not weight.isfinite().all()]:
+        raise ValueError(
+            f"the weights{where and f' in {where}'} cannot be used: {wild[0]!r} holds values that are not finite."
         )
     backbone.load_state_dict(fitting, strict=False)
+    if where:
+        logger.warning_once(f"{where}: {said}.")  # transformers gives it to all loggers
 
 
-def resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module) -> Tensor:
-    """As the backbone takes it, where that can be made: positions of another image size, colours of another
-    number of channels; else as it is."""
+def _resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module) -> Tensor:
+    """As the backbone takes it, where that can be made; else as it is."""
     owner, _, last = name.rpartition(".")
     if weight.dim() == 4 and weight.shape[1] == 3 and shape == (len(weight), shape[1], *weight.shape[2:]):
         return adapt_input_conv(shape[1], weight)
-    if last == "relative_position_bias_table":
+    if last == "relative_position_bias_table" and weight.shape != shape:
         return resize_rel_pos_bias_table(weight, backbone.get_submodule(owner).window_size, shape)
     if "pos" not in name or len(shape) not in (2, 3) or weight.shape[-1] != shape[-1]:
         return weight
@@ -268,33 +290,39 @@ def resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module)
     return resample_abs_pos_embed(embedding, [new, new], [old, old], others).reshape(shape)
 
 
+def load_from(backbone: nn.Module, where: str | Path, **options: bool) -> None:
+    """`load_weights` of those in `where`, after the prefix (`module.`, `teacher.backbone.`, ...) that comes before
+    most of the backbone's own names."""
+    own, given = backbone.state_dict(), read_weights(where)
+    cuts = [(key, dot) for key in given for dot in (0, *(found.end() for found in re.finditer(r"\.", key)))]
+    prefixes = Counter(key[:dot] for key, dot in cuts if key[dot:] in own)
+    usual = next((name for name in ("model.", "state_dict.") if any(key.startswith(name) for key in given)), "")
+    prefix = max(prefixes, key=lambda prefix: (prefixes[prefix], -len(prefix), prefix), default=usual)
+    weights = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
+    if convert := getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None):
+        with suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            weights = convert(dict(weights), backbone)  # timm knows the names that authors gave
+    load_weights(backbone, weights, where=f"{where}{prefix and f' after {prefix!r}'}", **options)
+
+
 def read_weights(where: str | Path) -> dict[str, Tensor]:
     """The tensors in a .safetensors file, in one that `torch.save` wrote of a state dict, or in a folder that
-    timm or transformers saved, by their names; those of dicts in dicts are joined by points.
-
-    Raises:
-        ValueError: there is none, it is damaged, or it holds more than tensors, which is not unpickled.
-    """
-    path = Path(str(where).removeprefix("local-dir:")).expanduser()
-    if path.is_dir():
-        found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
-        if not found:
-            raise ValueError(f"{path} holds none of {', '.join(IN_FOLDERS)}: give the file of weights itself.")
-        path = found[0]
+    timm or transformers saved, by their names; those of dicts in dicts are joined by points. ValueError where there
+    are none, or code beside them: that is not run."""
+    folder = Path(str(where).removeprefix("local-dir:")).expanduser()
+    path = next((folder / name for name in IN_FOLDERS if (folder / name).is_file()), folder)
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file or folder.")
+        raise ValueError(f"{path} is neither a file of weights nor a folder with {' or '.join(IN_FOLDERS)}.")
     if path.suffix == ".json":
-        names = {str(name) for name in dict(read_object(path).get("weight_map") or {}).values()}
-        parts = [read_weights(path.parent / Path(name).name) for name in sorted(names)]
-        return {key: tensor for part in parts for key, tensor in part.items()}
+        stored_tensors(path.parent)  # refuses files that lie elsewhere
+        names = sorted({*read_object(path)["weight_map"].values()})
+        return {key: tensor for name in names for key, tensor in read_weights(path.parent / name).items()}
     if path.suffix == ".safetensors":
         read_header(path)
         return load_file(path)
     try:
-        if zipfile.is_zipfile(path):  # what torch saves is not compressed: a small file stays small
-            with zipfile.ZipFile(path) as archive:
-                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise ValueError("it is compressed, which torch.save never does")
+        if zipfile.is_zipfile(path) and any(file.compress_type for file in zipfile.ZipFile(path).infolist()):
+            raise ValueError("it is compressed, which torch.save never does")  # a small one could fill the memory
         with torch.serialization.safe_globals([argparse.Namespace]):  # the flags of a run, often beside
             return dict(_tensors("", torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # of damaged files torch raises many kinds
@@ -305,60 +333,9 @@ def read_weights(where: str | Path) -> dict[str, Tensor]:
 
 
 def _tensors(prefix: str, values: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(values, Tensor):
-        # Not of a view that makes a giant of a few bytes.
-        if values.layout == torch.strided and values.untyped_storage().nbytes() >= values.nbytes:
-            yield prefix, values
-    elif isinstance(values, Mapping):
+    if isinstance(values, Mapping):
         for name, value in values.items():
             yield from _tensors(f"{prefix}.{name}" if prefix else str(name), value)
-
-
-def load_from(backbone: nn.Module, where: str | Path, *, partial: bool = False, new_stem: bool = False) -> None:
-    """Give a backbone the weights in `where`; of the prefix (`module.`, `teacher.backbone.`, ...) by which most
-    of its own names are found. Logs in a line what was loaded, missing and left over.
-
-    Args:
-        partial: accept missing tensors, and left over ones of another part than a head.
-        new_stem: a stem for small images stays as it is.
-    """
-    given, own = read_weights(where), backbone.state_dict()
-
-    def fitting(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        prefixes = {key[: -len(name)] for key in weights for name in own if key.endswith(name)}
-        best = ("", {})
-        for prefix in sorted((p for p in prefixes if p == "" or p[-1] == "."), key=lambda p: (-len(p), p)):
-            found = {name: weights[prefix + name] for name in own if prefix + name in weights}
-            found = {n: resampled(w, n, own[n].shape, backbone) for n, w in found.items()}
-            found = {name: weight for name, weight in found.items() if weight.shape == own[name].shape}
-            if len(found) >= len(best[1]):
-                best = prefix, found
-        return best
-
-    prefix, loaded = fitting(given)
-    convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    if len(loaded) < len(own) and convert is not None:  # timm knows the names that authors gave
-        try:
-            theirs = fitting(convert({k.removeprefix(prefix): w for k, w in given.items()}, backbone))
-            prefix, loaded = theirs if len(theirs[1]) > len(loaded) else (prefix, loaded)
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError):
-            logger.debug("timm cannot convert %s", where, exc_info=True)
-    missing = [name for name in own if name not in loaded and not name.endswith("num_batches_tracked")]
-    left = sorted(key for key in given if key.removeprefix(prefix) not in loaded)
-    parts = {name for name, child in backbone.named_children() if any(True for _ in child.parameters())} - {*OF_HEADS}
-    foreign = [key for key in left if key.startswith(prefix) and key.removeprefix(prefix).split(".")[0] in parts]
-    said = f"{where}: {len(loaded):,} of {len(own):,} tensors loaded" + (f" (after {prefix!r})" if prefix else "")
-    said += f"; {_some(missing)} missing; {_some(left)} left over"
-    if not loaded:
-        raise ValueError(f"{said}: they are of another backbone than {type(backbone).__name__}.")
-    if ((missing and not new_stem) or foreign) and not partial:
-        raise ValueError(f"{said}. It is another backbone, or a part of one: --partial_weights takes what fits.")
-    for name, weight in loaded.items():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise ValueError(f"{where}: {name!r} holds values that are not finite. Take an earlier checkpoint.")
-    load_weights(backbone, loaded, new_stem=True)
-    logger.warning_once(f"{said}.")  # transformers gives it to all loggers
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names):,}" + (f" ({', '.join(names[:3])}{', ...' if names[3:] else ''})" if names else "")
+    elif isinstance(values, Tensor) and values.layout == torch.strided and values.device.type == "cpu":
+        is_whole = values.untyped_storage().nbytes() >= values.nbytes  # no view that makes a giant of a few bytes
+        yield from [(prefix, values)] * (is_whole and not values.is_quantized)

@@ -376,17 +376,16 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if backbone_source is None:
             backbone_source = source_of(name)
         load = load_timm if backbone_source == "timm" else load_transformers
-        where = None if isinstance(pretrained, bool) else pretrained
-        source, defaults = load(
-            name, pretrained if where is None else False, dict(backbone_kwargs or {}), config_kwargs
-        )
+        if pretrained is True and backbone_source == "timm" and Path(name).is_dir():
+            pretrained = Path(name, "model.safetensors")
+        source, defaults = load(name, pretrained is True, dict(backbone_kwargs or {}), config_kwargs)
         config = ProtoSphereConfig(backbone_source=backbone_source, **{**defaults, **config_kwargs})
         model = cls(config)
         backbone, new_stem = model.protosphere.backbone, config.small_images
-        if where is not None:
-            load_from(backbone, where, partial=partial_weights, new_stem=new_stem)
         if source is not None:
             load_weights(backbone, source.state_dict(), new_stem=new_stem)
+        elif pretrained:
+            load_from(backbone, pretrained, partial=partial_weights, new_stem=new_stem)
         return model
 
 

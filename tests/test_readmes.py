@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from accelerate.commands.launch import launch_command_parser
 from datasets import load_dataset
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch.distributed.run import get_args_parser
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -281,6 +283,8 @@ def run(words, monkeypatch):
 def quick(words):
     """Flags to append: they win over those of the README."""
     flags = QUICK.get(words[0], "").split()
+    if "moco_v2.pth" in words:  # which is read
+        flags = flags[: flags.index("--pretrained")]
     if "--shots" in words:
         flags += ["--min_steps", "1", "--trials", "2"]
     if words[0] == "train" and "--resume" not in words:
@@ -332,6 +336,9 @@ def build():
     for name in ("resnet50", "timm/resnet18.a1_in1k"):  # small, in place of the Hub's
         backbone = timm.create_model("test_resnet", num_classes=3)
         save_for_hf(backbone, name, safe_serialization=True)
+    weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    torch.save({"state_dict": {f"module.encoder_q.{name}": w for name, w in weights.items()}}, "moco_v2.pth")
+    save_file(weights, "weights.safetensors")
     Path("cifar10").symlink_to(demo.DATA.resolve())
     shutil.copytree(demo.DATA, "path/to/imagenet")
     Path("path/to/imagenet/test-00000-of-00001.parquet").rename("path/to/imagenet/validation-00000-of-00001.parquet")

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments.fields import Arguments, check, check_known, decide
+from ..arguments.fields import Arguments, check, check_known, decide, expanded
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError, errors_in_one_line
 from ..objectives import OBJECTIVES
@@ -142,8 +142,10 @@ class TrainArguments(
             decide(self, warmup_epochs=self.epochs / 2)
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
-        if str(self.pretrained).lower() in ("true", "false"):
-            decide(self, pretrained=str(self.pretrained).lower() == "true")
+        if isinstance(where := self.pretrained, str):
+            decide(self, pretrained={"true": True, "false": False}.get(where.lower(), expanded(where)))
+        if self.partial_weights and not isinstance(self.pretrained, str):
+            raise ArgumentError("--partial_weights is for --pretrained WHERE: give a file or folder, or leave it out.")
         weights = {
             f"--resume_from {self.resume_from}": self.resume_from is not None,
             f"--finetune_from {self.finetune_from}": self.finetune_from is not None,

@@ -23,14 +23,10 @@ class ModelArguments:
         "Options of the backbone as JSON, such as '{\"patch_size\": 4}'."
     )
     pretrained: Annotated[str, bool] = flag(
-        "Start from the backbone's pretrained weights, those of the Hub; or from yours: a .safetensors or .pth "
-        "file, or a folder that timm or transformers saved.",
-        False,
-        nargs="?", const=True,
+        "Start from the backbone's weights on the Hub, or from yours: a .safetensors or .pth file, or a saved folder.",
+        False, nargs="?", const=True,
     )  # fmt: skip
-    partial_weights: Annotated[bool, Beside("pretrained")] = flag(
-        "Take what fits of the file, and leave out the rest.", False
-    )
+    partial_weights: bool = flag("Of --pretrained WHERE take what fits, and leave out the rest.", False)
     resume_from: PathName | None = flag(
         "Start from this ProtoSphere checkpoint, a folder or an id on the Hub: its network, "
         "weights, objective and classes."

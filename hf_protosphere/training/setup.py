@@ -45,6 +45,8 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
     Returns:
         The arguments, and the checkpoint's configuration, if there is one.
     """
+    if isinstance(arguments.pretrained, str) and not Path(arguments.pretrained).exists():
+        raise ArgumentError(f"--pretrained {arguments.pretrained}: there is no such file or folder.")
     decided: dict[str, Any] = {}
     flag = "--resume_from" if arguments.resume_from is not None else "--finetune_from"
     checkpoint = arguments.resume_from or arguments.finetune_from

@@ -40,13 +40,8 @@ class TransferArguments:
         "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each a folder or "
         "an id on the Hub), a timm model, or a folder saved by timm."
     )
-    pretrained: PathName | None = flag(
-        "Weights of your own for --model, where that names a backbone of timm or transformers: a .safetensors or .pth "
-        "file, or a folder."
-    )
-    partial_weights: Annotated[bool, Beside("pretrained")] = flag(
-        "Take what fits of the file, and leave out the rest.", False
-    )
+    pretrained: PathName | None = flag("Your weights for it, a backbone: a .safetensors or .pth file, or a folder.")
+    partial_weights: bool = flag("Of --pretrained WHERE take what fits, and leave out the rest.", False)
     mode: Literal[("auto", *MODES)] = flag(
         "auto: prototypes, linear_probe, head, then layerwise from the best of these; kept is what is best on "
         "validation images (--time_budget). full: train everything; head: projection and head, in seconds, on "

@@ -21,7 +21,7 @@ from ..data.image_cache import FeatureSplit
 from ..data.labels import memberships
 from ..data.subsets import few_shot
 from ..data.transforms import build_image_processor
-from ..errors import at_no_cost, errors_in_one_line
+from ..errors import ArgumentError, at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import evaluate_predictions
 from ..inference.features import embedded, with_features
 from ..inference.probes import PROBE_VERSIONS, fit_probe
@@ -364,13 +364,12 @@ def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, An
 def _start(arguments: FinetuneArguments) -> dict[str, Any]:
     """What the model to start from says of the arguments of training."""
     name, size = arguments.model, arguments.image_size
-    if (kind := kind_of(name)) != "protosphere":
-        return {
-            "backbone": name,
-            "backbone_source": kind,
-            "pretrained": arguments.pretrained or True,
-            "image_size": size,
-        }
+    kind, weights = kind_of(name), arguments.pretrained
+    if weights and (kind == "protosphere" or not Path(weights).exists()):
+        why = "is for a backbone, and --model has weights" if kind == "protosphere" else "does not exist"
+        raise ArgumentError(f"--pretrained {weights} {why}: give another, or leave it out.")
+    if kind != "protosphere":
+        return {"backbone": name, "backbone_source": kind, "pretrained": weights or True, "image_size": size}
     config = load_config(name)
     objective = arguments.objective or config.objective
     start = {"finetune_from": name, "objective": objective}

@@ -39,6 +39,7 @@ def start_of(folder: Path) -> dict[str, Any]:
     """The arguments of training that goes on from a rung's model, with prototypes that are trained."""
     config = load_config(str(folder))
     start = {"finetune_from": str(folder), "objective": config.objective, "prototypes": None}
+    start |= {"pretrained": False, "partial_weights": False}  # they are in the rung's
     if config.has_prototypes and not OBJECTIVES[config.objective].contrasts_views:
         start["prototypes"] = "simplex_etf" if config.prototypes == "simplex_etf" else "learned"
     return start

@@ -203,7 +203,7 @@ def test_a_folder_that_timm_saved(tmp_path):
         assert torch.equal(tensor, source.state_dict()[name])
     assert (model.config.backbone, model.config.image_size) == ("test_resnet", 160)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is neither a file"):
         ProtoSphereForImageClassification.from_backbone(str(tmp_path), num_labels=2)
 
 

@@ -1,5 +1,7 @@
 """The arguments of training: defaults that follow from others, and what cannot work."""
 
+import os
+
 import pytest
 
 from hf_protosphere.arguments.parsing import parse_arguments
@@ -101,6 +103,9 @@ def test_defaults_that_follow_from_others():
         ),
         ({"backbone_kwargs": "{patch"}, "--backbone_kwargs must be JSON"),
         ({"backbone_kwargs": "[1]"}, "--backbone_kwargs must be a JSON object"),
+        ({"partial_weights": True}, "--partial_weights is for --pretrained WHERE: give a file or folder"),
+        ({"partial_weights": True, "pretrained": True}, "--partial_weights is for --pretrained WHERE"),
+        ({"finetune_from": "a", "pretrained": "w.pth"}, "--finetune_from a and --pretrained both"),
     ],
 )
 def test_errors_name_flag_and_value(kwargs, message):
@@ -120,3 +125,21 @@ def test_names_that_are_unknown_missing_or_none(monkeypatch):
     assert trackers(None) == []
     with pytest.raises(ArgumentError, match=r"wandb is not installed: pip install wandb"):
         trackers(["wandb"])
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("", False),
+        ("--pretrained", True),
+        ("--pretrained true", True),
+        ("--pretrained False", False),
+        ("--pretrained w.pth --partial_weights", "w.pth"),
+        ("--pretrained local-dir:a/folder", "a/folder"),
+        ("--pretrained ~/w.pth", os.path.expanduser("~/w.pth")),
+    ],
+)
+def test_pretrained_is_a_switch_or_a_place(words, value):
+    arguments = parse("--dataset_name", "x", *words.split())
+    assert arguments.pretrained == value
+    assert arguments.starts_from_weights == bool(value)

@@ -202,3 +202,17 @@ def test_arguments_are_checked_again_when_they_are_decided(arguments):
     with pytest.raises(ArgumentError, match="--batch_size"):
         dataclasses.replace(arguments(), batch_size=0)
     assert isinstance(arguments(), TrainArguments)
+
+
+def test_weights_of_ones_own_are_found_before_images_are(arguments, tmp_path):
+    with pytest.raises(ArgumentError, match=r"--pretrained \S+/gone\.pth: there is no such file or folder"):
+        resolve(arguments(pretrained=str(tmp_path / "gone.pth")))
+    with pytest.raises(ArgumentError, match="there is no such file or folder"):
+        resolve(arguments(pretrained=f"local-dir:{tmp_path}/gone"))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "own.pth")
+    given = arguments(backbone="test_resnet", pretrained=str(tmp_path / "own.pth"))
+    images = SimpleNamespace(num_channels=3, label_names=["a", "b"])
+    with pytest.raises(
+        ArgumentError, match=r"the model cannot be built: the weights in \S+/own\.pth do not fit ResNet"
+    ):
+        build_model(resolve(given)[0], images)

@@ -5,8 +5,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification, modeling_protosphere
+from hf_protosphere.checking import load_from
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
@@ -115,3 +117,35 @@ def test_frozen_modes_take_no_more_images_than_were_asked_for(arguments):
     few = finetune(arguments(mode="prototypes", images_per_class=3))["rows"]
     every = finetune(arguments(mode="prototypes", overwrite=True))["rows"]
     assert few[0]["accuracy"] < every[0]["accuracy"]
+
+
+def test_rungs_go_on_from_rungs_not_from_the_weights_of_ones_own(arguments, source, tmp_path, monkeypatch):
+    known = load_file(source / "model.safetensors")
+    named = {f"module.{name}": value for name, value in known.items() if "backbone." in name}
+    torch.save(named, tmp_path / "own.pth")
+    asked = {"model": "test_resnet", "pretrained": str(tmp_path / "own.pth"), "image_size": 32}
+    monkeypatch.setattr(ladder, "best_rung", lambda rows: "prototypes")
+    taken = []
+    monkeypatch.setattr(modeling_protosphere, "load_from", lambda *a, **k: taken.append(k) or load_from(*a, **k))
+    rows = finetune(arguments(**asked, partial_weights=True, epochs=1))["rows"]
+    assert [row["mode"] for row in rows] == [*LADDER]
+    assert len(taken) == 2  # for the frozen rungs, and for the head: the others start from a folder
+    assert all(options["partial"] for options in taken)
+    trained = FinishedRun.read(tmp_path / "out" / "layerwise").arguments
+    assert (trained.finetune_from, trained.pretrained) == (str(tmp_path / "out" / "prototypes"), False)
+    kept = load_file(tmp_path / "out" / "model.safetensors")  # its backbone is as it was given, for grey images
+    for name in (name for name in known if ".layer" in name):
+        assert torch.equal(kept[name], known[name]), name
+    run = FinishedRun.read(tmp_path / "out")
+    assert run.results["provenance"]["base_model"] is None  # no model of the Hub
+    (tmp_path / "own.pth").unlink()
+    assert render_card(tmp_path / "out")  # which needs no such file any more
+
+
+def test_weights_of_ones_own_are_for_a_backbone_and_there(arguments, source, tmp_path):
+    with pytest.raises(ArgumentError, match=r"--pretrained \S+/gone\.pth does not exist: give another"):
+        finetune(arguments(model="test_resnet", pretrained=str(tmp_path / "gone.pth")))
+    with pytest.raises(ArgumentError, match=r"--pretrained \S+ is for a backbone, and --model has weights"):
+        finetune(arguments(pretrained=str(source)))
+    with pytest.raises(ArgumentError, match="--partial_weights is for --pretrained WHERE"):
+        arguments(partial_weights=True)
