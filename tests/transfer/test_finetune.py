@@ -22,6 +22,7 @@ from hf_protosphere.runs.metrics_log import read_metrics
 from hf_protosphere.training import setup
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.transfer import finetune as transfer_module
+from hf_protosphere.transfer import frozen
 from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
 from hf_protosphere.transfer.finetune import finetune
 from scripts.transfer.arguments import TransferSuiteArguments
@@ -172,7 +173,8 @@ def test_a_backbone_that_is_no_protosphere(run, source, tmp_path):
     assert result["rows"][0]["num_images"] == 45
 
 
-def test_class_means_of_a_backbone_are_those_of_its_features(run, tmp_path):
+def test_class_means_of_a_backbone_are_those_of_its_features(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "POWERS", ())  # not whitened
     save_for_hf(timm.create_model("test_resnet"), tmp_path / "timm", safe_serialization=True)
     run(model=str(tmp_path / "timm"), mode="prototypes", image_size=32)
     model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "out")
