@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN_ANGLES, SHOWN_SCORES = 10, 5
+CALIBRATED = "Calibrated probabilities, if it is of a known class"
+RELATIVE = "Relative scores of the known classes, not calibrated probabilities"
 # Of an upload: what a telephone's camera makes fits, and needs no more than a gigabyte of memory.
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 CSS = Path(__file__).with_name("demo.css")
@@ -77,16 +79,15 @@ def build_page(classifier: OpenSetClassifier, title: str) -> "gradio.Blocks":
 
     def show(upload: str | None) -> tuple[Any, ...]:
         if upload is None:
-            return no_image, {}, "", _sphere(classifier)
+            return no_image, {}, "", *_spheres(classifier)
         try:
             answer = classifier(_uploaded(Path(upload)))
         except DataError as error:
-            return f"<p>{escape(str(error))}</p>", {}, "", _sphere(classifier)
-        sphere = _sphere(classifier, answer.embedding)
+            return f"<p>{escape(str(error))}</p>", {}, "", *_spheres(classifier)
         bars = HTML.angles(answer, threshold.degrees, SHOWN_ANGLES)
-        return str(HTML.verdict(answer)), answer.scores, str(bars), sphere
+        return str(HTML.verdict(answer)), answer.scores, str(bars), *_spheres(classifier, answer.embedding)
 
-    threshold = classifier.threshold
+    threshold, temperature = classifier.threshold, classifier.model.config.calibration_temperature
     no_image = "<p>Upload or paste an image to see its class.</p>"
     kept = (600, 3600)  # every ten minutes, images older than an hour are removed from the disk
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=kept) as page:
@@ -101,18 +102,18 @@ def build_page(classifier: OpenSetClassifier, title: str) -> "gradio.Blocks":
             with gr.Column():
                 verdict = gr.HTML(no_image, elem_id="verdict")
                 scores = gr.Label(
-                    label="Scores, among the known classes", num_top_classes=SHOWN_SCORES,
+                    label=RELATIVE if temperature == 1 else CALIBRATED, num_top_classes=SHOWN_SCORES,
                     show_heading=False, elem_id="scores",
                 )  # fmt: skip
             angles = gr.HTML(
                 label="Angles to the nearest prototypes", show_label=True, container=True,
                 css_template=ANGLES_CSS.read_text(), min_height=340, elem_id="angles",
             )  # fmt: skip
-        sphere = gr.Image(
-            _sphere(classifier), format="png", show_label=False, interactive=False,
-            buttons=["fullscreen"], elem_id="sphere",
-        )  # fmt: skip
-        image.change(show, image, [verdict, scores, angles, sphere])
+        spheres = [
+            gr.Image(sphere, format="png", show_label=False, interactive=False, buttons=["fullscreen"], elem_id=name)
+            for name, sphere in zip(("sphere", "narrow_sphere"), _spheres(classifier))
+        ]
+        image.change(show, image, [verdict, scores, angles, *spheres])
     return page
 
 
@@ -159,7 +160,9 @@ def _uploaded(file: Path) -> Image.Image:
     return read({"path": file.name, "bytes": file.read_bytes()}, max_pixels=MAX_PIXELS)
 
 
-def _sphere(classifier: OpenSetClassifier, embedding: Tensor | None = None) -> Image.Image:
-    file = BytesIO()
-    plot_sphere(classifier.snapshot, file, query=embedding)
-    return Image.open(file)
+def _spheres(classifier: OpenSetClassifier, embedding: Tensor | None = None) -> list[Image.Image]:
+    """For a screen and for a telephone, of which the style sheet shows one."""
+    files = BytesIO(), BytesIO()
+    for file, stacked in zip(files, (False, True)):
+        plot_sphere(classifier.snapshot, file, query=embedding, stacked=stacked)
+    return [*map(Image.open, files)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -87,7 +88,7 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
 
 def plot_sphere(
     snapshot: Snapshot, picture: Path | BinaryIO, classes: Sequence[str] | None = None,
-    query: Tensor | None = None,
+    query: Tensor | None = None, *, stacked: bool = False,
 ) -> None:  # fmt: skip
     """Embeddings, class means and prototypes on the sphere; prototypes alone where no images are.
 
@@ -101,6 +102,7 @@ def plot_sphere(
         classes: names of the classes to show, at most ten; by default those nearest to another,
             or to the query.
         query: (D,), unit norm, the embedding of one more image, to mark.
+        stacked: one projection below the other, for a telephone.
 
     Raises:
         ValueError: an unknown class, fewer than two, or more than ten.
@@ -115,15 +117,16 @@ def plot_sphere(
         _draw_points(axes, snapshot, _styles(shown), torch.eye(dim), query)
         title = f"{images} on the unit {'sphere' if dim == 3 else 'circle'}"
     else:
-        figure = new_figure(16, 7)
-        _draw_projections(*figure.subplots(1, 2), snapshot, shown, query)
+        figure = new_figure(6, 13.5) if stacked else new_figure(16, 7)
+        _draw_projections(*figure.subplots(*((2, 1) if stacked else (1, 2))), snapshot, shown, query)
         title = f"{images} on the unit sphere of {dim} dimensions"
     if len(shown) < len(snapshot.class_names):
         nearest_to = "another" if query is None else "this image"
         which = f", those nearest to {nearest_to}" if classes is None else ""
         title += f": {len(shown)} of {len(snapshot.class_names)} classes{which}"
-    figure.suptitle(title)
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle("\n".join(wrap(title, 45)) if stacked else title)
+    where = {"loc": "outside lower center", "ncols": 3} if stacked else {"loc": "outside right center"}
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), **where)
     save_figure(figure, picture, 110)
 
 

@@ -95,18 +95,31 @@ def test_the_page_answers_and_is_cleared(tmp_path, with_snapshot):
     (image,) = (block for block in page.blocks.values() if block.elem_id == "image")
     noise().save(tmp_path / "noise.png")
     upload = image.preprocess(SimpleNamespace(path=str(tmp_path / "noise.png")))
-    verdict, scores, angles, sphere = show(upload)
+    verdict, scores, angles, sphere, narrow = show(upload)
     expected = classifier(noise())
     assert f"<h2>{expected.label}</h2>" in verdict
     assert scores == expected.scores
     assert angles.count("<tr") == 4
     cleared = show(image.preprocess(None))
     assert cleared[:3] == ("<p>Upload or paste an image to see its class.</p>", {}, "")
-    assert sphere.size == cleared[3].size
-    assert sphere.tobytes() != cleared[3].tobytes()
+    for shown, before in zip((sphere, narrow), cleared[3:]):
+        assert shown.size == before.size
+        assert shown.tobytes() != before.tobytes()
+    assert sphere.width > 2 * sphere.height
+    assert narrow.height > 2 * narrow.width
     heading = page.blocks[min(page.blocks)].value
     assert "user/&lt;pets&gt;" in heading
     assert "180.0° from all of them an image is <b>unknown</b> (as asked for)" in heading
+
+
+@pytest.mark.parametrize(("temperature", "said"), [(1.0, demo_page.RELATIVE), (1.7, demo_page.CALIBRATED)])
+def test_scores_are_probabilities_only_where_they_are_calibrated(tmp_path, temperature, said):
+    pytest.importorskip("gradio")
+    save_checkpoint(tmp_path, with_snapshot=False)
+    classifier = OpenSetClassifier.load(str(tmp_path))
+    classifier.model.config.calibration_temperature = temperature
+    (scores,) = (b for b in build_page(classifier, "pets").blocks.values() if b.elem_id == "scores")
+    assert scores.label == said
 
 
 @pytest.mark.parametrize(
@@ -131,7 +144,7 @@ def test_an_upload_that_is_too_much_or_no_image_is_told(tmp_path, content, messa
         Image.new("1", content).save(upload)
     else:
         upload.write_bytes(content)
-    verdict, scores, angles, _ = show(str(upload))
+    verdict, scores, angles, *_ = show(str(upload))
     assert message in verdict
     assert str(tmp_path) not in verdict
     assert (scores, angles) == ({}, "")
@@ -220,9 +233,16 @@ def test_digits_are_known_and_noise_is_unknown_in_a_browser(tmp_path, serve, bro
     assert f"{expected.scores[expected.label]:.0%}" == scores[scores.index(expected.label) + 1]
     assert sphere.get_attribute("src") != before
     browser_page.screenshot(path=tmp_path / "known.png", full_page=True)
+    browser_page.set_viewport_size({"width": 390, "height": 844})
+    browser_page.locator("#narrow_sphere img").wait_for()
+    assert not sphere.is_visible()
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
+    browser_page.screenshot(path=tmp_path / "narrow.png", full_page=True)
 
     browser_page.get_by_label("Remove Image").click()
     verdict.wait_for(state="detached")
+    assert browser_page.locator("#angles").bounding_box() is None  # on a telephone no box without angles
+    browser_page.set_viewport_size({"width": 1280, "height": 1050})
     upload.set_input_files(tmp_path / "noise.png")
     verdict.wait_for()
     assert verdict.inner_text() == "unknown"

@@ -57,6 +57,14 @@ def test_projections_are_orthogonal_and_collapse_is_a_triangle(tmp_path, figures
     assert torch.allclose(sides, torch.full((3,), (2 + 2 / 3) ** 0.5, dtype=sides.dtype))
 
 
+def test_a_telephone_has_one_projection_below_the_other(tmp_path, figures):
+    snapshot = snapshot_of(4, 16)
+    plot_sphere(snapshot, tmp_path / "sphere.png", stacked=True)
+    above, below = (axes.get_position() for axes in figures[0].axes)
+    assert above.y0 > below.y1
+    assert above.x0 == pytest.approx(below.x0, abs=0.1)
+
+
 def test_classes_shown_are_the_nearest_or_those_asked_for(tmp_path, figures):
     snapshot = snapshot_of(40, 16)
     cosines = (snapshot.class_means @ snapshot.class_means.T).fill_diagonal_(-2)
