@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerState, set_seed
@@ -23,6 +22,7 @@ from ..metrics.snapshot import SnapshotCollector
 from ..runs.metrics_log import MetricsLog, read_metrics
 from ..runs.plot import TRAINER_RECORDS, draw_run
 from ..runs.snapshots import SNAPSHOT, save_snapshot
+from .any_classifier import ClassificationLayer
 
 
 class NeuralCollapseCallback(TrainerCallback):
@@ -90,7 +90,7 @@ class NeuralCollapseCallback(TrainerCallback):
     # Events
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        self._layer = _ClassificationLayer(self.trainer.model, self.classification_layer)
+        self._layer = ClassificationLayer(self.trainer.model, self.classification_layer)
         self._datasets = self._choose_datasets()
         self.stopwatch, self._started = Stopwatch(), time.perf_counter()
         log = Path(args.output_dir) / TRAINER_RECORDS
@@ -191,64 +191,8 @@ class NeuralCollapseCallback(TrainerCallback):
             for batch in trainer.get_eval_dataloader(dataset):
                 labels = batch.pop(label_name)
                 with trainer.compute_loss_context_manager():
-                    embeddings = self._layer.embed(model, batch)
+                    embeddings, _ = self._layer.watch(lambda batch=batch: model(**batch))
                 yield trainer.accelerator.gather_for_metrics((embeddings, labels))
-
-
-class _ClassificationLayer:
-    """Where a model's embeddings and prototypes are."""
-
-    def __init__(self, model: nn.Module, layer: str | nn.Linear | None) -> None:
-        self.model, self.layer = model, layer
-        config = getattr(model, "config", None)  # a plain nn.Module has none
-        itself = layer is None and getattr(config, "model_type", None) == "protosphere"
-        if itself or isinstance(layer, nn.Linear):  # a ProtoSphere model says it itself
-            return
-        linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-        if layer is None:
-            num_labels = getattr(config, "num_labels", None)
-            found = [name for name, m in linear.items() if num_labels in (None, m.out_features)]
-            if len(found) != 1:
-                outputs = "" if num_labels is None else f" with {num_labels} outputs, one per class"
-                raise ArgumentError(
-                    f"{type(model).__name__} has {len(found)} linear layers{outputs}: name the "
-                    "classifier by classification_layer, one of "
-                    f"{', '.join(found or linear) or 'none'}."
-                )
-            layer = found[0]
-        elif layer not in linear:
-            raise ArgumentError(
-                f"classification_layer {layer!r} is not a linear layer of the model, which has "
-                f"{', '.join(linear) or 'none'}."
-            )
-        self.layer = linear[layer]
-
-    @property
-    def prototypes(self) -> Tensor:
-        """(K, D), unit rows."""
-        if self.layer is None:
-            return self.model.prototypes.detach()
-        return F.normalize(self.layer.weight.detach().float(), dim=1)
-
-    @property
-    def class_names(self) -> list[str]:
-        id2label = getattr(getattr(self.model, "config", None), "id2label", {})
-        return [str(id2label.get(i, i)) for i in range(len(self.prototypes))]
-
-    def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """(M, D) float32, unit rows; `model` is the model in its wrappers."""
-        if self.layer is None:
-            return model(**inputs).embeddings.float()
-        seen: list[Tensor] = []
-        with self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-            model(**inputs)
-        if len(seen) != 1 or seen[0].dim() != 2:
-            raise ArgumentError(
-                "the classification layer must see one vector per image, (M, D), once in a forward "
-                f"pass, but saw {[tuple(x.shape) for x in seen]}: choose another "
-                "classification_layer."
-            )
-        return F.normalize(seen[0].float(), dim=1)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def _refuse_missing_folder(name: str, flag: str) -> None:
 def _configuration(name: str) -> dict[str, Any]:
     """What config.json holds."""
     with of_the_hub(name):
-        read_object(cached_file(name, CONFIG_NAME))
+        read_object(cached_file(name, CONFIG_NAME) or Path(name) / CONFIG_NAME)
         values, _ = PretrainedConfig.get_config_dict(name)
     return values
 
