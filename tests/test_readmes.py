@@ -339,6 +339,10 @@ def build():
     weights = timm.create_model("test_resnet", num_classes=3).state_dict()
     torch.save({"state_dict": {f"module.encoder_q.{name}": w for name, w in weights.items()}}, "moco_v2.pth")
     save_file(weights, "weights.safetensors")
+    names = [str(i) for i in range(10)]
+    anybodys = timm.create_model("test_resnet", num_classes=10)
+    of_digits = {"label_names": names, "num_classes": 10}
+    save_for_hf(anybodys, "path/to/my_classifier", model_config=of_digits, safe_serialization=True)
     Path("cifar10").symlink_to(demo.DATA.resolve())
     shutil.copytree(demo.DATA, "path/to/imagenet")
     Path("path/to/imagenet/test-00000-of-00001.parquet").rename("path/to/imagenet/validation-00000-of-00001.parquet")

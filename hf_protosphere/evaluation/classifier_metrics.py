@@ -1,16 +1,18 @@
-"""Metrics of a classifier: accuracies by its prototypes and by class means, and neural collapse."""
+"""Metrics of a classifier: accuracies by its prototypes and by class means, and neural collapse, by layer too."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..configuration_protosphere import ProtoSphereConfig
-from ..inference.predictions import predictions
+from ..errors import ArgumentError, errors_in_one_line
+from ..inference.predictions import inferred, predictions
 from ..metrics.neural_collapse import NeuralCollapse
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -24,7 +26,7 @@ def evaluate_model(
     """`evaluate_predictions`, with its options, of what the model predicts over one split."""
     return evaluate_predictions(
         predictions(model, loader, accelerator, description), accelerator,
-        num_classes=model.config.num_labels, embedding_dim=model.protosphere.embedding_dim,
+        num_classes=model.config.num_labels, embedding_dim=model.prototypes.shape[1],
         prototypes=model.prototypes, sets_of=model.config, **options,
     )  # fmt: skip
 
@@ -33,7 +35,7 @@ def evaluate_predictions(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]], accelerator: Accelerator, *, num_classes: int,
     embedding_dim: int, prototypes: Tensor | None = None, means: Tensor | None = None,
     neural_collapse: bool = True, snapshot: SnapshotCollector | None = None,
-    sets_of: ProtoSphereConfig | None = None,
+    outcomes: list[tuple[Tensor, ...]] | None = None, sets_of: ProtoSphereConfig | None = None,
     stopwatch: AbstractContextManager | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracies in [0, 1] and neural-collapse metrics over one split.
@@ -43,6 +45,7 @@ def evaluate_predictions(
         prototypes: (K, D) of unit norm; without them their metrics are left out.
         means: (K, D) class means, to classify by them as well.
         snapshot: takes part in every batch.
+        outcomes: takes in labels, predictions and their scores, in float64, as `outcome_table` reads them.
         sets_of: the configuration whose prediction sets, if it has any, are measured as well.
         stopwatch: entered for what neural collapse costs beside the accuracies.
 
@@ -76,6 +79,8 @@ def evaluate_predictions(
                 collapse.update(embeddings[share], labels[share])
         if snapshot is not None:
             snapshot.update(embeddings, labels)
+        if outcomes is not None:
+            outcomes.append((labels, logits.argmax(-1), logits.double().softmax(-1).amax(-1)))
     class_accuracies = [h / n if n else None for h, n in zip(right.tolist(), counts.tolist())]
     seen = [accuracy for accuracy in class_accuracies if accuracy is not None]
     report: dict[str, Any] = {
@@ -96,6 +101,31 @@ def evaluate_predictions(
         with stopwatch:
             report["neural_collapse"] = collapse.compute(prototypes) | {"optima": collapse.optima}
     return report
+
+
+def layers_of(model: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
+    """The labels (M,), and (M, D) of every layer, each with a D of its own: features pooled to their mean over places
+    or tokens and scaled to unit norm, as embeddings are; the last are the embeddings."""
+    with errors_in_one_line("--by_layer"):
+        output = model(batch["pixel_values"], output_hidden_states=True)
+    if not output.hidden_states:
+        raise ArgumentError("--by_layer: the network gives no hidden states.")
+    # (M, C, H, W) of convolutions, (M, T, C) of tokens
+    pooled = [h.flatten(2).mean(2) if h.dim() == 4 else h.mean(1) for h in output.hidden_states]
+    return [batch["labels"], *(F.normalize(x.float(), dim=1) for x in (*pooled, output.embeddings))]
+
+
+def collapse_by_layer(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """How neural collapse grows with depth (Rangamani et al. 2023, "Feature Learning in Deep Classifiers through
+    Intermediate Neural Collapse"): [{"layer", "dim", and what `NeuralCollapse` computes without prototypes}]."""
+    metrics: list[NeuralCollapse] = []
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    for labels, *layers in inferred([model], loader, accelerator, "layers", lambda batch: layers_of(model, batch)):
+        metrics = metrics or [NeuralCollapse(len(model.prototypes), x.shape[1]) for x in layers]
+        for metric, features in zip(metrics, layers):
+            metric.update(features[share], labels[share])
+    names = [*map(str, range(1, len(metrics))), "embeddings"]
+    return [{"layer": name, "dim": m.embedding_dim} | m.compute() for name, m in zip(names, metrics)]
 
 
 # Classes by their training images, as Liu et al. 2019 ("Large-Scale Long-Tailed Recognition in an

@@ -6,6 +6,7 @@ from typing import Any
 from ..data.labels import some
 from ..metrics.neural_collapse import METRICS
 from ..plots.table import format_table
+from ..plots.text import shorten
 
 ACCURACIES = {
     "accuracy": "accuracy by prototypes",
@@ -52,6 +53,41 @@ def format_report(
     if missing := [class_names[c] for c in collapse.get("absent_classes", [])]:
         table += f"\n(no image of {some(missing)}: what needs every class is not defined)"
     return table
+
+
+def format_accuracy(report: dict[str, Any]) -> str:
+    """How sure the accuracy is, and how it compares."""
+    line = "accuracy {:.2%}, 95 % interval {:.2%} to {:.2%}".format(report["accuracy"], *report["accuracy_interval"])
+    if of := report.get("comparison"):
+        points, low, high = (f"{100 * x:+.2f}" for x in (of["difference"], *of["difference_interval"]))
+        line += f"\n{of['accuracy']:.2%} of {shorten(of['model'], 60)}: {points} points, 95 % interval {low} to {high}"
+        line += f"; right in this one only {of['only_ours_right']:,}, in the other only {of['only_theirs_right']:,} "
+        line += f"images: p = {of['p_value']:.2g} (McNemar)"
+    return line
+
+
+def format_classes(classes: Sequence[dict[str, Any]], most: int = 20) -> str:
+    """The classes by name, as a table for people; of more than `most`, the worst."""
+    shown = [of for of in classes if of["images"]]
+    if more := max(len(shown) - most, 0):
+        shown = sorted(shown, key=lambda of: of["f1"])[:most]
+    rows = [["class", "images", "precision", "recall", "F1", "confused with"]]
+    for of in shown:
+        shares = ("-" if of[name] is None else f"{of[name]:.1%}" for name in ("precision", "recall", "f1"))
+        taken = f"{shorten(of['confused_with'], 40)} ({of['confused_images']:,})" if of["confused_with"] else ""
+        rows.append([shorten(of["class"], 40), f"{of['images']:,}", *shares, taken])
+    others = f"\n(the worst by F1; --output and --pictures have the {more:,} others too)" if more else ""
+    return format_table(rows, remarks=True) + others
+
+
+BY_LAYER = ("nc1_variability", "nc1_cdnv", "nc2_equinorm", "nc2_equiangular", "inter_class_effective_rank")
+LAYER_TITLES = {info.name: info.title for info in METRICS if info.name in BY_LAYER}
+
+
+def format_layers(layers: Sequence[dict[str, Any]]) -> str:
+    """What `collapse_by_layer` measured, as a table for people."""
+    rows = [[x["layer"], str(x["dim"]), *(f"{x[m]:.4g}" if m in x else "-" for m in LAYER_TITLES)] for x in layers]
+    return format_table([["layer", "dim", *LAYER_TITLES.values()], *rows])
 
 
 CLASSIFIERS = {

@@ -44,11 +44,16 @@ def reliability(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Rel
         ([0.0, 3.0], 0.0667)
     """
     confidences, predictions = logits.double().softmax(-1).max(-1)  # (M,), (M,)
+    return reliability_of(confidences, predictions == labels, num_bins)
+
+
+def reliability_of(confidences: Tensor, right: Tensor, num_bins: int = NUM_BINS) -> Reliability:
+    """The same of confidences, (M,) float64, and which predictions are right, (M,)."""
     bins = (confidences * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
     counts = bins.bincount(minlength=num_bins).double()
-    right = bins.bincount((predictions == labels).double(), num_bins)
+    hits = bins.bincount(right.double(), num_bins)
     total = bins.bincount(confidences, num_bins)
-    return Reliability(counts, right / counts.clamp(min=1), total / counts.clamp(min=1))
+    return Reliability(counts, hits / counts.clamp(min=1), total / counts.clamp(min=1))
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:

@@ -11,14 +11,18 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accur
 from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.errors import ArgumentError
 from hf_protosphere.evaluation.classifier_metrics import (
     accuracy_by_frequency,
+    collapse_by_layer,
     evaluate_model,
     evaluate_predictions,
+    layers_of,
 )
 from hf_protosphere.metrics.neural_collapse import NeuralCollapse
 from hf_protosphere.metrics.snapshot import SnapshotCollector
 from hf_protosphere.pipeline_protosphere import prediction_sets
+from tests.models import TRANSFORMERS, build, images
 
 DIM = 6
 ONE_PROCESS = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
@@ -208,3 +212,32 @@ def test_classes_by_their_training_images():
     counts, accuracies = [101, 100, 20, 19, 500], [0.5, 0.4, 0.2, 0.1, None]
     by_frequency = accuracy_by_frequency(accuracies, counts)
     assert by_frequency == pytest.approx({"many": 0.5, "medium": 0.3, "few": 0.1})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"backbone": "test_vit", "backbone_kwargs": {"patch_size": 8}},
+                {"backbone": "vit", "backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["vit"]}],
+    ids=["maps", "timm's tokens", "tokens"],
+)  # fmt: skip
+def test_every_layer_is_measured_by_its_mean_over_places(options):
+    model, pixels, labels = build(**options).eval(), images(20, 3, 32, 32), torch.arange(20) % 5
+    rows = [{"pixel_values": x, "labels": y} for x, y in zip(pixels, labels)]
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare_data_loader(torch.utils.data.DataLoader(rows, batch_size=8))
+    found = collapse_by_layer(model, loader, accelerator)
+    with torch.no_grad():
+        output = model(pixels, output_hidden_states=True)
+    layers = [h.flatten(2).mean(2) if h.dim() == 4 else h.mean(1) for h in output.hidden_states]
+    layers.append(output.embeddings)
+    assert [layer["layer"] for layer in found] == [*map(str, range(1, len(layers))), "embeddings"]
+    for layer, features in zip(found, layers):
+        metric = NeuralCollapse(5, features.shape[1])
+        metric.update(F.normalize(features, dim=1), labels)
+        assert layer["dim"] == features.shape[1]
+        assert layer["nc1_cdnv"] == pytest.approx(metric.compute()["nc1_cdnv"], rel=1e-3)
+
+
+def test_a_network_without_hidden_states_is_refused():
+    model = lambda pixels, **_: SimpleNamespace(hidden_states=None)  # noqa: E731
+    with pytest.raises(ArgumentError, match=r"--by_layer: the network gives no hidden states\."):
+        layers_of(model, {"pixel_values": None})

@@ -15,6 +15,7 @@ from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
+from hf_protosphere.evaluation.outcomes import interval
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.runs.snapshots import load_snapshot
@@ -107,7 +108,9 @@ def test_errors(checkpoint, digits_folder, tmp_path):
     with pytest.raises(ArgumentError, match="there is no such folder"):
         run(model=str(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArgumentError, match="is not a ProtoSphere checkpoint"):
+    with pytest.raises(
+        ArgumentError, match=r"is no timm model, and no checkpoint either: .*No such file .*config\.json"
+    ):
         run(model=str(tmp_path / "empty"))
     with pytest.raises(DataError, match=r"--split dev: .* train, test"):
         run(split="dev")
@@ -179,7 +182,10 @@ def test_pictures_on_request_and_folders_checked_first(checkpoint, digits_folder
 
     run(pictures=str(tmp_path / "seen" / "there"))
     written = {path.name for path in (tmp_path / "seen" / "there").glob("*.*")} - {".protosphere"}
-    assert written == {"cosines.png", "margins.png", "sphere.png", "snapshot.safetensors"}
+    assert written == {
+        "cosines.png", "margins.png", "sphere.png", "sphere_narrow.png", "snapshot.safetensors", "report.html",
+        "confusion.png", "reliability.png", "classes.csv", "confusion.csv", "errors.csv",
+    }  # fmt: skip
     snapshot = load_snapshot(tmp_path / "seen" / "there" / "snapshot.safetensors")
     assert snapshot.class_names == ["digit_0", "digit_1", "digit_2"]
     assert (len(snapshot.own_cosines), snapshot.split) == (45, "test")
@@ -188,3 +194,55 @@ def test_pictures_on_request_and_folders_checked_first(checkpoint, digits_folder
     for flag in ("pictures", "output"):
         with pytest.raises(ArgumentError, match=f"--{flag} .*file.* cannot be written"):
             run(**{flag: str(tmp_path / "file" / "below" / "x")})
+
+
+def test_classes_are_named_and_the_accuracy_has_an_interval(checkpoint, digits_folder, tmp_path, capsys):
+    for name in ("digit_0", "digit_2"):
+        shutil.copytree(digits_folder / "test" / name, tmp_path / "test" / name)
+    arguments = {"model": str(checkpoint), "dataset_name": str(tmp_path), "num_workers": 0}
+    report = evaluate(EvaluateArguments(**arguments))
+    printed = capsys.readouterr().out
+    right = round(30 * report["accuracy"])
+    assert report["accuracy_interval"] == interval(right, 30)
+    assert f"accuracy {right / 30:.2%}, 95 % interval " in printed
+    rows = {row["class"]: row for row in report["classes"]}
+    assert list(rows) == ["digit_0", "digit_1", "digit_2"]
+    assert [row["recall"] for row in rows.values()] == report["class_accuracies"]
+    without = rows.pop("digit_1")
+    assert {key for key, value in without.items() if value is not None} == {"class", "images"}
+    assert without["images"] == 0
+    assert "(no image of digit_1: what needs every class is not defined)" in printed
+    assert "digit_1" not in printed.split("confused with")[1].replace("digit_1 (", "")
+
+
+def test_two_models_are_compared_on_the_same_images(checkpoint, digits_folder, tmp_path, capsys, monkeypatch):
+    # Drawing takes seconds, and has tests of its own.
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: Path(path).write_bytes(b""))
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    order = ["digit_2", "digit_0", "digit_1"]  # classes meet by name, and so all are confused here
+    config |= {"id2label": dict(enumerate(order)), "label2id": {name: i for i, name in enumerate(order)}}
+    (other / "config.json").write_text(json.dumps(config))
+    arguments = {"model": str(checkpoint), "dataset_name": str(digits_folder), "num_workers": 0}
+    arguments |= {"class_means": False}
+
+    same = evaluate(EvaluateArguments(**arguments, compare=str(checkpoint)))["comparison"]
+    assert (same["difference"], same["only_ours_right"], same["p_value"]) == (0, 0, 1)
+    seen = tmp_path / "seen"
+    report = evaluate(EvaluateArguments(**arguments, compare=str(other), pictures=str(seen)))
+    found, classes = report["comparison"], report["classes"]
+    assert found["model"] == str(other)
+    assert found["only_ours_right"] == round(45 * report["accuracy"])  # never both: the names differ
+    assert found["difference"] == pytest.approx(report["accuracy"] - found["accuracy"])
+    assert sum(row["images"] for row in classes) == 45
+    lines = (seen / "differences.csv").read_text().splitlines()
+    assert lines[0] == "row,file,given,predicted,confidence,other_predicted,other_confidence"
+    assert len(lines) == 46
+    assert f"of {other.name}"[:3] in capsys.readouterr().out
+
+    config |= {"id2label": {0: "cat", 1: "digit_0", 2: "digit_1"}, "label2id": {"cat": 0, "digit_0": 1, "digit_1": 2}}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"test \(--compare .*other\) split has classes that are not .* digit_2"):
+        evaluate(EvaluateArguments(**arguments, compare=str(other)))
+    with pytest.raises(ArgumentError, match=r"--compare .*nothing: there is no such folder"):
+        evaluate(EvaluateArguments(**arguments, compare=str(tmp_path / "nothing")))

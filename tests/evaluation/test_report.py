@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_protosphere.evaluation.report import flat_record, format_report
+from hf_protosphere.evaluation.report import flat_record, format_accuracy, format_classes, format_layers, format_report
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from hf_protosphere.training.monitoring import epoch_line
 
@@ -75,3 +75,41 @@ def test_trackers_get_flat_names():
         },
     }
     assert flat_record(record) == {"loss": 1.0, "collapse/cdnv": 2.0, "collapse/attained/cdnv": 3.0}
+
+
+def class_row(name, images, f1, confused=(None, None)):
+    shares = dict.fromkeys(("precision", "recall", "f1"), f1 if images else None)
+    return {"class": name, "images": images, **shares, "confused_with": confused[0], "confused_images": confused[1]}
+
+
+def test_classes_by_name_and_of_many_the_worst():
+    rows = [class_row("cat", 1200, 0.5, ("dog", 1100)), class_row("dog", 0, 0.0), class_row("owl", 3, 1.0)]
+    header, _, cat, owl = format_classes(rows).splitlines()
+    assert header.split() == ["class", "images", "precision", "recall", "F1", "confused", "with"]
+    assert cat.split() == ["cat", "1,200", "50.0%", "50.0%", "50.0%", "dog", "(1,100)"]
+    assert owl.split()[:2] == ["owl", "3"]
+    many = [class_row(f"class {i}", 5, 1 - i / 100) for i in range(50)]
+    lines = format_classes([*many, class_row("none", 0, 0.0)]).splitlines()
+    assert [line.split()[1] for line in lines[2:22]] == [str(i) for i in range(49, 29, -1)]
+    assert lines[22:] == ["(the worst by F1; --output and --pictures have the 30 others too)"]
+
+
+def test_an_accuracy_is_said_with_its_interval_and_beside_another():
+    report = {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
+    assert format_accuracy(report) == "accuracy 50.00%, 95 % interval 40.00% to 60.00%"
+    report["comparison"] = {
+        "model": "outputs/b", "accuracy": 0.45, "difference": 0.05, "difference_interval": [-0.01, 0.11],
+        "only_ours_right": 1200, "only_theirs_right": 7, "p_value": 0.0412,
+    }  # fmt: skip
+    assert format_accuracy(report).splitlines()[1] == (
+        "45.00% of outputs/b: +5.00 points, 95 % interval -1.00 to +11.00; right in this one only 1,200, in the "
+        "other only 7 images: p = 0.041 (McNemar)"
+    )
+
+
+def test_layers_are_a_table():
+    layers = [{"layer": "1", "dim": 8, "nc1_cdnv": 0.25}, {"layer": "embeddings", "dim": 16, "nc1_cdnv": 0.125}]
+    header, _, first, last = format_layers(layers).splitlines()
+    assert "NC1 CDNV" in header
+    assert first.split() == ["1", "8", "-", "-", "0.25", "-", "-"]
+    assert last.split() == ["embeddings", "16", "-", "-", "0.125", "-", "-"]

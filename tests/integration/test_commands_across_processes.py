@@ -48,7 +48,7 @@ def two(one, digits_folder, python, tmp_path_factory):
     commands = [
         ["calibrate", *model, "--split", "test"],
         ["evaluate", *model, "--ood_dataset", digits_folder, "--ood_split", "train",
-         "--output", folder / "report"],
+         "--output", folder / "report", "--compare", one / "model", "--by_layer", "--pictures", folder / "seen"],
         ["finetune", "--model", one / "source", *data, *flags, "--compare", "head,full,prototypes",
          "--no_pictures", "--report_to", "none", "--output_dir", folder / "transfer"],
         ["trainer_with_callback", folder / "trainer", 9],  # 203 images: uneven last batches
@@ -68,9 +68,20 @@ def test_calibrate(one, two, digits_folder):
     assert found["num_images"] == expected["num_images"] == 45
     assert found["rejection_threshold"] == pytest.approx(expected["rejection_threshold"], abs=2e-6)
     assert found["negative_log_likelihood"] == pytest.approx(expected["negative_log_likelihood"], rel=1e-5)
-    options |= {"ood_dataset": str(digits_folder), "ood_split": "train"}
-    expected = evaluate(EvaluateArguments(**options))["ood"]  # by the calibrated model
-    found = json.loads((two / "report").read_text())["ood"]
+    options |= {
+        "ood_dataset": str(digits_folder),
+        "ood_split": "train",
+        "by_layer": True,
+        "compare": str(one / "model"),
+    }
+    report = evaluate(EvaluateArguments(**options))  # by the calibrated model
+    there = json.loads((two / "report").read_text())
+    assert there["classes"] == report["classes"]
+    assert there["comparison"]["difference"] == 0
+    for layer, of_one in zip(there["by_layer"], report["by_layer"]):
+        assert layer["nc1_cdnv"] == pytest.approx(of_one["nc1_cdnv"], rel=1e-3)
+    assert (two / "seen" / "report.html").stat().st_size > 50_000
+    expected, found = report["ood"], there["ood"]
     assert found["num_images"] == expected["num_images"] == 120
     for name, metrics in expected["scores"].items():
         assert found["scores"][name] == pytest.approx(metrics, abs=0.02)
