@@ -90,22 +90,6 @@ def format_layers(layers: Sequence[dict[str, Any]]) -> str:
     return format_table([["layer", "dim", *LAYER_TITLES.values()], *rows])
 
 
-CLASSIFIERS = {
-    "class_means": "fixed prototypes (class means)",
-    "linear": "linear probe",
-    "normalized_linear": "normalised linear probe",
-}
-
-
-def format_classifiers(classifiers: dict[str, dict[str, float]], split: str) -> str:
-    """Accuracy and price of the classifiers on a frozen backbone, as results.json holds them."""
-    header = [f"on the frozen backbone, {split}", "accuracy", "one pass (s)", "training (s)"]
-    rows = [[CLASSIFIERS[name] + ", quick" * (c.get("augmented") is False), f"{c['accuracy']:.2%}",
-             f"{c['pass_seconds']:.1f}", f"{c['training_seconds']:.1f}"]
-            for name, c in classifiers.items()]  # fmt: skip
-    return format_table([header, *rows])
-
-
 def flat_record(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
     flat: dict[str, float] = {}

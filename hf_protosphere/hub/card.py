@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..arguments.fields import check_license
 from ..errors import ArgumentError, errors_in_one_line
-from ..evaluation.report import CLASSIFIERS, FREQUENCIES
+from ..evaluation.report import FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
 from ..objectives import OBJECTIVES
 from ..plots.text import one_line
@@ -66,7 +66,7 @@ def render_card(
         trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
         run=run, config=run.config, arguments=run.arguments, results=run.results,
         origin=run.provenance, device=run.provenance["device"], reported=run.results[run.reported],
-        least_accurate=_least_accurate(run), classifiers=CLASSIFIERS, metrics=applicable_metrics(run),
+        least_accurate=_least_accurate(run), metrics=applicable_metrics(run),
         pictures=[name for name in pictures if (run.folder / name).is_file()],
         calibration=run.calibration, has_reliability=(run.folder / RELIABILITY).is_file(),
         comparison=compare(run, list(map(FinishedRun.read, others))) if compare_with else [],

@@ -40,8 +40,8 @@ METADATA_KINDS = (type, torch.dtype, torch.layout, torch.memory_format)
 OURS = re.compile(r"step-\d{8}(\.unfinished|\.replaced)?")
 MAY_DIFFER_ON_RESUME = {
     "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
-    "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "linear_probe",
-    "normalized_linear_probe", "probe_augmentation", "early_stopping_patience", "pictures",
+    "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target",
+    "early_stopping_patience", "pictures",
     "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
 # Defaults of version 0.1.0, of SGD.
@@ -264,7 +264,7 @@ def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
 def refuse_changed_transfer(folder: Path, arguments: Mapping[str, Any]) -> None:
     """Refuse what differs from the transfer in the folder and would change its rows."""
     file = folder / "transfer.yaml"
-    of_a_row = {"batch_size", "gradient_accumulation_steps", "probe_augmentation"}
+    of_a_row = {"batch_size", "gradient_accumulation_steps"}
     may_differ = MAY_DIFFER_ON_RESUME - of_a_row | MAY_DIFFER_BETWEEN_ROWS
     changed = _changed(file, arguments, may_differ) if file.exists() else []
     refuse_changes(f"transfer in {folder}", changed)

@@ -17,7 +17,7 @@ UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
     "cache_images", "imbalance", "classes_per_batch", "max_train_samples", "images_per_class", "labels", "exclude",
-    "nc_train_samples", "feature_views", "probe_augmentation", "class_weights", "logit_adjustment",
+    "nc_train_samples", "feature_views", "class_weights", "logit_adjustment",
 )  # fmt: skip
 OF_PIXELS = ("augmentation", "crop_scale", "blur", "rand_augment", "random_erasing", "cutmix")
 # What is for some objectives only, and why not for others.

@@ -1,22 +1,17 @@
 """The end of a training run: final metrics, provenance, baselines on frozen features, files."""
 
-import dataclasses
 import platform
-import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import timm
 
 from ..backbones import timm_name
-from ..data.arguments import BatchOptions
-from ..data.dataset import ImageDataset
 from ..errors import at_no_cost, errors_in_one_line
 from ..evaluation.classifier_metrics import accuracy_by_frequency, evaluate_model
-from ..evaluation.report import format_classifiers, format_report
-from ..inference.features import frozen, on_features, with_backbone, with_features
+from ..evaluation.report import format_report
+from ..inference.features import on_features
 from ..inference.predictions import training_class_means
-from ..inference.probes import PROBE_VERSIONS, Kind, fit_probe
 from ..metrics.monitoring import first_reached
 from ..metrics.snapshot import SnapshotCollector
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -89,10 +84,9 @@ def _measured(
         results["feature_seconds"] = run.images.splits["train"].seconds
     if run.train_counts is not None:
         results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
-    started, means, alone = time.perf_counter(), None, accelerator.num_processes == 1
+    means, alone = None, accelerator.num_processes == 1
     with at_no_cost("classifying by class means", alone=alone):
         means = training_class_means(model, run.eval_loaders["train"], accelerator)
-    seconds_of_means = time.perf_counter() - started
     for split in held_out:
         last, loader = collector if split == held_out[-1] else None, run.eval_loaders[split]
         report = evaluate_model(model, loader, accelerator, means=means, snapshot=last)
@@ -100,43 +94,7 @@ def _measured(
             of_classes = report["class_accuracies"], run.train_counts
             report["accuracy_by_frequency"] = accuracy_by_frequency(*of_classes)
         results[split] = report
-    with at_no_cost("probing", alone=alone):
-        if probes := _probes(run, model, held_out[-1]):
-            of_means = {
-                "accuracy": results[held_out[-1]]["class_means_accuracy"],
-                "pass_seconds": seconds_of_means, "training_seconds": 0.0,
-            }  # fmt: skip
-            results["classifiers"] = {"class_means": of_means} | probes
     return results
-
-
-def _probes(run: TrainingRun, model: ProtoSphereForImageClassification, split: str) -> dict[str, dict[str, float]]:
-    """Those that were asked for, on features of the training images and of one split."""
-    arguments, accelerator, loaders = run.arguments, run.accelerator, run.eval_loaders
-    asked = [kind for kind in get_args(Kind) if getattr(arguments, f"{kind}_probe")]
-    if not asked:
-        return {}
-    features = {
-        role: frozen(model, loaders[role], accelerator, f"{role} images")
-        for role in {"train", "validation", split} & {*loaders}
-    }
-    train, held_out, found = features["train"], features[split], {}
-    if arguments.probe_augmentation:
-        images, network = run.images.splits["train"], model
-        if run.on_features:
-            images, network = images.images, with_backbone(model, run.model.protosphere.backbone)
-        options = dataclasses.replace(BatchOptions.of(arguments), cache_images=False)
-        made_of = ImageDataset({"train": images}, run.images.label_names), network, accelerator, options
-        train = with_features(*made_of, PROBE_VERSIONS).splits["train"]
-    for kind in asked:
-        started, choice = time.perf_counter(), {"validation": features.get("validation"), "device": accelerator.device}
-        probe, _ = fit_probe(kind, train, run.images.num_labels, temperature=arguments.temperature, **choice)
-        right = probe.cpu()(held_out.versions[0]).argmax(1) == held_out.labels
-        found[kind] = {
-            "accuracy": right.double().mean().item(), "pass_seconds": train.seconds,
-            "training_seconds": time.perf_counter() - started, "augmented": arguments.probe_augmentation,
-        }  # fmt: skip
-    return found
 
 
 def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, Any]], pictures: list[Path]) -> str:
@@ -145,8 +103,6 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
     reached = results["first_reached"].get("validation", {})
     parts = [format_report(results[split], title, reached=reached, target=target,
                            class_names=run.images.label_names)]  # fmt: skip
-    if "classifiers" in results:
-        parts.append(format_classifiers(results["classifiers"], split))
     seconds = results["neural_collapse_seconds"]
     if results["training_seconds"]:
         share = seconds / (seconds + results["training_seconds"])

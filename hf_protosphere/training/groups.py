@@ -238,17 +238,6 @@ class RunArguments:
     checkpoint_every: Count = flag("Epochs between checkpoints to resume from.", 1)
     keep_checkpoints: Count = flag("How many of them to keep, the newest.", 1)
     pictures: bool = flag("Draw the run at its end; `protosphere plot` draws it later.", True)
-    linear_probe: bool = flag(
-        "At the end, also train a linear layer on the frozen backbone's features, the usual way "
-        "after SCL: accuracy and time beside those of the class means.",
-        False,
-    )
-    normalized_linear_probe: bool = flag("The same, features and weights of unit norm.", False)
-    probe_augmentation: bool = flag(
-        "Fair probes: on features of eight versions of each training image, six of them augmented. Without it of the "
-        "plain image alone: quicker, and up to a point or two weaker.",
-        False,
-    )
     report_to: list[str] | None = flag(
         "tensorboard, trackio, wandb, several of them, or none. By default tensorboard, if there."
     )

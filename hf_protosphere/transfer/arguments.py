@@ -84,6 +84,11 @@ class TransferArguments:
         "Of head, as of train: versions of each training image whose features are computed; 0: "
         "images pass through the backbone, slow. By default 2 with --horizontal_flip, else 1."
     )
+    probe_augmentation: bool = flag(
+        "Of probes: on features of eight versions of each training image, six of them augmented, a point or two "
+        "stronger; by default as many as head has beside them, else the plain image alone.",
+        False,
+    )
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
     min_steps: Annotated[Count, Beside("shots")] = flag(
         "With --shots: as many epochs more as give so many optimiser steps.", 100

@@ -121,8 +121,8 @@ def test_nothing_is_abbreviated(command):
 PATHS = {
     "backbone", "baseline", "compare", "compare_with", "corrupted_dataset", "dataset_name", "exclude",
     "finetune_from", "folder", "images", "index", "index_dir", "labels", "model", "models", "notes", "ood_dataset",
-    "output", "output_dir", "picture", "pictures", "pretrained", "queries", "recipes", "resume_from", "runs", "sort_into",
-    "space",
+    "output", "output_dir", "picture", "pictures", "pretrained", "queries", "recipes", "resume_from", "runs",
+    "sort_into", "space",
 }  # fmt: skip
 
 

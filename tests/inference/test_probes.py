@@ -8,11 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hf_protosphere.data.image_cache import FeatureSplit
-from hf_protosphere.evaluation.report import format_classifiers
 from hf_protosphere.inference import probes
 from hf_protosphere.inference.probes import STRENGTHS, fit_probe, held_out_pairs
-from hf_protosphere.training.arguments import TrainArguments
-from hf_protosphere.training.train import train
 
 
 def accuracy(probe, split):
@@ -96,36 +93,3 @@ def test_the_normalised_probe_has_the_least_loss_of_its_kind():
     loss = F.cross_entropy(probe(known.versions[0]), known.labels)
     loss.backward()
     assert probe.weight.grad.abs().max() < 1e-4 * loss
-
-
-@pytest.mark.parametrize("fair", [False, True])
-def test_one_table_after_supervised_contrastive_training(digits_folder, tmp_path, capsys, fair):
-    arguments = TrainArguments(
-        dataset_name=str(digits_folder), output_dir=str(tmp_path / "run"), epochs=2,
-        backbone="test_resnet", batch_size=16, num_workers=0, report_to=["none"], objective="scl",
-        projection="mlp", projection_dim=16, linear_probe=True, normalized_linear_probe=True,
-        optimizer="adamw", pictures=False, probe_augmentation=fair,
-    )  # fmt: skip
-    results = train(arguments)
-    classifiers = results["classifiers"]
-    assert list(classifiers) == ["class_means", "linear", "normalized_linear"]
-    assert classifiers["class_means"]["accuracy"] == results["test"]["accuracy"]
-    assert classifiers["class_means"]["training_seconds"] == 0
-    assert all(c["pass_seconds"] > 0 and 0 <= c["accuracy"] <= 1 for c in classifiers.values())
-    assert format_classifiers(classifiers, "test") in capsys.readouterr().out
-
-
-def test_a_finished_run_is_probed_by_resuming_it(digits_folder, tmp_path):
-    def run(**options):
-        arguments = {
-            "dataset_name": str(digits_folder), "output_dir": str(tmp_path / "run"), "epochs": 1,
-            "backbone": "test_resnet", "batch_size": 16, "num_workers": 0, "report_to": ["none"],
-            "pictures": False,
-        }  # fmt: skip
-        return train(TrainArguments(**arguments, **options))
-
-    first = run()
-    assert "classifiers" not in first
-    again = run(resume=True, linear_probe=True, probe_augmentation=True)
-    assert set(again["classifiers"]) == {"class_means", "linear"}
-    assert again["test"] == first["test"]
