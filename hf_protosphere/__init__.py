@@ -1,9 +1,7 @@
 """Image classifiers with the best possible geometry: class prototypes on the hypersphere.
 
-Importing the package teaches transformers' Auto classes the model type "protosphere": at once where
-they are there already, else when they are imported, so that `protosphere --help` waits for neither
-torch nor transformers.
-"""
+Importing the package teaches transformers' Auto classes the model type "protosphere": at once where they are there
+already, else when they are imported, so that `protosphere --help` waits for neither torch nor transformers."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -38,9 +36,7 @@ def _register_models() -> None:
     AutoModel.register(ProtoSphereConfig, ProtoSphereModel, exist_ok=True)
     AutoModelForImageClassification.register(ProtoSphereConfig, ProtoSphereForImageClassification, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
-        OPEN_SET_TASK,
-        pipeline_class=OpenSetImageClassificationPipeline,
-        pt_model=AutoModelForImageClassification,
+        OPEN_SET_TASK, pipeline_class=OpenSetImageClassificationPipeline, pt_model=AutoModelForImageClassification
     )
 
 

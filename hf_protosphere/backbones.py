@@ -1,7 +1,6 @@
 """Backbones from timm and from transformers: built without weights, or loaded with pretrained ones.
 
-Travels to the Hub with every checkpoint.
-"""
+Travels to the Hub with every checkpoint."""
 
 import inspect
 import logging
@@ -16,14 +15,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from .checking import (
-    auto,
-    load_image_processor,
-    no_larger_than,
-    of_the_hub,
-    read_object,
-    stored_tensors,
-)
+from .checking import auto, load_image_processor, no_larger_than, of_the_hub, read_object, stored_tensors
 from .configuration_protosphere import ProtoSphereConfig, refuse_fetching
 from .prototypes import nonnegative_limit
 
@@ -96,8 +88,7 @@ def pooled_features(output: Tensor | ModelOutput) -> Tensor:
 def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_dim: int) -> None:
     """Write into the configuration which projection "auto" is here, and how wide one is by default.
 
-    Warns, once, of prototypes that are compared with non-negative features themselves.
-    """
+    Warns, once, of prototypes that are compared with non-negative features themselves."""
     compared = config.has_prototypes and config.projection in ("auto", "none")
     limited = compared and config.num_labels and has_nonnegative_features(backbone, config)
     if config.projection == "auto":
@@ -213,8 +204,7 @@ def use_small_image_stem(backbone: nn.Module, name: str) -> None:
             f"small_images=True replaces the stem of a ResNet, which backbone {name!r} is not: use "
             "its own options instead, such as backbone_kwargs={'patch_size': 4} for a ViT."
         )
-    stem = getattr(owner, conv)
-    convs = [(m, n) for m in stem.modules() for n, c in m.named_children() if type(c) is nn.Conv2d]
+    convs = [(m, n) for m in getattr(owner, conv).modules() for n, c in m.named_children() if type(c) is nn.Conv2d]
     parent, child = convs[0] if convs else (owner, conv)
     old = getattr(parent, child)
     new = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=old.bias is not None)

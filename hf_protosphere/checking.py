@@ -1,9 +1,7 @@
 """Refuses a checkpoint whose files, tensors and configuration do not fit together.
 
-What is in a folder or a repository may be anybody's: no code of it is run, nothing is unpickled,
-no other file is fetched, and nothing is built that is larger than what the weights fill. Travels to
-the Hub with every checkpoint.
-"""
+What is in a folder or a repository may be anybody's: no code of it is run, nothing is unpickled, no other file is
+fetched, and nothing is built that is larger than what the weights fill. Travels to the Hub with every checkpoint."""
 
 import argparse
 import json
@@ -38,9 +36,7 @@ OF_HEADS = ("head", "heads", "fc", "classifier", "head_dist", "pooler")  # in ba
 IN_FOLDERS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 MAX_JSON, MAX_HEADER = 2**26, 2**23  # bytes: of a million names; of some fifty thousand tensors
-HUB_OPTIONS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
-)  # fmt: skip
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class StoredTensor(NamedTuple):
@@ -196,9 +192,8 @@ def has_new_head(info: dict[str, Any]) -> bool:
 
 
 def check_fit(
-    model: PreTrainedModel, name: Any, info: dict[str, Any], stored: dict[str, StoredTensor], *,
-    any_head: bool,
-) -> None:  # fmt: skip
+    model: PreTrainedModel, name: Any, info: dict[str, Any], stored: dict[str, StoredTensor], *, any_head: bool
+) -> None:
     """Refuse tensors that are missing or too many, of another shape or kind of number than the
     configuration makes them, or not finite.
 

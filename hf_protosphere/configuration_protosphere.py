@@ -324,8 +324,7 @@ def build_image_processor(config: ProtoSphereConfig, *, crop: bool = True) -> "B
 
     The shorter side is resized to image_size / crop_pct, the centre cropped to image_size, values
     scaled to [0, 1] and normalised. With `crop=False` the centre is cropped to image_size /
-    crop_pct only: a square with a margin for augmentation.
-    """
+    crop_pct only: a square with a margin for augmentation."""
     from transformers import ViTImageProcessor  # it takes torchvision along
 
     resized = round(config.image_size / config.crop_pct)

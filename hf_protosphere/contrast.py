@@ -2,8 +2,7 @@
 
 It keeps the matrix of similarities while that is small and walks it in chunks, recomputed in the
 backward pass, where it is not; it reduces over processes by exchanging log-sum-exps. The losses in
-`losses.py` are its only callers. Travels to the Hub beside them and imports nothing but torch.
-"""
+`losses.py` are its only callers. Travels to the Hub beside them and imports nothing but torch."""
 
 import math
 from typing import Literal
@@ -37,8 +36,7 @@ class ContrastLogSumExp(torch.autograd.Function):
     With `exclude_own` the pair (own_row[j], j) is left out of the log-sum-exp.
 
     Rows are walked `chunk_rows` at a time (all at once when None). Chunked, neither the (R, N)
-    similarities nor a normalised copy of all rows ever exists: the backward pass recomputes them.
-    """
+    similarities nor a normalised copy of all rows ever exists: the backward pass recomputes them."""
 
     @staticmethod
     def forward(
@@ -58,9 +56,8 @@ class ContrastLogSumExp(torch.autograd.Function):
             for start, stop in _chunks(len(rows), chunk_rows):
                 scaled_rows = _scaled(rows[start:stop].to(dtype), temperature, normalize)
                 similarities, own = _similarities(
-                    scaled_rows, columns, column_scale, own_row - start,
-                    keep if over_columns else None, exclude_own,
-                )  # fmt: skip
+                    scaled_rows, columns, column_scale, own_row - start, keep if over_columns else None, exclude_own
+                )
                 positives += own
                 chunk_lse, exponentials = _logsumexp_(similarities, dim)
                 if over_columns:
@@ -130,8 +127,7 @@ class PairwiseLogSumExp(torch.autograd.Function):
 
     What `ContrastLogSumExp` gives for rows = columns, in half the work: each pair is computed once,
     in blocks of `chunk_rows` rows against the rows from there on, and serves both its members.
-    Vectors with `keep` False take no part, neither as anchors (−∞) nor as contrast.
-    """
+    Vectors with `keep` False take no part, neither as anchors (−∞) nor as contrast."""
 
     @staticmethod
     def forward(vectors: Tensor, keep: Tensor, temperature: float, chunk_rows: int | None) -> Tensor:

@@ -1,7 +1,6 @@
 """Classes that come and go without training: a class is a row of prototypes and a name.
 
-Travels to the Hub with every checkpoint.
-"""
+Travels to the Hub with every checkpoint."""
 
 import unicodedata
 from collections import Counter
@@ -28,14 +27,12 @@ def class_name(name: str) -> str:
 class EditableClasses:
     """Adds, removes and merges the classes of a `ProtoSphereForImageClassification`.
 
-    Logits of the classes that stay are the same as before, to the bit: of whatever number of
-    classes, `config.softmax_temperature` stays. So a calibrated model keeps its temperature, and
-    its rejection threshold too, which goes on to serve. What they were chosen for does not
-    stay: a new prototype makes more images known, one that is gone fewer, and of images of a new
-    class nothing was measured. `config.false_rejection_rate`, the promise of the threshold, becomes
-    None until `protosphere calibrate` is run again; and so do prediction sets, which are nothing
-    but their promise.
-    """
+    Logits of the classes that stay are the same as before, to the bit: of whatever number of classes,
+    `config.softmax_temperature` stays. So a calibrated model keeps its temperature, and its rejection threshold too,
+    which goes on to serve. What they were chosen for does not stay: a new prototype makes more images known, one that
+    is gone fewer, and of images of a new class nothing was measured. `config.false_rejection_rate`, the promise of the
+    threshold, becomes None until `protosphere calibrate` is run again; and so do prediction sets, which are nothing
+    but their promise."""
 
     @torch.no_grad()
     def add_classes(
@@ -48,19 +45,16 @@ class EditableClasses:
         its learned prototype would be at neural collapse (weight imprinting, Qi et al. 2018).
 
         Args:
-            images: for each new name (n, C, H, W) pixel values, or PIL images, read one batch at a
-                time.
+            images: for each new name (n, C, H, W) pixel values, or PIL images, read one batch at a time.
             processor: makes pixel values of PIL images; by default the checkpoint's, or of a
                 model that was not loaded what its configuration describes.
-            shrinkage: κ ≥ 0, in images. The mean of n embeddings is averaged, with weights n and κ,
-                with what the known classes say of it: their prototypes, weighted by the softmax of
-                its cosines. κ of about 10 steadies a class of one image or two, and moves a
-                prototype of many images little.
-            center: (D,) the mean embedding of the training images, which is subtracted from the
-                mean of each class. Where a model is far from neural collapse, its embeddings share
-                a direction that learned and ETF prototypes have not; a prototype that keeps it is
-                nearer to the images of every class than their own. Of class-mean prototypes leave
-                it out: they all keep it.
+            shrinkage: κ ≥ 0, in images. The mean of n embeddings is averaged, with weights n and κ, with what the
+                known classes say of it: their prototypes, weighted by the softmax of its cosines. κ of about 10
+                steadies a class of one image or two, and moves a prototype of many images little.
+            center: (D,) the mean embedding of the training images, which is subtracted from the mean of each class.
+                Where a model is far from neural collapse, its embeddings share a direction that learned and ETF
+                prototypes have not; a prototype that keeps it is nearer to the images of every class than their own.
+                Of class-mean prototypes leave it out: they all keep it.
 
         Returns:
             (n, D) the mean embeddings of the new classes, scaled to unit norm.
@@ -113,12 +107,10 @@ class EditableClasses:
 
     @torch.no_grad()
     def merge_classes(self, merged: Mapping[str, Sequence[str]]) -> None:
-        """Several classes as one, at the place of the first: its prototype is their mean, scaled
-        to unit norm.
+        """Several classes as one, at the place of the first: its prototype is their mean, scaled to unit norm.
 
         Args:
-            merged: {"new name": ["old name", "old name", ...], ...}; the new name may be one of the
-                old ones.
+            merged: {"new name": ["old name", "old name", ...], ...}; the new name may be one of the old ones.
 
         Raises:
             ValueError: an unknown name, one that is merged twice, a new name that another class
@@ -132,9 +124,8 @@ class EditableClasses:
         rows, names = self.head.weight.detach().clone(), self.config.class_names
         for new, indices in groups.items():
             rows[indices[0]] = class_means(
-                self.prototypes[indices], torch.zeros_like(torch.tensor(indices)).to(rows.device),
-                group="local",
-            )[0]  # fmt: skip
+                self.prototypes[indices], torch.zeros_like(torch.tensor(indices)).to(rows.device), group="local"
+            )[0]
             names[indices[0]] = str(new)
         gone = {i for indices in groups.values() for i in indices[1:]}
         kept = [i for i in range(len(names)) if i not in gone]

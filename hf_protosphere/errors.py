@@ -1,7 +1,6 @@
 """What a user can mend: every message names the argument, the value received and the way out.
 
-Those of other code become such by `errors_in_one_line`. What need not be mended for results to count: `at_no_cost`.
-"""
+Those of other code become such by `errors_in_one_line`. What need not be mended for results to count: `at_no_cost`."""
 
 import logging
 from collections.abc import Iterator

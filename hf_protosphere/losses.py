@@ -1,8 +1,7 @@
 """Contrast on the unit sphere: NormFace, NTCE, NONL and SupCon; their relatives in `objectives.py`.
 
-With embeddings u_i and prototypes w_c of unit norm, a batch of M instances, K classes, temperature
-t and s_jc = w_c·u_j / t, the objectives of "Neural Collapse by Design" (Koromilas et al., ICML
-2026, arXiv 2605.20302) are
+With embeddings u_i and prototypes w_c of unit norm, a batch of M instances, K classes, temperature t and
+s_jc = w_c·u_j / t, the objectives of "Neural Collapse by Design" (Koromilas et al., ICML 2026, arXiv 2605.20302) are
 
     NormFace   mean_i [ logsumexp_c s_ic              − s_i,yi ]   contrast: the K prototypes
     NTCE       mean_i [ logsumexp_j s_j,yi            − s_i,yi ]   contrast: the M instances
@@ -14,8 +13,7 @@ All four are one operation, a log-sum-exp over one side of a matrix of similarit
 through one log-sum-exp *per class*: O(M·K) work, no M×M matrix, K numbers to exchange between
 processes. SupCon's denominator is NONL's with every instance as the prototype of its own class.
 
-Travels to the Hub with every checkpoint and imports torch and `contrast.py` only.
-"""
+Travels to the Hub with every checkpoint and imports torch and `contrast.py` only."""
 
 import functools
 import inspect
@@ -55,15 +53,13 @@ class LossOptions:
             divided by the sum of the instances' weights.
         ignore_index: instances with this label take no part, neither as anchors nor as contrast.
         reduction: "mean", "sum" or "none" ((M,), zero for ignored instances).
-        chunk_size: prototypes (SupCon: anchors) handled at a time. `None` keeps the (K, M)
-            similarities while there are at most `MAX_SIMILARITIES` of them; above, and whenever a
-            size is given, they are recomputed chunk by chunk in the backward pass and only
-            log-sum-exps are kept. SupCon never keeps its (N, N).
-        group: the processes whose union of batches is the contrast set. `None`: the default group
-            when one is initialised. "local": this process alone. Every process of the group must
-            make the call; value and *averaged* gradients (what DistributedDataParallel computes)
-            are those of one process with the concatenated batch. K-sized reductions are exchanged,
-            never embeddings; SupCon gathers them, with gradients.
+        chunk_size: prototypes (SupCon: anchors) handled at a time. `None` keeps the (K, M) similarities while there
+            are at most `MAX_SIMILARITIES` of them; above, and whenever a size is given, they are recomputed chunk by
+            chunk in the backward pass and only log-sum-exps are kept. SupCon never keeps its (N, N).
+        group: the processes whose union of batches is the contrast set. `None`: the default group when one is
+            initialised. "local": this process alone. Every process of the group must make the call; value and
+            *averaged* gradients (what DistributedDataParallel computes) are those of one process with the concatenated
+            batch. K-sized reductions are exchanged, never embeddings; SupCon gathers them, with gradients.
         normalize: divide embeddings and prototypes by their L2 norm first. With `False` they are
             taken as they are, and no gradient flows through a normalisation.
     """
@@ -153,8 +149,7 @@ def ntce_loss(
         and still connected to the graph, when no instance takes part. Differentiable once.
 
     Raises:
-        ValueError: shapes that do not fit, a temperature that is not positive, an unknown
-            reduction.
+        ValueError: shapes that do not fit, a temperature that is not positive, an unknown reduction.
         IndexError: labels outside [0, K), on the CPU; on CUDA a device-side assertion, without synchronisation.
 
     Example:
@@ -250,8 +245,7 @@ class _LossModule(nn.Module):
 
     def __init__(
         self, temperature: float = 0.1, *, weight: Tensor | None = None, ignore_index: int = -100,
-        reduction: Reduction = "mean", chunk_size: int | None = None, group: Group = None,
-        normalize: bool = True,
+        reduction: Reduction = "mean", chunk_size: int | None = None, group: Group = None, normalize: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.temperature = checked_temperature(temperature)
@@ -284,9 +278,8 @@ SupConLoss = module_of("SupConLoss", supcon_loss)
 
 
 def contrast(
-    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float,
-    options: LossOptions, over: str, bias: Tensor | None = None,
-    queue: tuple[Tensor, Tensor] | None = None,
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float, options: LossOptions, over: str,
+    bias: Tensor | None = None, queue: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Anchors, Tensor]:  # fmt: skip
     """(M,) log-sum-exp over the "prototypes", "other prototypes", "instances" or "other classes",
     less the own s_i,yi, both with the bias; and (M,) the latter without."""

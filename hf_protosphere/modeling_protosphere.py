@@ -1,7 +1,6 @@
 """ProtoSphere models: backbone → projection → unit sphere → cosines to one prototype per class.
 
-Travels to the Hub with every checkpoint, beside the files it imports.
-"""
+Travels to the Hub with every checkpoint, beside the files it imports."""
 
 import math
 from contextlib import suppress
@@ -141,9 +140,8 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`, from safetensors files only, and strict.
 
         Args:
-            ignore_mismatched_sizes: start with a new head where the checkpoint's does not fit: for
-                other classes, or another objective. A calibration is that of the old head: a new
-                one has none.
+            ignore_mismatched_sizes: start with a new head where the checkpoint's does not fit: for other classes, or
+                another objective. A calibration is that of the old head: a new one has none.
 
         Raises:
             ValueError: the file is damaged, or does not fit the configuration; in one line.
@@ -173,8 +171,7 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         """As `PreTrainedModel.save_pretrained`; a classifier's folder serves AutoModel too.
 
         The image processor that the configuration describes is saved along, unless the folder has
-        one: another one stays, with a warning.
-        """
+        one: another one stays, with a warning."""
         self.config.auto_map = {
             "AutoConfig": "configuration_protosphere.ProtoSphereConfig",
             "AutoModel": "modeling_protosphere.ProtoSphereModel",
@@ -198,8 +195,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
     """Backbone and projection: images to embeddings on the unit sphere.
 
     `__init__` builds the architecture and never downloads anything; for pretrained backbones see
-    `ProtoSphereForImageClassification.from_backbone`.
-    """
+    `ProtoSphereForImageClassification.from_backbone`."""
 
     def __init__(self, config: ProtoSphereConfig) -> None:
         super().__init__(config)
@@ -247,12 +243,11 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
 class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedModel):
     """Classifies by the cosine to one prototype per class.
 
-    With `labels` the forward computes a loss, so that `transformers.Trainer` or any loop trains and
-    evaluates it. In training mode that is the configured objective, and the contrast spans all
-    processes of the default group. In evaluation mode it is, under every objective, the negative
-    log-likelihood of the labels, of softmax(logits) before any calibration: a mean over images, so
-    that order and size of the batches are nothing to it. Where the prototypes are class means (scl)
-    it says as much as they do: give them by `set_prototypes` first.
+    With `labels` the forward computes a loss, so that `transformers.Trainer` or any loop trains and evaluates it. In
+    training mode that is the configured objective, and the contrast spans all processes of the default group. In
+    evaluation mode it is, under every objective, the negative log-likelihood of the labels, of softmax(logits) before
+    any calibration: a mean over images, so that order and size of the batches are nothing to it. Where the prototypes
+    are class means (scl) it says as much as they do: give them by `set_prototypes` first.
 
     Example:
         >>> config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=4)
@@ -347,9 +342,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if not self.training:
             return objective_loss("cross_entropy", *batch)
         loss = objective_loss(
-            config.objective, *batch, margin=config.margin, margin_type=config.margin_type,
-            weight=self.class_weight, bias=self.class_bias,
-            queue=(self.queue[0].embeddings, self.queue[0].labels) if self.queue else None,
+            config.objective, *batch, margin=config.margin, margin_type=config.margin_type, weight=self.class_weight,
+            bias=self.class_bias, queue=(self.queue[0].embeddings, self.queue[0].labels) if self.queue else None,
         )  # fmt: skip
         for queue in self.queue:
             queue.push(embeddings, labels)

@@ -2,8 +2,7 @@
 
 A loss on the sphere is told by what its *anchor* is, an image or a prototype, what the anchor is
 contrasted with, the K prototypes or the M images of the batch, and whether its own class is in the
-denominator. Travels to the Hub with every checkpoint.
-"""
+denominator. Travels to the Hub with every checkpoint."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,8 +39,7 @@ def decoupled_normface_loss(
 
         L = mean_i [ logsumexp_{c ≠ yi} w_c·u_i / t − w_yi·u_i / t ]
 
-    The value may be negative. The arguments are those of `normface_loss`.
-    """
+    The value may be negative. The arguments are those of `normface_loss`."""
     return contrast(embeddings, prototypes, labels, temperature, options, "other prototypes", bias)[:2]
 
 
@@ -85,8 +83,7 @@ def dot_regression_loss(
         L = mean_i (1 − w_yi·u_i)² / 2
 
     Yang et al. 2022 (arXiv 2203.09081), on unit vectors, where the prototypes are a fixed simplex
-    ETF: nothing in it would keep learned ones apart. The arguments are those of `ntce_loss`.
-    """
+    ETF: nothing in it would keep learned ones apart. The arguments are those of `ntce_loss`."""
     _, anchors, cosines = contrast(embeddings, prototypes, labels, 1.0, options, "prototypes")
     return (1 - cosines).square() / 2, anchors
 
@@ -100,8 +97,7 @@ def decoupled_supcon_loss(
         L = mean_i mean_{p: yp = yi, p ≠ i} [ logsumexp_{j: yj ≠ yi} u_i·u_j / t − u_i·u_p / t ]
 
     The value may be negative. Anchors without a positive or without a negative are left out. The
-    arguments are those of `supcon_loss`.
-    """
+    arguments are those of `supcon_loss`."""
     return _against_other_classes(embeddings, labels, temperature, options)
 
 
@@ -114,8 +110,7 @@ def sincere_loss(
         L = mean_i mean_{p: yp = yi, p ≠ i} log(1 + Σ_{j: yj ≠ yi} exp(u_i·u_j / t − u_i·u_p / t))
 
     Feeney & Hughes 2023 (arXiv 2309.14277): SupCon's denominator would push the other images of
-    the class away as well. The arguments are those of `supcon_loss`.
-    """
+    the class away as well. The arguments are those of `supcon_loss`."""
     return _against_other_classes(embeddings, labels, temperature, options, _softplus)
 
 
@@ -198,9 +193,7 @@ class Objective:
 _image = ("margin", "logit_adjustment")
 _queue, _learned = ("queue_size",), ("learn_temperature",)
 _mixed = ("label_smoothing", "mixup", "cutmix", "logit_adjustment")
-_views = {
-    "anchor": "image", "contrast": "images", "temperature_factor": 0.25, "prototypes": "class_means"
-}  # fmt: skip
+_views = {"anchor": "image", "contrast": "images", "temperature_factor": 0.25, "prototypes": "class_means"}
 OBJECTIVES = {
     "nonl": Objective(nonl_loss, "prototype", "images", False, options=_queue),
     "ntce": Objective(ntce_loss, "prototype", "images", True, options=_queue + _learned),
@@ -216,8 +209,7 @@ OBJECTIVES = {
 
 def objective_loss(
     name: str, embeddings: Tensor, logits: Tensor, labels: Tensor, prototypes: Tensor | None,
-    temperature: float | Tensor, *, margin: float = 0.0, margin_type: str = "cosface",
-    **options: Any,
+    temperature: float | Tensor, *, margin: float = 0.0, margin_type: str = "cosface", **options: Any,
 ) -> Tensor:  # fmt: skip
     """The objective `name` of a batch.
 
@@ -257,12 +249,11 @@ def class_terms(
     """What makes up for classes of unequal size, n_c of N images: (K,) weights N / (K n_c) and
     biases (K,) τ·log(n_c / N); each None where it is not asked for.
 
-    An image's softmax learns p(c | x) ∝ p(x | c) n_c. A bias in training takes the n_c upon itself,
-    and the scores without it are those of classes of equal size (Menon et al. 2021). Where the
-    anchor is the prototype of c, its bias is in every term of its log-sum-exp and in s_i,yi: it
-    cancels. NTCE is the likelihood of a class's images among all; its optimum, but for a constant
-    of c, is s_jc = log p(x_j | c) / p(x_j), which holds no n_c to adjust. They only decide how much
-    an anchor counts, n_c times, and that is what the weights undo.
+    An image's softmax learns p(c | x) ∝ p(x | c) n_c. A bias in training takes the n_c upon itself, and the scores
+    without it are those of classes of equal size (Menon et al. 2021). Where the anchor is the prototype of c, its bias
+    is in every term of its log-sum-exp and in s_i,yi: it cancels. NTCE is the likelihood of a class's images among
+    all; its optimum, but for a constant of c, is s_jc = log p(x_j | c) / p(x_j), which holds no n_c to adjust. They
+    only decide how much an anchor counts, n_c times, and that is what the weights undo.
 
     Raises:
         ValueError: a bias that does nothing under the objective; a class without images.
@@ -281,8 +272,7 @@ class EmbeddingQueue(nn.Module):
     """The newest embeddings of earlier batches of this process, with their labels: what NTCE and
     NONL contrast with as well, by `model.queue.append(EmbeddingQueue(size, dim))`.
 
-    Over processes, each one's are in the contrast, by its K log-sum-exps: none are exchanged.
-    """
+    Over processes, each one's are in the contrast, by its K log-sum-exps: none are exchanged."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -311,8 +301,7 @@ def optimal_temperature(num_classes: int) -> float:
         t*(K) = Δ / ln(K − 1) = K / ((K − 1) ln(K − 1))      K=10: 0.51   100: 0.22   1000: 0.145
 
     Far below it the gradient fades before the optimum is reached. The logarithm is taken to be at
-    least 1, so that K = 2 and 3 have a finite one: 2.0 and 1.5.
-    """
+    least 1, so that K = 2 and 3 have a finite one: 2.0 and 1.5."""
     return num_classes / (num_classes - 1) / math.log(max(num_classes - 1, math.e))
 
 

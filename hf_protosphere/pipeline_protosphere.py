@@ -1,7 +1,6 @@
 """What a calibrated model answers beside a class: "unknown", and sets of classes; and the pipeline that does.
 
-Travels to the Hub with every checkpoint.
-"""
+Travels to the Hub with every checkpoint."""
 
 import base64
 import binascii

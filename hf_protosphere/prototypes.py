@@ -1,7 +1,6 @@
 """Prototypes on the unit sphere: a head of them, the simplex ETF, exact class means, the nearest.
 
-Travels to the Hub with every checkpoint and imports nothing but torch.
-"""
+Travels to the Hub with every checkpoint and imports nothing but torch."""
 
 import math
 from collections.abc import Iterable
@@ -87,8 +86,7 @@ def cosines_to(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     same to the bit whatever other classes there are.
 
     Matrix kernels round differently for other shapes, so that one more class would change the last
-    bits of all others. Here every product has the same shape: TILE prototypes, some of them zero.
-    """
+    bits of all others. Here every product has the same shape: TILE prototypes, some of them zero."""
     missing = -len(prototypes) % TILE
     tiles = F.pad(prototypes, (0, 0, 0, missing)).split(TILE)
     return torch.cat([embeddings @ tile.T for tile in tiles], dim=-1)[..., : len(prototypes)]

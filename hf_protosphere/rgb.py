@@ -1,7 +1,6 @@
 """From any Pillow image to the RGB pixels that an image processor takes: one way for all readers.
 
-Travels to the Hub with every checkpoint, and lies beside exported models, which it prepares images
-for without torch.
+Travels to the Hub with every checkpoint, and lies beside exported models, which it prepares images for without torch.
 """
 
 import logging
@@ -60,8 +59,7 @@ def rgb(image: Image.Image) -> Image.Image:
 def narrowed(image: Image.Image) -> Image.Image:
     """Of an image more than 4 times as long as wide the middle, twice as long as wide.
 
-    A centre crop lies well inside of it, and resizing the rest could take any amount of memory.
-    """
+    A centre crop lies well inside of it, and resizing the rest could take any amount of memory."""
     width, height = image.size
     short, long = sorted(image.size)
     if long <= WIDEST * short:
@@ -80,8 +78,7 @@ def shorter_side(processor: Any) -> int | None:
 def pixels_of(images: Iterable[Image.Image], processor: Any, **options: Any) -> "Tensor":
     """(M, 3, S, S) what the processor makes of the images, and (0,) of none.
 
-    They are taken one by one: those of a generator are never in memory together.
-    """
+    They are taken one by one: those of a generator are never in memory together."""
     import torch  # only here: exported models are run without
 
     def processed(group: list[Image.Image]) -> "Tensor":

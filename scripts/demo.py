@@ -51,10 +51,9 @@ def save_samples(split: Dataset, folder: Path, count: int = 5) -> None:
 def run() -> None:
     save_samples(write_digits(DATA), SAMPLES)
     main(
-        f"train --dataset_name {DATA} --output_dir {RUN} --overwrite --backbone test_resnet "
-        "--objective nonl --epochs 20 --batch_size 128 --optimizer adamw --learning_rate 3e-3 "
-        "--augmentation crop --no_horizontal_flip --validation_fraction 0.15 "
-        "--num_workers 2".split()
+        f"train --dataset_name {DATA} --output_dir {RUN} --overwrite --backbone test_resnet --objective nonl "
+        "--epochs 20 --batch_size 128 --optimizer adamw --learning_rate 3e-3 --augmentation crop --no_horizontal_flip "
+        "--validation_fraction 0.15 --num_workers 2".split()
     )
     print(f"\nThe checkpoint, loaded without hf_protosphere, on five held-out images of {SAMPLES}:")
     loader = Path(__file__).with_name("load_without_package.py")

@@ -4,26 +4,24 @@
     python -m scripts.theory --classes 10 --dim 16 --output_dir outputs/theory
     python -m scripts.theory --nonnegative  # a few minutes
 
-The unconstrained features model: embeddings and prototypes are free vectors, so that nothing but
-the objective decides where they go. Each objective is minimised from the same random start, once by
-L-BFGS, which finds the optimum where there is one, and once by Adam with a fixed learning rate,
-which shows how strongly the gradients pull towards it. A simplex ETF has all cosines between class
-means at −1/(K−1).
+The unconstrained features model: embeddings and prototypes are free vectors, so that nothing but the objective decides
+where they go. Each objective is minimised from the same random start, once by L-BFGS, which finds the optimum where
+there is one, and once by Adam with a fixed learning rate, which shows how strongly the gradients pull towards it. A
+simplex ETF has all cosines between class means at −1/(K−1).
 
 Cross-entropy has free norms and a bias, as in a classifier: growing lowers its loss for ever, so
 it never needs the optimum. By Adam NONL arrives while NormFace, NTCE and SCL slow down: their
 gradients fade as they come closer, the argument for decoupling alignment from uniformity.
 
-With `--nonnegative` no embedding has a negative entry, as after a ReLU, and so no two class means
-have a negative cosine. At best they are orthonormal, e_1 … e_K. Given those, each loss wants the
-prototype that maximises w_c·e_c − w_c·e_j for all j ≠ c. By symmetry w_c = a·e_c − b·Σ_{j≠c} e_j
-with a² + (K − 1)·b² = 1, and a + b is largest at a = (K − 1)·b: the simplex ETF of the frame, whose
-cosine with e_c is a = √(1 − 1/K). Hence class alignment ends at 2 − 2·√(1 − 1/K)
-(`nonnegative_limit`) under NormFace, NTCE and NONL alike, where signed embeddings come to 0.
-L-BFGS, bounded to the orthant, arrives there to 1e-9 for K = 3, 6, 10 and 100, in twice as many
-dimensions as classes: in as many, some classes stay on one axis while another is empty. Adam shows
-who is slow: after 1,000 steps at K = 100 class alignment is 0.013 under NONL, but 0.174 under NTCE
-and 0.185 under NormFace, whose gradients fade, where the limit is 0.010.
+With `--nonnegative` no embedding has a negative entry, as after a ReLU, and so no two class means have a negative
+cosine. At best they are orthonormal, e_1 … e_K. Given those, each loss wants the prototype that maximises
+w_c·e_c − w_c·e_j for all j ≠ c. By symmetry w_c = a·e_c − b·Σ_{j≠c} e_j with a² + (K − 1)·b² = 1, and a + b is largest
+at a = (K − 1)·b: the simplex ETF of the frame, whose cosine with e_c is a = √(1 − 1/K). Hence class alignment ends at
+2 − 2·√(1 − 1/K) (`nonnegative_limit`) under NormFace, NTCE and NONL alike, where signed embeddings come to 0. L-BFGS,
+bounded to the orthant, arrives there to 1e-9 for K = 3, 6, 10 and 100, in twice as many dimensions as classes: in as
+many, some classes stay on one axis while another is empty. Adam shows who is slow: after 1,000 steps at K = 100 class
+alignment is 0.013 under NONL, but 0.174 under NTCE and 0.185 under NormFace, whose gradients fade, where the limit is
+0.010.
 """
 
 import argparse

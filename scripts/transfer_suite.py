@@ -1,5 +1,4 @@
-"""`accelerate launch scripts/transfer_suite.py SUITE.yaml ...` takes the arguments of `protosphere
-transfer-suite`."""
+"""`accelerate launch scripts/transfer_suite.py SUITE.yaml ...` takes the arguments of `protosphere transfer-suite`."""
 
 import sys
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# Libraries are imported in the fixtures: pytest-xdist's controller, which runs no test, has no use
-# for them.
+# Libraries are imported in the fixtures: pytest-xdist's controller, which runs no test, has no use for them.
 
 collect_ignore = ["fixtures"]  # they hold checkpoints, with their code
 

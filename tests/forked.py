@@ -1,10 +1,9 @@
 """Fresh Python processes that need not import torch and transformers again.
 
-Most of what a short process costs are its imports. A server makes them once, without this package,
-and forks every process that `run` or multiprocessing's "forkserver" starts. Each has its own memory
-and ends by itself, as any other. But what libraries read from the environment when they are
-imported (HF_HOME, HF_HUB_OFFLINE) is the server's: a test of that, or of what an import costs or
-brings, starts `sys.executable`.
+Most of what a short process costs are its imports. A server makes them once, without this package, and forks every
+process that `run` or multiprocessing's "forkserver" starts. Each has its own memory and ends by itself, as any other.
+But what libraries read from the environment when they are imported (HF_HOME, HF_HUB_OFFLINE) is the server's: a test
+of that, or of what an import costs or brings, starts `sys.executable`.
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
     from .hub_server import HubServer
 
 IMPORTED = [
-    "accelerate", "datasets", "hypothesis", "peft", "pytest", "safetensors.torch",
-    "sklearn.datasets", "timm", "torch._dynamo", "torch.distributed.run", "torchmetrics",
-    "torchvision.transforms.v2", "transformers.models.auto.modeling_auto", "transformers.pipelines",
-    "transformers.trainer",
+    "accelerate", "datasets", "hypothesis", "peft", "pytest", "safetensors.torch", "sklearn.datasets", "timm",
+    "torch._dynamo", "torch.distributed.run", "torchmetrics", "torchvision.transforms.v2",
+    "transformers.models.auto.modeling_auto", "transformers.pipelines", "transformers.trainer",
 ]  # fmt: skip
 # Its processes are forks of it. The number of processes and the absolute path of a script follow.
 TORCHRUN = (

@@ -50,9 +50,7 @@ def prototype_loss(
     return _reduced(losses, weights or [1.0], reduction)
 
 
-def margin_loss(
-    embeddings, prototypes, labels, temperature, *, margin, margin_type, weight=None
-):  # fmt: skip
+def margin_loss(embeddings, prototypes, labels, temperature, *, margin, margin_type, weight=None):
     """NormFace with a margin: cross-entropy of similarities whose own one is changed."""
     losses, weights = [], []
     for i, label in enumerate(labels.tolist()):
@@ -83,9 +81,7 @@ def supcon_loss(views, labels, temperature, **options):
     return views_loss("scl", views, labels, temperature, **options)
 
 
-def views_loss(
-    objective, views, labels, temperature, *, weight=None, ignore_index=-100, reduction="mean"
-):  # fmt: skip
+def views_loss(objective, views, labels, temperature, *, weight=None, ignore_index=-100, reduction="mean"):
     """SupCon, its decoupled form or SINCERE, of (M, V, D) and (M,)."""
     rows = [(views[i, v], labels[i].item()) for i in range(len(views)) for v in range(views.shape[1])]
     losses, weights = [], []

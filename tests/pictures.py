@@ -61,8 +61,7 @@ TURNED[0x0112] = 6  # to be turned by 90 degrees clockwise
 PICTURES = {
     "16-bit grayscale (I;16)": ("png", Image.fromarray(WIDE), {}, in_three_channels(GRAY)),
     "16-bit, the other byte order (I;16B)": (
-        "tif", Image.frombytes("I;16B", (SIDE, SIDE), WIDE.astype(">u2").tobytes()), {},
-        in_three_channels(GRAY),
+        "tif", Image.frombytes("I;16B", (SIDE, SIDE), WIDE.astype(">u2").tobytes()), {}, in_three_channels(GRAY),
     ),
     "16-bit with a transparent value": (
         "png", Image.fromarray(np.where(LEFT, 7 * 257, np.maximum(WIDE, 8 * 257))),
@@ -81,8 +80,7 @@ PICTURES = {
         "png", Image.fromarray(np.dstack([COLOUR, OPACITY])), {}, over_white(COLOUR, OPACITY)
     ),
     "grayscale with alpha (LA)": (
-        "png", Image.fromarray(np.dstack([GRAY, OPACITY])), {},
-        over_white(in_three_channels(GRAY), OPACITY),
+        "png", Image.fromarray(np.dstack([GRAY, OPACITY])), {}, over_white(in_three_channels(GRAY), OPACITY),
     ),
     "palette with transparency (P)": ("png", palette(), {"transparency": 7}, HALF_WHITE),
     "GIF with transparency": ("gif", palette(), {"transparency": 7}, HALF_WHITE),
@@ -99,8 +97,7 @@ PICTURES = {
         "png", Image.fromarray(np.rot90(COLOUR).copy()), {"exif": TURNED}, COLOUR
     ),
     "several frames": (
-        "gif", palette(), {"save_all": True, "append_images": [Image.new("P", (SIDE, SIDE))]},
-        IN_GRAYS,
+        "gif", palette(), {"save_all": True, "append_images": [Image.new("P", (SIDE, SIDE))]}, IN_GRAYS,
     ),
 }  # fmt: skip
 # What has no meaning as colours: (image, what is said of it).

@@ -81,9 +81,7 @@ def test_signed_embeddings_by_default():
     model = build("test_resnet")
     assert (model.config.projection, model.config.projection_dim) == ("linear", 96)
     assert (model.protosphere(images(2, 3, 32, 32)).embeddings < 0).any()
-    for backbone, options in (
-        ("test_vit", {}), ("test_resnet", {"objective": "cross_entropy"}),
-    ):  # fmt: skip
+    for backbone, options in (("test_vit", {}), ("test_resnet", {"objective": "cross_entropy"})):
         assert build(backbone, **options).config.projection == "none"
     assert build("test_vit", projection_dim=8).config.projection == "linear"
     assert build("test_resnet", projection="mlp").config.projection_dim == 128

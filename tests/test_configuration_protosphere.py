@@ -128,10 +128,9 @@ def test_calibration_is_forgotten_and_absent_from_older_checkpoints(tmp_path):
             ({"backbone_kwargs": {name: value}}, f"must not hold '{name}'")
             for name, value in (
                 ("pretrained", True), ("pretrained_cfg", "resnet18.a1_in1k"),
-                ("pretrained_cfg_overlay", {"file": "x"}), ("checkpoint_path", "x.pth"),
-                ("file", "x.bin"), ("url", "http://x"), ("hf_hub_id", "user/x"), ("cache_dir", "x"),
-                ("use_pretrained_backbone", True), ("state_dict", {"x": 1}),
-                ("trust_remote_code", True), ("auto_map", {"AutoModel": "x.Y"}),
+                ("pretrained_cfg_overlay", {"file": "x"}), ("checkpoint_path", "x.pth"), ("file", "x.bin"),
+                ("url", "http://x"), ("hf_hub_id", "user/x"), ("cache_dir", "x"), ("use_pretrained_backbone", True),
+                ("state_dict", {"x": 1}), ("trust_remote_code", True), ("auto_map", {"AutoModel": "x.Y"}),
             )
         ),
         ({"backbone_kwargs": {"a": [{"pretrained": 1}]}}, r"backbone_kwargs\['a'\] must not hold"),

@@ -323,8 +323,7 @@ def test_the_loss_of_an_evaluation_knows_no_batches(objective, tmp_path):
         given = TrainingArguments(str(tmp_path), per_device_eval_batch_size=batch_size, **options)
         return Trainer(model, given, eval_dataset=Subset(digits, indices)).evaluate()["eval_loss"]
 
-    pixels, labels = (torch.stack([digits[i][key] for i in by_class])
-                      for key in ("pixel_values", "labels"))  # fmt: skip
+    pixels, labels = (torch.stack([digits[i][key] for i in by_class]) for key in ("pixel_values", "labels"))
     with torch.no_grad():
         expected = F.cross_entropy(2 * model.eval()(pixels).logits, labels).item()
     for order, batch_size in ((by_class, 7), (range(60), 7), (range(60), 25)):

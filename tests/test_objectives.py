@@ -73,9 +73,8 @@ def test_a_margin_has_finite_gradients_at_and_opposite_its_prototype():
     points = torch.eye(3)
     for embeddings in (points, -points):
         value, gradients = with_gradients(
-            lambda u, w: margin_loss(u, w, torch.arange(3), margin=0.5, margin_type="arcface"),
-            embeddings, points,
-        )  # fmt: skip
+            lambda u, w: margin_loss(u, w, torch.arange(3), margin=0.5, margin_type="arcface"), embeddings, points
+        )
         assert all(x.isfinite().all() for x in (value, *gradients))
     for wrong in ({"margin": -0.1}, {"margin": 4.0}, {"margin": 0.1, "margin_type": "sphereface"}):
         with pytest.raises(ValueError, match="margin_type 'cosface' or"):

@@ -1,7 +1,6 @@
 """Fields of argument dataclasses, whose `help` is their documentation, and checks of their values.
 
-Every `ArgumentError` names flag, value and the way out.
-"""
+Every `ArgumentError` names flag, value and the way out."""
 
 import math
 import os
@@ -98,8 +97,7 @@ def check(arguments: Any) -> None:
     interval as it is written, "[0, 1)" holding 0 and not 1; another type that will do; `Beside`.
 
     One value where several may be is a list of it, and `no`, which YAML reads as False, is a word.
-    A `~` at the beginning of a path is the home folder.
-    """
+    A `~` at the beginning of a path is the home folder."""
     for name, hint in get_type_hints(type(arguments), include_extras=True).items():
         value, kind = getattr(arguments, name), without_none(hint)
         if value is None and kind is not hint:

@@ -20,9 +20,8 @@ class _File:
 
 
 def parse_arguments(
-    cls: type[T], argv: Sequence[str], prog: str, description: str, *,
-    positional: Sequence[str] = (), **page: Any,
-) -> T:  # fmt: skip
+    cls: type[T], argv: Sequence[str], prog: str, description: str, *, positional: Sequence[str] = (), **page: Any
+) -> T:
     """Flags over the YAML file given by `--config` over defaults.
 
     Args:

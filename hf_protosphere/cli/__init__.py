@@ -1,7 +1,6 @@
 """The command `protosphere`: one sub-command for each job. The scripts call it too.
 
-Start at `commands.yaml`, the table of all commands. Nothing imports this room.
-"""
+Start at `commands.yaml`, the table of all commands. Nothing imports this room."""
 
 import os
 import sys

@@ -28,8 +28,6 @@ class SourceArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments(SourceArguments):
-    _argument_group_name = "data"
-
     train_split: str = flag("Split to train on, or to take class means from; several as train+validation.", "train")
     on_bad_image: Literal["error", "skip"] = flag(
         "An image that cannot be decoded: stop and name it, or leave it out and count.", "error"
@@ -44,8 +42,6 @@ class DataArguments(SourceArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheArguments:
-    _argument_group_name = "cache"
-
     cache_images: bool | None = flag(
         "Training decodes and resizes the images once, to squares in a memory-mapped file in the "
         "cache of datasets, and augments whole batches on the device. By default where they fit on "
@@ -79,17 +75,13 @@ class SplitArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingArguments:
-    _argument_group_name = "streaming"
-
     streaming: bool = flag(
-        "Read the training images from the Hub, or the disk, as they are needed, instead of "
-        "downloading them first. Other splits are downloaded. The order then depends on the number "
-        "of processes and workers.",
+        "Read the training images from the Hub, or the disk, as they are needed, instead of downloading them first. "
+        "Other splits are downloaded. The order then depends on the number of processes and workers.",
         False,
     )
     shuffle_buffer: Annotated[Count, Beside("streaming")] = flag(
-        "Images from which the next one is drawn, in each worker; files are shuffled as well.",
-        10_000,
+        "Images from which the next one is drawn, in each worker; files are shuffled as well.", 10_000
     )
     num_train_images: Annotated[Count, Beside("streaming")] | None = flag(
         "How many there are, when the data set does not say: the length of an epoch."
@@ -99,8 +91,6 @@ class StreamingArguments:
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """A split of a data set, whatever its labels."""
-
-    _argument_group_name = "images"
 
     dataset_name: PathName | None = flag("Data set, as for `protosphere evaluate`.")
     dataset_config: OfData | None = flag("Configuration (subset) of the data set.")
@@ -112,8 +102,6 @@ class Images:
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages(Images):
     """A split of a data set, its columns found as `protosphere evaluate` finds them."""
-
-    _argument_group_name = "labelled images"
 
     label_column: OfData | None = flag("Column of labels; found by its type when not given.")
 

@@ -2,8 +2,7 @@
 
 Every image has parameters of its own, a function of seed, epoch, index and view alone: the same
 whatever the batch, the number of processes, or the point at which a run was resumed. Libraries that
-augment batches draw theirs from a global generator, batch by batch.
-"""
+augment batches draw theirs from a global generator, batch by batch."""
 
 import math
 
@@ -32,14 +31,12 @@ class BatchAugmentation(ByEpoch):
     """uint8 (M, 3, S, S) with their indices → float32 (M[, V], 3, image_size, image_size), where
     one view has no dimension of its own.
 
-    The augmentations of `TrainTransform`, in one bilinear resampling and one affine map of the
-    colours. Colour jitter always comes in the order brightness, contrast, saturation, hue, and
-    turns hue in YIQ coordinates; values are clipped once, at the end. What `last_steps` adds is
-    torchvision's, image by image, of values rounded to whole ones.
+    The augmentations of `TrainTransform`, in one bilinear resampling and one affine map of the colours. Colour jitter
+    always comes in the order brightness, contrast, saturation, hue, and turns hue in YIQ coordinates; values are
+    clipped once, at the end. What `last_steps` adds is torchvision's, image by image, of values rounded to whole ones.
 
     The index of an image may be any number: indices that a sampler repeats within an epoch can be
-    told apart by adding multiples of the data set's size (see `samplers`).
-    """
+    told apart by adding multiples of the data set's size (see `samplers`)."""
 
     def __init__(self, config: ProtoSphereConfig, options: BatchOptions, device: torch.device | str = "cpu") -> None:
         self.size, self.augmentation = config.image_size, options.augmentation
@@ -75,8 +72,7 @@ class BatchAugmentation(ByEpoch):
         images = F.grid_sample(images, grid, align_corners=False)
         if self.augmentation == "contrastive":
             A, b = _colour_maps(images, u)
-            coloured = torch.baddbmm(b[:, :, None], A, images.flatten(2))
-            images = coloured.view_as(images).clamp_(0, 255)
+            images = torch.baddbmm(b[:, :, None], A, images.flatten(2)).view_as(images).clamp_(0, 255)
         return images
 
     def _finished(self, images: Tensor, index: Tensor, view: int) -> Tensor:
@@ -119,8 +115,7 @@ def uniform_numbers(index: Tensor, key: int, count: int) -> Tensor:
     """(M, count) float32 in [0, 1), a function of the key (of 64 bits) and the index (M,) alone.
 
     The mixing function of SplitMix64 (Steele et al. 2014, "Fast Splittable Pseudorandom Number
-    Generators"), over counters, then over the key.
-    """
+    Generators"), over counters, then over the key."""
     counters = index[:, None] * count + torch.arange(count, device=index.device)
     x = _mixed(_mixed(counters * _signed(0x9E3779B97F4A7C15)) + _signed(key))
     return _shifted(x, 40).float() / 2**24

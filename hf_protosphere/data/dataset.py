@@ -1,7 +1,6 @@
 """Any Hugging Face image data set as splits of two columns, "image" and "label".
 
-Everything that could stop a run later is checked here, and said with the flag that mends it.
-"""
+Everything that could stop a run later is checked here, and said with the flag that mends it."""
 
 import dataclasses
 import logging
@@ -23,14 +22,7 @@ from .arguments import DataArguments
 from .image_cache import FeatureSplit
 from .labels import find_class_names, labels_of, map_labels, some, with_joined_labels
 from .pixels import content_of, decode, images_key, read, reason, undecoded
-from .sources import (
-    choose_splits,
-    find_image_column,
-    find_label_column,
-    load_splits,
-    two_columns,
-    with_joined,
-)
+from .sources import choose_splits, find_image_column, find_label_column, load_splits, two_columns, with_joined
 from .streaming import downloaded, stream_length
 from .subsets import balanced_sample, corrected, with_held_out
 
@@ -81,8 +73,7 @@ class ImageDataset:
 
     def classes_without_images(self, split: str) -> list[str]:
         """Of a split that is not streamed."""
-        counts = self.class_counts(split)
-        return [name for name, count in zip(self.label_names, counts) if not count]
+        return [name for name, count in zip(self.label_names, self.class_counts(split)) if not count]
 
     def suggested_image_size(self) -> int:
         """The training images' own shorter side, rounded up to a multiple of 32, at most 224."""
@@ -130,9 +121,8 @@ def load_image_dataset(
     Args:
         image_column, label_column: found by feature type, then by name, when None.
         train_split: several, joined by "+" as in "train+validation", are one.
-        validation_split: when None, one called validation, valid, val or dev; else a share of
-            `validation_fraction` of each class of the training split. The test split is never
-            validated on.
+        validation_split: when None, one called validation, valid, val or dev; else a share of `validation_fraction` of
+            each class of the training split. The test split is never validated on.
         need_train: there must be a training split.
         need_all_classes: it must have images of every class.
         label_names: a trained model's classes, in order; by default those of the training split, or
@@ -211,8 +201,7 @@ def _announce(
 
 
 def load_split(dataset_name: str, split: str, **columns: Any) -> Dataset:
-    """One split by itself, with its own classes; `columns` are `LabelledImages.columns`. Images are
-    not checked."""
+    """One split by itself, with its own classes; `columns` are `LabelledImages.columns`. Images are not checked."""
     options = {"roles": ["test"], "flags": {"test": "--split"}, "need_train": False}
     options |= {"test_split": split, "check_images": False}
     return load_image_dataset(dataset_name, **columns, **options).splits["test"]

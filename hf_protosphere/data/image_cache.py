@@ -1,10 +1,8 @@
 """What is computed of images once: their pixels, as uint8 in a memory-mapped file, and the features
 that a frozen network makes of them.
 
-Files lie in the cache of 🤗 datasets, named after all that they depend on, the images and what they
-went through: the next run on the same images finds them. The operating system keeps pixels in
-memory as far as there is room.
-"""
+Files lie in the cache of 🤗 datasets, named after all that they depend on, the images and what they went through: the
+next run on the same images finds them. The operating system keeps pixels in memory as far as there is room."""
 
 import copy
 import hashlib
@@ -66,9 +64,8 @@ class FeatureSplit(ByEpoch, Dataset):
     views, seed = 0, 0  # with views, versions are drawn
 
     def __init__(
-        self, versions: Tensor, labels: Tensor, images: datasets.Dataset | None = None,
-        seconds: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, versions: Tensor, labels: Tensor, images: datasets.Dataset | None = None, seconds: float = 0.0
+    ) -> None:
         self.versions = versions[None] if versions.dim() == 2 else versions
         self.labels, self.images, self.seconds = labels, images, seconds
         self._fingerprint = getattr(images, "_fingerprint", "")  # as 🤗 datasets call it

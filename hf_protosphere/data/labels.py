@@ -1,8 +1,7 @@
 """The labels of a data set, whatever they come as: class names, numbers, features of another split.
 
 Splits are matched by class name, never by number: each split of a folder numbers its own classes.
-Numbers without names are names where any class is called by a number; else they are positions.
-"""
+Numbers without names are names where any class is called by a number; else they are positions."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

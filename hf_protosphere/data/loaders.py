@@ -87,8 +87,7 @@ class TrainingBatches:
         self._loader = accelerator.prepare_data_loader(loader)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first
-        `skip`."""
+        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first `skip`."""
         loader = self._loader
         if skip:
             loader = self.accelerator.skip_first_batches(loader, skip)
@@ -101,9 +100,8 @@ class TrainingBatches:
 
 
 def _cached(
-    split: Dataset, processor: BaseImageProcessor, num_workers: int, accelerator: Accelerator,
-    description: str,
-) -> CachedImages | None:  # fmt: skip
+    split: Dataset, processor: BaseImageProcessor, num_workers: int, accelerator: Accelerator, description: str
+) -> CachedImages | None:
     with main_process_first(accelerator, local=True):  # one writes, the others find the file
         pixels = cached_pixels(split, processor, num_workers, description)
     if not all(gather_object([pixels is not None])):  # of a machine without room: then none has it

@@ -1,9 +1,7 @@
 """From files and decoded images to the RGB pixels that an image processor takes: one way for all.
 
-Every reader of images (training, evaluation, indexes, the demo page, new classes) comes through
-here, so that the same file is the same image everywhere. How any image becomes RGB says `..rgb`,
-which travels with checkpoints too.
-"""
+Every reader of images (training, evaluation, indexes, the demo page, new classes) comes through here, so that the same
+file is the same image everywhere. How any image becomes RGB says `..rgb`, which travels with checkpoints too."""
 
 import hashlib
 import os
@@ -152,8 +150,7 @@ def images_key(split: datasets.Dataset) -> str:
     """A hash of a split's images, for the names of what is made of them.
 
     Data sets know files by their path. Files that were replaced under it have another inode, size
-    or time, of which that of the last change cannot be set back.
-    """
+    or time, of which that of the last change cannot be set back."""
     digest = hashlib.sha256(f"{CONVERSION} {split._fingerprint}".encode())
     for chunk in split.data.column("image").chunks:
         for path in chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist():
@@ -170,8 +167,7 @@ NOWHERE, EMPTY = "links to nothing", "folders without images"
 
 
 def image_files(path: Path) -> list[Path]:
-    """All image files of a folder, as `walk_images` finds them, and what was found is said; or the
-    file itself."""
+    """All image files of a folder, as `walk_images` finds them, and what was found is said; or the file itself."""
     if path.is_file():
         return _with_text_names([path])
     files, left_out = walk_images(path)
@@ -183,8 +179,7 @@ def walk_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     """All image files of a folder, at any depth, sorted: what Pillow has a name extension for.
 
     Links are followed, but not back to a folder that they lie in. What is hidden, with a name that
-    begins with a dot, is not read, and `__MACOSX` neither. What is left out comes by the reason.
-    """
+    begins with a dot, is not read, and `__MACOSX` neither. What is left out comes by the reason."""
     opened = formats()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in opened}
     files: list[Path] = []

@@ -34,10 +34,9 @@ class EpochSampler(ByEpoch, Sampler[int]):
 class ClassBalancedBatches(ByEpoch, Sampler[list[int]]):
     """Batches of C classes with S images each: every class comes equally often in an epoch.
 
-    Batches that belong to one step, those of all processes and micro-batches, share no image as
-    long as each class has enough of them; a class is gone through before an image of it comes
-    again. An image's r-th repetition within the epoch has the index i + r · num_samples, so that it
-    can be augmented anew.
+    Batches that belong to one step, those of all processes and micro-batches, share no image as long as each class has
+    enough of them; a class is gone through before an image of it comes again. An image's r-th repetition within the
+    epoch has the index i + r · num_samples, so that it can be augmented anew.
 
     Args:
         labels: (N,) of the training images; every class in [0, K) has some.
@@ -50,9 +49,8 @@ class ClassBalancedBatches(ByEpoch, Sampler[list[int]]):
     drop_last = True  # what Accelerate asks of batch samplers
 
     def __init__(
-        self, labels: Sequence[int], classes_per_batch: int, batch_size: int, *, seed: int,
-        batches_per_step: int = 1,
-    ) -> None:  # fmt: skip
+        self, labels: Sequence[int], classes_per_batch: int, batch_size: int, *, seed: int, batches_per_step: int = 1
+    ) -> None:
         labels = np.asarray(labels)
         self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
         self.num_samples, self.batch_size = len(labels), batch_size

@@ -49,8 +49,7 @@ def load_splits(
                 )
             loaded = datasets.load_from_disk(str(path))
         elif path.is_file() and path.suffix in TABLES:
-            kind = TABLES[path.suffix]
-            loaded = datasets.load_dataset(kind, data_files=str(path), streaming=streaming)
+            loaded = datasets.load_dataset(TABLES[path.suffix], data_files=str(path), streaming=streaming)
         elif path.is_dir():
             loaded = _load_folder(path, config, streaming, flag, named)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -111,11 +110,9 @@ def by_split(
 ) -> dict[str, Rows]:
     """The image files of a folder with their classes, by split.
 
-    Folders at the top that are called train, validation, val, valid, dev or test, or as in `named`,
-    are splits where all are, or where several of them hold nothing but folders; else all is one
-    split, "train". The folders of a split are its classes, whatever folders are in them. Images
-    that lie beside them have none.
-    """
+    Folders at the top that are called train, validation, val, valid, dev or test, or as in `named`, are splits where
+    all are, or where several of them hold nothing but folders; else all is one split, "train". The folders of a split
+    are its classes, whatever folders are in them. Images that lie beside them have none."""
     parts = {file: file.relative_to(folder).parts for file in files}
     depths: dict[str, int] = {}  # least depth of an image in each folder at the top
     for names in parts.values():
@@ -245,8 +242,7 @@ def two_columns(split: Dataset, image_column: str, label_column: str | None, sou
     """The split with columns "image" (`datasets.Image`; of a stream not decoded) and "label".
 
     The images may be declared or encoded; pixels (`Array2D`, `Array3D`); or, of a data set on the
-    disk, paths relative to its folder.
-    """
+    disk, paths relative to its folder."""
     columns = {image_column: "image"}
     columns |= {label_column: "label"} if label_column is not None else {}
     for column, name in columns.items():

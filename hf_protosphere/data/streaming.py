@@ -57,8 +57,7 @@ class StreamedBatches:
 
     Every process reads its own part. Order and augmentation follow from seed and epoch for the same
     numbers of processes and workers. An epoch has a fixed number of batches: a process whose part
-    is shorter begins it anew, and resuming in the middle reads what it skips.
-    """
+    is shorter begins it anew, and resuming in the middle reads what it skips."""
 
     is_cached = False
 
@@ -90,8 +89,7 @@ class StreamedBatches:
         self.accelerator.print(", ".join(words))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first
-        `skip`."""
+        """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first `skip`."""
         return itertools.islice(self._endless(epoch), skip, self.batches_per_epoch)
 
     def _endless(self, epoch: int) -> Iterator[dict[str, Tensor]]:
@@ -128,8 +126,7 @@ class _Augmented(TorchIterableDataset):
         info = get_worker_info()
         worker = info.id if info else 0
         for i, (image, label) in enumerate(decoded(self.stream, self.skip_bad)):
-            index = hash((self.process, worker, self.passes, i))
-            yield {"pixel_values": self.views(image, index), "labels": label}
+            yield {"pixel_values": self.views(image, hash((self.process, worker, self.passes, i))), "labels": label}
 
 
 class EvaluationStream(TorchIterableDataset):

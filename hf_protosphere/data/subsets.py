@@ -22,9 +22,8 @@ def long_tailed_counts(available: Sequence[int], kind: str, factor: float) -> li
 
     Args:
         available: images there are of each class.
-        kind: "exp", n · factor^(c / (K − 1)) for class c, or "step", n for the first half of the
-            classes and n · factor for the others (Cui et al. 2019; Cao et al. 2019). n is what the
-            smallest class has.
+        kind: "exp", n · factor^(c / (K − 1)) for class c, or "step", n for the first half of the classes and
+            n · factor for the others (Cui et al. 2019; Cao et al. 2019). n is what the smallest class has.
         factor: smallest class over largest, in (0, 1].
 
     Returns:
@@ -66,8 +65,7 @@ def drawn(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
 
 
 def with_held_out(train: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
-    """The training split in two, "train" and "validation": about `fraction` of each class, never
-    all of one."""
+    """The training split in two, "train" and "validation": about `fraction` of each class, never all of one."""
     labels = labels_of(train)
     counts = [min(max(round(fraction * n), 1), n - 1) for n in np.bincount(labels).tolist()]
     held_out = drawn(labels, counts, seed)

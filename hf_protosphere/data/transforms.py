@@ -1,8 +1,7 @@
 """From images to model inputs: the training augmentations and the one evaluation transform.
 
 Inputs have three channels, also for grayscale models: the image-classification pipeline sends RGB,
-and the model takes the luminance itself.
-"""
+and the model takes the luminance itself."""
 
 from typing import Any
 
@@ -26,10 +25,8 @@ from .samplers import ByEpoch
 class TrainTransform:
     """Augment one image: PIL → (3, image_size, image_size) float32, normalised.
 
-    `augmentation` of the options is "none" (the evaluation transform), "crop" (shift by up to an
-    eighth, as usual for CIFAR), "resized_crop" (as usual for ImageNet) or "contrastive" (with
-    colour jitter, as in SupCon).
-    """
+    `augmentation` of the options is "none" (the evaluation transform), "crop" (shift by up to an eighth, as usual for
+    CIFAR), "resized_crop" (as usual for ImageNet) or "contrastive" (with colour jitter, as in SupCon)."""
 
     def __init__(self, config: ProtoSphereConfig, options: BatchOptions) -> None:
         size = config.image_size
@@ -114,9 +111,8 @@ class RandomViews(ByEpoch):
 
 
 class TrainingImages(_Images):
-    """Augmented images, as `RandomViews` makes them: the same whatever the number of workers, and
-    after resuming. An index beyond the split's size repeats the image at index % size, augmented
-    anew."""
+    """Augmented images, as `RandomViews` makes them: the same whatever the number of workers, and after resuming. An
+    index beyond the split's size repeats the image at index % size, augmented anew."""
 
     def __init__(self, split: datasets.Dataset, transform: Any, *, views: int = 1, seed: int = 0) -> None:
         super().__init__(split)
@@ -142,8 +138,7 @@ class EvaluationImages(_Images):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         side = shorter_side(self.processor)
         pixels = pixels_of((read(self.images[i]["image"], side) for i in indices), self.processor)
-        labels = self.labels[indices].tolist()
-        return [{"pixel_values": x, "labels": label} for x, label in zip(pixels, labels)]
+        return [{"pixel_values": x, "labels": label} for x, label in zip(pixels, self.labels[indices].tolist())]
 
 
 def collate(items: list[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
 """Any image classifier, of transformers or timm too, as one that has embeddings and prototypes.
 
 The embeddings are what enters its classification layer and the prototypes the rows of that layer's
-weight, as Papyan et al. (2020) measure neural collapse; both are scaled to unit norm.
-"""
+weight, as Papyan et al. (2020) measure neural collapse; both are scaled to unit norm."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -28,12 +28,11 @@ from .any_classifier import ClassificationLayer
 class NeuralCollapseCallback(TrainerCallback):
     """Measures neural collapse while a `transformers.Trainer` trains.
 
-    It looks at a fixed sample of the training set and at the whole evaluation set: before the first
-    step, so that what cannot work is said at once, and then every so often. The metrics go to the
-    Trainer's log, and so to its trackers, as "train_neural_collapse/nc1_cdnv" and
-    "eval_neural_collapse/...", with the share of the time that they took; and to
-    neural_collapse.jsonl in its output folder. When training ends pictures are drawn beside it,
-    which `protosphere plot OUTPUT_DIR` draws again.
+    It looks at a fixed sample of the training set and at the whole evaluation set: before the first step, so that what
+    cannot work is said at once, and then every so often. The metrics go to the Trainer's log, and so to its trackers,
+    as "train_neural_collapse/nc1_cdnv" and "eval_neural_collapse/...", with the share of the time that they took; and
+    to neural_collapse.jsonl in its output folder. When training ends pictures are drawn beside it, which
+    `protosphere plot OUTPUT_DIR` draws again.
 
     Of a ProtoSphere model the embeddings and prototypes are measured. Of any other model, the
     embeddings are what enters its classification layer and the prototypes are the rows of that
@@ -66,10 +65,9 @@ class NeuralCollapseCallback(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Trainer, *, every: Literal["epoch"] | int = "epoch",
-        train_samples: int = 1000, train_dataset: Dataset | None = None,
-        classification_layer: str | nn.Linear | None = None, class_names: list[str] | None = None,
-        target: float = 95.0, seed: int = 0,
+        self, trainer: Trainer, *, every: Literal["epoch"] | int = "epoch", train_samples: int = 1000,
+        train_dataset: Dataset | None = None, classification_layer: str | nn.Linear | None = None,
+        class_names: list[str] | None = None, target: float = 95.0, seed: int = 0,
     ) -> None:  # fmt: skip
         if every != "epoch" and not (isinstance(every, int) and every > 0):
             raise ArgumentError(f"every must be 'epoch' or a number of steps, but got {every!r}.")
@@ -83,8 +81,7 @@ class NeuralCollapseCallback(TrainerCallback):
 
     @property
     def first_reached(self) -> dict[str, dict[str, dict[str, float]]]:
-        """{"eval": {"nc1_cdnv": {"step": 120, "epoch": 4.0}}}: when each metric first attained
-        `target` per cent of its optimum."""
+        """{"eval": {"nc1_cdnv": {"step": 120, "epoch": 4.0}}}: when each first attained `target` % of its optimum."""
         return first_reached(self.records, self.target)
 
     # Events

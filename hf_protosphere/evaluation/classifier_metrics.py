@@ -25,18 +25,16 @@ def evaluate_model(
 ) -> dict[str, Any]:  # fmt: skip
     """`evaluate_predictions`, with its options, of what the model predicts over one split."""
     return evaluate_predictions(
-        predictions(model, loader, accelerator, description), accelerator,
-        num_classes=model.config.num_labels, embedding_dim=model.prototypes.shape[1],
-        prototypes=model.prototypes, sets_of=model.config, **options,
+        predictions(model, loader, accelerator, description), accelerator, num_classes=model.config.num_labels,
+        embedding_dim=model.prototypes.shape[1], prototypes=model.prototypes, sets_of=model.config, **options,
     )  # fmt: skip
 
 
 def evaluate_predictions(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]], accelerator: Accelerator, *, num_classes: int,
-    embedding_dim: int, prototypes: Tensor | None = None, means: Tensor | None = None,
-    neural_collapse: bool = True, snapshot: SnapshotCollector | None = None,
-    outcomes: list[tuple[Tensor, ...]] | None = None, sets_of: ProtoSphereConfig | None = None,
-    stopwatch: AbstractContextManager | None = None,
+    embedding_dim: int, prototypes: Tensor | None = None, means: Tensor | None = None, neural_collapse: bool = True,
+    snapshot: SnapshotCollector | None = None, outcomes: list[tuple[Tensor, ...]] | None = None,
+    sets_of: ProtoSphereConfig | None = None, stopwatch: AbstractContextManager | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracies in [0, 1] and neural-collapse metrics over one split.
 

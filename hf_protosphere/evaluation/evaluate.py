@@ -123,11 +123,9 @@ class Evaluation:
         if arguments.baseline is not None:
             baseline = load_classifier(arguments.baseline, "--baseline")
         report = corruption_errors(
-            self.model, self.measured, self.processor, self.accelerator,
-            corruptions=arguments.corruptions or "all", severities=arguments.severities,
-            baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,
-            max_images=arguments.max_eval_samples, batch_size=arguments.batch_size,
-            num_workers=arguments.num_workers,
+            self.model, self.measured, self.processor, self.accelerator, corruptions=arguments.corruptions or "all",
+            severities=arguments.severities, baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,
+            max_images=arguments.max_eval_samples, batch_size=arguments.batch_size, num_workers=arguments.num_workers,
         )  # fmt: skip
         if baseline is not None:
             report["baseline"]["model"] = arguments.baseline
@@ -166,11 +164,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluate a checkpoint on a split of a data set, as `protosphere evaluate` does.
 
     Returns:
-        The report, as --output holds it: "model", "dataset", "split", what `evaluate_predictions`
-        returns, "accuracy_interval", "expected_calibration_error", "classes", as `by_class` returns
-        them, and where they were asked for "comparison", as `compare` returns it, "by_layer", as
-        `collapse_by_layer` does, "robustness", as `corruption_errors` does, and "ood", as
-        `detect_unknown` reports it, with its "dataset".
+        The report, as --output holds it: "model", "dataset", "split", what `evaluate_predictions` returns,
+        "accuracy_interval", "expected_calibration_error", "classes", as `by_class` returns them, and where they were
+        asked for "comparison", as `compare` returns it, "by_layer", as `collapse_by_layer` does, "robustness", as
+        `corruption_errors` does, and "ood", as `detect_unknown` reports it, with its "dataset".
 
     Raises:
         ArgumentError: no such checkpoint, or a folder that cannot be written.

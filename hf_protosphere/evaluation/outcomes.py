@@ -71,8 +71,7 @@ def compare(outcomes: pd.DataFrame) -> dict[str, Any]:
     drawn = np.random.default_rng(0).multinomial(n, np.array([ahead, behind, n - ahead - behind]) / n, RESAMPLES) / n
     ends = np.quantile(drawn[:, 0] - drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {
-        "accuracy": hits / n, "accuracy_interval": interval(hits, n),
-        "difference": (ahead - behind) / n, "difference_interval": ends.tolist(),
-        "only_ours_right": ahead, "only_theirs_right": behind,
+        "accuracy": hits / n, "accuracy_interval": interval(hits, n), "difference": (ahead - behind) / n,
+        "difference_interval": ends.tolist(), "only_ours_right": ahead, "only_theirs_right": behind,
         "p_value": float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0,
     }  # fmt: skip

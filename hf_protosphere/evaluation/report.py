@@ -18,8 +18,7 @@ FREQUENCIES = {"many": "> 100 training images", "medium": "20 to 100", "few": "<
 
 def format_report(
     report: dict[str, Any], title: str, *,
-    reached: dict[str, dict[str, float]] | None = None, target: float = 95.0,
-    class_names: Sequence[str] = (),
+    reached: dict[str, dict[str, float]] | None = None, target: float = 95.0, class_names: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The report as a table for people: values beside their optima.
 

@@ -1,8 +1,7 @@
 """The model card of a finished run, from its files alone: no model is loaded, nothing is trained.
 
-The words are in `model_card_template.md`, which takes most of the numbers from the run itself; here
-is what it cannot. Whatever comes from data sets, such as names of classes, is made safe to print by
-`markdown.inline`; paths never enter.
+The words are in `model_card_template.md`, which takes most of the numbers from the run itself; here is what it cannot.
+Whatever comes from data sets, such as names of classes, is made safe to print by `markdown.inline`; paths never enter.
 """
 
 import math
@@ -42,12 +41,10 @@ def render_card(
     Args:
         folder: the --output_dir of `protosphere train`. Pictures that are there are shown.
         repo_id: "user/name" on the Hub, for title and snippets; by default a placeholder.
-        license: of the weights, as the Hub names it ("apache-2.0"). Without one the card says that
-            none was stated.
+        license: of the weights, as the Hub names it ("apache-2.0"). Without one the card says that none was stated.
         notes: Markdown of the authors, printed as it is, in a section of its own.
-        compare_with: folders of finished runs of the same recipe with other objectives and seeds,
-            for a table. Each is linked as a repository with the name of its folder, of the user
-            in `repo_id`.
+        compare_with: folders of finished runs of the same recipe with other objectives and seeds, for a table. Each is
+            linked as a repository with the name of its folder, of the user in `repo_id`.
 
     Raises:
         ArgumentError: a file missing or not whole; `repo_id` or `license` malformed; runs that cannot be compared.
@@ -64,10 +61,9 @@ def render_card(
         title=inline(name), repo_id=repo_id, license=license, notes=notes,
         paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=WORDS[run.config.objective],
         trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
-        run=run, config=run.config, arguments=run.arguments, results=run.results,
-        origin=run.provenance, device=run.provenance["device"], reported=run.results[run.reported],
-        least_accurate=_least_accurate(run), metrics=applicable_metrics(run),
-        pictures=[name for name in pictures if (run.folder / name).is_file()],
+        run=run, config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
+        device=run.provenance["device"], reported=run.results[run.reported], least_accurate=_least_accurate(run),
+        metrics=applicable_metrics(run), pictures=[name for name in pictures if (run.folder / name).is_file()],
         calibration=run.calibration, has_reliability=(run.folder / RELIABILITY).is_file(),
         comparison=compare(run, list(map(FinishedRun.read, others))) if compare_with else [],
         repositories={path: _checked_repo_id(f"{user}/{path.resolve().name}") for path in others},

@@ -31,17 +31,15 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
     """The run and its siblings by objective. The run itself may be one of the siblings.
 
     Raises:
-        ArgumentError: siblings that were measured on other images, and two with the same objective
-            and seed.
+        ArgumentError: siblings that were measured on other images, and two with the same objective and seed.
     """
     family = {run.folder.resolve(): run} | {other.folder.resolve(): other for other in siblings}
     seen: dict[tuple[str, int], FinishedRun] = {}
     for other in family.values():
         if (other.dataset_name, other.reported) != (run.dataset_name, run.reported):
             raise ArgumentError(
-                f"--compare_with {other.folder} was measured on {other.reported} images of "
-                f"{other.dataset_name}, {run.folder} on {run.reported} images of "
-                f"{run.dataset_name}: leave it out."
+                f"--compare_with {other.folder} was measured on {other.reported} images of {other.dataset_name}, "
+                f"{run.folder} on {run.reported} images of {run.dataset_name}: leave it out."
             )
         if (first := seen.setdefault((other.config.objective, other.arguments.seed), other)) is not other:
             raise ArgumentError(

@@ -1,8 +1,7 @@
 """A page in the browser: upload an image, see its class or "unknown", its angles to the prototypes
 and where it falls on the sphere. A Space of the Hub shows the same page.
 
-Gradio, an extra, is imported only when a page is built.
-"""
+Gradio, an extra, is imported only when a page is built."""
 
 import importlib.metadata
 import importlib.util
@@ -67,8 +66,7 @@ def demo(arguments: DemoArguments) -> None:
     page = build_page(classifier, arguments.model)
     _, url, _ = page.launch(
         server_name=arguments.host, server_port=arguments.port, css=CSS.read_text(),
-        share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False,
-        max_file_size=MAX_BYTES,
+        share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False, max_file_size=MAX_BYTES,
     )  # fmt: skip
     say(f"{arguments.model}: {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -57,10 +57,7 @@ def export(arguments: ExportArguments) -> Path:
     name, write, read = FORMATS[arguments.format]
     # Large ONNX files name the file beside them that holds the weights: only a folder can be renamed.
     writes = (f"{name}*", "README.md", "rgb.py")
-    with (
-        held_folder(arguments.output_dir, "--output_dir", writes) as folder,
-        replacing_files(folder) as unfinished,
-    ):
+    with held_folder(arguments.output_dir, "--output_dir", writes) as folder, replacing_files(folder) as unfinished:
         model, processor = load_classifier(arguments.model)
         size = model.config.image_size
         images, source = _images(arguments, processor, size)
@@ -103,9 +100,8 @@ def preprocessing(processor: BaseImageProcessor) -> dict[str, object]:
     return {
         "convert": "RGB", "resize_shorter_side": processor.size["shortest_edge"],
         "interpolation": Image.Resampling(processor.resample).name,
-        "center_crop": processor.crop_size["height"],
-        "divide_by": round(1 / processor.rescale_factor), "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
+        "center_crop": processor.crop_size["height"], "divide_by": round(1 / processor.rescale_factor),
+        "mean": list(processor.image_mean), "std": list(processor.image_std),
     }  # fmt: skip
 
 

@@ -48,8 +48,7 @@ def publish(arguments: PublishArguments) -> str:
     Raises:
         ArgumentError: a folder that is not a finished run, a model that does not fit its
             configuration, a tag that exists with other files.
-        PublishError: the Hub cannot be reached or refuses; the folder is complete, the repository
-            as it was.
+        PublishError: the Hub cannot be reached or refuses; the folder is complete, the repository as it was.
     """
     run = FinishedRun.read(arguments.folder)
     load_classifier(str(run.folder), "folder")
@@ -68,8 +67,7 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
 
     The model with its configuration, image processor and code; the card; metrics.json, the final
     evaluations; metrics.jsonl, a line for each measurement during training; calibration.json of
-    a calibrated model; training_arguments.yaml, for `protosphere train --config`; and the pictures.
-    """
+    a calibrated model; training_arguments.yaml, for `protosphere train --config`; and the pictures."""
     files: dict[str, bytes | Path] = {}
     for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
         files |= {path.name: path for path in sorted(run.folder.glob(pattern))}

@@ -1,4 +1,3 @@
 """How the package is imported: names when they are asked for, modules by their old paths too.
 
-Imports nothing but the standard library.
-"""
+Imports nothing but the standard library."""

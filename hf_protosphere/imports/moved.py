@@ -1,9 +1,7 @@
-"""Imports the modules of version 0.1.0 by their old paths, until version 0.3.0; `moved.json` says
-where they are now.
+"""Imports the modules of version 0.1.0 by their old paths, until version 0.3.0; `moved.json` says where they are now.
 
 A module that is imported by its old path holds what its new ones hold, and a warning names them.
-Classes and functions are the same objects. Nothing in the package imports by old paths.
-"""
+Classes and functions are the same objects. Nothing in the package imports by old paths."""
 
 import json
 import warnings

@@ -65,8 +65,7 @@ def frozen(
 
     started = time.perf_counter()
     passes = inferred([network], loader, accelerator, f"features of the {description}", compute)
-    parts = zip(*((features.cpu(), labels.cpu()) for features, labels in passes))
-    features, labels = map(torch.cat, parts)
+    features, labels = map(torch.cat, zip(*((features.cpu(), labels.cpu()) for features, labels in passes)))
     return FeatureSplit(features, labels, seconds=time.perf_counter() - started)
 
 

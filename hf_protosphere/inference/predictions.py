@@ -54,9 +54,8 @@ def inferred(
 
 
 def predictions(
-    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator,
-    description: str,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    model: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator, description: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Embeddings (M, D), logits (M, K) and labels (M,) of every image, as `inferred` gives them."""
 
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,8 +73,7 @@ def training_class_means(
     Raises:
         DataError: a class without images, or whose embeddings have no direction in the mean.
     """
-    batches = predictions(model, loader, accelerator, "class means")
-    pairs = ((embeddings, labels) for embeddings, _, labels in batches)
+    pairs = ((embeddings, labels) for embeddings, _, labels in predictions(model, loader, accelerator, "class means"))
     what = "the model's embeddings of the training images"
     # Gathered batches are whole on every process: nothing is left to reduce.
     with errors_in_one_line(what, kind=DataError, of=ValueError):

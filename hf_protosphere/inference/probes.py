@@ -4,8 +4,7 @@ After supervised contrastive learning the class means of the embeddings are a cl
 one forward pass (arXiv 2605.20302). The usual way is to throw the projection head away and train a
 linear layer on the backbone's features; the normalised way trains one on the sphere. Both are trained
 here as the textbook has it, to the optimum: features standardised, the strength of L2 chosen on images
-that were not trained on, L-BFGS. The paper's SGD ends nearby.
-"""
+that were not trained on, L-BFGS. The paper's SGD ends nearby."""
 
 import math
 from typing import Literal
@@ -30,15 +29,13 @@ Pair = tuple[FeatureSplit, FeatureSplit]
 
 
 class Probe(nn.Module):
-    """Features (M, F) to logits (M, K): "linear", with a bias, of features as they are;
-    "normalized_linear", the cosines to rows of `weight` (K, F) over a temperature, by default
-    NormFace's of so many classes."""
+    """Features (M, F) to logits (M, K): "linear", with a bias, of features as they are; "normalized_linear", the
+    cosines to rows of `weight` (K, F) over a temperature, by default NormFace's of so many classes."""
 
     def __init__(self, kind: Kind, dim: int, num_classes: int, *, temperature: float | None, seed: int = 0) -> None:
         super().__init__()
         temperature = temperature or default_temperature("normface", num_classes)
-        generator = torch.Generator().manual_seed(seed)
-        weight = dim**-0.5 * torch.randn(num_classes, dim, generator=generator)
+        weight = dim**-0.5 * torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(seed))
         self.kind, self.temperature, self.weight = kind, temperature, nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(num_classes)) if kind == "linear" else None
 

@@ -1,8 +1,7 @@
 """Which images look alike, which stand apart, and which labels are likely wrong, by the features of a network.
 
 Tensors in, tensors out. Neighbours are found in whitened features: what all images share, and the few directions in
-which most of them differ, hide less of what makes two images the same one.
-"""
+which most of them differ, hide less of what makes two images the same one."""
 
 import warnings
 
@@ -95,8 +94,7 @@ def label_scores(class_means: Tensor, votes: Tensor, labels: Tensor) -> tuple[Te
 
     The score is 1 − the probability of the label, as in confident learning (Northcutt et al. 2021), which is the mean
     of what class means of other images and neighbours give it; of an image that cannot be judged it is 0. A class
-    speaks against a label where both prefer it.
-    """
+    speaks against a label where both prefer it."""
     given, suggested = (torch.arange(len(labels)), labels), class_means.argmax(1)
     agreed = (suggested == votes.argmax(1)) & (votes.max(1).values > votes[given]) & (suggested != labels)
     scores, judged = 1 - (class_means[given] + votes[given]) / 2, class_means.any(1)

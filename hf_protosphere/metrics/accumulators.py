@@ -1,8 +1,7 @@
 """What `NeuralCollapse` remembers of the embeddings it is fed: all of them, some, or their moments.
 
 All is in lists of tensors, the states of the metric: torchmetrics saves, copies and resets them.
-The classes here are how to read these lists and to add to them. Nothing here knows a formula.
-"""
+The classes here are how to read these lists and to add to them. Nothing here knows a formula."""
 
 import errno
 import math
@@ -198,8 +197,7 @@ class ClassMoments:
     """Counts, sums and second moments: additive, in memory that does not grow.
 
     Everything is centred on the first embedding of its class, so that nothing cancels close to
-    collapse, or far from the origin. float64.
-    """
+    collapse, or far from the origin. float64."""
 
     counts: Tensor  # (K,) int64
     origins: Tensor  # (K, D)

@@ -1,8 +1,7 @@
 """From embeddings, or their moments, to what the formulas of neural collapse need of each class.
 
 Class by class, in float64 and in bounded memory: no K×D×D tensor and no float64 copy of all
-embeddings exists. Over processes each one decomposes its share of the classes.
-"""
+embeddings exists. Over processes each one decomposes its share of the classes."""
 
 import math
 from collections.abc import Iterator
@@ -27,8 +26,7 @@ Group = dist.ProcessGroup | None
 class ClassStatistics:
     """All that the formulas (but NC4) need to know of the embeddings, in float64.
 
-    Its K classes are those that have samples.
-    """
+    Its K classes are those that have samples."""
 
     classes: Tensor  # (K,) int64, their labels, ascending
     counts: Tensor  # (K,) n_c, every one ≥ 1

@@ -1,11 +1,10 @@
 """How close embeddings are to neural collapse: one formula, one function, tensors only.
 
-Notation: N embeddings h_i (D,) with labels y_i; K classes of n_c samples with means μ_c; μ_G the
-*unweighted* mean of the μ_c; prototypes w_c as rows, (K, D), always. At neural collapse each class
-is one point, and the K points are a simplex ETF: unit vectors with all cosines −1/(K−1). That
-needs K ≤ D + 1; for larger K ranks are bounded by D, and what compares with an ETF cannot reach
-its optimum. Any float dtype comes in, all is computed in float64, Python floats come out. Under
-imbalance all classes weigh the same, unless a docstring says that samples do.
+Notation: N embeddings h_i (D,) with labels y_i; K classes of n_c samples with means μ_c; μ_G the *unweighted* mean of
+the μ_c; prototypes w_c as rows, (K, D), always. At neural collapse each class is one point, and the K points are a
+simplex ETF: unit vectors with all cosines −1/(K−1). That needs K ≤ D + 1; for larger K ranks are bounded by D, and
+what compares with an ETF cannot reach its optimum. Any float dtype comes in, all is computed in float64, Python floats
+come out. Under imbalance all classes weigh the same, unless a docstring says that samples do.
 
 References:
     Koromilas et al., Neural Collapse by Design, ICML 2026, arXiv 2605.20302 (the published set)
@@ -35,9 +34,8 @@ _ENTROPY_FLOOR = 1e-10  # published: smallest eigenvalue that enters a matrix en
 def effective_rank(eigenvalues: Tensor) -> float:
     """exp(H(p)), p = λ/Σλ (Roy & Vetterli 2007), of a covariance with eigenvalues λ, (D,).
 
-    As published, 1e-7 is added to every p, those of zero eigenvalues included, before p is
-    normalised again. Range [1, D]: how many directions the variance uses, whatever its size. A
-    covariance of exact zeros has effective rank 0.
+    As published, 1e-7 is added to every p, those of zero eigenvalues included, before p is normalised again. Range
+    [1, D]: how many directions the variance uses, whatever its size. A covariance of exact zeros has effective rank 0.
 
     >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 4)
     2.0
@@ -67,8 +65,7 @@ def intra_class_effective_rank(statistics: ClassStatistics) -> float:
 def inter_class_effective_rank(statistics: ClassStatistics) -> float:
     """Effective rank of the covariance of the K class means, centred on μ_G (Koromilas et al.).
 
-    Optimum and upper end of the range min(K − 1, D); 1 on a line, 0 if all class means coincide.
-    """
+    Optimum and upper end of the range min(K − 1, D); 1 on a line, 0 if all class means coincide."""
     return effective_rank(covariance_eigenvalues(statistics.centred_means))
 
 
@@ -84,8 +81,7 @@ def prototype_effective_rank(prototypes: Tensor) -> float:
 def instance_alignment(statistics: ClassStatistics, prototypes: Tensor) -> float:
     """mean_i ‖w_yi − h_i‖² = mean_i (var_yi + ‖w_yi − μ_yi‖²) (Koromilas et al. 2026).
 
-    Optimum 0, range [0, 4]. Both must be unit vectors, none is normalised here. Samples weigh.
-    """
+    Optimum 0, range [0, 4]. Both must be unit vectors, none is normalised here. Samples weigh."""
     offsets = (prototypes.double() - statistics.means).square().sum(1)  # (K,)
     return statistics.sample_mean(statistics.variances + offsets)
 
@@ -100,8 +96,7 @@ def attained_nonnegative(attained: dict[str, float], means: Tensor, prototypes: 
     of the optimum (`prototypes.nonnegative_limit`), by the percentages of the optimum.
 
     Empty where that is no limit: class means (K, D) with a negative entry, or of fewer dimensions
-    than classes; prototypes (K, D) that have none either, as class means have.
-    """
+    than classes; prototypes (K, D) that have none either, as class means have."""
     limited = prototypes is not None and (means >= 0).all() and (prototypes < 0).any()
     if not limited or means.shape[1] < len(prototypes):
         return {}
@@ -112,10 +107,9 @@ def attained_nonnegative(attained: dict[str, float], means: Tensor, prototypes: 
 def class_mean_gram(statistics: ClassStatistics) -> Tensor:
     """Gram matrix (K, K) of unit(unit(μ_c) − unit(mean of all h_i)) (Koromilas et al. 2026).
 
-    As published, the mean of all embeddings is divided by its norm. Hence the ratios below jump at
-    collapse, where that mean vanishes: a unit vector is subtracted however short the mean, until
-    it counts as zero (`GLOBAL_MEAN_FLOOR`). Samples weigh in the mean: under imbalance the ratios
-    miss their optimum even at collapse.
+    As published, the mean of all embeddings is divided by its norm. Hence the ratios below jump at collapse, where
+    that mean vanishes: a unit vector is subtracted however short the mean, until it counts as zero
+    (`GLOBAL_MEAN_FLOOR`). Samples weigh in the mean: under imbalance the ratios miss their optimum even at collapse.
     """
     mean = statistics.counts @ statistics.means / statistics.counts.sum()  # (D,)
     z = _unit(_unit(statistics.means) - _unit(mean, GLOBAL_MEAN_FLOOR * statistics.scale))
@@ -130,8 +124,7 @@ def prototype_gram(prototypes: Tensor) -> Tensor:
 def matrix_entropy(gram: Tensor) -> float:
     """H(G) = −Σ λ log λ over the eigenvalues λ of G/K, each at least 1e-10 (Song et al. 2024).
 
-    For (K, K) with a unit diagonal: 0 for equal vectors, log(K − 1) for a simplex ETF, log K for orthogonal ones.
-    """
+    For (K, K) with a unit diagonal: 0 for equal vectors, log(K − 1) for a simplex ETF, log K for orthogonal ones."""
     symmetric = (gram + gram.T) / (2 * len(gram))
     values = torch.linalg.eigvalsh(symmetric.double()).clamp(min=_ENTROPY_FLOOR)
     return -(values * values.log()).sum().item()
@@ -142,8 +135,7 @@ def mutual_information_ratio(first: Tensor, second: Tensor) -> float:
 
     Optimum: `simplex_etf_mutual_information_ratio`; range [0, 1], more than it is not better.
     K = 2: both entropies vanish at collapse. The eigenvalue floor keeps the quotient finite (1 for
-    exact collapse), but close to collapse it can be anything in its range: do not read it.
-    """
+    exact collapse), but close to collapse it can be anything in its range: do not read it."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
     return (h_first + h_second - matrix_entropy(first * second)) / min(h_first, h_second)
 
@@ -151,8 +143,7 @@ def mutual_information_ratio(first: Tensor, second: Tensor) -> float:
 def entropy_difference_ratio(first: Tensor, second: Tensor) -> float:
     """|H(G₁) − H(G₂)| / max(H(G₁), H(G₂)) of Gram matrices (K, K) (Song et al. 2024).
 
-    Optimum 0, range [0, 1]. K = 2: finite, but not readable close to collapse either.
-    """
+    Optimum 0, range [0, 1]. K = 2: finite, but not readable close to collapse either."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
     return abs(h_first - h_second) / max(h_first, h_second)
 
@@ -187,8 +178,7 @@ def nc1_variability(statistics: ClassStatistics) -> float:
 def nc1_cdnv(statistics: ClassStatistics) -> float:
     """mean over pairs c ≠ c' of (var_c + var_c') / (2 ‖μ_c − μ_c'‖²) (Galanti et al. 2022).
 
-    Optimum 0, range [0, ∞]; ∞ if two class means coincide, even if both classes are points.
-    """
+    Optimum 0, range [0, ∞]; ∞ if two class means coincide, even if both classes are points."""
     means, variances = statistics.means, statistics.variances
     num_classes, total = len(means), 0.0
     for c in range(num_classes - 1):  # K(K − 1)/2 pairs would not always fit
@@ -202,8 +192,7 @@ def nc1_cdnv(statistics: ClassStatistics) -> float:
 def nc2_equinorm(statistics: ClassStatistics) -> float:
     """Population standard deviation over mean of ‖μ_c − μ_G‖ (Papyan et al. 2020).
 
-    Optimum 0, range [0, √(K − 1)). K = 2: always 0.
-    """
+    Optimum 0, range [0, √(K − 1)). K = 2: always 0."""
     _check_distinct_means(statistics)
     norms = statistics.centred_means.norm(dim=1)  # (K,)
     return (norms.std(correction=0) / norms.mean()).item()
@@ -212,8 +201,7 @@ def nc2_equinorm(statistics: ClassStatistics) -> float:
 def nc2_equiangular(statistics: ClassStatistics) -> float:
     """mean over pairs c ≠ c' of |cos(μ_c − μ_G, μ_c' − μ_G) + 1/(K − 1)| (Papyan et al. 2020).
 
-    Optimum 0, range [0, K/(K − 1)]. K = 2: always 0. K > D + 1: never 0. A mean at μ_G: cosine 0.
-    """
+    Optimum 0, range [0, K/(K − 1)]. K = 2: always 0. K > D + 1: never 0. A mean at μ_G: cosine 0."""
     _check_distinct_means(statistics)
     unit = _unit(statistics.centred_means, ROUNDING * statistics.scale)  # (K, D)
     num_classes = len(unit)
@@ -224,8 +212,7 @@ def nc2_equiangular(statistics: ClassStatistics) -> float:
 def nc3_self_duality(statistics: ClassStatistics, prototypes: Tensor) -> float:
     """‖W/‖W‖_F − M/‖M‖_F‖_F², M = (μ_c − μ_G)_c and W (K, D) not centred (Papyan et al. 2020).
 
-    Optimum 0, range [0, 4], 2 if unrelated.
-    """
+    Optimum 0, range [0, 4], 2 if unrelated."""
     _check_distinct_means(statistics)
     W, M = prototypes.double(), statistics.centred_means
     return (W / W.norm() - M / M.norm()).square().sum().item()
@@ -234,8 +221,7 @@ def nc3_self_duality(statistics: ClassStatistics, prototypes: Tensor) -> float:
 def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
     """(N,) bool, whether argmax_c w_c·h = argmin_c ‖h − μ_c‖, of embeddings (N, D) (Papyan 2020).
 
-    NC4 is their share. Optimum 1, range [0, 1]: both decide alike, right or wrong. Samples weigh.
-    """
+    NC4 is their share. Optimum 1, range [0, 1]: both decide alike, right or wrong. Samples weigh."""
     means = statistics.centred_means
     origin = statistics.means.mean(0)  # moving it leaves distances alone, and rounding small
     agreeing = []

@@ -1,7 +1,6 @@
 """`NeuralCollapse`: every metric of neural collapse over batches, beside its optimum.
 
-The formulas are in `geometry.py`; here they are accumulated, named, and put on one scale.
-"""
+The formulas are in `geometry.py`; here they are accumulated, named, and put on one scale."""
 
 import math
 import warnings
@@ -127,10 +126,9 @@ class NeuralCollapse(Metric):
             "embeddings": all of them, in the dtype they come in. Every metric is exact.
             "moments": K·D² second moments in float64, whatever N. All metrics are exact, but
             `nc4_agreement` is left out: it asks every sample about the final class means.
-            n, an int: D² pooled moments and a sample of at most n embeddings of each class, drawn
-            by a hash of their values: the same in any order, batches and processes.
-            `intra_class_effective_rank` and `nc4_agreement` are those of the sample, and the result
-            says so by "samples_per_class"; everything else is exact.
+            n, an int: D² pooled moments and a sample of at most n embeddings of each class, drawn by a hash of their
+            values: the same in any order, batches and processes. `intra_class_effective_rank` and `nc4_agreement` are
+            those of the sample, and the result says so by "samples_per_class"; everything else is exact.
         memory_limit: bytes of embeddings to hold in memory (4 GiB). Those beyond go to a temporary
             file. "moments" that would take more are refused.
         directory: of that file; None is the system's, which may itself be memory.
@@ -155,9 +153,8 @@ class NeuralCollapse(Metric):
     full_state_update = True  # `forward` puts what was kept aside: a batch refused costs none of it
 
     def __init__(
-        self, num_classes: int, embedding_dim: int, *,
-        keep: Literal["embeddings", "moments"] | int = "embeddings", memory_limit: int = 4 * 2**30,
-        directory: str | None = None, **kwargs: Any,
+        self, num_classes: int, embedding_dim: int, *, keep: Literal["embeddings", "moments"] | int = "embeddings",
+        memory_limit: int = 4 * 2**30, directory: str | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if num_classes < 2 or embedding_dim < 1:
             raise ValueError(
@@ -241,8 +238,7 @@ class NeuralCollapse(Metric):
     def _check_sizes(self, sizes: Tensor) -> None:
         if not torch.equal(sizes.cpu(), self.sizes):
             raise ValueError(
-                "a state must be of the same num_classes, embedding_dim and keep "
-                "(-1 is 'embeddings', 0 'moments'), "
+                "a state must be of the same num_classes, embedding_dim and keep (-1 is 'embeddings', 0 'moments'), "
                 f"but has {sizes.tolist()}, and not {self.sizes.tolist()}."
             )
 
@@ -285,15 +281,13 @@ class NeuralCollapse(Metric):
         return (self.process_group or dist.group.WORLD) if together else None
 
     def compute(self, prototypes: Tensor | None = None) -> dict[str, float | dict[str, float]]:
-        """The metrics by name, and "attained": percentages of their optima (`MetricInfo.attained`)
-        with "overall", the *minimum* of them. Without prototypes (K, D) those metrics that need
-        them are left out.
+        """The metrics by name, and "attained": percentages of their optima (`MetricInfo.attained`) with "overall", the
+        *minimum* of them. Without prototypes (K, D) those metrics that need them are left out.
 
         Where classes have no samples, "absent_classes" lists them, and the others are measured.
         Then, and where no class has two samples, some metrics are not defined, and neither is
         "overall": they are not in the result (`undefined_metrics`). The same, with a warning, where
-        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`.
-        """
+        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`."""
         if prototypes is not None:  # before the long work
             self._check_prototypes(prototypes)
         kept, device, group = self._store, self._float64_device, self._group

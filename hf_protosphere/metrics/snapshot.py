@@ -1,7 +1,6 @@
 """A snapshot of a classifier's geometry: some embeddings, all class means, all prototypes.
 
-Everything that pictures of the sphere need. `runs.snapshots` keeps it in a file.
-"""
+Everything that pictures of the sphere need. `runs.snapshots` keeps it in a file."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
 """How far a classifier's confidence can be trusted, and the score below which it knows nothing.
 
-Tensors in, numbers out. Sums are in float64.
-"""
+Tensors in, numbers out. Sums are in float64."""
 
 import math
 from dataclasses import dataclass
@@ -82,8 +81,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         lambda log: negative_log_likelihood(logits, labels, math.exp(log)),
         bounds=(-bound, bound), method="bounded", options={"xatol": 1e-7},
     )  # fmt: skip
-    all_right = torch.equal(logits.argmax(-1), labels)
-    return None if all_right or abs(found.x) > bound - 1e-3 else math.exp(found.x)
+    return None if torch.equal(logits.argmax(-1), labels) or abs(found.x) > bound - 1e-3 else math.exp(found.x)
 
 
 def conformal_threshold(scores: Tensor, coverage: float) -> float:

@@ -1,7 +1,6 @@
 """How well images of none of the classes are told from known ones, by all scores side by side.
 
-Known images are the positive class everywhere.
-"""
+Known images are the positive class everywhere."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Pictures of calibration and of unknown images. matplotlib is imported when one is drawn.
 
-The suffix of the file to write says the format.
-"""
+The suffix of the file to write says the format."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Scores that tell unknown images from known ones, and need no training beyond the classifier's.
 
 Larger for what looks more known, everywhere. What a score needs beside the model is fitted on outputs for known
-images.
-"""
+images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,8 +68,7 @@ def vim(known: Outputs) -> Score:
     part outside the principal space. α gives that part on average the size of the largest logit.
 
     The origin is 0, where the cosines to all prototypes are; the principal space has half of the dimensions (the
-    paper's 512 of 768, and 1,000 of 2,048).
-    """
+    paper's 512 of 768, and 1,000 of 2,048)."""
     outside = _principal_axes(known.embeddings)[:, known.embeddings.shape[1] // 2 :]
     scale = known.logits.amax(1).mean() / (known.embeddings @ outside).norm(dim=1).mean().clamp(min=TINY)
     return lambda images: images.logits.logsumexp(-1) - scale * (images.embeddings @ outside).norm(dim=1)
@@ -81,8 +79,7 @@ def neco(known: Outputs) -> Score:
     Ammar et al. 2024): at neural collapse unknown images are orthogonal to the classes.
 
     There are K − 1 of them, the dimension of the simplex that K classes collapse to; half of all where that is
-    less. Not multiplied by the largest logit, as the paper does for some networks.
-    """
+    less. Not multiplied by the largest logit, as the paper does for some networks."""
     mean, count = known.embeddings.mean(0), min(known.logits.shape[1] - 1, max(known.embeddings.shape[1] // 2, 1))
     axes = _principal_axes(known.embeddings - mean)
     inside = axes[:, :count]  # (D, K − 1)

@@ -107,8 +107,7 @@ def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
         tensor([ 90., 180.], dtype=torch.float64)
     """
     # In double precision: the arc cosine turns an error of 1e-7 near 1 into 0.03 degrees.
-    cosines = F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0)
-    return _degrees(cosines)
+    return _degrees(F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0))
 
 
 def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 # Paul Tol's muted colours and black: ten that the colour-blind tell apart. Markers serve the rest.
 CLASS_COLORS = (
-    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933",
-    "#AA4499", "#000000",
+    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499", "#000000",
 )  # fmt: skip
 CLASS_MARKERS = "osD^v<>phX"
 SHOWN_CLASSES = len(CLASS_COLORS)  # in pictures of points
@@ -92,15 +91,13 @@ def plot_sphere(
 ) -> None:  # fmt: skip
     """Embeddings, class means and prototypes on the sphere; prototypes alone where no images are.
 
-    In 2 and 3 dimensions exactly where they are. In more, two orthogonal projections, both labelled
-    as such: onto the plane through the class means of three classes (after Müller et al., "When
-    Does Label Smoothing Help?", 2019), where neural collapse is an equilateral triangle; and onto
-    the two directions in which the class means vary most.
+    In 2 and 3 dimensions exactly where they are. In more, two orthogonal projections, both labelled as such: onto the
+    plane through the class means of three classes (after Müller et al., "When Does Label Smoothing Help?", 2019),
+    where neural collapse is an equilateral triangle; and onto the two directions in which the class means vary most.
 
     Args:
         picture: the file to write, or an open one, in which the format is PNG.
-        classes: names of the classes to show, at most ten; by default those nearest to another,
-            or to the query.
+        classes: names of the classes to show, at most ten; by default those nearest to another, or to the query.
         query: (D,), unit norm, the embedding of one more image, to mark.
         stacked: one projection below the other, for a telephone.
 
@@ -192,8 +189,7 @@ def _draw_points(axes: "Axes", snapshot: Snapshot, styles: Styles, directions: T
         outlined = {"color": color, "edgecolors": "black", **on_top}
         if with_images:
             points = (snapshot.embeddings[snapshot.labels == c] @ directions).T.tolist()
-            axes.scatter(*points, s=14, color=color, marker=marker, alpha=0.5, linewidths=0,
-                         label=name)  # fmt: skip
+            axes.scatter(*points, s=14, color=color, marker=marker, alpha=0.5, linewidths=0, label=name)
             axes.plot(*ends.T.tolist(), color="black", linewidth=1)
             axes.scatter(*ends[:1].T.tolist(), s=140, marker=marker, linewidths=1.5, **outlined)
         axes.scatter(*ends[1:].T.tolist(), s=240, marker="*", linewidths=1.0, **outlined,

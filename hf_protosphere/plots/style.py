@@ -38,7 +38,6 @@ def draw_shares(axes: "Axes", bins: np.ndarray, groups: Mapping[str, np.ndarray]
     for (label, values), color, hatch, style in zip(groups.items(), COLORS, (None, "///"), STYLES):
         shares = {"weights": np.full(len(values), 100 / len(values)), "color": color}
         axes.hist(values, bins, alpha=0.35, hatch=hatch, **shares)
-        axes.hist(values, bins, histtype="step", linestyle=style, linewidth=1.8, label=label,
-                  **shares)  # fmt: skip
+        axes.hist(values, bins, histtype="step", linestyle=style, linewidth=1.8, label=label, **shares)
     axes.set_ylabel("share of the images (%)")
     axes.margins(y=0.25)

@@ -95,9 +95,8 @@ class Embedder:
             names = [decoded.name(row) for row in bad]
             if on_bad_image == "error":
                 raise DataError(
-                    f"{len(bad)} of the images cannot be decoded: {some(names)} "
-                    f"({reason(next(iter(bad.values())))}). Mend or remove them, or leave them out "
-                    "by --on_bad_image skip."
+                    f"{len(bad)} of the images cannot be decoded: {some(names)} ({reason(next(iter(bad.values())))}). "
+                    "Mend or remove them, or leave them out by --on_bad_image skip."
                 )
             logger.warning("Left out %d images that cannot be decoded: %s.", len(bad), some(names))
         return torch.cat(embeddings), rows

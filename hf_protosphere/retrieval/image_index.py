@@ -1,8 +1,7 @@
 """An index of images on disk: their embeddings, and where each image is.
 
 One Parquet file, which 🤗 datasets and pandas read too. It is written beside the old one and
-renamed: whatever ends the process, one of the two is there, whole.
-"""
+renamed: whatever ends the process, one of the two is there, whole."""
 
 import dataclasses
 import json
@@ -96,8 +95,7 @@ class ImageIndex:
         Args:
             labels_from_folders: the label of an image is its class, as training on the folder
                 finds it; where it finds none, the name of the folder that the image lies in.
-            previous: an index of the same model: files of the same path, size and times are not
-                embedded again.
+            previous: an index of the same model: files of the same path, size and times are not embedded again.
             options: of `Embedder.embed_all`.
 
         Raises:
@@ -109,9 +107,8 @@ class ImageIndex:
         labels = folder_labels(root, files, "--images") if labels_from_folders else {}
         images = [
             IndexedImage(
-                path=path.relative_to(root).as_posix(), label=labels.get(path),
-                size=(status := path.stat()).st_size, modified=status.st_mtime_ns,
-                changed=status.st_ctime_ns,
+                path=path.relative_to(root).as_posix(), label=labels.get(path), size=(status := path.stat()).st_size,
+                modified=status.st_mtime_ns, changed=status.st_ctime_ns,
             )
             for path in files
         ]  # fmt: skip
@@ -214,10 +211,9 @@ class ImageIndex:
         """An `ArgumentError` where the index was built with another model."""
         if embedder.fingerprint != self.origin.fingerprint:
             raise ArgumentError(
-                f"--model {embedder.name}, --layer {embedder.layer}, is not what the index was "
-                f"built with, which was {self.origin.model}, {self.origin.layer}: embeddings of "
-                "two have nothing to do with each other. Give that one, or build an index anew by "
-                "`protosphere index --overwrite`."
+                f"--model {embedder.name}, --layer {embedder.layer}, is not what the index was built with, which was "
+                f"{self.origin.model}, {self.origin.layer}: embeddings of two have nothing to do with each other. "
+                "Give that one, or build an index anew by `protosphere index --overwrite`."
             )
 
     def image(self, row: int) -> PILImage.Image:

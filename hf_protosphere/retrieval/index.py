@@ -45,9 +45,8 @@ def index(arguments: IndexArguments) -> ImageIndex:
         now = {image.file_state for image in made.images}
         kept = len(before & now)
         say(
-            f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; "
-            f"{len(made) - kept:,} embedded, {kept:,} as they were, {len(before - now):,} dropped "
-            f"({time.perf_counter() - started:.1f} s)"
+            f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; {len(made) - kept:,} embedded, "
+            f"{kept:,} as they were, {len(before - now):,} dropped ({time.perf_counter() - started:.1f} s)"
         )
         return made
 

@@ -1,8 +1,7 @@
 """Retrieval on the unit sphere: exact nearest neighbours by cosine, and how good they are.
 
 One order everywhere, whatever finds it: by cosine, computed in float64 and rounded to float32, and
-among equal cosines by row number. So faiss and torch give the same neighbours, to the last one.
-"""
+among equal cosines by row number. So faiss and torch give the same neighbours, to the last one."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -40,8 +39,7 @@ def nearest(
         queries: (Q, D), unit rows.
         embeddings: (N, D), unit rows.
         k: at least 1; where there are only N < k, all N.
-        backend: of the float32 products; by default faiss where it is installed and the embeddings
-            lie on the CPU.
+        backend: of the float32 products; by default faiss where it is installed and the embeddings lie on the CPU.
 
     Raises:
         ValueError: sizes that do not fit, or nothing to search in.

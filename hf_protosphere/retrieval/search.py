@@ -24,8 +24,7 @@ def search(arguments: SearchArguments) -> dict[str, Any]:
     """Find the neighbours of images, or measure retrieval, as `protosphere search` does.
 
     Raises:
-        ArgumentError: no index, a damaged one, one of another model, or one without labels to
-            measure with.
+        ArgumentError: no index, a damaged one, one of another model, or one without labels to measure with.
         DataError: images cannot be decoded.
     """
     if arguments.picture is not None:  # before the work
@@ -129,9 +128,8 @@ def _neighbours_table(report: dict[str, Any]) -> str:
 
 
 def _draw(
-    found: ImageIndex, paths: list[Path], labels: list[str | None],
-    near: list[list[tuple[int, float]]], picture: Path,
-) -> None:  # fmt: skip
+    found: ImageIndex, paths: list[Path], labels: list[str | None], near: list[list[tuple[int, float]]], picture: Path
+) -> None:
     rows = []
     for path, label, neighbours in zip(paths, labels, near):
         shown = []

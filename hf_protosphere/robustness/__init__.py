@@ -1,7 +1,6 @@
 """Errors on corrupted images, as by ImageNet-C.
 
-Imports `inference` and below. Start at `measure.py`: `corruption_errors`.
-"""
+Imports `inference` and below. Start at `measure.py`: `corruption_errors`."""
 
 from ..imports.lazily import lazily
 

@@ -12,9 +12,8 @@ from .corruptions import load_library, parse_corruptions, parse_severities
 @dataclass(frozen=True, kw_only=True)
 class RobustnessArguments:
     corruptions: list[str] | None = flag(
-        "Also measure errors on corrupted images: all, for the 15 corruptions of ImageNet-C, "
-        "noise, blur, weather, digital, extra (4 more), or single names such as fog. The means are "
-        "over those asked for."
+        "Also measure errors on corrupted images: all, for the 15 corruptions of ImageNet-C, noise, blur, weather, "
+        "digital, extra (4 more), or single names such as fog. The means are over those asked for."
     )
     severities: Annotated[str, int] = flag("Severities of the corruptions, as 1-5 or 1,3,5.", "1-5")
     baseline: PathName | None = flag(

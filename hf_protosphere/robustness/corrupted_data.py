@@ -1,7 +1,6 @@
 """Data sets of corrupted images at a model's input size: made here, or read from a folder.
 
-All give items {"pixel_values": (3, S, S) uint8, "labels", "resized"}: a model has only to rescale
-and normalise them.
+All give items {"pixel_values": (3, S, S) uint8, "labels", "resized"}: a model has only to rescale and normalise them.
 """
 
 import itertools
@@ -68,8 +67,7 @@ class ResizedImages(Dataset):
 class CorruptedImages(Dataset):
     """Images under one corruption, whose randomness follows from the seed and the index alone.
 
-    An image has one seed for all corruptions and severities: these differ by their strength, not by their luck.
-    """
+    An image has one seed for all corruptions and severities: these differ by their strength, not by their luck."""
 
     def __init__(self, images: ResizedImages, corruption: str, severity: int, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -87,9 +85,8 @@ class CorruptedImages(Dataset):
 
 
 def resized_images(
-    split: datasets.Dataset, processor: BaseImageProcessor, accelerator: Accelerator,
-    num_workers: int,
-) -> ResizedImages:  # fmt: skip
+    split: datasets.Dataset, processor: BaseImageProcessor, accelerator: Accelerator, num_workers: int
+) -> ResizedImages:
     """The split's images at the input size, decoded and resized once where there is room."""
     with main_process_first(accelerator, local=True):  # one writes, the others find the file
         pixels = cached_pixels(split, processor, num_workers, "clean")

@@ -1,9 +1,7 @@
 """The corruptions of ImageNet-C: their names, and one image under one of them.
 
-They come from imagecorruptions-imaug, the maintained successor of imagecorruptions, with
-ImageNet-C's parameters at every image size. CIFAR-10-C was made with smaller ones: for metrics on
-it, read its files.
-"""
+They come from imagecorruptions-imaug, the maintained successor of imagecorruptions, with ImageNet-C's parameters at
+every image size. CIFAR-10-C was made with smaller ones: for metrics on it, read its files."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -87,8 +85,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
         image: (H, W, 3) uint8, of at least 32 pixels a side; it stays as it is.
         corruption: one of `CORRUPTIONS`.
         severity: from 1 to 5.
-        seed: from 0 to 2³² − 1. numpy's global generator, which the library draws from, is put
-            back to where it was.
+        seed: from 0 to 2³² − 1. numpy's global generator, which the library draws from, is put back to where it was.
 
     Returns:
         (H, W, 3) uint8.

@@ -25,9 +25,8 @@ from .corruptions import SEVERITIES, parse_corruptions, parse_severities
 
 
 def corruption_errors(
-    model: ProtoSphereForImageClassification, split: Dataset, processor: BaseImageProcessor,
-    accelerator: Accelerator, *, corruptions: str | Sequence[str] = "all",
-    severities: str | Sequence[int] = SEVERITIES,
+    model: ProtoSphereForImageClassification, split: Dataset, processor: BaseImageProcessor, accelerator: Accelerator,
+    *, corruptions: str | Sequence[str] = "all", severities: str | Sequence[int] = SEVERITIES,
     baseline: tuple[ProtoSphereForImageClassification, BaseImageProcessor] | None = None,
     corrupted_dataset: str | Path | None = None, max_images: int | None = None,
     batch_size: int = 256, num_workers: int = 2, seed: int = 0,
@@ -50,10 +49,9 @@ def corruption_errors(
 
     Returns:
         {"num_images" (clean ones), "severities", "clean_error",
-        "errors" ({corruption: [error at each of the severities]}), and the metrics of
-        `corruption_metrics`; with `corrupted_dataset` "num_corrupted_images" and "num_resized", how
-        many of them had another size; with a baseline the same of it as "baseline"}. Errors are in
-        [0, 1].
+        "errors" ({corruption: [error at each of the severities]}), and the metrics of `corruption_metrics`; with
+        `corrupted_dataset` "num_corrupted_images" and "num_resized", how many of them had another size; with a
+        baseline the same of it as "baseline"}. Errors are in [0, 1].
 
     Raises:
         ArgumentError: an unknown corruption or severity, too small images, the library of
@@ -94,11 +92,9 @@ def corruption_metrics(report: dict[str, Any], baseline: dict[str, Any] | None =
 
     - "mean_corruption_error": mean_c mean_s E_cs, a plain error in [0, 1].
     - "errors_over_baseline": Σ_s E_cs / Σ_s B_cs for each c, the benchmark's corruption error CE.
-    - "mean_corruption_error_over_baseline": its mean over c, the benchmark's mCE. 1 is as bad as
-      the baseline.
-    - "relative_mean_corruption_error_over_baseline": the benchmark's relative mCE,
-      mean_c Σ_s (E_cs − E_clean) / Σ_s (B_cs − B_clean), from what each loses to its own clean
-      error.
+    - "mean_corruption_error_over_baseline": its mean over c, the benchmark's mCE. 1 is as bad as the baseline.
+    - "relative_mean_corruption_error_over_baseline": the benchmark's relative mCE, mean_c Σ_s (E_cs − E_clean) / Σ_s
+      (B_cs − B_clean), from what each loses to its own clean error.
 
     The benchmark's baseline is an AlexNet: only with it are the metrics those of its papers.
 

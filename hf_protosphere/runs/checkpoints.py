@@ -1,7 +1,6 @@
 """What a run leaves on disk: checkpoints to resume from, the model, the log of metrics.
 
-Everything is written under a temporary name and renamed, so that what has its final name is whole.
-"""
+Everything is written under a temporary name and renamed, so that what has its final name is whole."""
 
 import json
 import pickle
@@ -39,9 +38,8 @@ METADATA_KINDS = (type, torch.dtype, torch.layout, torch.memory_format)
 # .replaced: the one of the same step, while another takes its place.
 OURS = re.compile(r"step-\d{8}(\.unfinished|\.replaced)?")
 MAY_DIFFER_ON_RESUME = {
-    "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to",
-    "project", "run_name", "checkpoint_every", "keep_checkpoints", "nc_target",
-    "early_stopping_patience", "pictures",
+    "output_dir", "dry_run", "resume", "overwrite", "num_workers", "eval_batch_size", "report_to", "project",
+    "run_name", "checkpoint_every", "keep_checkpoints", "nc_target", "early_stopping_patience", "pictures",
     "batch_size", "gradient_accumulation_steps",  # their product with the processes may not
 }  # fmt: skip
 # Defaults of version 0.1.0, of SGD.
@@ -95,8 +93,7 @@ def save_checkpoint(
     """Everything to resume from. Once it is whole, all but the `keep` newest are removed; where the
     disk is full, the earlier ones are as they were.
 
-    The average of the weights is not registered with Accelerate, which would unpickle it.
-    """
+    The average of the weights is not registered with Accelerate, which would unpickle it."""
     final = folder / f"step-{progress.step:08d}"
     unfinished = final.with_suffix(".unfinished")
     if accelerator.is_main_process:
@@ -130,10 +127,9 @@ def load_checkpoint(
     accelerator: Accelerator, checkpoint: Path, step: int, *,
     scheduler: LambdaLR, average: nn.Module | None = None, queue: nn.Module | None = None,
 ) -> None:  # fmt: skip
-    """What `save_checkpoint` saved beside the progress, read as if it came from a stranger: nothing
-    in it can run code (DeepSpeed alone unpickles its own files), and of the optimiser only its
-    moments are taken. The schedule follows from the step of the progress. Queues belong to their
-    processes: another number of those begins with empty ones."""
+    """What `save_checkpoint` saved beside the progress, read as if it came from a stranger: nothing in it can run code
+    (DeepSpeed alone unpickles its own files), and of the optimiser only its moments are taken. The schedule follows
+    from the step of the progress. Queues belong to their processes: another number of those begins with empty ones."""
     optimizer, kind = scheduler.optimizer, accelerator.distributed_type
     with errors_in_one_line(f"{checkpoint} is damaged", kind=DamagedCheckpoint):
         if accelerator.is_main_process:

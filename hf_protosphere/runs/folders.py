@@ -31,8 +31,7 @@ CALIBRATION_FILES = ("calibration.json", "reliability.png")
 TRANSFER_FILES = ("transfer.yaml", "rows.jsonl", "comparison.json", "shots.png")
 RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
-    "snapshot.safetensors", *(f"{name}.png" for name in PICTURES), *CALIBRATION_FILES,
-    *TRANSFER_FILES,
+    "snapshot.safetensors", *(f"{name}.png" for name in PICTURES), *CALIBRATION_FILES, *TRANSFER_FILES,
 )  # fmt: skip
 CARD_FILES = ("README.md", ".eval_results/hf_protosphere.yaml")
 HELD = ".protosphere"  # in a folder: its lock, a record of what was written, what is replaced
@@ -81,9 +80,8 @@ def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterato
 
 @contextmanager
 def held_for_all(
-    accelerator: Accelerator | PartialState, folder: str | Path | None, flag: str,
-    writes: Iterable[str],
-) -> Iterator[None]:  # fmt: skip
+    accelerator: Accelerator | PartialState, folder: str | Path | None, flag: str, writes: Iterable[str]
+) -> Iterator[None]:
     """As `held_folder`, where there is one, by the main process; errors are raised on every one."""
     with ExitStack() as held:
         if folder is not None:

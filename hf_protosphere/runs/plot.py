@@ -42,9 +42,8 @@ def draw_run(
             names += [path.name for path in draw_snapshot(run, new, suffix, classes)]
     if not names:
         raise ArgumentError(
-            f"{run} holds nothing to draw: it must be the --output_dir of a run, with "
-            f"{' or '.join(RECORDS)}, or have {SNAPSHOT}, which `protosphere evaluate --pictures` "
-            "writes."
+            f"{run} holds nothing to draw: it must be the --output_dir of a run, with {' or '.join(RECORDS)}, or have "
+            f"{SNAPSHOT}, which `protosphere evaluate --pictures` writes."
         )
     return [(folder or run) / name for name in names]
 

@@ -98,8 +98,7 @@ def check_processes(accelerator: Accelerator, *, accumulates: bool = False) -> N
 def main_process_first(accelerator: Accelerator, *, local: bool = False) -> Iterator[None]:
     """The main process, then the others; with `local`, the main process of each machine first.
 
-    In Accelerate's the others wait for one that failed. Here they go on, to the same error.
-    """
+    In Accelerate's the others wait for one that failed. Here they go on, to the same error."""
     first = accelerator.is_local_main_process if local else accelerator.is_main_process
     if not first:
         accelerator.wait_for_everyone()

@@ -17,8 +17,7 @@ def read_json(path: Path, then: str = "") -> dict[str, Any]:
 
 
 def read_json_lines(path: Path, then: str = "") -> list[dict[str, Any]]:
-    """The objects of a file that is appended to, one a line; a last line that was cut short by a
-    kill is left out."""
+    """The objects of a file that is appended to, one a line; a last line that was cut short by a kill is left out."""
     records = []
     with errors_in_one_line(f"{path} cannot be read", then):
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -2,8 +2,7 @@
 
 What the backbone already knows is kept whole (`--freeze_backbone`), changed less the nearer a layer
 is to the image (`--layer_decay`), or changed by low-rank adapters only (`--lora_rank`; Hu et al.
-2021, by peft). Nothing of that is left in what is saved: it is a ProtoSphere model like any other.
-"""
+2021, by peft). Nothing of that is left in what is saved: it is a ProtoSphere model like any other."""
 
 import copy
 import math
@@ -25,12 +24,10 @@ from .arguments import TrainArguments
 # What a checkpoint's configuration decides of a network that starts from it, each with the argument
 # of training that says the same; and what none says.
 NETWORK = {
-    "backbone": "backbone", "backbone_source": "backbone_source",
-    "backbone_kwargs": "backbone_options", "small_images": "small_images",
-    "projection": "projection", "projection_dim": "projection_dim",
-    "projection_hidden_dim": "projection_hidden_dim",
-    "projection_batch_norm": "projection_batch_norm", "projection_dropout": "projection_dropout",
-    "image_size": "image_size", "num_channels": "num_channels",
+    "backbone": "backbone", "backbone_source": "backbone_source", "backbone_kwargs": "backbone_options",
+    "small_images": "small_images", "projection": "projection", "projection_dim": "projection_dim",
+    "projection_hidden_dim": "projection_hidden_dim", "projection_batch_norm": "projection_batch_norm",
+    "projection_dropout": "projection_dropout", "image_size": "image_size", "num_channels": "num_channels",
 }  # fmt: skip
 PREPROCESSING = ("image_mean", "image_std", "interpolation", "crop_pct")
 # And of its head, as long as its classes stay.

@@ -1,7 +1,6 @@
 """What a run needs to be repeated, beside its arguments: versions, commit, machine, data, seed.
 
-Holds command lines and thus paths: for those who ran it, not for publishing (see `provenance`).
-"""
+Holds command lines and thus paths: for those who ran it, not for publishing (see `provenance`)."""
 
 import hashlib
 import platform
@@ -43,11 +42,10 @@ def record_start(folder: Path, arguments: TrainArguments, images: ImageDataset, 
         if not isinstance(record.get("starts"), list) or not isinstance(record.get("run_id"), str):
             raise ArgumentError(f"{path} holds no starts of a run: remove it, and it is begun anew.")
     record["starts"].append({
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv,
-        "versions": versions(), "python": platform.python_version(),
-        "platform": platform.platform(), "device": device_name(accelerator.device),
-        "processes": accelerator.num_processes, "git": git_state(), "seed": arguments.seed,
-        "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv, "versions": versions(),
+        "python": platform.python_version(), "platform": platform.platform(),
+        "device": device_name(accelerator.device), "processes": accelerator.num_processes, "git": git_state(),
+        "seed": arguments.seed, "data": {name: data_fingerprint(split) for name, split in images.splits.items()},
     })  # fmt: skip
     write_json(path, record)
     return record["run_id"]
@@ -57,8 +55,7 @@ def data_fingerprint(split: Any) -> dict[str, Any]:
     """Of a `datasets.Dataset` with a column "label"; of a stream what is known without reading it.
 
     The fingerprint is a hash of how the split was made, of paths among others: equal ones mean
-    equal data, unequal ones nothing. The labels tell on any machine whether images and order agree.
-    """
+    equal data, unequal ones nothing. The labels tell on any machine whether images and order agree."""
     if not hasattr(split, "__len__"):
         return {"streamed": True}
     return {
@@ -72,8 +69,7 @@ def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
     """{"commit", "changed_files"} of the repository around the folder; None without one.
 
     Of a repository that a stranger packed no program is run: `git status` would start what its own
-    configuration names as file-system monitor and as filters.
-    """
+    configuration names as file-system monitor and as filters."""
 
     def git(*words: str, off: Sequence[str] = ()) -> str:
         options = [word for name in ("core.fsmonitor", *off) for word in ("-c", f"{name}=")]

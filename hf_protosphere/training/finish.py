@@ -33,8 +33,7 @@ def finish(run: TrainingRun) -> dict[str, Any]:
     what is drawn and told of it.
 
     What fails of that, or of the provenance, the class means and the probes, is a warning: nothing
-    of it costs the model or the results.
-    """
+    of it costs the model or the results."""
     accelerator, loaders, folder = run.accelerator, run.eval_loaders, run.output_dir
     best = folder / "best"
     with errors_in_one_line(f"{best} was damaged meanwhile", "The checkpoints are beside it."):
@@ -54,8 +53,7 @@ def finish(run: TrainingRun) -> dict[str, Any]:
         # Whole: where it is, the run is finished.
         write_json(folder / "results.json", results)
         with at_no_cost(f"writing {SNAPSHOT}"):
-            snapshot = collector.snapshot(run.images.label_names, held_out[-1])
-            save_snapshot(snapshot, folder / SNAPSHOT)
+            save_snapshot(collector.snapshot(run.images.label_names, held_out[-1]), folder / SNAPSHOT)
         if run.arguments.pictures:
             with at_no_cost(f"drawing (`protosphere plot {folder}` draws again)"):
                 pictures = draw_run(folder, target=run.arguments.nc_target)
@@ -66,9 +64,8 @@ def finish(run: TrainingRun) -> dict[str, Any]:
 
 
 def _measured(
-    run: TrainingRun, model: ProtoSphereForImageClassification, held_out: list[str],
-    collector: SnapshotCollector,
-) -> dict[str, Any]:  # fmt: skip
+    run: TrainingRun, model: ProtoSphereForImageClassification, held_out: list[str], collector: SnapshotCollector
+) -> dict[str, Any]:
     """What results.json holds. The collector takes part in the last split's evaluation."""
     arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
     results: dict[str, Any] = {}
@@ -91,8 +88,7 @@ def _measured(
         last, loader = collector if split == held_out[-1] else None, run.eval_loaders[split]
         report = evaluate_model(model, loader, accelerator, means=means, snapshot=last)
         if arguments.imbalance:
-            of_classes = report["class_accuracies"], run.train_counts
-            report["accuracy_by_frequency"] = accuracy_by_frequency(*of_classes)
+            report["accuracy_by_frequency"] = accuracy_by_frequency(report["class_accuracies"], run.train_counts)
         results[split] = report
     return results
 
@@ -101,17 +97,14 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
     split = next(name for name in ("test", "validation", "train") if name in results)
     title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
     reached = results["first_reached"].get("validation", {})
-    parts = [format_report(results[split], title, reached=reached, target=target,
-                           class_names=run.images.label_names)]  # fmt: skip
+    parts = [format_report(results[split], title, reached=reached, target=target, class_names=run.images.label_names)]
     seconds = results["neural_collapse_seconds"]
     if results["training_seconds"]:
         share = seconds / (seconds + results["training_seconds"])
         parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
     if run.on_features:
         took, head = results["feature_seconds"], results["training_seconds"]
-        parts.append(
-            f"The features of the training images took {took:.1f} s, once; training on them took {head:.1f} s."
-        )
+        parts.append(f"The features of the training images took {took:.1f} s, once; training on them {head:.1f} s.")
     written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
     parts.append(f"{run.output_dir}: the model, {', '.join(written)}")
     best, of_best = run.progress.best_epoch, "validation_accuracy"
@@ -120,17 +113,15 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
     if reached < start:
         rate = max(run.optimizer_step.scheduler.base_lrs)
         parts.append(
-            f"This training ended below its start: {run.validation} accuracy {reached:.2%} at "
-            f"the best epoch, {best}, but {start:.2%} by the class means of the network it "
-            f"started from. Try a --learning_rate below {rate:.2g}, or `protosphere finetune` "
-            "with --mode layerwise, head or prototypes."
+            f"This training ended below its start: {run.validation} accuracy {reached:.2%} at the best epoch, {best}, "
+            f"but {start:.2%} by the class means of the network it started from. Try a --learning_rate below "
+            f"{rate:.2g}, or `protosphere finetune` with --mode layerwise, head or prototypes."
         )
     return "\n" + "\n\n".join(parts)
 
 
 def provenance(run: TrainingRun) -> dict[str, Any]:
-    """For results.json. Paths do not enter, so that everything may be published: what is local has
-    no name in it."""
+    """For results.json. Paths do not enter, so that everything may be published: what is local has no name in it."""
     arguments, step = run.arguments, run.optimizer_step
     return {
         "dataset": hub_id(arguments.dataset_name),

@@ -12,16 +12,11 @@ OfCrops = Beside("augmentation", "resized_crop|contrastive")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    _argument_group_name = "model"
-
     backbone: PathName = flag(
-        "A timm architecture, a transformers model type, or, with --pretrained, a transformers checkpoint.",
-        "resnet18",
+        "A timm architecture, a transformers model type, or, with --pretrained, a transformers checkpoint.", "resnet18"
     )
     backbone_source: Literal["timm", "transformers"] = flag("Where the backbone is from.", "timm")
-    backbone_kwargs: Annotated[str, dict] | None = flag(
-        "Options of the backbone as JSON, such as '{\"patch_size\": 4}'."
-    )
+    backbone_kwargs: Annotated[str, dict] | None = flag("Its options as JSON, such as '{\"patch_size\": 4}'.")
     pretrained: Annotated[str, bool] = flag(
         "Start from the backbone's weights on the Hub, or from yours: a .safetensors or .pth file, or a saved folder.",
         False, nargs="?", const=True,
@@ -31,9 +26,7 @@ class ModelArguments:
         "Start from this ProtoSphere checkpoint, a folder or an id on the Hub: its network, "
         "weights, objective and classes."
     )
-    small_images: bool = flag(
-        "ResNets begin with a 3x3 convolution of stride 1, no max-pooling: for 32 pixels.", False
-    )
+    small_images: bool = flag("ResNets begin with a 3x3 convolution of stride 1, no max-pool: for 32 pixels.", False)
     projection: Literal["auto", "none", "linear", "mlp"] = flag(
         "Map from the backbone's features to the sphere. auto: linear where the features are "
         "hardly negative, as after a ReLU or SiLU, from where prototypes never come to the class "
@@ -55,10 +48,9 @@ class ModelArguments:
         0.0,
     )
     objective: Literal[tuple(OBJECTIVES)] = flag(
-        "What to train: ntce and nonl (prototypes against the batch), normface (images against "
-        "prototypes), scl and sincere (views against views, then class means), dot_regression "
-        "(images to a fixed simplex ETF), or the cross_entropy baseline; decoupled_ leaves the own "
-        "class out of the denominator, as nonl does.",
+        "What to train: ntce and nonl (prototypes against the batch), normface (images against prototypes), scl and "
+        "sincere (views against views, then class means), dot_regression (images to a fixed simplex ETF), or the "
+        "cross_entropy baseline; decoupled_ leaves the own class out of the denominator, as nonl does.",
         "ntce",
     )
     margin: Annotated[float, "[0, 1]"] = flag(
@@ -72,10 +64,9 @@ class ModelArguments:
         "class_means, recomputed after every epoch (the default where views are contrasted)."
     )
     temperature: Positive | None = flag(
-        "Cosines are divided by it, in the loss and in the scores. By default it follows from the "
-        "objective and the K classes: a factor times K / ((K - 1) ln(K - 1)), at which the softmax "
-        "of an optimal classifier gives the own class one half; with --finetune_from, for as many "
-        "classes and the same objective, it is the checkpoint's."
+        "Cosines are divided by it, in the loss and in the scores. By default it follows from the objective and the K "
+        "classes: a factor times K / ((K - 1) ln(K - 1)), at which the softmax of an optimal classifier gives the own "
+        "class one half; with --finetune_from, for as many classes and the same objective, it is the checkpoint's."
     )
     learn_temperature: bool = flag("Train the temperature as well, from there on, between 0.01 and 1.", False)
     image_size: Count | None = flag(
@@ -86,8 +77,6 @@ class ModelArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationArguments:
-    _argument_group_name = "adaptation"
-
     finetune_from: PathName | None = flag(
         "Start from the network of this ProtoSphere checkpoint, a folder or an id on the Hub, for "
         "the classes of the data set. Those that it knows by name keep their prototypes."
@@ -150,9 +139,8 @@ class OptimizationArguments:
     )
     optimizer: str = flag("sgd, adamw, or one of timm's, such as muon, lion or lamb.", "sgd")
     learning_rate: Positive | None = flag(
-        "Peak learning rate. By default 1.2 * (images per step) / 256, at most 1, for SGD; for "
-        "cross_entropy, views, and from trained weights 0.1 in place of 1.2; 0.001 for AdamW; the "
-        "others have none."
+        "Peak learning rate. By default 1.2 * (images per step) / 256, at most 1, for SGD; for cross_entropy, views, "
+        "and from trained weights 0.1 in place of 1.2; 0.001 for AdamW; the others have none."
     )
     momentum: Annotated[float, "[0, 1)"] = flag("Of SGD and others that have one.", 0.9)
     nesterov: Annotated[bool, Beside("optimizer", "sgd")] = flag("The momentum of Nesterov.", True)
@@ -211,8 +199,6 @@ class OptimizationArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    _argument_group_name = "run"
-
     output_dir: PathName = flag("Folder for model, metrics, curves, checkpoints.", "outputs/run")
     overwrite: bool = flag("Replace an earlier run in --output_dir.", False)
     dry_run: bool = flag("Build everything, take two steps, print memory and time, leave nothing behind.", False)
@@ -229,9 +215,8 @@ class RunArguments:
         "Report when each metric first attains this percentage of its optimum.", 95.0
     )
     best_metric: str = flag(
-        "What the best epoch, whose model is kept, is chosen by, on the validation split: "
-        "accuracy, mean_class_accuracy, neural_collapse (its least attained metric) or one of its "
-        "metrics, such as nc1_cdnv.",
+        "What the best epoch, whose model is kept, is chosen by, on the validation split: accuracy, "
+        "mean_class_accuracy, neural_collapse (its least attained metric) or one of its metrics, such as nc1_cdnv.",
         "accuracy",
     )
     early_stopping_patience: Count | None = flag("Stop after so many epochs without a better one.")

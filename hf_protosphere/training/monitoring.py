@@ -36,9 +36,8 @@ class CollapseMonitor:
                 sample = evaluate(self.train_sample, description="training sample")
             record["train" + COLLAPSE] = sample["neural_collapse"]
         report = evaluate(
-            self.validation, neural_collapse=neural_collapse, description="validation",
-            stopwatch=self.stopwatch,
-        )  # fmt: skip
+            self.validation, neural_collapse=neural_collapse, description="validation", stopwatch=self.stopwatch
+        )
         del report["class_accuracies"]  # a list in every record, and a curve for every class
         return record | {f"validation_{name}": value for name, value in report.items()}
 

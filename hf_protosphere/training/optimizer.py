@@ -17,8 +17,7 @@ def usual_learning_rate(optimizer: str, images_per_step: int, prototypes: bool) 
     """By default; those of the other optimisers have no rule that holds for most.
 
     Cosines bound the gradients, and prototypes trained from scratch stand and like twelve times
-    the rate of a linear head, which that brings to NaN on some features (scripts/study).
-    """
+    the rate of a linear head, which that brings to NaN on some features (scripts/study)."""
     of_256 = 1.2 if prototypes else 0.1
     return min(of_256 * images_per_step / 256, 1.0) if optimizer == "sgd" else 1e-3
 

@@ -48,9 +48,8 @@ class TrainingRun:
     output folder is its own until `held` is closed."""
 
     def __init__(
-        self, arguments: TrainArguments, images: ImageDataset | None = None,
-        held: ExitStack | None = None,
-    ) -> None:  # fmt: skip
+        self, arguments: TrainArguments, images: ImageDataset | None = None, held: ExitStack | None = None
+    ) -> None:
         self.arguments, self.checkpoint = setup.resolve(arguments)
         arguments = self.arguments
         self.output_dir = Path(arguments.output_dir)
@@ -78,8 +77,7 @@ class TrainingRun:
         self.batches = self._training_batches()
         self.eval_loaders = {role: self._eval_loader(split, role) for role, split in self.images.splits.items()}
         optimizer = build_optimizer(
-            arguments, trained, images_per_step=self.images_per_step,
-            steps_per_epoch=self.steps_per_epoch,
+            arguments, trained, images_per_step=self.images_per_step, steps_per_epoch=self.steps_per_epoch,
             fused=not self.accelerator.is_fsdp2,  # torch's fused SGD takes no sharded parameters
         )  # fmt: skip
         self.optimizer_step = OptimizerStep(arguments, trained, *optimizer, self.accelerator)
@@ -134,9 +132,8 @@ class TrainingRun:
         arguments = self.arguments
         cache = self.images.is_streamed and arguments.cache_images is not False
         return evaluation_loader(
-            split, self.processor, arguments.eval_batch_size, arguments.num_workers,
-            self.accelerator, description=description, cache=self.batches.is_cached or cache,
-            skip_bad=arguments.on_bad_image == "skip",
+            split, self.processor, arguments.eval_batch_size, arguments.num_workers, self.accelerator,
+            description=description, cache=self.batches.is_cached or cache, skip_bad=arguments.on_bad_image == "skip",
         )  # fmt: skip
 
     def _resume(self) -> Progress:
@@ -275,8 +272,7 @@ class TrainingRun:
         progress.step_in_epoch, progress.epoch_totals = 0, (0.0, 0.0)
         last = progress.epoch == arguments.epochs
         record: dict[str, Any] = {
-            "step": progress.step, "epoch": progress.epoch,
-            "learning_rate": step.scheduler.get_last_lr()[0],
+            "step": progress.step, "epoch": progress.epoch, "learning_rate": step.scheduler.get_last_lr()[0],
             "train_loss": loss, "train_accuracy": accuracy,
         }  # fmt: skip
         if arguments.learn_temperature:

@@ -38,9 +38,8 @@ SAMPLE = 64  # images of each split whose features a dry run computes
 def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfig | None]:
     """The arguments of a run with all that is not theirs to decide; nothing changes them later.
 
-    The checkpoint of `--resume_from` or `--finetune_from` decides the network, and the first also
-    the objective and, in their order, the classes. A dry run keeps nothing, and decodes no more
-    images than its two steps take.
+    The checkpoint of `--resume_from` or `--finetune_from` decides the network, and the first also the objective and,
+    in their order, the classes. A dry run keeps nothing, and decodes no more images than its two steps take.
 
     Returns:
         The arguments, and the checkpoint's configuration, if there is one.
@@ -128,14 +127,12 @@ def load_training_data(arguments: SplitArguments, *, hold_out: bool = True, **mo
 
 
 def training_images(
-    arguments: TrainArguments, label_names: list[str] | None = None,
-    loaded: ImageDataset | None = None,
-) -> ImageDataset:  # fmt: skip
+    arguments: TrainArguments, label_names: list[str] | None = None, loaded: ImageDataset | None = None
+) -> ImageDataset:
     """The images of a run, loaded where they are not yet: of few shots, those that it draws."""
     images = loaded or load_training_data(
-        arguments, label_names=label_names, streaming=arguments.streaming,
-        num_train_images=arguments.num_train_images,
-    )  # fmt: skip
+        arguments, label_names=label_names, streaming=arguments.streaming, num_train_images=arguments.num_train_images
+    )
     if arguments.images_per_class is None:
         return images
     train, shots = images.splits["train"], arguments.images_per_class

@@ -1,12 +1,10 @@
 """One optimiser step: from batches to changed weights, however many batches it has.
 
-A contrastive loss is no mean over micro-batches: averaging theirs would contrast each with itself
-only. Here the gradient is that of the one large batch, in two passes (after Gao et al., "Scaling
-Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021): embed every micro-batch
-without a graph; take the loss and its gradient with respect to all embeddings at once; then embed
-each micro-batch again, with a graph, and send its part of that gradient through it. The price is
-one more forward pass, and memory for the embeddings instead of the activations.
-"""
+A contrastive loss is no mean over micro-batches: averaging theirs would contrast each with itself only. Here the
+gradient is that of the one large batch, in two passes (after Gao et al., "Scaling Deep Contrastive Learning Batch Size
+under Memory Limited Setup", 2021): embed every micro-batch without a graph; take the loss and its gradient with
+respect to all embeddings at once; then embed each micro-batch again, with a graph, and send its part of that gradient
+through it. The price is one more forward pass, and memory for the embeddings instead of the activations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,13 +28,11 @@ class OptimizerStep:
 
     Dropout, mixing and the like follow seed, step and process, so that resuming repeats them,
     whatever drew random numbers in between. The model comes on its device and not wrapped: the
-    accelerator wraps model and optimiser here, and saves both in its checkpoints.
-    """
+    accelerator wraps model and optimiser here, and saves both in its checkpoints."""
 
     def __init__(
-        self, arguments: TrainArguments, model: ProtoSphereForImageClassification,
-        optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
-        accelerator: Accelerator,
+        self, arguments: TrainArguments, model: ProtoSphereForImageClassification, optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler, accelerator: Accelerator,
     ) -> None:  # fmt: skip
         self.arguments, self.model, self.accelerator = arguments, model, accelerator
         for name in ("ema_decay", "lora_rank", "feature_views"):
@@ -119,9 +115,8 @@ class OptimizerStep:
         return torch.stack(losses).mean(), torch.cat(logits)
 
     def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Every image mixed with its mirror image in the order of the batch, of any size, or with a
-        rectangle of that one, and the probabilities (m, K) of its classes, smoothed. One share and
-        one rectangle hold for the batch."""
+        """Every image mixed with its mirror image in the order of the batch, of any size, or with a rectangle of that
+        one, and the probabilities (m, K) of its classes, smoothed. One share and one rectangle hold for the batch."""
         arguments, share = self.arguments, 1.0
         mixup, cutmix = arguments.mixup, arguments.cutmix
         if cutmix and not (mixup and np.random.rand() < 0.5):
@@ -136,9 +131,8 @@ class OptimizerStep:
 
 
 def backward_as_one_batch(
-    model: nn.Module, batches: Sequence[Mapping[str, Tensor]],
-    accelerator: Accelerator | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    model: nn.Module, batches: Sequence[Mapping[str, Tensor]], accelerator: Accelerator | None = None
+) -> tuple[Tensor, Tensor]:
     """Add to the gradients what one backward pass over the concatenated batches would add.
 
     Dropout and stochastic depth draw the same numbers in both passes, and buffers (batch norm's

@@ -25,9 +25,8 @@ from .run import TrainingRun
 def train(arguments: TrainArguments, *, images: ImageDataset | None = None, last: bool = True) -> dict[str, Any]:
     """Train as the arguments say; leaves a folder that `from_pretrained` and pipelines load.
 
-    `output_dir` holds the model of the best epoch, metrics.jsonl (a line per measurement),
-    results.json, pictures, arguments.yaml, environment.json (versions, commit, data, for every
-    start), best/ and checkpoints/.
+    `output_dir` holds the model of the best epoch, metrics.jsonl (a line per measurement), results.json, pictures,
+    arguments.yaml, environment.json (versions, commit, data, for every start), best/ and checkpoints/.
 
     Args:
         images: the data set, if it was loaded before, as `load_training_data` does.
@@ -77,9 +76,8 @@ def announcement(run: TrainingRun) -> str:
     share = "" if trained == parameters else f", {trained:,} of them trained"
     sizes = ", ".join(f"{name} {run.images.num_images(name)}" for name in run.images.splits)
     lines = [
-        f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters{share}, "
-        f"projection {config.projection}, embeddings of {run.model.protosphere.embedding_dim}, "
-        f"{kind})",
+        f"{config.objective} on {config.backbone} ({parameters / 1e6:.2f} M parameters{share}, projection "
+        f"{config.projection}, embeddings of {run.model.protosphere.embedding_dim}, {kind})",
         f"{arguments.dataset_name}: {config.num_labels} classes, {sizes}; "
         f"{config.image_size} px, {config.num_channels} channel(s)",
         f"{arguments.epochs} epochs of {run.steps_per_epoch} steps of {run.images_per_step} "

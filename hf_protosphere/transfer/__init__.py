@@ -1,4 +1,3 @@
 """A trained network for other classes: `protosphere finetune` and `add-class`.
 
-Imports `training` and below. Start at `finetune.py`.
-"""
+Imports `training` and below. Start at `finetune.py`."""

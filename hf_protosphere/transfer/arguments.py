@@ -22,8 +22,7 @@ OF_ONE_MODE = {"decay": "layerwise", "rank": "lora", "feature_views": "head", "n
 # Of a head on a backbone without one: what comes as near to neural collapse on features as a whole
 # network does, and learns them by heart the least (scripts/study/frozen_features).
 HEAD_PROJECTION = {
-    "projection": "mlp", "projection_hidden_dim": 256, "projection_batch_norm": True,
-    "projection_dropout": 0.3,
+    "projection": "mlp", "projection_hidden_dim": 256, "projection_batch_norm": True, "projection_dropout": 0.3,
 }  # fmt: skip
 # What few shots decide; None, too, is not to be given.
 OF_FEW_SHOTS = {
@@ -34,8 +33,6 @@ OF_FEW_SHOTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransferArguments:
-    _argument_group_name = "transfer"
-
     model: PathName = required(
         "What to start from: a ProtoSphere checkpoint, a transformers checkpoint (each a folder or "
         "an id on the Hub), a timm model, or a folder saved by timm."
@@ -97,9 +94,8 @@ class TransferArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneArguments(
-    RunArguments, OptimizationArguments, SplitArguments, CacheArguments, DataArguments,
-    TransferArguments, Arguments,
-):  # fmt: skip
+    RunArguments, OptimizationArguments, SplitArguments, CacheArguments, DataArguments, TransferArguments, Arguments
+):
     """A transfer, or several to compare. Invalid values raise `ArgumentError` at once.
 
     Example:
@@ -149,8 +145,7 @@ class FinetuneArguments(
         if self.compare is None:
             return [self.mode] if self.mode != "auto" else ["auto"] if self.shots else [*LADDER]
         names = MODES if self.compare == "all" else self.compare.replace(" ", "").split(",")
-        complaint = f"--compare takes all or some of {', '.join(MODES)}, but got"
-        fields.check_known(names, MODES, complaint)
+        fields.check_known(names, MODES, f"--compare takes all or some of {', '.join(MODES)}, but got")
         return list(dict.fromkeys(names))
 
     @property
@@ -216,9 +211,8 @@ class AddClassArguments(Arguments):
         0.0,
     )
     center: bool = flag(
-        "Subtract the mean embedding of the checkpoint's own classes, which its snapshot holds: "
-        "away from neural collapse a new class would otherwise attract the images of all others. "
-        "Not done for class-mean prototypes.",
+        "Subtract the mean embedding of the checkpoint's own classes, which its snapshot holds: away from neural "
+        "collapse a new class would otherwise attract the images of all others. Not done for class-mean prototypes.",
         True,
     )
     batch_size: Count = flag("Images embedded at once.", 64)
@@ -232,6 +226,4 @@ class AddClassArguments(Arguments):
                 "add-class outputs/run okapi okapi_1.jpg okapi_2.jpg`, or --dataset_name."
             )
         if self.dataset_name is not None and (self.name or self.images):
-            raise ArgumentError(
-                "--dataset_name gives names and images of the new classes: leave out --name and --images."
-            )
+            raise ArgumentError("--dataset_name gives names and images of new classes: leave out --name and --images.")

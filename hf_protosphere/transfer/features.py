@@ -1,7 +1,6 @@
 """Heads on the features of a frozen network, from Python: these computed once, those trained often.
 
-Any features will do: `ImageDataset({"train": FeatureSplit(features, labels), ...}, class_names)`.
-"""
+Any features will do: `ImageDataset({"train": FeatureSplit(features, labels), ...}, class_names)`."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +19,7 @@ from ..training.train import train
 @own_accelerate_state()
 def features_of(arguments: TrainArguments, images: ImageDataset | None = None) -> ImageDataset:
     """What the backbone that the arguments describe makes of their data, or of `images` that were
-    loaded before: `splits[role]` are of `FeatureSplit`. Give `freeze_backbone` and `feature_views`.
-    """
+    loaded before: `splits[role]` are of `FeatureSplit`. Give `freeze_backbone` and `feature_views`."""
     arguments, _ = setup.resolve(arguments)
     images = setup.training_images(arguments, None, images)
     accelerator, model = setup.build_accelerator(arguments), setup.build_model(arguments, images)
@@ -38,8 +36,7 @@ def train_head(
         features: of `features_of`, or of any tensors.
 
     Returns:
-        The whole model of the best epoch, and what results.json holds, with the "records" of
-        metrics.jsonl.
+        The whole model of the best epoch, and what results.json holds, with the "records" of metrics.jsonl.
     """
     with TemporaryDirectory() as folder:
         options = {"output_dir": folder, "pictures": False, "report_to": ["none"]}

@@ -283,8 +283,7 @@ class Transfer:
         head = self.training("head")
         versions = head.feature_views if "head" in self.arguments.modes else 0
         versions = max(versions, PROBE_VERSIONS * self.arguments.probe_augmentation)
-        made_of = self._network, self.accelerator, BatchOptions.of(head)
-        return with_features(self.images, *made_of, max(versions, 1))
+        return with_features(self.images, self._network, self.accelerator, BatchOptions.of(head), max(versions, 1))
 
     def _shots(self, images: ImageDataset, shots: int | None, trial: int) -> Any:
         """The training images, or of them those that a trial draws."""

@@ -3,8 +3,7 @@
 - prototypes: the class means, as after SCL (arXiv 2605.20302): of the embeddings, or, where images
   that were held out say so, of the backbone's features after `whitening`.
 - linear_probe, normalized_linear_probe: a linear layer on the backbone's features (`probes`).
-- knn: the nearest training images vote, each with exp(cosine / temperature) (Wu et al. 2018).
-"""
+- knn: the nearest training images vote, each with exp(cosine / temperature) (Wu et al. 2018)."""
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +46,8 @@ def of_class_means(
 ) -> tuple[ProtoSphereForImageClassification, float | None]:  # fmt: skip
     """The network with the class means of the training images for prototypes, which are not trained.
 
-    They are those of its embeddings, or of its features under one of the `whitenings`, which is then
-    the projection: whichever classifies the validation images best, or in cross-validation those of
-    training.
+    They are those of its embeddings, or of its features under one of the `whitenings`, which is then the projection:
+    whichever classifies the validation images best, or in cross-validation those of training.
 
     Returns:
         The model, and its accuracy on what was held out; None where a class has one image.

@@ -47,8 +47,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
         averaged: Row = {"mode": mode, "shots": shots, "trials": len(trials)}
         for name in AVERAGED:
             values = [value for row in trials if (value := _value(row, name)) is not None]
-            mean = mean_and_interval(values) if values else (None, None)
-            averaged[name], averaged[f"{name}_interval"] = mean
+            averaged[name], averaged[f"{name}_interval"] = mean_and_interval(values) if values else (None, None)
         summary.append(averaged)
     return summary
 

@@ -48,10 +48,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def our_run(a: argparse.Namespace, folder: str, **options: object) -> TrainingRun:
     defaults = {
-        "dataset_name": a.dataset_name, "output_dir": folder, "backbone": a.backbone,
-        "objective": "cross_entropy", "batch_size": a.batch_size, "epochs": 100,
-        "max_train_samples": a.images, "max_eval_samples": 1000, "report_to": ["none"],
-        "augmentation": "resized_crop", "overwrite": True, "nc_every": 0, "nc_train_samples": 0,
+        "dataset_name": a.dataset_name, "output_dir": folder, "backbone": a.backbone, "objective": "cross_entropy",
+        "batch_size": a.batch_size, "epochs": 100, "max_train_samples": a.images, "max_eval_samples": 1000,
+        "report_to": ["none"], "augmentation": "resized_crop", "overwrite": True, "nc_every": 0, "nc_train_samples": 0,
         "channels_last": False, "small_images": a.small_images,
     }  # fmt: skip
     with redirect_stdout(StringIO()):

@@ -2,11 +2,10 @@
 
     python -m scripts.benchmarks.unknown --clothing path --cifar10 path --model local-dir:path
 
-Heads of the engine, by prototypes and by cross-entropy, on features of a frozen network that has
-ImageNet weights, as `protosphere finetune --mode head` trains them: on seven of ten classes, drawn by
-the seed. Near are test images of the three others; far are the other data set's, handwritten digits
-and textures of noise. Of CIFAR-10 a part is taken. Means over seeds, in per cent: AUROC with its
-standard deviation · FPR95.
+Heads of the engine, by prototypes and by cross-entropy, on features of a frozen network that has ImageNet weights, as
+`protosphere finetune --mode head` trains them: on seven of ten classes, drawn by the seed. Near are test images of the
+three others; far are the other data set's, handwritten digits and textures of noise. Of CIFAR-10 a part is taken.
+Means over seeds, in per cent: AUROC with its standard deviation · FPR95.
 """
 
 import argparse

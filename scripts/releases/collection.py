@@ -35,8 +35,7 @@ def account() -> str:
 def publish_collection(
     title: str, repo_ids: Sequence[str], *, namespace: str, description: str | None, private: bool
 ) -> str:
-    """The address of a page of these models, in this order; those that it has already stay where
-    they are.
+    """The address of a page of these models, in this order; those that it has already stay where they are.
 
     Raises:
         PublishError: the Hub cannot be reached or refuses. It can be called again.

@@ -157,9 +157,8 @@ def _publish_arguments(arguments: ReleaseArguments, row: Row, siblings: list[Row
 
 
 def _print_plan(
-    arguments: ReleaseArguments, rows: list[Row], selected: list[Row], states: dict[str, str],
-    namespace: str | None,
-) -> None:  # fmt: skip
+    arguments: ReleaseArguments, rows: list[Row], selected: list[Row], states: dict[str, str], namespace: str | None
+) -> None:
     table = [["model", "state", "to do"]]
     for row in selected:
         siblings = [other for other in rows if other.recipe == row.recipe]

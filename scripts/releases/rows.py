@@ -48,8 +48,7 @@ class Row:
         return [sys.executable, *(launcher if self.launch else []), *module]
 
     def state(self) -> str:
-        """An `ArgumentError` where the folder holds a run with other arguments, or results that are
-        not whole."""
+        """An `ArgumentError` where the folder holds a run with other arguments, or results that are not whole."""
         results = (self.folder / "results.json").exists()
         if not results and newest_checkpoint(self.folder / "checkpoints") is None:
             return MISSING

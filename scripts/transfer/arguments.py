@@ -12,15 +12,12 @@ from hf_protosphere.transfer.arguments import MODES, FinetuneArguments
 
 # Arguments of `protosphere finetune` that the suite gives itself.
 OF_THE_SUITE = (
-    "model", "mode", "compare", "shots", "trials", "dataset_name", "output_dir", "resume",
-    "overwrite", "dry_run",
+    "model", "mode", "compare", "shots", "trials", "dataset_name", "output_dir", "resume", "overwrite", "dry_run",
 )  # fmt: skip
 # What a folder of images has in its own way; a folder of tables is taken for a copy of the Hub's.
 OF_THE_LAYOUT = ("image_column", "label_column", "train_split", "validation_split", "test_split")
 OF_THE_HUB = ("dataset_config", "dataset_revision")
-METRIC_TITLES = {
-    "accuracy": "accuracy", "mean_class_accuracy": "mean per class", "mean_average_precision": "mAP"
-}  # fmt: skip
+METRIC_TITLES = {"accuracy": "accuracy", "mean_class_accuracy": "mean per class", "mean_average_precision": "mAP"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +28,9 @@ class TransferSuiteArguments(Arguments):
     What only the file of a suite says has no flags:
 
     Attributes:
-        datasets: {name: {"dataset_name": Hub id or folder, "metric": "accuracy" (the default),
-            "mean_class_accuracy" or, of several labels an image, "mean_average_precision", any
-            argument of `protosphere finetune`: value}}.
-        arguments: {any argument of `protosphere finetune`: value}, for all data sets; those of a
-            data set win.
+        datasets: {name: {"dataset_name": Hub id or folder, "metric": "accuracy" (the default), "mean_class_accuracy"
+            or, of several labels an image, "mean_average_precision", any argument of `protosphere finetune`: value}}.
+        arguments: {any argument of `protosphere finetune`: value}, for all data sets; those of a data set win.
     """
 
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)

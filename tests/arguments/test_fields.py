@@ -1,5 +1,4 @@
-"""The `help` of a field is its documentation; what cannot work is refused with flag, value and the
-way out."""
+"""The `help` of a field is its documentation; what cannot work is refused with flag, value and the way out."""
 
 import pickle
 from dataclasses import FrozenInstanceError, dataclass, fields
@@ -199,9 +198,8 @@ def test_giant_values_are_told_in_a_line():
 def test_what_yaml_python_and_shells_write_in_their_own_way(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     given = Checked(
-        precision=False, names="a", counts=(1, 2), options={"a": 1}, folder="~/run",
-        others=[Path("~"), "b~/c"],
-    )  # fmt: skip
+        precision=False, names="a", counts=(1, 2), options={"a": 1}, folder="~/run", others=[Path("~"), "b~/c"]
+    )
     check(given)
     assert (given.precision, given.names, given.counts) == ("no", ["a"], [1, 2])
     assert (given.options, given.folder) == ({"a": 1}, "/home/ada/run")

@@ -59,9 +59,7 @@ def test_flags_win_over_yaml_over_defaults(recipe):
 
 
 def test_kinds_of_flags():
-    arguments = parse(
-        "--place", "x", "--no_fence", "--trees", "oak", "ash", "--sky", "clear", "--warmth", "1e-4"
-    )  # fmt: skip
+    arguments = parse("--place", "x", "--no_fence", "--trees", "oak", "ash", "--sky", "clear", "--warmth", "1e-4")
     assert arguments == Picnic(place="x", fence=False, trees=["oak", "ash"], sky="clear", warmth=1e-4)
     assert not parse("--place", "x", "--fence", "false").fence
     assert not parse("--place", "x", "--no-fence").fence

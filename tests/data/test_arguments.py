@@ -45,11 +45,9 @@ def test_flags_of_three_states_and_of_choices():
 
 def test_options_of_batches_are_those_of_a_jobs_arguments():
     values = {
-        "batch_size": 8, "seed": 3, "num_workers": 1, "augmentation": "crop",
-        "horizontal_flip": True, "crop_scale": None, "blur": 0.5, "rand_augment": 9,
-        "random_erasing": 0.25, "views": 2, "classes_per_batch": 4,
-        "gradient_accumulation_steps": 5, "cache_images": False, "on_bad_image": "skip",
-        "shuffle_buffer": 7,
+        "batch_size": 8, "seed": 3, "num_workers": 1, "augmentation": "crop", "horizontal_flip": True,
+        "crop_scale": None, "blur": 0.5, "rand_augment": 9, "random_erasing": 0.25, "views": 2, "classes_per_batch": 4,
+        "gradient_accumulation_steps": 5, "cache_images": False, "on_bad_image": "skip", "shuffle_buffer": 7,
     }  # fmt: skip
     options = BatchOptions.of(SimpleNamespace(**values, epochs=9))
     assert dataclasses.asdict(options) == values

@@ -37,8 +37,8 @@ def of_transformers(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("transformers")
     config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label=dict(enumerate(NAMES)),
-    )  # fmt: skip
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label=dict(enumerate(NAMES))
+    )
     network = ResNetForImageClassification(config)
     network.save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)

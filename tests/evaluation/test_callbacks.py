@@ -171,9 +171,8 @@ def test_steps_that_do_not_divide_the_training_end_with_the_last_one(make_traine
 def test_a_protosphere_says_itself_what_to_measure(make_trainer):
     torch.manual_seed(0)
     config = ProtoSphereConfig(
-        backbone="test_resnet", image_size=32, num_channels=1, image_mean=[0.5], image_std=[0.5],
-        num_labels=10,
-    )  # fmt: skip
+        backbone="test_resnet", image_size=32, num_channels=1, image_mean=[0.5], image_std=[0.5], num_labels=10
+    )
     model = ProtoSphereForImageClassification(config)
     trainer = make_trainer(model, num_train_epochs=1)
     callback = NeuralCollapseCallback(trainer)

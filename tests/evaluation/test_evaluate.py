@@ -142,8 +142,7 @@ def opened(monkeypatch):
 def test_only_what_is_measured_is_decoded(checkpoint, digits_folder, opened, options, expected):
     evaluate(
         EvaluateArguments(
-            model=str(checkpoint), dataset_name=str(digits_folder), num_workers=0,
-            check_images=False, **options,
+            model=str(checkpoint), dataset_name=str(digits_folder), num_workers=0, check_images=False, **options,
         )
     )  # fmt: skip
     counts = Counter()

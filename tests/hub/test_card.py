@@ -32,9 +32,8 @@ RUNS = {
     "nonl": {"objective": "nonl", "epochs": 8},
     "scl": {"objective": "scl", "pictures": False},
     "cross_entropy": {
-        "objective": "cross_entropy", "imbalance": "step", "imbalance_factor": 0.3,
-        "ema_decay": 0.9, "label_smoothing": 0.1, "mixup": 0.2, "classes_per_batch": 2,
-        "pictures": False,
+        "objective": "cross_entropy", "imbalance": "step", "imbalance_factor": 0.3, "ema_decay": 0.9,
+        "label_smoothing": 0.1, "mixup": 0.2, "classes_per_batch": 2, "pictures": False,
     },
 }  # fmt: skip
 MARKDOWN = MarkdownIt("gfm-like")
@@ -112,9 +111,8 @@ def test_every_section_tells_of_the_run(runs):
     parts = sections(card)
     assert list(parts) == [
         "digits", "From the authors", "How to use", "Classify an image", "Compare images",
-        "Fine-tune it on other classes", "Add classes without training", "Results",
-        "Neural collapse", "In pictures", "Training", "Intended use and limits", "Licence",
-        "Citation",
+        "Fine-tune it on other classes", "Add classes without training", "Results", "Neural collapse", "In pictures",
+        "Training", "Intended use and limits", "Licence", "Citation",
     ]  # fmt: skip
     accuracy = f"{100 * results['test']['accuracy']:.2f} %"
     summary = parts["digits"]
@@ -383,9 +381,7 @@ def test_foreign_names_are_words_and_nothing_else(scratch, harmless, classes, da
 def test_results_for_a_benchmark(copy_of):
     folder = copy_of("nonl", results=from_the_hub)
     files = write_card(folder, benchmark_task="image_classification")
-    assert [str(path.relative_to(folder)) for path in files] == [
-        "README.md", ".eval_results/hf_protosphere.yaml"
-    ]  # fmt: skip
+    assert [str(path.relative_to(folder)) for path in files] == ["README.md", ".eval_results/hf_protosphere.yaml"]
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[1].read_text()))
     assert (entry.dataset_id, entry.task_id) == ("uoft-cs/cifar10", "image_classification")
     assert entry.value == pytest.approx(results_of(folder)["test"]["accuracy"], rel=1e-5)

@@ -58,8 +58,7 @@ def with_class(calibrated, tmp_path_factory):
     Image.fromarray(noise).save(tmp_path / "noise.png")
     add_class(
         AddClassArguments(
-            folder=str(calibrated), name="a | noise", images=[str(tmp_path / "noise.png")],
-            output_dir=str(folder),
+            folder=str(calibrated), name="a | noise", images=[str(tmp_path / "noise.png")], output_dir=str(folder),
         )
     )  # fmt: skip
     return folder
@@ -144,9 +143,7 @@ def test_report_and_picture_are_published_without_paths(calibrated, tmp_path_fac
 def test_an_added_class_is_told_and_the_metrics_stay_with_theirs(calibrated, with_class):
     card, results = render_card(with_class), json.loads((with_class / "results.json").read_text())
     run = FinishedRun.read(with_class)
-    assert (run.class_names, run.added_classes) == (
-        ["digit_0", "digit_1", "digit_2"], {"a | noise": 1}
-    )  # fmt: skip
+    assert (run.class_names, run.added_classes) == (["digit_0", "digit_1", "digit_2"], {"a | noise": 1})
     assert len(run.class_names) == len(results["test"]["class_accuracies"])
     text = card.text
     assert "for 3 classes (digit_0, digit_1, digit_2)" in text

@@ -62,9 +62,7 @@ def waits(monkeypatch):
 
 def test_what_is_published_of_a_run():
     files = publishable_files(FinishedRun.read(FINISHED), arguments())
-    model = {path.name for path in FINISHED.iterdir()} - {
-        "arguments.yaml", "environment.json", "results.json"
-    }  # fmt: skip
+    model = {path.name for path in FINISHED.iterdir()} - {"arguments.yaml", "environment.json", "results.json"}
     assert files.keys() == model | {"README.md", "metrics.json", "training_arguments.yaml"}
     assert files["model.safetensors"] == FINISHED / "model.safetensors"  # not in memory
     results = json.loads((FINISHED / "results.json").read_text())
@@ -137,8 +135,7 @@ def test_what_will_not_pass_is_tried_once(waits, error):
     ("error", "reason"),
     [
         (refused(401), "the Hub does not know the token (401). Log in by `hf auth login`."),
-        # To strangers the Hub says of a private repository that there is none, and asks for a
-        # token.
+        # To strangers the Hub says of a private repository that there is none, and asks for a token.
         (refused(401, RepositoryNotFoundError), "the Hub wants a token (401). Log in by"),
         (LocalTokenNotFoundError("none"), "the Hub wants a token (401). Log in by"),
         (refused(403), "the token may not write to user/blobs (403)."),

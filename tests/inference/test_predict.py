@@ -78,9 +78,7 @@ def test_rows_say_what_the_model_says(saved, photos):
     folder, model = saved
     assert [row["image"] for row in predicted(folder, "photos", top_k=3)] == [f"photos/{n}" for n in NAMES]
     rows = rows_of("predictions.csv")
-    assert [*rows[0]] == [
-        "image", "class", "score", "cosine", "class_2", "score_2", "class_3", "score_3", "error",
-    ]  # fmt: skip
+    assert [*rows[0]] == ["image", "class", "score", "cosine", "class_2", "score_2", "class_3", "score_3", "error"]
     good = [row for row in rows if row["image"] != "photos/broken.png"]
     scores, cosines = expected(model, [Image.open(row["image"]) for row in good])
     for row, own, near in zip(good, scores, cosines, strict=True):

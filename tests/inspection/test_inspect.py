@@ -43,9 +43,7 @@ def test_without_a_model(data, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} - {".protosphere"} == {*FILES}
     rows = rows_of(tmp_path / "images.csv")
     assert list(rows[0]) == COLUMNS
-    assert [row["image"] for row in rows] == [
-        *(f"train[{i}]" for i in range(122)), *(f"test[{i}]" for i in range(46)),
-    ]  # fmt: skip
+    assert [row["image"] for row in rows] == [*(f"train[{i}]" for i in range(122)), *(f"test[{i}]" for i in range(46))]
     assert json.loads((tmp_path / "inspection.json").read_text()) == report
     assert {kind: found["images"] for kind, found in report["suspects"].items()} == {BROKEN: 1, LEAKS: 1, COPIES: 1}
     left_out = rows_of(tmp_path / "exclude.csv")

@@ -35,9 +35,8 @@ def table():
         "label_score": [0.1, np.nan, 0.2, 0.97, 0.3, 0.4], "outlier_score": [0.5, np.nan, 0.4, 0.3, 0.4, 0.9],
         "duplicate_of": ["", "", "train[0]", "", "train[0]", ""],
         "similarity": [np.nan, np.nan, 0.8, np.nan, 1.0, np.nan],
-        "width": [8, 0, 8, 8, 8, 10], "height": [8, 0, 8, 8, 8, 6],
-        "mode": ["RGB", "", "RGB", "L", "RGB", "RGB"], "error": ["", "cut short", "", "", "", ""],
-        "content": ["x"] * 6, "first": [0, 1, 0, 3, 0, 5],
+        "width": [8, 0, 8, 8, 8, 10], "height": [8, 0, 8, 8, 8, 6], "mode": ["RGB", "", "RGB", "L", "RGB", "RGB"],
+        "error": ["", "cut short", "", "", "", ""], "content": ["x"] * 6, "first": [0, 1, 0, 3, 0, 5],
     }  # fmt: skip
     return pd.DataFrame(rows).astype({"label": pd.CategoricalDtype(["cat", "dog", LONG, "none"])})
 

@@ -28,8 +28,7 @@ NETWORK = '{"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "lay
 TRAIN = [
     "train", "--dataset_name", DATA, "--backbone", "resnet", "--backbone_source", "transformers",
     "--backbone_kwargs", NETWORK, "--image_size", "32", "--batch_size", "8", "--num_workers", "0",
-    "--report_to", "none", "--epochs", "2", "--keep_checkpoints", "2", "--no_pictures",
-    "--output_dir", "run",
+    "--report_to", "none", "--epochs", "2", "--keep_checkpoints", "2", "--no_pictures", "--output_dir", "run",
 ]  # fmt: skip
 FINETUNE = [
     "finetune", "--model", "run", "--dataset_name", DATA, "--num_workers", "0", "--compare",
@@ -178,9 +177,7 @@ def structured(path, chance):
 def flipped(path, chance):
     data = bytearray(path.read_bytes())
     for _ in range(chance.choice([1, 1, 8, 100])):
-        data[chance.randrange(min(len(data), chance.choice([64, len(data)])))] ^= (
-            1 << chance.randrange(8)
-        )  # fmt: skip
+        data[chance.randrange(min(len(data), chance.choice([64, len(data)])))] ^= 1 << chance.randrange(8)
     path.write_bytes(data)
 
 
@@ -264,7 +261,6 @@ def test_a_thousand_damaged_copies(good, tmp_path, monkeypatch, capfd, bounded):
     with capfd.disabled():
         print(
             f"\ndamaged runs, models and indexes: {cases:,} cases, {refused:,} refused, "
-            f"{cases - refused - len(problems):,} accepted, tracebacks = {len(problems)}, "
-            f"longest {longest:.1f} s"
+            f"{cases - refused - len(problems):,} accepted, tracebacks = {len(problems)}, longest {longest:.1f} s"
         )
     assert problems == []

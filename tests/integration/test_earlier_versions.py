@@ -1,10 +1,9 @@
 """Runs and checkpoints that version 0.1.0 left still load, resume, plot and publish.
 
-tests/fixtures/version_0_1_0 was made at commit 985af96 by `protosphere train --dataset_name blobs
---backbone resnet --backbone_source transformers --image_size 32 --batch_size 8 --num_workers 0
---report_to none --warmup_epochs 0 --seed 3 --no_pictures --epochs 2 --keep_checkpoints 2
---output_dir finished`, with a small ResNet as --backbone_kwargs; `stopped` is the same run as it
-was after its first epoch.
+tests/fixtures/version_0_1_0 was made at commit 985af96 by `protosphere train --dataset_name blobs --backbone resnet
+--backbone_source transformers --image_size 32 --batch_size 8 --num_workers 0 --report_to none --warmup_epochs 0 --seed
+3 --no_pictures --epochs 2 --keep_checkpoints 2 --output_dir finished`, with a small ResNet as --backbone_kwargs;
+`stopped` is the same run as it was after its first epoch.
 """
 
 import json
@@ -44,8 +43,7 @@ def test_a_stopped_run_ends_as_it_would_have(old):
     for name, tensor in before.items():
         # Not to the bit: another machine's kernels round otherwise than that of the fixture.
         torch.testing.assert_close(tensor, after[name], rtol=1e-4, atol=1e-6)
-    before, after = (json.loads((old / run / "results.json").read_text())["test"]
-                     for run in ("finished", "stopped"))  # fmt: skip
+    before, after = (json.loads((old / run / "results.json").read_text())["test"] for run in ("finished", "stopped"))
     assert after["accuracy"] == before["accuracy"]
     attained = after["neural_collapse"]["attained"]
     assert attained == pytest.approx(before["neural_collapse"]["attained"], abs=0.1)
@@ -62,9 +60,7 @@ def test_a_checkpoint_loads_and_classifies(old):
 
 def test_a_finished_run_is_drawn_and_published(old, hub):
     names = {path.name for path in draw_run(old / "finished")}
-    assert names == {
-        "curves.png", "neural_collapse.png", "cosines.png", "margins.png", "sphere.png"
-    }  # fmt: skip
+    assert names == {"curves.png", "neural_collapse.png", "cosines.png", "margins.png", "sphere.png"}
     publish(PublishArguments(folder="finished", repo_id="user/old"))
     card = (old / "finished" / "README.md").read_text()
     assert "class_0, class_1, class_2" in card

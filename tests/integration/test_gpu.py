@@ -121,8 +121,7 @@ def test_the_whole_way_on_the_device(arguments, digits_folder, tmp_path, capsys)
     data = ["--dataset_name", str(digits_folder), "--num_workers", "0"]
     images = str(digits_folder / "test")
     main(["calibrate", "--model", run, *data, "--split", "test"])
-    main(["index", "--model", run, "--images", images, "--index_dir", str(tmp_path / "index"),
-          "--num_workers", "0"])  # fmt: skip
+    main(["index", "--model", run, "--images", images, "--index_dir", str(tmp_path / "index"), "--num_workers", "0"])
     capsys.readouterr()
     query = next((digits_folder / "test" / "digit_0").iterdir())
     main(["search", str(tmp_path / "index"), str(query), "--k", "1", "--json"])

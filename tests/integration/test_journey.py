@@ -16,9 +16,8 @@ from tests import SCRIPTS
 def trained(digits_folder, tmp_path_factory):
     run = tmp_path_factory.mktemp("journey") / "run"
     main(
-        f"train --dataset_name {digits_folder} --output_dir {run} --backbone test_resnet "
-        "--epochs 10 --batch_size 16 --optimizer adamw --augmentation crop "
-        "--no_horizontal_flip --num_workers 0 --no_pictures".split()
+        f"train --dataset_name {digits_folder} --output_dir {run} --backbone test_resnet --epochs 10 --batch_size 16 "
+        "--optimizer adamw --augmentation crop --no_horizontal_flip --num_workers 0 --no_pictures".split()
     )
     return run
 

@@ -52,8 +52,7 @@ def given(digits_folder, tmp_path_factory):
     noise(1).save(folder / "images" / "a.png")
     return {
         "DATA": digits_folder, "MODEL": folder / "model", "IMAGES": folder / "images",
-        "IMAGE": folder / "images" / "a.png", "RUN": folder / "model",
-        "SUITE": folder / "suite.yaml",
+        "IMAGE": folder / "images" / "a.png", "RUN": folder / "model", "SUITE": folder / "suite.yaml",
     }  # fmt: skip
 
 

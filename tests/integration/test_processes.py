@@ -22,10 +22,7 @@ from tests import ROOT, forked
 from .trainings import in_float64, no_pictures
 
 TRAININGS = Path(__file__).with_name("trainings.py")
-TORCHRUN = (
-    "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
-    "--nproc_per_node",
-)  # fmt: skip
+TORCHRUN = ("torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--nproc_per_node")
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
 IMAGES_PER_STEP = 32
 CASES = {

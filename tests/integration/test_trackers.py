@@ -10,9 +10,8 @@ from hf_protosphere.training.train import train
 
 def run(digits_folder, folder, **options):
     defaults = {
-        "dataset_name": str(digits_folder), "output_dir": str(folder / "digits-7"),
-        "backbone": "test_resnet", "epochs": 2, "batch_size": 32, "num_workers": 0, "nc_every": 0,
-        "project": "collapse", "pictures": False,
+        "dataset_name": str(digits_folder), "output_dir": str(folder / "digits-7"), "backbone": "test_resnet",
+        "epochs": 2, "batch_size": 32, "num_workers": 0, "nc_every": 0, "project": "collapse", "pictures": False,
     }  # fmt: skip
     return train(TrainArguments(**defaults | options))
 

@@ -1,9 +1,8 @@
 """What transformers asks of every model, over our classes with a backbone of each library.
 
-These are the checks of its ModelTesterMixin, ConfigTester and PipelineTesterMixin, which it does
-install. Where one of them cannot hold here, the reason stands beside what holds instead. Left out
-is what is about text (embeddings of tokens, generation, padding, caches, tied heads) and about
-several GPUs (tests/integration/test_processes.py shards).
+These are the checks of its ModelTesterMixin, ConfigTester and PipelineTesterMixin, which it does install. Where one of
+them cannot hold here, the reason stands beside what holds instead. Left out is what is about text (embeddings of
+tokens, generation, padding, caches, tied heads) and about several GPUs (tests/integration/test_processes.py shards).
 """
 
 import copy
@@ -29,8 +28,7 @@ BACKBONES = {
         "backbone_kwargs": TRANSFORMERS["vit"] | {"num_hidden_layers": 2},
     },
     "transformers resnet": {
-        "backbone": "resnet", "backbone_source": "transformers",
-        "backbone_kwargs": TRANSFORMERS["resnet"],
+        "backbone": "resnet", "backbone_source": "transformers", "backbone_kwargs": TRANSFORMERS["resnet"],
     },
 }  # fmt: skip
 CLASSES = {"embeds": ProtoSphereModel, "classifies": ProtoSphereForImageClassification}
@@ -91,9 +89,8 @@ def test_config_says_what_it_was_told(backbone, tmp_path):
 
 def test_config_takes_the_arguments_that_all_take():
     common = {
-        "return_dict": False, "output_hidden_states": True, "output_attentions": True,
-        "chunk_size_feed_forward": 5, "architectures": ["BertModel"], "id2label": {0: "label"},
-        "problem_type": "regression",
+        "return_dict": False, "output_hidden_states": True, "output_attentions": True, "chunk_size_feed_forward": 5,
+        "architectures": ["BertModel"], "id2label": {0: "label"}, "problem_type": "regression",
     }  # fmt: skip
     config = ProtoSphereConfig(**common, dtype="float16", label2id={"label": "0"})
     assert {name: getattr(config, name) for name in common} == common
@@ -302,9 +299,8 @@ def test_buffers_that_were_on_the_meta_device_are_initialised(backbone, prototyp
     for name, value in buffers.items():
         assert torch.equal(value, expected[name]), name
     assert not [
-        name for name, module in model.named_modules()
-        for value in vars(module).values() if torch.is_tensor(value)
-    ]  # fmt: skip
+        name for name, module in model.named_modules() for value in vars(module).values() if torch.is_tensor(value)
+    ]
     assert model.eval()(PIXELS).logits.shape == (4, 4)
 
 

@@ -78,8 +78,7 @@ def run_installed(wheel, tmp_path_factory):
     (packages,) = environment.glob("lib/python*/site-packages")
     with ZipFile(wheel) as archive:
         archive.extractall(packages)
-    # Its dependencies are those of here. Their own .pth files, as of an editable install, are not
-    # read from there.
+    # Its dependencies are those of here. Their own .pth files, as of an editable install, are not read from there.
     folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "dependencies.pth").write_text("\n".join(folders))
 

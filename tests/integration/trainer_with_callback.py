@@ -20,13 +20,10 @@ def main(output_dir, batch_size):
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     data = TensorDataset(images, torch.tensor(digits.target))
     torch.manual_seed(0)
-    config = ResNetConfig(
-        num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=10
-    )  # fmt: skip
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=10)
     arguments = TrainingArguments(
-        output_dir, max_steps=2, report_to="none", use_cpu=True, save_strategy="no",
-        per_device_train_batch_size=16, per_device_eval_batch_size=int(batch_size),
-        disable_tqdm=True, remove_unused_columns=False,
+        output_dir, max_steps=2, report_to="none", use_cpu=True, save_strategy="no", per_device_train_batch_size=16,
+        per_device_eval_batch_size=int(batch_size), disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
     trainer = Trainer(
         ResNetForImageClassification(config), arguments, data_collator=collate,

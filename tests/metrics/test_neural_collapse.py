@@ -315,8 +315,7 @@ def test_classes_without_samples_are_named_and_the_others_measured(keep, counts,
     assert result["attained"].keys() == METRIC_TITLES - undefined - left_out
     present = [c for c, count in enumerate(counts) if count]
     if len(present) > 1:  # as if there were no other classes
-        expected = measure(embeddings, torch.tensor([present.index(c) for c in labels]),
-                           prototypes[present])  # fmt: skip
+        expected = measure(embeddings, torch.tensor([present.index(c) for c in labels]), prototypes[present])
         for name in METRIC_TITLES & result.keys() - {"prototype_effective_rank"}:
             assert result[name] == pytest.approx(expected[name], rel=1e-8), name
     assert result["prototype_effective_rank"] == geometry.prototype_effective_rank(prototypes)

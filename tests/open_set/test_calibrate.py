@@ -325,9 +325,7 @@ SETS = {"set_score": "lac", "set_coverage": 0.9, "set_thresholds": [0.6]}
 
 def calibrated(**options):
     torch.manual_seed(0)
-    calibration = {
-        "rejection_threshold": 0.4, "false_rejection_rate": 0.05, "calibration_temperature": 1.3
-    } | SETS  # fmt: skip
+    calibration = {"rejection_threshold": 0.4, "false_rejection_rate": 0.05, "calibration_temperature": 1.3} | SETS
     defaults = {"backbone": "test_resnet", "image_size": 32, "id2label": NAMES}
     config = ProtoSphereConfig(**defaults | calibration | options)
     return ProtoSphereForImageClassification(config).eval()

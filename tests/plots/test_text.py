@@ -17,8 +17,7 @@ from hf_protosphere.plots.table import format_table
 from hf_protosphere.plots.text import for_figure, one_line, printable, say, shorten
 
 HOSTILE = [
-    "$5_to_$10", r"$\frac$", "$$", r"\$x$", "a$b", "_hidden", "_", "__init__", "",
-    "\x1b[2J\x1b]0;x\x07",
+    "$5_to_$10", r"$\frac$", "$$", r"\$x$", "a$b", "_hidden", "_", "__init__", "", "\x1b[2J\x1b]0;x\x07",
     "two\nlines", "tab\there", "carriage\rreturn", "\u202etxt.exe", "\u2066x\u2069",
     "شجرة الزيتون", "עץ",
     "鸭", "\U0001f986", "👩\u200d🔬", "cafe\u0301", "\udcff", "x" * 5000, "| <script> `x` [y](z)",

@@ -45,6 +45,4 @@ def test_columns_and_options_go_on_under_the_names_of_those_who_take_them():
     assert arguments.columns == {
         "dataset_config": None, "revision": "v1", "image_column": None, "label_column": "fine"
     }  # fmt: skip
-    assert arguments.embedding_options == {
-        "on_bad_image": "error", "batch_size": 3, "num_workers": 2
-    }  # fmt: skip
+    assert arguments.embedding_options == {"on_bad_image": "error", "batch_size": 3, "num_workers": 2}

@@ -162,9 +162,7 @@ def test_labels_of_folders_are_the_classes_of_training(photos, model, capsys):
     (photos / "c").symlink_to(photos / "b")
     made = ImageIndex.of_folder(photos, model, labels_from_folders=True)
     labels = {image.path: image.label for image in made.images}
-    assert labels == {
-        "3.PNG": "photos", "a/0.png": "a", "a/deep/1.jpg": "a", "b/2.png": "b", "c/2.png": "c",
-    }  # fmt: skip
+    assert labels == {"3.PNG": "photos", "a/0.png": "a", "a/deep/1.jpg": "a", "b/2.png": "b", "c/2.png": "c"}
     said = capsys.readouterr().err
     assert "5 images (3.PNG" in said
     assert "1 hidden (.hidden), 1 of other kinds (notes.txt)" in said

@@ -134,8 +134,7 @@ def test_everything_comes_back_and_nothing_of_ours_is_pickled(tmp_path):
     saved = Parts(steps=3)
     checkpoint = saved.save(tmp_path)
     assert {path.name for path in checkpoint.iterdir()} == {
-        "average.safetensors", "model.safetensors", "optimizer.bin", "progress.json",
-        "random_states_0.pkl",
+        "average.safetensors", "model.safetensors", "optimizer.bin", "progress.json", "random_states_0.pkl",
     }  # fmt: skip
     path = checkpoint / "optimizer.bin"  # of which the moments are taken, and nothing else
     state = torch.load(path, weights_only=True)
@@ -184,8 +183,7 @@ def test_a_hostile_pickle_runs_nowhere(tmp_path, name, zipped):
     torch.save({"base_lrs": Evil(ran)}, archive := io.BytesIO())
     written = archive.getvalue() if zipped else pickle.dumps(Evil(ran))
     (checkpoint / name).write_bytes(written)
-    unread = ("custom_checkpoint_0.pkl", "scheduler.bin", "sampler.bin", "scaler.pt",
-              "random_states_0.pkl")  # fmt: skip
+    unread = ("custom_checkpoint_0.pkl", "scheduler.bin", "sampler.bin", "scaler.pt", "random_states_0.pkl")
     with nullcontext() if name in unread else refused(checkpoint):
         read_progress(checkpoint)
         Parts().load(checkpoint)

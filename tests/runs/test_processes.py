@@ -25,9 +25,8 @@ def sharded(kind, stage=None):
     config = {"zero_optimization": {"stage": stage}}
     plugin = SimpleNamespace(deepspeed_config=config) if stage else None
     return SimpleNamespace(
-        num_processes=1, distributed_type=kind, is_fsdp2=False,
-        state=SimpleNamespace(deepspeed_plugin=plugin),
-    )  # fmt: skip
+        num_processes=1, distributed_type=kind, is_fsdp2=False, state=SimpleNamespace(deepspeed_plugin=plugin)
+    )
 
 
 def test_processes_that_do_not_know_of_each_other(monkeypatch):

@@ -134,9 +134,7 @@ def test_the_reports_are_written_between_their_marks(tmp_path):
         "transfer_accuracy", "clean_error", "corruption_error",
     )  # fmt: skip
     scores = fake(frozen_report.SCORES)
-    of_frozen = fake(names) | {
-        "test_collapse": collapse, "train_collapse": collapse, "far": scores, "near": scores
-    }  # fmt: skip
+    of_frozen = fake(names) | {"test_collapse": collapse, "train_collapse": collapse, "far": scores, "near": scores}
     rows = {
         "frozen_features": (frozen_report, frozen.rows(["clothing", "cifar10"]), of_frozen),
         "small_network": (small_report, small.rows(["cifar10"]), of_frozen),

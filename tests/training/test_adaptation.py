@@ -135,9 +135,8 @@ def test_lower_layers_learn_slower(options):
     named = dict(model.named_parameters())
     assert {id(p) for p in named.values()} == rates.keys()
     ordered = [
-        rates[id(p)] for name, p in named.items()
-        if ".backbone." in name and "token" not in name and "pos" not in name
-    ]  # fmt: skip
+        rates[id(p)] for name, p in named.items() if ".backbone." in name and "token" not in name and "pos" not in name
+    ]
     assert ordered == sorted(ordered)
     assert ordered[0] < ordered[-1] <= rates[id(model.head.weight)] == 1.0
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}

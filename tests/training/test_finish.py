@@ -58,8 +58,7 @@ def test_nothing_that_comes_beside_the_results_costs_them(arguments, monkeypatch
         in_its_place(name, getattr(finishing, name))
     in_its_place("draw_run", lambda *_, **__: [])
     whole = finish(run)
-    assert order == ["save_model", *["evaluate_model"] * 2, "write_json", "save_snapshot",
-                     "draw_run"]  # fmt: skip
+    assert order == ["save_model", *["evaluate_model"] * 2, "write_json", "save_snapshot", "draw_run"]
     assert not caplog.records
 
     def fails(*_, **__):

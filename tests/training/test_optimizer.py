@@ -62,10 +62,7 @@ def test_the_papers_sgd_is_plain_decays_everything_and_ends_at_a_floor(arguments
 
 
 def test_steps_fall_at_their_milestones(arguments, model):
-    given = arguments(
-        schedule="step", milestones=[1, 2.5], gamma=0.2, epochs=4, warmup_epochs=0,
-        learning_rate=5.0,
-    )  # fmt: skip
+    given = arguments(schedule="step", milestones=[1, 2.5], gamma=0.2, epochs=4, warmup_epochs=0, learning_rate=5.0)
     optimizer, schedule = build_optimizer(given, model, images_per_step=64, steps_per_epoch=10)
     expected = [5.0] * 10 + [1.0] * 15 + [0.2] * 15
     assert rates(optimizer, schedule, 40) == pytest.approx(expected)

@@ -225,8 +225,7 @@ def test_rectangles_of_other_images_are_pasted(arguments, views):
     reach = (1 - np.random.beta(1.0, 1.0)) ** 0.5
     side, y, x = int(32 * reach), np.random.randint(32), np.random.randint(32)
     inside = torch.zeros(32, 32, dtype=torch.bool)
-    inside[max(0, y - side // 2) : y + (side + 1) // 2,
-           max(0, x - side // 2) : x + (side + 1) // 2] = True  # fmt: skip
+    inside[max(0, y - side // 2) : y + (side + 1) // 2, max(0, x - side // 2) : x + (side + 1) // 2] = True
     pasted = torch.where(inside, pixels.flip(0), pixels)
     share = 1 - inside.float().mean()
     assert 0 < share < 1

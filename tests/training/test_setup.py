@@ -28,9 +28,8 @@ def checkpoint(tmp_path_factory):
     """Of classes that the digits' folder has in another order, with a linear projection."""
     folder = tmp_path_factory.mktemp("checkpoint")
     config = ProtoSphereConfig(
-        backbone="test_resnet", image_size=32, num_channels=1, projection="linear",
-        projection_dim=8, objective="ntce", softmax_temperature=0.2,
-        id2label={0: "digit_2", 1: "digit_0", 2: "digit_1"},
+        backbone="test_resnet", image_size=32, num_channels=1, projection="linear", projection_dim=8, objective="ntce",
+        softmax_temperature=0.2, id2label={0: "digit_2", 1: "digit_0", 2: "digit_1"},
     )  # fmt: skip
     ProtoSphereForImageClassification(config).save_pretrained(folder)
     build_image_processor(config).save_pretrained(folder)
@@ -42,13 +41,10 @@ def test_a_checkpoint_decides_its_network_without_its_weights(arguments, checkpo
     given = arguments(finetune_from=checkpoint, backbone="timm/test_resnet", objective="nonl")
     decided, config = resolve(given)
     assert config.class_names == ["digit_2", "digit_0", "digit_1"]
-    assert (decided.backbone, decided.projection, decided.projection_dim) == (
-        "test_resnet", "linear", 8
-    )  # fmt: skip
+    assert (decided.backbone, decided.projection, decided.projection_dim) == ("test_resnet", "linear", 8)
     assert (decided.image_size, decided.num_channels) == (32, 1)
     assert (decided.objective, decided.temperature) == ("nonl", None)  # of the new classes' head
-    same = {"backbone", "backbone_kwargs", "projection", "projection_dim", "image_size",
-            "num_channels"}  # fmt: skip
+    same = {"backbone", "backbone_kwargs", "projection", "projection_dim", "image_size", "num_channels"}
     assert {k for k, v in vars(given).items() if v != getattr(decided, k)} <= same
 
 
@@ -111,9 +107,7 @@ def test_options_of_the_arguments_reach_the_model(arguments):
         12,
         0.3,
     )
-    assert (config.objective, config.prototypes, config.num_channels) == (
-        "normface", "simplex_etf", 1
-    )  # fmt: skip
+    assert (config.objective, config.prototypes, config.num_channels) == ("normface", "simplex_etf", 1)
     assert model.protosphere.backbone.drop_rate == 0.25
     assert config.image_size == 32  # the images' own
     with pytest.raises(ArgumentError, match=r"the model cannot be built: .*no backbone 'resent18'"):
@@ -126,8 +120,7 @@ def test_shots_are_drawn_from_images_that_are_loaded_once(arguments, digits_fold
     assert first.class_counts("train") == other.class_counts("train") == [4, 4, 4]
     assert first.splits["test"] is loaded.splits["test"]
     assert loaded.class_counts("train") == [40, 40, 40]
-    paths = [[bytes(image.tobytes()) for image in images.splits["train"]["image"]]
-             for images in (first, other)]  # fmt: skip
+    paths = [[bytes(image.tobytes()) for image in images.splits["train"]["image"]] for images in (first, other)]
     assert paths[0] != paths[1]
 
 

@@ -30,10 +30,9 @@ def source(tmp_path_factory):
 def arguments(source, digits_folder, tmp_path):
     def make(**options):
         defaults = {
-            "dataset_name": str(digits_folder), "finetune_from": str(source), "epochs": 3,
-            "freeze_backbone": True, "feature_views": 2, "objective": "ntce", "batch_size": 32,
-            "num_workers": 0, "report_to": ["none"], "pictures": False,
-            "output_dir": str(tmp_path / "run"), "check_images": False,
+            "dataset_name": str(digits_folder), "finetune_from": str(source), "epochs": 3, "freeze_backbone": True,
+            "feature_views": 2, "objective": "ntce", "batch_size": 32, "num_workers": 0, "report_to": ["none"],
+            "pictures": False, "output_dir": str(tmp_path / "run"), "check_images": False,
         }  # fmt: skip
         return TrainArguments(**defaults | options)
 

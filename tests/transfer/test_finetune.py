@@ -35,9 +35,8 @@ def source(tmp_path_factory):
     torch.manual_seed(0)
     names = {0: "digit_2", 1: "okapi", 2: "digit_0"}
     config = ProtoSphereConfig(
-        backbone="test_resnet", image_size=32, id2label=names, objective="ntce",
-        softmax_temperature=0.2,
-    )  # fmt: skip
+        backbone="test_resnet", image_size=32, id2label=names, objective="ntce", softmax_temperature=0.2
+    )
     folder = tmp_path_factory.mktemp("source")
     ProtoSphereForImageClassification(config).save_pretrained(folder)
     build_image_processor(config).save_pretrained(folder)
@@ -111,9 +110,8 @@ def test_few_shots_with_confidence_resumed_without_doing_it_again(run, tmp_path,
     options = {"compare": "full,prototypes", "trials": 2, "min_steps": 3}
     first = run(shots="2,1", **options)
     assert [(r["mode"], r["shots"], r["trial"]) for r in first["rows"]] == [
-        (mode, shots, trial)
-        for mode in ("full", "prototypes") for shots in (2, 1) for trial in (0, 1)
-    ]  # fmt: skip
+        (mode, shots, trial) for mode in ("full", "prototypes") for shots in (2, 1) for trial in (0, 1)
+    ]
     folder = tmp_path / "out"
     assert (folder / "shots.png").exists()
     assert not any((folder / "trials").iterdir())  # measured, not kept

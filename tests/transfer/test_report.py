@@ -15,9 +15,8 @@ from hf_protosphere.transfer.report import (
 def row(mode, shots, trial, accuracy, **more):
     collapse = {"attained": {"overall": 100 * accuracy}, "nc1_cdnv": 0.5, "nc2_equiangular": 0.25}
     return {
-        "mode": mode, "shots": shots, "trial": trial, "accuracy": accuracy,
-        "mean_class_accuracy": accuracy / 2, "seconds": 1.5, "trainable_parameters": 1234,
-        "neural_collapse": collapse, **more,
+        "mode": mode, "shots": shots, "trial": trial, "accuracy": accuracy, "mean_class_accuracy": accuracy / 2,
+        "seconds": 1.5, "trainable_parameters": 1234, "neural_collapse": collapse, **more,
     }  # fmt: skip
 
 
@@ -42,9 +41,7 @@ def test_the_interval_is_students(count):
 
 def test_trials_are_averaged_for_each_mode_and_number_of_shots():
     summary = few_shot()
-    assert [(s["mode"], s["shots"], s["trials"]) for s in summary] == [
-        ("full", 1, 3), ("full", 5, 1), ("knn", 1, 2)
-    ]  # fmt: skip
+    assert [(s["mode"], s["shots"], s["trials"]) for s in summary] == [("full", 1, 3), ("full", 5, 1), ("knn", 1, 2)]
     first, single, same = summary
     assert first["accuracy"] == pytest.approx(0.5)
     assert first["accuracy_interval"] == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)

@@ -132,9 +132,7 @@ def _tail(results: Results, data: str) -> str:
 
 
 def _batch(results: Results, data: str) -> str:
-    columns: dict[str, Value] = {
-        "test accuracy (%)": value("test_accuracy"), "seconds": value("seconds")
-    }  # fmt: skip
+    columns: dict[str, Value] = {"test accuracy (%)": value("test_accuracy"), "seconds": value("seconds")}
     return table(results, "batch", data, columns)
 
 

@@ -98,9 +98,7 @@ def features_of_data(name: str, path: str, model: str) -> ImageDataset:
             drawn(labels_of(train), [count] * images.num_labels, 0)
             for count in (BATCH_TRAIN, BATCH_TRAIN + VALIDATION)
         )
-        splits = {
-            "train": train.select(kept), "validation": train.select(np.setdiff1d(both, kept))
-        }  # fmt: skip
+        splits = {"train": train.select(kept), "validation": train.select(np.setdiff1d(both, kept))}
         images = dataclasses.replace(images, splits=dict(images.splits) | splits)
     return features_of(arguments_of(Row("classify", path, "", 0), model, {}), images)
 
@@ -125,8 +123,7 @@ def without(features: ImageDataset, unseen: list[int]) -> ImageDataset:
 
 
 def _few(features: ImageDataset, row: Row) -> ImageDataset:
-    """Few training images: so many of each class, or a long tail over the classes in an order of
-    the seed's."""
+    """Few training images: so many of each class, or a long tail over the classes in an order of the seed's."""
     train, count = features.splits["train"], features.num_labels
     if row.task == "tail":
         largest, smallest = TAIL

@@ -42,8 +42,7 @@ class Whitening(nn.Module):
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm with a bias and no scale, which the next layer has, and a short memory: trainings
-    take few steps."""
+    """Batch norm with a bias and no scale, which the next layer has, and a short memory: trainings take few steps."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, momentum=0.2)

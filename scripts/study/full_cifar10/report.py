@@ -57,9 +57,8 @@ def write(results: Results, folder: Path) -> None:
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     points(
-        axes, results, "classify", WHERE, "CDNV attained on test images (%)",
-        collapse("test", "nc1_cdnv"), cross_entropy=["CE", "CE, decay 1"],
-        prototypes=list(PROTOTYPES),
+        axes, results, "classify", WHERE, "CDNV attained on test images (%)", collapse("test", "nc1_cdnv"),
+        cross_entropy=["CE", "CE, decay 1"], prototypes=list(PROTOTYPES),
     )  # fmt: skip
     axes.legend(frameon=False)
     save_figure(figure, folder / "full_cifar10.png", 110)

@@ -52,10 +52,9 @@ def measure(row: Row, work: Work) -> Measured:
     folder = row.path(work.folder).with_suffix("")
     results = train(
         TrainArguments(
-            dataset_name=row.data, output_dir=str(folder), seed=row.seed, backbone="test_resnet",
-            batch_size=128, epochs=work.options.get("epochs", EPOCHS), augmentation="crop",
-            num_workers=0, evaluate_every=EPOCHS, nc_every=0, nc_train_samples=3000,
-            checkpoint_every=5, report_to=["none"], pictures=False,
+            dataset_name=row.data, output_dir=str(folder), seed=row.seed, backbone="test_resnet", batch_size=128,
+            epochs=work.options.get("epochs", EPOCHS), augmentation="crop", num_workers=0, evaluate_every=EPOCHS,
+            nc_every=0, nc_train_samples=3000, checkpoint_every=5, report_to=["none"], pictures=False,
             resume=folder.exists(), **METHODS[row.method],
         ),
         images=_images(work.data[row.data]), last=False,

@@ -18,9 +18,7 @@ def arguments(recipe, **options):
 def test_flags_win_over_the_file(recipe, tmp_path):
     file = tmp_path / "release.yaml"
     file.write_text(f"recipes: [{recipe}]\nobjectives: [nonl]\nnamespace: lab\nrevision: v1\n")
-    assert (parsed(file).namespace, parsed(file).revision, parsed(file).publish) == (
-        "lab", "v1", True
-    )  # fmt: skip
+    assert (parsed(file).namespace, parsed(file).revision, parsed(file).publish) == ("lab", "v1", True)
     release = parsed(file, "--namespace", "me", "--no_publish", "--only", "seed0")
     assert (release.namespace, release.publish, release.only) == ("me", False, "seed0")
 

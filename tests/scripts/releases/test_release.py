@@ -121,8 +121,7 @@ def test_it_waits_for_a_training_that_another_release_left(job):
 def test_a_lock_is_held_until_the_last_child_ends(tmp_path):
     path, order = tmp_path / "row.log", []
     with path.open("a") as log, lock_for_children(log):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
-                                 stdout=log, text=True)  # fmt: skip
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=log, text=True)
 
     def wait_for_it():
         with path.open("a") as log, lock_for_children(log):
@@ -215,9 +214,7 @@ def test_failures_are_told_at_the_end_and_leave_the_others(recipe, tmp_path, mon
     assert str(failed.value) == f"1 failed, the others are done.\n\n{name}: ended with 1: no luck"
     assert trained == ["1/2", "2/2"]
     lines = capsys.readouterr().out.strip().split("\n")
-    assert [line.split() for line in lines[2:]] == [
-        [name, "failed"], ["digits-test_resnet-scl-seed0", "missing"]
-    ]  # fmt: skip
+    assert [line.split() for line in lines[2:]] == [[name, "failed"], ["digits-test_resnet-scl-seed0", "missing"]]
 
 
 def test_a_dry_run_says_what_is_to_do_and_does_nothing(recipe, tmp_path, monkeypatch, capsys):

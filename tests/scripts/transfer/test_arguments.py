@@ -61,8 +61,7 @@ def test_a_folder_in_place_of_a_data_set(tmp_path):
     assert suite.datasets["lower"] == {"dataset_name": str(images), "max_eval_samples": 7}
     suite = TransferSuiteArguments(**options, data=[f"lower={tables}"])
     assert suite.datasets["lower"] == {
-        "dataset_name": str(tables), "label_column": "digit", "test_split": "validation",
-        "max_eval_samples": 7,
+        "dataset_name": str(tables), "label_column": "digit", "test_split": "validation", "max_eval_samples": 7,
     }  # fmt: skip
     assert suite.datasets["upper"] == OPTIONS["datasets"]["upper"]
 

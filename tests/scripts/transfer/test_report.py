@@ -29,9 +29,8 @@ def entry(dataset, model):
     other = {"accuracy": 1.0, "mean_class_accuracy": 1.0, "split": "test", "num_images": 9}
     rows = {mode: other | {metric: value} for mode, value in VALUES.get((dataset, model), {}).items()}
     return SimpleNamespace(
-        dataset=dataset, model=model, metric=metric, rows=lambda: rows,
-        arguments=SimpleNamespace(modes=MODES),
-    )  # fmt: skip
+        dataset=dataset, model=model, metric=metric, rows=lambda: rows, arguments=SimpleNamespace(modes=MODES)
+    )
 
 
 @pytest.fixture
@@ -62,13 +61,9 @@ def test_the_table(results):
     header, _, *table = format_suite(results).split("\n")
     assert header.split() == ["mode", "data", "set", "metric", "first", "(baseline)", "second"]
     assert table[0].split() == ["knn", "lower", "accuracy", "50.00%", "60.00%", "(+20.00%)"]
-    assert table[2].split(None, 5) == [
-        "knn", "third", "accuracy", "10.00%", "-", "no such | images"
-    ]  # fmt: skip
+    assert table[2].split(None, 5) == ["knn", "third", "accuracy", "10.00%", "-", "no such | images"]
     assert table[3].split() == ["knn", "mean", "of", "2", "65.00%", "60.00%", "(-2.50%)"]
-    assert table[6].split(None, 5) == [
-        "prototypes", "third", "accuracy", "-", "-", "no such | images"
-    ]  # fmt: skip
+    assert table[6].split(None, 5) == ["prototypes", "third", "accuracy", "-", "-", "no such | images"]
     notes = table[8:]
     assert [note.split(":")[0].split()[0] for note in notes] == ["mean", "Means", "In"]
     assert "(metric - baseline) / baseline" in notes[-1]

@@ -48,8 +48,7 @@ class NeuralCollapse(evaluate.Metric):
             citation=PAPER_BIBTEX,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
-                embeddings=datasets.Sequence(datasets.Value("float64")),
-                references=datasets.Value("int64"),
+                embeddings=datasets.Sequence(datasets.Value("float64")), references=datasets.Value("int64")
             ),
             reference_urls=[PAPER_URL, "https://arxiv.org/abs/2008.08186"],
         )
