@@ -52,23 +52,6 @@ def embedded(model: ProtoSphereForImageClassification, split: FeatureSplit) -> t
     return output.embeddings, output.logits
 
 
-def frozen(
-    network: ProtoSphereForImageClassification, loader: DataLoader, accelerator: Accelerator,
-    description: str, mirrored: bool = False,
-) -> FeatureSplit:  # fmt: skip
-    """One pass over all images, or their mirror images, as `inferred` makes it: their features
-    (1, N, F), float32, and labels on the CPU, whole on every process."""
-
-    def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        pixels = batch["pixel_values"].flip(-1) if mirrored else batch["pixel_values"]
-        return network.protosphere(pixels, return_dict=True).pooler_output.float(), batch["labels"]
-
-    started = time.perf_counter()
-    passes = inferred([network], loader, accelerator, f"features of the {description}", compute)
-    features, labels = map(torch.cat, zip(*((features.cpu(), labels.cpu()) for features, labels in passes)))
-    return FeatureSplit(features, labels, seconds=time.perf_counter() - started)
-
-
 def with_features(
     images: ImageDataset, network: ProtoSphereForImageClassification, accelerator: Accelerator,
     options: BatchOptions, versions: int = 1, *, sample: int | None = None,
@@ -133,8 +116,14 @@ def _features(
     loader = DataLoader(dataset, BATCH_SIZE, num_workers=options.num_workers, collate_fn=collate)
     loader = accelerator.prepare_data_loader(loader)
     loader.set_epoch(version)  # and so the data set's, at each start
-    made = frozen(network, loader, accelerator, f"{description}, version {version + 1}", mirrored)
-    features, seconds = made.versions[0], made.seconds
+
+    def compute(batch: dict[str, Tensor]) -> tuple[Tensor]:
+        pixels = batch["pixel_values"].flip(-1) if mirrored else batch["pixel_values"]
+        return (network.protosphere(pixels, return_dict=True).pooler_output.float(),)
+
+    words, started = f"features of the {description}, version {version + 1}", time.perf_counter()
+    parts = inferred([network], loader, accelerator, words, compute)
+    features, seconds = torch.cat([part.cpu() for (part,) in parts]), time.perf_counter() - started
     if keeps and accelerator.is_local_main_process:
         with at_no_cost("keeping the features for another run"):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -135,14 +135,6 @@ class EmbeddingStore:
         for block, labels in zip(self.rows, self.labels):
             yield block[:], labels
 
-    def __str__(self) -> str:
-        on_disk = self.bytes_on_disk
-        places = f"{_mebibytes(sum(block.nbytes for block in self.rows) - on_disk)} in memory"
-        if on_disk:
-            places += f", {_mebibytes(on_disk)} in a temporary file"
-        kind = "all" if self.size is None else f"at most {self.size:,} of each class,"
-        return f"{kind} {sum(map(len, self.rows)):,} embeddings: {places}"
-
 
 class OnDisk:
     """Rows (n, D) at the end of a file, which are read by slices. Its copies are in memory."""
@@ -259,10 +251,6 @@ class ClassMoments:
             tensor += mine
         return both
 
-    def __str__(self) -> str:
-        kind = "second moments of each class" if self.per_class else "pooled second moments"
-        return f"{kind}: {_mebibytes(sum(tensor.nbytes for tensor in self.tensors))}"
-
     @property
     def tensors(self) -> list[Tensor]:
         return [self.counts, self.origins, self.sums, self.squares, self.second]
@@ -271,7 +259,3 @@ class ClassMoments:
     def additive(self) -> list[Tensor]:
         """What adds up over moments with the same origins."""
         return [self.counts, self.sums, self.squares, self.second]
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"

@@ -214,12 +214,6 @@ class NeuralCollapse(Metric):
         return ClassMoments.none(self.num_classes, self.embedding_dim, self.keep == "moments", self._float64_device)
 
     @property
-    def storage(self) -> str:
-        """In words, what this process remembers of the embeddings, and where."""
-        parts = {"embeddings": (self._store,), "moments": (self._moments,)}
-        return "; ".join(map(str, parts.get(self.keep, (self._store.settled(), self._moments))))
-
-    @property
     def optima(self) -> dict[str, float]:
         """What each metric is at neural collapse."""
         return {info.name: info.optimum(self.num_classes, self.embedding_dim) for info in METRICS}

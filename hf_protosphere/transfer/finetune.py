@@ -306,7 +306,7 @@ class Transfer:
         split = next(role for role in ("test", "validation", "train") if role in images.splits)
         train, evaluation = self._shots(self._features, shots, trial), self._features.splits[split]
         device, model, reached = self.accelerator.device, None, None
-        passing, parameters = _seconds(train), 0
+        passing, parameters = train.seconds / len(train.versions), 0  # of the plain images
         labels, started = evaluation.labels.to(device), time.perf_counter()
         if mode.endswith("_probe"):
             num_classes = images.num_labels if self._members is None else self._members.shape[1]
@@ -338,11 +338,6 @@ class Transfer:
             folder = self.folder if self.is_single else self.folder / mode
             save_model(model.cpu(), build_image_processor(model.config), folder)
         return _row(split, report, spent, passing, parameters) | {"held_out_accuracy": reached}
-
-
-def _seconds(split: FeatureSplit) -> float:
-    """Of the features of its plain images."""
-    return split.seconds / len(split.versions)
 
 
 def head_epochs(steps_per_epoch: int) -> int:

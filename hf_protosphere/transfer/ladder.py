@@ -19,7 +19,6 @@ from .arguments import LADDER
 
 KEPT = "kept"  # sub-folder for a frozen rung that becomes a run
 MARGIN = 1.3  # of an epoch with its validation over its optimiser steps alone
-Row = dict[str, Any]
 
 
 def refuse_without_validation(images: ImageDataset) -> None:
@@ -30,7 +29,7 @@ def refuse_without_validation(images: ImageDataset) -> None:
         )
 
 
-def best_rung(rows: list[Row]) -> str:
+def best_rung(rows: list[dict[str, Any]]) -> str:
     """The mode of the highest accuracy on validation images; of equals the cheapest."""
     return max(rows, key=lambda row: row["held_out_accuracy"])["mode"]
 

@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     }
     rows = [[what, f"{value:,.1f}"] for what, value in seconds.items()]
     print(markdown_table([["", "seconds"], *rows]))
-    print(f"\nKept {metric.storage}.")
+    kept = sum(map(len, metric.rows))
+    print(f"\nKept {kept:,} embeddings.")
     print(f"Peak resident memory of metrics and drawing: {peak / GIBIBYTE:.2f} GiB")
 
 
