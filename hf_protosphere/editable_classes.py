@@ -31,8 +31,7 @@ class EditableClasses:
     `config.softmax_temperature` stays. So a calibrated model keeps its temperature, and its rejection threshold too,
     which goes on to serve. What they were chosen for does not stay: a new prototype makes more images known, one that
     is gone fewer, and of images of a new class nothing was measured. `config.false_rejection_rate`, the promise of the
-    threshold, becomes None until `protosphere calibrate` is run again; and so do prediction sets, which are nothing
-    but their promise."""
+    threshold, becomes None until `protosphere calibrate` is run again; and prediction sets, all promise, go."""
 
     @torch.no_grad()
     def add_classes(

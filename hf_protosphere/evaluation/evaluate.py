@@ -99,7 +99,7 @@ class Evaluation:
         # Among the images that are measured, each would be nearest to itself.
         apart = self.images.sources.get("train") not in (None, self.images.sources["test"])
         images = (self.measured, self.train) if arguments.pictures and apart else None
-        nearest = nearest_images(self._embeddings, *images, outcomes) if images else ()
+        nearest = nearest_images(self._embed, *images, outcomes) if images else ()
         if self.accelerator.is_main_process:
             if arguments.output:
                 write_json(Path(arguments.output), report)
@@ -115,7 +115,7 @@ class Evaluation:
             return None
         return training_class_means(self.model, self.loader(self.train), self.accelerator)
 
-    def _embeddings(self, images: Dataset) -> Tensor:
+    def _embed(self, images: Dataset) -> Tensor:
         return outputs_of(self.model, self.loader(images), self.accelerator, "nearest images").embeddings
 
     def _robustness(self) -> dict[str, Any]:

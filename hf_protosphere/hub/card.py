@@ -23,9 +23,8 @@ from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
 from ..runs.folders import CARD_FILES, held_folder
-from .comparison import applicable_metrics, compare
+from .comparison import WORDS, applicable_metrics, compare
 from .markdown import duration, inline, listed, percent
-from .objectives import WORDS
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURES = ("curves.png", "neural_collapse.png", "sphere.png", "cosines.png", "margins.png")

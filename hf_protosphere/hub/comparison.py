@@ -3,11 +3,16 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from ..errors import ArgumentError
 from ..metrics.neural_collapse import METRICS, MetricInfo
 from ..runs.finished_run import FinishedRun
-from .objectives import WORDS
+
+# What each objective is, in words, for cards and tables.
+WORDS = yaml.safe_load(Path(__file__).with_name("objectives.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,10 @@ MOST_IMAGES = 20_000  # that it is taken of
 
 
 def covariance_within_classes(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The covariance Σ = V diag(λ) Vᵀ of features around the means of their classes, by Ledoit and Wolf (2004).
+    """The covariance Σ = V diag(λ) Vᵀ of features (N, F) around the means of their classes (Ledoit and Wolf 2004).
 
     It is shrunken towards a multiple of the identity: of fewer images than features, and at neural collapse, the
     plain one has no inverse.
-
-    Args:
-        features: (N, F).
-        labels: (N,) int64, any numbers.
 
     Returns:
         The means (C, F) of the classes with images, by their numbers; λ (F,) > 0; V (F, F). All float64.

@@ -1,10 +1,9 @@
 """Linear probes on frozen features: the baselines that fixed prototypes replace.
 
-After supervised contrastive learning the class means of the embeddings are a classifier already, in
-one forward pass (arXiv 2605.20302). The usual way is to throw the projection head away and train a
-linear layer on the backbone's features; the normalised way trains one on the sphere. Both are trained
-here as the textbook has it, to the optimum: features standardised, the strength of L2 chosen on images
-that were not trained on, L-BFGS. The paper's SGD ends nearby."""
+After supervised contrastive learning the class means of the embeddings are a classifier already, in one forward pass
+(arXiv 2605.20302). The usual way is to throw the projection head away and train a linear layer on the backbone's
+features; the normalised way trains one on the sphere. Both are trained here to the optimum, as the textbook has it:
+features standardised, the strength of L2 chosen on images that were not trained on, L-BFGS."""
 
 import math
 from typing import Literal
@@ -47,9 +46,8 @@ class Probe(nn.Module):
 
 
 def held_out_pairs(train: FeatureSplit, validation: FeatureSplit | None = None, joined: bool = False) -> list[Pair]:
-    """What to fit on and what to choose by: the validation features, where there are some; else
-    folds of the training features, each class in all of them (not of `joined` labels, some of which
-    one image may have alone); none where a class has one image."""
+    """What to fit on and what to choose by: the validation features, where there are some; else folds of the training
+    features, each class in all of them (not of `joined` labels, which one image may have alone); none of one shot."""
     if validation is not None:
         return [(train, validation)]
     smallest = train.labels.unique(return_counts=True)[1].min().item()

@@ -24,10 +24,8 @@ def counts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Images of each class and, of those that can be decoded, each mode, by split; and quantiles of their sizes."""
     good = table[table["error"] == ""]
     sizes = good.groupby("split", sort=False)[["width", "height"]].quantile([0, 0.5, 1])
-    modes, classes = (
-        pd.crosstab(good["mode"], good["split"]),
-        pd.crosstab(table["label"], table["split"], dropna=False),
-    )
+    classes = pd.crosstab(table["label"], table["split"], dropna=False)
+    modes = pd.crosstab(good["mode"], good["split"])
     return {"classes": classes, "modes": modes, "sizes": sizes.rename_axis(["split", "quantile"])}
 
 

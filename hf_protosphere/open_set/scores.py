@@ -1,7 +1,6 @@
 """Scores that tell unknown images from known ones, and need no training beyond the classifier's.
 
-Larger for what looks more known, everywhere. What a score needs beside the model is fitted on outputs for known
-images."""
+Larger for what looks more known, everywhere. What a score needs beside the model is fitted on known images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +37,7 @@ Score = Callable[[Outputs], Tensor]  # (N,) float64
 
 
 def fit_scores(prototypes: Tensor, known: Outputs | None = None) -> dict[str, Score]:
-    """All scores by their names in `SCORES`, for prototypes (K, D), unit rows; without known images those that are
-    not fitted on any."""
+    """All scores by their names in `SCORES`, for unit prototypes (K, D); without known images those that need none."""
 
     def of_model(name: str) -> Score:
         return lambda images: known_score(name, images.embeddings, images.logits, prototypes)

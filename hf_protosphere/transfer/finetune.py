@@ -137,8 +137,11 @@ class Transfer:
         self.images = images or transfer_images(arguments, self.accelerator)
         if arguments.images_per_class is not None:
             self.images = self.images.with_train(self._shots(self.images, arguments.images_per_class, 0))
-        if arguments.is_ladder:
-            ladder.refuse_without_validation(self.images)
+        if arguments.is_ladder and "validation" not in self.images.splits:
+            raise ArgumentError(
+                "--mode auto chooses by validation images, and there are none: give --validation_split, a "
+                f"--validation_fraction above 0, or a --mode, such as {LADDER[0]} or {LADDER[-1]}."
+            )
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
             folder = run_folder(
                 self.folder, resume=arguments.resume, overwrite=arguments.overwrite,
@@ -240,9 +243,9 @@ class Transfer:
         arguments, given = self.arguments, self.arguments.given
         whole = mode in ("full", "layerwise")
         most = max(1, images // self.batches_per_step)
-        batch = min(given.get("batch_size", WHOLE_BATCH if whole else arguments.batch_size), most)
-        if "batch_size" in given and not few:
-            batch = arguments.batch_size  # what is too large is refused
+        batch = given.get("batch_size", WHOLE_BATCH if whole else arguments.batch_size)
+        if few or "batch_size" not in given:  # else what is too large is refused
+            batch = min(batch, most)
         steps = max(1, images // (batch * self.batches_per_step))
         epochs = arguments.epochs
         if few:
@@ -311,8 +314,8 @@ class Transfer:
         if mode.endswith("_probe"):
             num_classes = images.num_labels if self._members is None else self._members.shape[1]
             options = {"temperature": arguments.temperature, "members": self._members, "device": device}
-            kind, held_out = mode.removesuffix("_probe"), self._held_out(shots)
-            probe, reached = fit_probe(kind, train, num_classes, validation=held_out, **options)
+            options["validation"] = self._held_out(shots)
+            probe, reached = fit_probe(mode.removesuffix("_probe"), train, num_classes, **options)
             parameters = count_trained_parameters(probe)
             if self._members is not None:
                 logits = probe(evaluation.versions[0].to(device)).detach()

@@ -47,11 +47,8 @@ def of_class_means(
     """The network with the class means of the training images for prototypes, which are not trained.
 
     They are those of its embeddings, or of its features under one of the `whitenings`, which is then the projection:
-    whichever classifies the validation images best, or in cross-validation those of training.
-
-    Returns:
-        The model, and its accuracy on what was held out; None where a class has one image.
-    """
+    whichever classifies the validation images best, or in cross-validation those of training. Beside the model comes
+    its accuracy on what was held out, None where a class has one image."""
     device = network.device
 
     def spaces(split: FeatureSplit) -> dict[float, nn.Linear | None]:

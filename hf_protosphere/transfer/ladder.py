@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset import ImageDataset
-from ..errors import ArgumentError
 from ..objectives import OBJECTIVES
 from ..plots.text import say
 from ..runs.files import replacing_files, write_json
@@ -15,18 +14,9 @@ from ..runs.loading import load_config
 from ..runs.reading import read_json
 from ..training.arguments import TrainArguments
 from ..training.train import dry_run
-from .arguments import LADDER
 
 KEPT = "kept"  # sub-folder for a frozen rung that becomes a run
 MARGIN = 1.3  # of an epoch with its validation over its optimiser steps alone
-
-
-def refuse_without_validation(images: ImageDataset) -> None:
-    if "validation" not in images.splits:
-        raise ArgumentError(
-            "--mode auto chooses by validation images, and there are none: give --validation_split, a "
-            f"--validation_fraction above 0, or a --mode, such as {LADDER[0]} or {LADDER[-1]}."
-        )
 
 
 def best_rung(rows: list[dict[str, Any]]) -> str:

@@ -6,10 +6,13 @@ import pytest
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.errors import ArgumentError
-from hf_protosphere.hub.comparison import applicable_metrics, compare, overall_collapse
+from hf_protosphere.hub.comparison import WORDS, applicable_metrics, compare, overall_collapse
 from hf_protosphere.metrics.neural_collapse import METRICS
+from hf_protosphere.metrics.paper import PAPER_BIBTEX
+from hf_protosphere.objectives import OBJECTIVES
 from hf_protosphere.runs.finished_run import FinishedRun
 from hf_protosphere.training.arguments import TrainArguments
+from tests import ROOT
 
 
 def run_of(objective, seed, accuracy, collapse=90.0, data="digits", split="test"):
@@ -57,3 +60,14 @@ def test_what_cannot_be_compared_is_said():
     copy = FinishedRun(Path("copy"), twice.config, twice.arguments, twice.results)
     with pytest.raises(ArgumentError, match="same objective, ntce, and seed, 0: leave out one"):
         compare(run, [twice, copy])
+
+
+def test_every_objective_is_described():
+    assert set(WORDS) == set(OBJECTIVES)
+    assert all(words.keys() - {"bibtex"} == {"title", "formula", "meaning", "reference"} for words in WORDS.values())
+    assert PAPER_BIBTEX in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "cross_entropy"])
+def test_formulas_are_those_of_the_losses(name):
+    assert f"L = {WORDS[name]['formula']}" in OBJECTIVES[name].loss.__doc__
