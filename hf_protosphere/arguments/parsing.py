@@ -1,6 +1,8 @@
 """Arguments from flags, YAML files and Python, into one dataclass, and the checks they share."""
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -17,6 +19,9 @@ T = TypeVar("T")
 @dataclasses.dataclass(kw_only=True)
 class _File:
     config: str | None = flag("YAML file with any of these arguments; flags win.")
+
+
+GONE = r"(normalized_)?linear_probe|probe_\w+"  # arguments of training in version 0.1.0, in the files that it left
 
 
 def parse_arguments(
@@ -72,5 +77,8 @@ def read_yaml(path: str, cls: type, above: tuple[str, ...] = ()) -> dict[str, An
         raise ArgumentError(f"--config {path} is its own base: {' → '.join((*above, path))}.")
     beside = str(Path(expanded(path)).parent / expanded(str(base)))
     inherited = read_yaml(beside, cls, (*above, path)) if base else {}
+    for name in [n for n in values if re.fullmatch(GONE, str(n)) and n not in field_names(cls)]:
+        if values.pop(name) is True:
+            warnings.warn(f"--config {path}: {name} is gone, `protosphere finetune` has probes.", FutureWarning, 2)
     check_known(values, field_names(cls), f"--config {path} has an unknown argument")
     return inherited | values

@@ -118,7 +118,7 @@ def corrected(
             continue
         with errors_in_one_line(f"{flag} {path} is no images.csv of `protosphere inspect`"):
             table = pd.read_csv(Path(path), usecols=TOLD, dtype=str, keep_default_na=False)[TOLD]
-        for image, label, content in table[table["image"].str.partition("[")[0].isin(parts)].itertuples(index=False):
+        for image, label, content in table[table["image"].str.split("[").str[0].isin(parts)].itertuples(index=False):
             row, label = rows.get(image), class_name(label)
             if label not in classes:
                 near = did_you_mean(label, classes)

@@ -143,9 +143,8 @@ def _read_onnx(file: Path) -> Run:
 
 
 def _write_torch_export(network: nn.Module, images: Tensor, metadata: dict, file: Path) -> None:
-    program = torch.export.export(network, (images,), dynamic_shapes=DYNAMIC)
     extra = {f"{key}.json": json.dumps(value) for key, value in metadata.items()}
-    torch.export.save(program, file, extra_files=extra)
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=DYNAMIC), file, extra_files=extra)
 
 
 FORMATS = {

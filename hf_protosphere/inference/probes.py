@@ -23,8 +23,7 @@ PATIENCE = 2  # weaker ones that are tried after the best
 PROBE_VERSIONS = 8  # of each training image, for fair probes
 FOLDS, MANY = 5, 5000  # of more images than that, one in ten is held out, once
 
-Kind = Literal["linear", "normalized_linear"]
-Pair = tuple[FeatureSplit, FeatureSplit]
+Kind, Pairs = Literal["linear", "normalized_linear"], list[tuple[FeatureSplit, FeatureSplit]]
 
 
 class Probe(nn.Module):
@@ -45,7 +44,7 @@ class Probe(nn.Module):
         return F.linear(features, weight) / self.temperature
 
 
-def held_out_pairs(train: FeatureSplit, validation: FeatureSplit | None = None, joined: bool = False) -> list[Pair]:
+def held_out_pairs(train: FeatureSplit, validation: FeatureSplit | None = None, joined: bool = False) -> Pairs:
     """What to fit on and what to choose by: the validation features, where there are some; else folds of the training
     features, each class in all of them (not of `joined` labels, which one image may have alone); none of one shot."""
     if validation is not None:
@@ -74,16 +73,14 @@ def fit_probe(
     Args:
         train: versions (A, N, F), labels (N,) in [0, num_classes).
         validation: to choose the strength by; without it, cross-validation.
-        members: (S, K) of `memberships`, where labels are of S joined ones: one against all, and the
-            strength is chosen by the loss.
+        members: (S, K) of `memberships`, where labels are of S joined ones: one against all, chosen by the loss.
 
     Returns:
-        The probe, for features as they are, and its accuracy on what was held out; None where
-        nothing was, as with `members`.
+        The probe, for features as they are, and its accuracy on what was held out, or None, as with `members`.
     """
     pairs = held_out_pairs(train, validation, joined=members is not None) if kind == "linear" else []
-    dim = train.versions.shape[2]
-    probes = [Probe(kind, dim, num_classes, temperature=temperature).to(device) for _ in (train, *pairs)]
+    sizes = train.versions.shape[2], num_classes
+    probes = [Probe(kind, *sizes, temperature=temperature).to(device) for _ in (train, *pairs)]
     best, chosen, found, waited = -math.inf, USUAL, [], 0
     for strength in STRENGTHS if pairs else ():
         fitted = [_fitted(probe, fit_on, strength, members) for probe, (fit_on, _) in zip(probes[1:], pairs)]
@@ -98,8 +95,7 @@ def fit_probe(
 
 
 def _fitted(probe: Probe, split: FeatureSplit, strength: float, members: Tensor | None) -> Probe:
-    """The probe's optimum, from where the probe stands, which then stands there; of standardised
-    features, so that it is not badly conditioned, and given for features as they are."""
+    """The optimum, given for features as they are, and found for standardised ones, from where the probe stands."""
     x, labels = split.versions.flatten(0, 1).to(probe.weight), split.labels.repeat(len(split.versions))
     y = labels.to(x.device) if members is None else members.to(x)[labels]
     mean, scale = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)

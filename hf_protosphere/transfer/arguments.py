@@ -101,7 +101,7 @@ class FinetuneArguments(
     Example:
         >>> arguments = FinetuneArguments(model="user/name", dataset_name="beans", shots="1,5")
         >>> arguments.modes, arguments.shot_counts
-        (['full'], [1, 5])
+        (['auto'], [1, 5])
     """
 
     epochs: Count = 20

@@ -190,6 +190,8 @@ def test_corrected_labels_and_images_left_out(four, tmp_path):
     assert (labels_of(found).tolist(), left) == ([0, 0], ["train[0]", "train[3]"])
     assert found.features == split.features
     assert np.array_equal(found[1]["image"], split[3]["image"])
+    nothing = table(tmp_path / "nothing.csv", [])  # of data without a fault
+    assert corrected(split, "train", SIZES, exclude=nothing) == (split, [f"train[{i}]" for i in range(4)])
     moved = [rows[0].replace("train[0],cat", "test[0],dog"), rows[2].replace("train[2],dog", "train[0],cat")]
     moved = table(tmp_path / "moved.csv", moved)
     joined, left = corrected(split, "test+train", {"test": 2, "train": 2}, labels=moved)

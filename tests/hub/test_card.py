@@ -188,6 +188,7 @@ def save_digits(target, folder, count):
         Image.fromarray(np.uint8(np.kron(pixels, np.ones((4, 4))) * 15)).save(folder / f"{i}.png")
 
 
+@pytest.mark.slow  # processes that import everything anew: 12 s
 def test_every_snippet_runs_where_the_package_is_missing(runs, digits_folder, python, tmp_path):
     known, new = tmp_path / "known", tmp_path / "new"
     for name in ("digit_0", "digit_2"):

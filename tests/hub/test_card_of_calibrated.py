@@ -98,6 +98,7 @@ def strangest_digit(folder):
     return images[(embeddings @ model.prototypes.T).amax(1).argmin()]
 
 
+@pytest.mark.slow  # a process that imports everything anew: 10 s
 def test_the_snippet_runs_where_the_package_is_missing(calibrated, digits_folder, python, tmp_path):
     card = render_card(calibrated, repo_id="someone/digits")
     (snippet,) = [block for block in code_blocks(card, "python") if "open-set" in block]

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.arguments import BatchOptions
@@ -17,7 +16,6 @@ from hf_protosphere.data.transforms import EvaluationImages, build_image_process
 from hf_protosphere.inference import features as features_module
 from hf_protosphere.inference.features import (
     embedded,
-    frozen,
     on_features,
     with_backbone,
     with_features,
@@ -91,8 +89,10 @@ def test_features_are_what_the_network_makes_of_each_version(network, images, ca
 
 
 def test_features_are_found_again_under_all_that_they_depend_on(network, images, cache, monkeypatch, capsys):
-    passes, compute = [], features_module.frozen
-    monkeypatch.setattr(features_module, "frozen", lambda *a, **k: passes.append(a[3]) or compute(*a, **k))
+    passes, infer = [], features_module.inferred
+    monkeypatch.setattr(
+        features_module, "inferred", lambda *a: passes.append(a[3].removeprefix("features of the ")) or infer(*a)
+    )
 
     def made(count, **options):
         passes.clear()
@@ -145,16 +145,3 @@ def test_a_sample_stands_for_all(network, images, cache):
     assert made.versions.shape == (2, 60, 96)
     assert torch.equal(made.versions[:, 32:], made.versions[:, :28])
     assert not cache.exists()
-
-
-def test_a_lost_image_is_noticed(network):
-    items = [{"pixel_values": torch.zeros(3, 32, 32), "labels": 0}] * 6
-
-    class Lossy:
-        dataset = items
-
-        def __iter__(self):
-            return iter(list(DataLoader(items, batch_size=4))[:-1])
-
-    with pytest.raises(RuntimeError, match=r"features of the test images: 4 images .* are 6"):
-        frozen(network, Lossy(), Accelerator(), "test images")

@@ -61,6 +61,7 @@ def two(one, digits_folder, python, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # two processes, four commands: 7 s
 def test_calibrate(one, two, digits_folder):
     options = {"model": str(one / "model"), "dataset_name": str(digits_folder), "num_workers": 0}
     expected = calibrate(CalibrateArguments(**options, split="test"))

@@ -15,7 +15,10 @@ from hf_protosphere.cli import main
 from tests import SCRIPTS
 
 COMMANDS = ("inspect", "finetune", "evaluate", "calibrate", "predict", "publish")
-QUICK = {"finetune": "--image_size 32 --epochs 3 --batch_size 32 --report_to none", "inspect": "--image_size 32"}
+QUICK = {
+    "finetune": "--image_size 32 --epochs 3 --batch_size 32 --report_to none --validation_fraction 0.3",
+    "inspect": "--near_duplicate 1",
+}
 
 
 def words():
@@ -31,7 +34,7 @@ def test_from_a_folder_of_photographs_to_a_published_model(hub, digits_folder, t
     save_for_hf(timm.create_model("test_resnet", num_classes=0), "weights", safe_serialization=True)
     assert [command[1] for command in words()] == [*COMMANDS]
     places = {
-        "path/to/my_images": str(digits_folder), "path/to/photos": str(digits_folder / "test"), "resnet50": "weights",
+        "path/to/clothing": str(digits_folder), "path/to/photos": str(digits_folder / "test"), "resnet50": "weights",
     }  # fmt: skip
     for _, name, *rest in words():
         quick = [] if name == "publish" else ["--num_workers", "0"]
@@ -44,8 +47,8 @@ def test_from_a_folder_of_photographs_to_a_published_model(hub, digits_folder, t
     accuracy = json.loads((tmp_path / "outputs/day/results.json").read_text())["test"]["accuracy"]
     assert right / len(rows) == pytest.approx(accuracy, abs=0.03)  # files, and PNGs of a data set
     assert accuracy > 0.8
-    config = AutoModelForImageClassification.from_pretrained("user/my-images").config
+    config = AutoModelForImageClassification.from_pretrained("user/clothing").config
     assert config.rejection_threshold is not None
     assert config.set_coverage == 0.9
-    (best, *_) = pipeline("image-classification", model="user/my-images")(rows[0]["image"])
+    (best, *_) = pipeline("image-classification", model="user/clothing")(rows[0]["image"])
     assert best["label"] == rows[0]["class"]

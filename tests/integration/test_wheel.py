@@ -92,6 +92,7 @@ def run_installed(wheel, tmp_path_factory):
     return run, folder
 
 
+@pytest.mark.slow  # an environment of its own, and a training in it: 11 s
 def test_where_only_the_wheel_is_installed_it_trains(run_installed):
     run, folder = run_installed
     result = run(JOURNEY, *TRAIN)

@@ -1,6 +1,7 @@
 """Groups of `--help`: every field is in one of them and says what it does."""
 
 import dataclasses
+import inspect
 
 import pytest
 
@@ -8,6 +9,7 @@ from hf_protosphere.arguments.help import groups_of
 from hf_protosphere.data.arguments import (
     CacheArguments,
     DataArguments,
+    SourceArguments,
     SplitArguments,
     StreamingArguments,
 )
@@ -16,13 +18,13 @@ from hf_protosphere.training.arguments import TrainArguments
 
 GROUPS = (
     groups.ModelArguments, groups.AdaptationArguments, groups.OptimizationArguments,
-    groups.RunArguments, DataArguments, CacheArguments, SplitArguments, StreamingArguments,
+    groups.RunArguments, SourceArguments, DataArguments, CacheArguments, SplitArguments, StreamingArguments,
 )  # fmt: skip
 
 
 def test_training_has_the_fields_of_its_groups_and_no_others():
     assert {*groups_of(TrainArguments)} == {*GROUPS}
-    of_groups = [field.name for group in GROUPS for field in dataclasses.fields(group)]
+    of_groups = [name for group in GROUPS for name in inspect.get_annotations(group)]
     assert sorted(of_groups) == sorted(field.name for field in dataclasses.fields(TrainArguments))
     assert len(set(of_groups)) == len(of_groups)
 
