@@ -135,3 +135,19 @@ def digits_folder(tmp_path_factory) -> Path:
             array = np.kron(pixels, np.ones((4, 4))) * 255 / 16
             Image.fromarray(array.round().astype(np.uint8)).save(path)
     return folder
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium: the system's, or the one that playwright installs."""
+    import shutil
+
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        executable = shutil.which("chromium") or playwright.chromium.executable_path
+        if not os.path.exists(executable):
+            pytest.skip("needs Chromium: apt install chromium, or playwright install chromium")
+        # Without a sandbox it also runs as root, as in containers; it only sees our own pages.
+        opened = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()

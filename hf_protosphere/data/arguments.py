@@ -21,9 +21,7 @@ class SourceArguments:
     image_column: str | None = flag("Column of images; found by its type when not given.")
     label_column: str | None = flag("Column of labels; found by its type when not given.")
     labels: PathName | None = flag("Corrected labels: images.csv of `protosphere inspect`, edited by hand.")
-    exclude: PathName | None = flag(
-        "Images to leave out: exclude.csv of `protosphere inspect`, or rows of images.csv."
-    )
+    exclude: PathName | None = flag("Images left out: exclude.csv of `protosphere inspect`, or rows of images.csv.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,11 +48,10 @@ def evaluate_predictions(
         stopwatch: entered for what neural collapse costs beside the accuracies.
 
     Returns:
-        {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes), "class_accuracies" (of
-        each class, None without images), "mean_class_accuracy" (of those with images),
-        "class_means_accuracy" (with `means`), "prediction_sets" ({"set_score", "promised", "coverage", "mean_size",
-        "class_coverages"}), "neural_collapse" (as `NeuralCollapse.compute`
-        returns it, and "optima")}. Of classes that score the same, the first is predicted.
+        {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes), "class_accuracies" (of each class, None
+        without images), "mean_class_accuracy" (of those with images), "class_means_accuracy" (with `means`),
+        "prediction_sets" ({"set_score", "promised", "coverage", "mean_size", "class_coverages"}), "neural_collapse"
+        (as `NeuralCollapse.compute` returns it, and "optima")}. Of classes that score the same, the first is predicted.
     """
     stopwatch = stopwatch or nullcontext()
     device = accelerator.device

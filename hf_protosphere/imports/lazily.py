@@ -1,6 +1,6 @@
 """Names that a package offers, imported only when they are asked for; and what waits for other packages."""
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
@@ -37,12 +37,13 @@ class _AfterImport(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        if (spec := importlib.util.find_spec(fullname)) is not None and spec.loader is not None:
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        if (spec := next(filter(None, found), None)) is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
+                sys.meta_path.remove(self)  # now: an import that failed may be tried again
                 self.then()
 
             spec.loader.exec_module = exec_module

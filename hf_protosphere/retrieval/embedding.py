@@ -85,8 +85,7 @@ class Embedder:
         """
         decoded = DecodedImages(images if isinstance(images, ImageTable) else table_of(images), self.processor)
         embeddings, rows, bad = [torch.empty(0, self.dim)], [], {}
-        options = (batch_size, num_workers, "embedding")
-        for pixels, good, wrong in decoded.batches(range(len(images)), *options):
+        for pixels, good, wrong in decoded.batches(range(len(images)), batch_size, num_workers, "embedding"):
             if good:
                 embeddings.append(self._embed(pixels))
             rows += good

@@ -113,9 +113,7 @@ class AdaptationArguments:
 class OptimizationArguments:
     _argument_group_name = "optimisation"
 
-    epochs: CountOrZero = flag(
-        "Passes over the training images. 0: the network is measured and saved as it starts.", 100
-    )
+    epochs: CountOrZero = flag("Passes over the training images; 0 measures and saves the network as it starts.", 100)
     batch_size: Count = flag("Images per process and step; the negatives of NTCE and NONL.", 256)
     classes_per_batch: Count | None = flag(
         "Every batch holds so many classes with the same number of images each: class-balanced "

@@ -30,6 +30,7 @@ from ..plots.text import say
 from ..runs import processes
 from ..runs.checkpoints import refuse_changed_transfer, save_model
 from ..runs.files import append_json, whole_file, write_json, write_text, write_yaml
+from ..runs.finished_run import read_run_arguments
 from ..runs.folders import HELD, MODEL_FILES, RUN, RUN_FILES, TRANSFER_FILES, remove_run, run_folder
 from ..runs.loading import kind_of, load_config
 from ..runs.reading import read_json_lines
@@ -115,9 +116,8 @@ def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> I
     """The data set, for all modes, shots and trials. Of few shots no image is held out: that would
     be many more than those that are trained on."""
     with processes.main_process_first(accelerator):
-        several, few = arguments.several_labels, bool(arguments.shot_counts)
-        options = {"several_labels": several, "need_all_classes": not several}
-        return load_training_data(arguments, hold_out=not few, **options)
+        options = {"several_labels": arguments.several_labels, "need_all_classes": not arguments.several_labels}
+        return load_training_data(arguments, hold_out=not arguments.shot_counts, **options)
 
 
 class Transfer:
@@ -143,6 +143,10 @@ class Transfer:
                 f"--validation_fraction above 0, or a --mode, such as {LADDER[0]} or {LADDER[-1]}."
             )
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
+            if arguments.resume and read_run_arguments(self.folder) and not (self.folder / "transfer.yaml").exists():
+                raise ArgumentError(
+                    f"--resume: {self.folder} is a run of one --mode: give it too, such as --mode full."
+                )
             folder = run_folder(
                 self.folder, resume=arguments.resume, overwrite=arguments.overwrite,
                 bytes_needed=2**24, writes=self.writes,

@@ -9,6 +9,7 @@ from ..data.dataset import ImageDataset
 from ..objectives import OBJECTIVES
 from ..plots.text import say
 from ..runs.files import replacing_files, write_json
+from ..runs.finished_run import read_run_arguments
 from ..runs.folders import RUN_FILES, TRANSFER_FILES, remove_run
 from ..runs.loading import load_config
 from ..runs.reading import read_json
@@ -39,13 +40,14 @@ def affordable(
 ) -> TrainArguments | None:
     """The training with as many of its epochs as fit into what is left of so many seconds since
     `started`, by the pace of two steps; None where that is less than one."""
-    pace = MARGIN * dry_run(training, images=images, last=False)["seconds_per_epoch"]
-    left = seconds - (time.perf_counter() - started)
-    epochs = min(training.epochs, int(left / pace))
-    if epochs < 1:
-        say(f"Left out: an epoch takes about {pace:.0f} s, and {max(left, 0):.0f} s of --time_budget are left.")
-        return None
-    return training.but(epochs=epochs, warmup_epochs=min(training.warmup_epochs, epochs / 2))
+    if begun := read_run_arguments(training.output_dir):  # and stopped: it goes on as it was planned
+        return training.but(epochs=begun.epochs, warmup_epochs=begun.warmup_epochs)
+    if (left := seconds - (time.perf_counter() - started)) > 0:
+        pace = MARGIN * dry_run(training, images=images, last=False)["seconds_per_epoch"]
+        if epochs := min(training.epochs, int(left / pace)):
+            return training.but(epochs=epochs, warmup_epochs=min(training.warmup_epochs, epochs / 2))
+    say(f"Left out: an epoch takes longer than the {max(left, 0):.0f} s that are left of --time_budget.")
+    return None
 
 
 def move(source: Path, folder: Path, base_model: str | None) -> None:

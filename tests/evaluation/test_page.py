@@ -2,7 +2,6 @@
 
 import csv
 import re
-import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -194,20 +193,13 @@ def test_each_metric_has_its_line_over_the_layers(tmp_path, figures):
 
 @pytest.mark.slow  # starts Chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_at_every_width(written, width):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        executable = shutil.which("chromium") or playwright.chromium.executable_path
-        if not Path(executable).exists():
-            pytest.skip("needs Chromium: apt install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        tab, said, asked = browser.new_page(viewport={"width": width, "height": 900}), [], []
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto((written / "report.html").as_uri())
-        assert [url for url in asked if not url.startswith("data:")] == [(written / "report.html").as_uri()]
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        assert said == []
-        browser.close()
+def test_a_browser_shows_it_at_every_width(written, width, browser):
+    tab, said, asked = browser.new_page(viewport={"width": width, "height": 900}), [], []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto((written / "report.html").as_uri())
+    assert [url for url in asked if not url.startswith("data:")] == [(written / "report.html").as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert said == []

@@ -2,11 +2,9 @@
 
 import re
 import select
-import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -178,24 +176,10 @@ def serve():
         process.wait()
 
 
-@pytest.fixture
-def browser_page():
-    """A page of headless Chromium: the system's, or the one that playwright installs."""
-    pytest.importorskip("gradio")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        executable = shutil.which("chromium") or playwright.chromium.executable_path
-        if not Path(executable).exists():
-            pytest.skip("needs Chromium: apt install chromium, or playwright install chromium")
-        # Without a sandbox it also runs as root, as in containers; it only sees our own page.
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1280, "height": 1050})
-        browser.close()
-
-
 @pytest.mark.slow
-def test_digits_are_known_and_noise_is_unknown_in_a_browser(tmp_path, serve, browser_page):
-    run, requests = tmp_path / "run", []
+def test_digits_are_known_and_noise_is_unknown_in_a_browser(tmp_path, serve, browser):
+    pytest.importorskip("gradio")
+    page, run, requests = browser.new_page(viewport={"width": 1280, "height": 1050}), tmp_path / "run", []
     digits = write_digits(tmp_path / "digits")
     train(
         TrainArguments(
@@ -214,40 +198,40 @@ def test_digits_are_known_and_noise_is_unknown_in_a_browser(tmp_path, serve, bro
     far = next(image for image in map(noise, range(20)) if classify(image).label is None)
     far.save(tmp_path / "noise.png")
 
-    browser_page.on("request", lambda request: requests.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     address = serve(run)
-    browser_page.goto(address)
-    upload, verdict = browser_page.locator("#image input"), browser_page.locator("#verdict h2")
-    sphere = browser_page.locator("#sphere img")
+    page.goto(address)
+    upload, verdict = page.locator("#image input"), page.locator("#verdict h2")
+    sphere = page.locator("#sphere img")
     sphere.wait_for()
-    assert "95% of the 360 test images are nearer" in browser_page.inner_text("body")
+    assert "95% of the 360 test images are nearer" in page.inner_text("body")
     before = sphere.get_attribute("src")
 
     upload.set_input_files(tmp_path / "digit.png")
     verdict.wait_for(timeout=60_000)
     assert verdict.inner_text() == expected.label
-    rows = [row.split() for row in browser_page.locator("#angles tr").all_inner_texts()]
+    rows = [row.split() for row in page.locator("#angles tr").all_inner_texts()]
     assert rows == [[name, f"{angle:.1f}°"] for name, angle in expected.angles.items()]
-    assert f"{rows[0][1]} from its prototype" in browser_page.inner_text("#verdict")
-    scores = browser_page.inner_text("#scores").split()
+    assert f"{rows[0][1]} from its prototype" in page.inner_text("#verdict")
+    scores = page.inner_text("#scores").split()
     assert f"{expected.scores[expected.label]:.0%}" == scores[scores.index(expected.label) + 1]
     assert sphere.get_attribute("src") != before
-    browser_page.screenshot(path=tmp_path / "known.png", full_page=True)
-    browser_page.set_viewport_size({"width": 390, "height": 844})
-    browser_page.locator("#narrow_sphere img").wait_for()
+    page.screenshot(path=tmp_path / "known.png", full_page=True)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator("#narrow_sphere img").wait_for()
     assert not sphere.is_visible()
-    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
-    browser_page.screenshot(path=tmp_path / "narrow.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=tmp_path / "narrow.png", full_page=True)
 
-    browser_page.get_by_label("Remove Image").click()
+    page.get_by_label("Remove Image").click()
     verdict.wait_for(state="detached")
-    assert browser_page.locator("#angles").bounding_box() is None  # on a telephone no box without angles
-    browser_page.set_viewport_size({"width": 1280, "height": 1050})
+    assert page.locator("#angles").bounding_box() is None  # on a telephone no box without angles
+    page.set_viewport_size({"width": 1280, "height": 1050})
     upload.set_input_files(tmp_path / "noise.png")
     verdict.wait_for()
     assert verdict.inner_text() == "unknown"
-    assert "from the nearest prototype, that of" in browser_page.inner_text("#verdict")
-    browser_page.screenshot(path=tmp_path / "unknown.png", full_page=True)
+    assert "from the nearest prototype, that of" in page.inner_text("#verdict")
+    page.screenshot(path=tmp_path / "unknown.png", full_page=True)
     assert (tmp_path / "unknown.png").stat().st_size > 50_000
     away = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
     assert not away, "the page asks other machines for something"

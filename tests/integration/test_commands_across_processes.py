@@ -25,6 +25,9 @@ from . import trainer_with_callback
 TRANSFER = {"epochs": 1, "shots": "4", "trials": 1, "min_steps": 2}
 
 
+pytestmark = pytest.mark.slow  # two processes that run seven commands: 20 s
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """A folder with what one process works on, and then writes."""
@@ -61,7 +64,6 @@ def two(one, digits_folder, python, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow  # two processes, four commands: 7 s
 def test_calibrate(one, two, digits_folder):
     options = {"model": str(one / "model"), "dataset_name": str(digits_folder), "num_workers": 0}
     expected = calibrate(CalibrateArguments(**options, split="test"))

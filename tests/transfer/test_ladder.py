@@ -1,6 +1,7 @@
 """`--mode auto`: each rung kept where it is better on validation images, and a finished run whichever it is."""
 
 import json
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -10,11 +11,12 @@ from safetensors.torch import load_file
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification, modeling_protosphere
 from hf_protosphere.checking import load_from
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.errors import ArgumentError
+from hf_protosphere.errors import ArgumentError, TrainingInterrupted
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.hub.card import render_card
 from hf_protosphere.runs.finished_run import FinishedRun
+from hf_protosphere.training.run import TrainingRun
 from hf_protosphere.transfer import ladder
 from hf_protosphere.transfer.arguments import LADDER, FinetuneArguments
 from hf_protosphere.transfer.finetune import Transfer, finetune
@@ -91,7 +93,40 @@ def test_as_many_epochs_as_there_is_time_for(arguments, monkeypatch, capsys, sec
     monkeypatch.setattr(ladder.time, "perf_counter", lambda: 100.0)
     made = ladder.affordable(training, None, seconds, started=99.8)
     assert (made and made.epochs) == epochs
-    assert ("Left out: an epoch takes about 1 s, and 1 s" in capsys.readouterr().out) == (epochs is None)
+    assert ("Left out: an epoch takes longer than the 1 s" in capsys.readouterr().out) == (epochs is None)
+
+
+def test_where_no_time_is_left_nothing_is_tried(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(ladder, "dry_run", None)
+    training = arguments().training("layerwise")
+    assert ladder.affordable(training, None, 60.0, started=time.perf_counter() - 61) is None
+    assert "longer than the 0 s that are left" in capsys.readouterr().out
+
+
+def test_a_last_rung_that_was_stopped_goes_on_as_it_was_planned(arguments, tmp_path, monkeypatch):
+    plan = [{"seconds_per_epoch": 1000.0}, {"seconds_per_epoch": 1.0}]  # the second time there is time for more
+    monkeypatch.setattr(ladder, "dry_run", lambda *_, **__: plan.pop(0))
+    asked = arguments(epochs=9, time_budget="1h")
+    finish = TrainingRun.finish_epoch
+
+    def stopped(run):
+        finish(run)
+        if run.arguments.layer_decay and run.progress.epoch == 1:
+            raise TrainingInterrupted("stopped", 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "finish_epoch", stopped)
+        with pytest.raises(TrainingInterrupted):
+            finetune(asked)
+    rows = finetune(asked.but(resume=True))["rows"]
+    assert [row["mode"] for row in rows] == [*LADDER]
+    assert FinishedRun.read(tmp_path / "out" / "layerwise").arguments.epochs == 2
+
+
+def test_a_run_of_one_mode_is_not_gone_on_with_as_a_ladder(arguments):
+    finetune(arguments(mode="head", epochs=1))
+    with pytest.raises(ArgumentError, match="is a run of one --mode: give it too"):
+        finetune(arguments(resume=True))
 
 
 def test_what_cannot_be_chosen_is_refused(arguments):

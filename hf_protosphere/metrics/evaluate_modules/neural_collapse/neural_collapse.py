@@ -23,9 +23,8 @@ Args:
     num_classes: optional K; by default the largest reference plus one.
 
 Returns:
-    One number for each metric, and "attained": the percentage of each optimum, with "overall", the
-    least of them. Where classes do not occur, "absent_classes" lists them, and what needs all of
-    them is left out, "overall" too.
+    One number for each metric, and "attained": the percentage of each optimum, with "overall", the least of them.
+    Where classes do not occur, "absent_classes" lists them, and what needs all of them is left out, "overall" too.
 
 Raises:
     ValueError: embeddings that are not finite or not of one length, prototypes that do not fit.
