@@ -51,7 +51,7 @@ def evaluate_predictions(
         {"num_images", "accuracy", "top5_accuracy" (of more than 5 classes), "class_accuracies" (of each class, None
         without images), "mean_class_accuracy" (of those with images), "class_means_accuracy" (with `means`),
         "prediction_sets" ({"set_score", "promised", "coverage", "mean_size", "class_coverages"}), "neural_collapse"
-        (as `NeuralCollapse.compute` returns it, and "optima")}. Of classes that score the same, the first is predicted.
+        (as `NeuralCollapse.compute` returns it, and "optima")}. Of equal scores the first class is predicted.
     """
     stopwatch = stopwatch or nullcontext()
     device = accelerator.device
