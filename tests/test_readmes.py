@@ -71,6 +71,7 @@ SLOW = {
     "protosphere demo outputs/demo/run": "gradio takes seconds to import",
     "--format onnx": "torch traces the network",
     "--pictures outputs/seen": "draws three large pictures",
+    "outputs/day": "integration/test_day.py runs these, one after the other",
     "scripts.theory": "minimises ten objectives",
     "load_without_package": "a process that must not have imported the package",
     "torchrun --nproc-per-node 2": "two processes, a launcher",
