@@ -172,7 +172,7 @@ def test_an_image_that_cannot_be_read_may_be_an_error(saved, photos):
 
 
 @pytest.mark.parametrize(
-    "kind", ["csv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("jsonl", "parquet"))]  # of which the rows are the same, 3 s each
+    "kind", ["csv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("jsonl", "parquet"))]
 )
 def test_a_process_killed_in_the_middle_of_a_line(saved, photos, kind, python, monkeypatch):
     whole = predicted(saved[0], "photos", output=f"whole.{kind}")

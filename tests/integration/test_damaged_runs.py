@@ -247,6 +247,7 @@ def walk(good, tmp_path, monkeypatch, capfd, cases):
     return refused, problems, longest
 
 
+@pytest.mark.slow  # 7 s; `make fuzz` throws a thousand
 def test_sixty_damaged_copies(good, tmp_path, monkeypatch, capfd, bounded):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     refused, problems, _ = walk(good, tmp_path, monkeypatch, capfd, 60)
