@@ -1,21 +1,14 @@
 """Retrieval on the unit sphere: exact nearest neighbours by cosine, and how good they are.
 
-One order everywhere, whatever finds it: by cosine, computed in float64 and rounded to float32, and
-among equal cosines by row number. So faiss and torch give the same neighbours, to the last one."""
+One order everywhere: by cosine, computed in float64 and rounded to float32, and among equal cosines by row number."""
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-BLOCK_NUMBERS = 2**22  # similarities that are in memory at once
-SPARE = 32  # candidates beyond k, among which rounding may have mixed up the order
-# How far a float32 product of unit vectors may be from the exact one: of torch's and faiss's, up to
-# 2,048 dimensions and also where all vectors are close together, the worst measured was 8e-7.
-TOLERANCE = 2e-6
+BLOCK_NUMBERS, QUERIES = 2**22, 2**12  # similarities, and queries, that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -26,20 +19,13 @@ class Neighbours:
     rows: Tensor  # (Q, k) int64
 
 
-def nearest(
-    queries: Tensor, embeddings: Tensor, k: int, backend: Literal["faiss", "torch"] | None = None
-) -> Neighbours:
+def nearest(queries: Tensor, embeddings: Tensor, k: int) -> Neighbours:
     """The k embeddings of greatest cosine to each query, exactly.
-
-    float32 products, by faiss or torch, say who comes into question; float64 decides. Where they
-    cannot say, because more than `SPARE` embeddings are within `TOLERANCE` of the k-th (copies of
-    one image, or a fully collapsed class), float64 sees all of them.
 
     Args:
         queries: (Q, D), unit rows.
         embeddings: (N, D), unit rows.
         k: at least 1; where there are only N < k, all N.
-        backend: of the float32 products; by default faiss where it is installed and the embeddings lie on the CPU.
 
     Raises:
         ValueError: sizes that do not fit, or nothing to search in.
@@ -56,24 +42,23 @@ def nearest(
         )
     if k < 1 or not len(embeddings):
         raise ValueError(f"k must be at least 1 of some embeddings, got {k} of {len(embeddings)}.")
-    k = min(k, len(embeddings))
-    queries, embeddings = queries.detach().float(), embeddings.detach().float()
-    if backend is None and embeddings.device.type == "cpu" and importlib.util.find_spec("faiss"):
-        backend = "faiss"
-    count = min(len(embeddings), k + SPARE)
-    cosines, rows = [queries.new_empty(0, k)], [queries.new_empty(0, k, dtype=torch.int64)]
-    for block, values, candidates in _candidates(queries, embeddings, count, backend):
-        candidates = candidates.sort(dim=1).values  # of equal cosines the lowest row is first
-        kept = _cosines(block, embeddings, candidates)  # (B, count)
-        kept, order = (x[:, :k] for x in kept.sort(dim=1, descending=True, stable=True))
-        candidates = candidates.gather(1, order)
-        if count < len(embeddings):
-            unsure = values[:, -1] > kept[:, -1] - 2 * TOLERANCE
-            if unsure.any():
-                kept[unsure], candidates[unsure] = _exhaustive(block[unsure], embeddings, k)
-        cosines.append(kept)
-        rows.append(candidates)
-    return Neighbours(torch.cat(cosines), torch.cat(rows))
+    found = []
+    for block in queries.detach().double().split(QUERIES):
+        keys = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
+        for start, chunk in _blocks(embeddings.detach(), max(block.shape)):
+            cosines = (block @ chunk.double().T).float() + 0.0  # no −0
+            # Of equal cosines topk takes any: whole numbers in their order have room for the row behind.
+            rows = torch.arange(start, start + len(chunk), device=block.device)
+            keys = torch.cat([keys, (_as_ordered(cosines.view(torch.int32).long()) << 32) - rows], 1)
+            keys = keys.topk(min(k, keys.shape[1])).values
+        rows = -keys & 0xFFFFFFFF
+        found.append((_as_ordered((keys + rows) >> 32).int().view(torch.float32), rows))
+    return Neighbours(*map(torch.cat, zip(*found)))
+
+
+def _as_ordered(bits: Tensor) -> Tensor:
+    """Whole numbers in the order of the floats whose bits they are; and back."""
+    return bits.where(bits >= 0, bits ^ 0x7FFFFFFF)
 
 
 def retrieval_metrics(
@@ -137,32 +122,10 @@ def retrieval_metrics(
     }
 
 
-def _candidates(
-    queries: Tensor, embeddings: Tensor, count: int, backend: str | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Blocks of queries, each with the float32 products of its nearest `count` embeddings, and their rows."""
-    if backend != "faiss":
-        for _, block in _blocks(queries, len(embeddings)):
-            yield block, *(block @ embeddings.T).topk(count)
-        return
-    import faiss
-
-    index = faiss.IndexFlatIP(embeddings.shape[1])
-    index.add(embeddings.contiguous().numpy())
-    for _, block in _blocks(queries, count * embeddings.shape[1]):  # what `_cosines` gathers
-        yield block, *map(torch.from_numpy, index.search(block.contiguous().numpy(), count))
-
-
 def _blocks(queries: Tensor, numbers_each: int) -> Iterator[tuple[int, Tensor]]:
     size = max(1, BLOCK_NUMBERS // max(1, numbers_each))
     for start in range(0, len(queries), size):
         yield start, queries[start : start + size]
-
-
-def _cosines(queries: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
-    """(B, m) of each query to its own rows (B, m)."""
-    # Query by query: gathered at once, candidates would take more memory than the index.
-    return torch.stack([(embeddings[own].double() @ query.double()).float() for query, own in zip(queries, rows)])
 
 
 def _all_cosines(queries: Tensor, embeddings: Tensor) -> Tensor:
@@ -170,13 +133,3 @@ def _all_cosines(queries: Tensor, embeddings: Tensor) -> Tensor:
     wide = queries.double()
     chunks = embeddings.split(max(1, BLOCK_NUMBERS // embeddings.shape[1]))
     return torch.cat([(wide @ chunk.double().T).float() for chunk in chunks], dim=1)
-
-
-def _exhaustive(queries: Tensor, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    found = []
-    for _, block in _blocks(queries, len(embeddings)):
-        cosines = _all_cosines(block, embeddings)
-        # Not topk, which takes any of those that are equal.
-        values, rows = cosines.sort(dim=1, descending=True, stable=True)
-        found.append((values[:, :k], rows[:, :k]))
-    return tuple(map(torch.cat, zip(*found)))

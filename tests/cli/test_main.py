@@ -146,7 +146,7 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
 
 HEAVY = (
     "datasets", "accelerate", "timm", "matplotlib", "scipy", "torchmetrics", "evaluate", "peft",
-    "gradio", "faiss", "onnx", "transformers.modeling_utils",  # a fifth of the time of all imports
+    "gradio", "onnx", "transformers.modeling_utils",  # a fifth of the time of all imports
     "hf_protosphere.modeling_protosphere",
     "hf_protosphere.training.train", "hf_protosphere.training.setup",
 )  # fmt: skip

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from hf_protosphere.retrieval import neighbours as retrieval
 from hf_protosphere.retrieval.neighbours import nearest, retrieval_metrics
 
-BACKENDS = ["torch", "faiss"]
-
 
 def sphere(count, dim=24, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -41,39 +39,38 @@ def naive_metrics(queries, query_labels, embeddings, labels, ks, leave_one_out):
     return torch.tensor(values, dtype=torch.float64).mean(0).tolist(), len(values)
 
 
-def requires(backend):
-    if backend == "faiss":
-        pytest.importorskip("faiss")
-    return backend
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (7, 3), (300, 10), (300, 300)])
-def test_neighbours_are_those_of_a_sort(backend, count, k, monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK_NUMBERS", 2000)  # several blocks of queries
+def test_neighbours_are_those_of_a_sort(count, k, monkeypatch):
+    monkeypatch.setattr(retrieval, "BLOCK_NUMBERS", 2000)  # several blocks of embeddings
+    monkeypatch.setattr(retrieval, "QUERIES", 7)
     embeddings, queries = sphere(count), sphere(20, seed=1)
-    found = nearest(queries, embeddings, k, requires(backend))
+    found = nearest(queries, embeddings, k)
     expected = [ranking(query, embeddings)[:k] for query in queries]
     assert found.rows.tolist() == expected
     cosines = (queries.double() @ embeddings.double().T).gather(1, found.rows).float()
     assert torch.equal(found.cosines, cosines)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("copies", [5, 100])  # within the spare candidates, and beyond them
-def test_among_equal_cosines_the_lower_row_comes_first(backend, copies):
+@pytest.mark.parametrize("copies", [5, 100])
+def test_among_equal_cosines_the_lower_row_comes_first(copies):
     embeddings = sphere(50).repeat(copies, 1)
-    found = nearest(sphere(50)[:4], embeddings, 3, requires(backend))
+    found = nearest(sphere(50)[:4], embeddings, 3)
     assert found.rows.tolist() == [[i, i + 50, i + 100] for i in range(4)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_float64_decides_in_a_collapsed_class(backend):
+def test_float64_decides_in_a_collapsed_class():
     # Cosines differ by less than float32 products can tell.
     center = sphere(1)
     embeddings = F.normalize(center + 2e-4 * sphere(400, seed=2), dim=1)
-    found = nearest(center, embeddings, 20, requires(backend))
+    found = nearest(center, embeddings, 20)
     assert found.rows[0].tolist() == ranking(center[0], embeddings)[:20]
+
+
+def test_opposite_and_orthogonal_embeddings_come_in_order():
+    embeddings = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-0.6, 0.8]])
+    found = nearest(torch.tensor([[1.0, 0.0], [1.0, -0.0]]), embeddings, 5)
+    assert found.rows.tolist() == [[3, 1, 2, 4, 0]] * 2  # 0 and -0 are equal
+    assert found.cosines[0].tolist() == pytest.approx([1, 0, 0, -0.6, -1])
 
 
 def test_k_beyond_the_number_of_embeddings_gives_all():
