@@ -88,7 +88,10 @@ class Anchors(NamedTuple):
         return (self.kept & ~self.contrasted).sum()
 
 
-def loss_of(equation: Callable[..., tuple[Tensor, Anchors]]) -> Callable[..., Tensor]:
+Terms = tuple[Tensor, Anchors]  # what one returns: (M,), or (M, V) of views, and who takes part
+
+
+def loss_of(equation: Callable[..., Terms]) -> Callable[..., Tensor]:
     """The public function of an equation: takes `LossOptions` as keywords, and is reduced."""
 
     @functools.wraps(equation)
@@ -106,7 +109,7 @@ def loss_of(equation: Callable[..., tuple[Tensor, Anchors]]) -> Callable[..., Te
 def normface_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
     *, bias: Tensor | None = None, options: LossOptions,
-) -> tuple[Tensor, Anchors]:  # fmt: skip
+) -> Terms:  # fmt: skip
     """Softmax cross-entropy on cosines: every instance against the K prototypes.
 
         L = mean_i [ logsumexp_c w_c·u_i / t − w_yi·u_i / t ]
@@ -127,7 +130,7 @@ def normface_loss(
 def ntce_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
     *, queue: tuple[Tensor, Tensor] | None = None, options: LossOptions,
-) -> tuple[Tensor, Anchors]:  # fmt: skip
+) -> Terms:  # fmt: skip
     """NTCE: the prototype of each instance's class against all M instances of the batch.
 
         L = mean_i [ logsumexp_j w_yi·u_j / t − w_yi·u_i / t ]
@@ -166,7 +169,7 @@ def ntce_loss(
 def nonl_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
     *, queue: tuple[Tensor, Tensor] | None = None, options: LossOptions,
-) -> tuple[Tensor, Anchors]:  # fmt: skip
+) -> Terms:  # fmt: skip
     """NONL: the prototype of each instance's class against the instances of the *other* classes.
 
         L = mean_i [ logsumexp_{j: yj ≠ yi} w_yi·u_j / t − w_yi·u_i / t ]
@@ -196,9 +199,7 @@ def nonl_loss(
 
 
 @loss_of
-def supcon_loss(
-    embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
-) -> tuple[Tensor, Anchors]:
+def supcon_loss(embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions) -> Terms:
     """Supervised contrastive loss: every view against every other view of the batch.
 
         L = mean_i [ logsumexp_{j ≠ i} u_i·u_j / t − mean_{p: yp = yi, p ≠ i} u_i·u_p / t ]

@@ -7,6 +7,7 @@ denominator. Travels to the Hub with every checkpoint."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from .contrast import PAIR_ROWS, full_precision, gathered, resolve_group, rows_p
 from .losses import (
     Anchors,
     LossOptions,
+    Terms,
     checked_temperature,
     contrast,
     loss_of,
@@ -34,7 +36,7 @@ from .losses import (
 def decoupled_normface_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
     *, bias: Tensor | None = None, options: LossOptions,
-) -> tuple[Tensor, Anchors]:  # fmt: skip
+) -> Terms:  # fmt: skip
     """NormFace against the K − 1 prototypes of other classes: to it what NONL is to NTCE.
 
         L = mean_i [ logsumexp_{c ≠ yi} w_c·u_i / t − w_yi·u_i / t ]
@@ -48,7 +50,7 @@ def margin_loss(
     embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
     *, margin: float, margin_type: str = "cosface", bias: Tensor | None = None,
     options: LossOptions,
-) -> tuple[Tensor, Anchors]:  # fmt: skip
+) -> Terms:  # fmt: skip
     """NormFace whose own class must win by a margin m.
 
         L = mean_i log(1 + Σ_{c ≠ yi} exp(w_c·u_i / t − s_i))
@@ -61,9 +63,7 @@ def margin_loss(
         ValueError: a margin not in [0, π), or of another type.
     """
     if margin_type not in ("cosface", "arcface") or not 0 <= margin < math.pi:
-        raise ValueError(
-            f"margin must be in [0, π) and margin_type 'cosface' or 'arcface', but got {margin} and {margin_type!r}."
-        )
+        raise ValueError(f"margin must be in [0, π), margin_type 'cosface' or 'arcface': got {margin}, {margin_type!r}.")
     losses, anchors, own = contrast(embeddings, prototypes, labels, temperature, options, "other prototypes", bias)
     lost = margin
     if margin_type == "arcface":
@@ -75,9 +75,7 @@ def margin_loss(
 
 
 @loss_of
-def dot_regression_loss(
-    embeddings: Tensor, prototypes: Tensor, labels: Tensor, *, options: LossOptions
-) -> tuple[Tensor, Anchors]:
+def dot_regression_loss(embeddings: Tensor, prototypes: Tensor, labels: Tensor, *, options: LossOptions) -> Terms:
     """Dot regression: every embedding to its own prototype, with no contrast.
 
         L = mean_i (1 − w_yi·u_i)² / 2
@@ -91,7 +89,7 @@ def dot_regression_loss(
 @loss_of
 def decoupled_supcon_loss(
     embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
-) -> tuple[Tensor, Anchors]:
+) -> Terms:
     """SupCon against the views of other classes only: to it what NONL is to NTCE.
 
         L = mean_i mean_{p: yp = yi, p ≠ i} [ logsumexp_{j: yj ≠ yi} u_i·u_j / t − u_i·u_p / t ]
@@ -102,9 +100,7 @@ def decoupled_supcon_loss(
 
 
 @loss_of
-def sincere_loss(
-    embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions
-) -> tuple[Tensor, Anchors]:
+def sincere_loss(embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, options: LossOptions) -> Terms:
     """SINCERE: every positive pair of views against the views of other classes and itself.
 
         L = mean_i mean_{p: yp = yi, p ≠ i} log(1 + Σ_{j: yj ≠ yi} exp(u_i·u_j / t − u_i·u_p / t))
@@ -121,7 +117,7 @@ def _softplus(x: Tensor) -> Tensor:
 def _against_other_classes(
     embeddings: Tensor, labels: Tensor, temperature: float, options: LossOptions,
     of_pair: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Anchors]:  # fmt: skip
+) -> Terms:  # fmt: skip
     """The mean over an anchor's positives of its log-sum-exp over other classes less the positive's
     similarity, or of a function of that. In blocks of anchors, recomputed in the backward pass."""
     vectors, labels, kept = vectors_of(embeddings, labels, options)
@@ -143,10 +139,8 @@ def _against_other_classes(
     rows = rows_per_chunk(options.chunk_size, len(everyone), len(everyone)) or PAIR_ROWS
     parts = zip(vectors.split(rows), places[offset : offset + len(vectors)].split(rows))
     with full_precision(embeddings):
-        blocks = [
-            checkpoint(block, part, everyone, own, use_reentrant=False, preserve_rng_state=False)
-            for part, own in parts
-        ]
+        again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        blocks = [again(part, everyone, own) for part, own in parts]
     losses, usable = (torch.cat(each) for each in zip(*blocks))
     anchors = (losses, kept, usable, labels.clamp_min(0))
     losses, *anchors = (each.view(embeddings.shape[:-1]) for each in anchors)

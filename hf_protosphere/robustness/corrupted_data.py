@@ -12,19 +12,17 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import BaseImageProcessor
 
-from ..data.image_cache import cached_pixels
 from ..data.labels import labels_of, map_labels
 from ..data.pixels import pixels_of, read, undecoded, walk_images
 from ..data.sources import by_split
 from ..data.subsets import balanced_sample
 from ..errors import DataError, errors_in_one_line
-from ..runs.processes import main_process_first
+from ..rgb import shorter_side
 from .corruptions import check_side, corrupt, load_library
 
 
@@ -33,34 +31,24 @@ class ResizedImages(Dataset):
 
     Args:
         split: with columns "image" and "label".
-        pixels: the split's images as the processor makes them, where they were decoded before.
         ready_made: images that have the input size are neither resized nor cropped, which would
             blur them and cut away their border a second time.
     """
 
-    def __init__(
-        self, split: datasets.Dataset, processor: BaseImageProcessor, *,
-        pixels: np.memmap | None = None, ready_made: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor, *, ready_made: bool = False) -> None:
         self.split, self.processor, self.ready_made = undecoded(split), processor, ready_made
         self.labels = labels_of(split)
-        # By its name: what is opened anew in each worker need not be sent to it.
-        self.file, self.shape = (pixels.filename, pixels.shape) if pixels is not None else ("", ())
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        resized = not self.ready_made
-        if self.file:
-            pixels = torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=self.shape)[i])
+        image = read(self.split[i]["image"], shorter_side(self.processor))
+        resized = not self.ready_made or image.size != input_size(self.processor)
+        if resized:
+            pixels = pixels_of([image], self.processor, do_rescale=False, do_normalize=False)[0]
         else:
-            image = read(self.split[i]["image"])
-            resized = resized or image.size != input_size(self.processor)
-            if resized:
-                pixels = pixels_of([image], self.processor, do_rescale=False, do_normalize=False)[0]
-            else:
-                pixels = pil_to_tensor(image)
+            pixels = pil_to_tensor(image)
         return {"pixel_values": pixels, "labels": int(self.labels[i]), "resized": resized}
 
 
@@ -84,18 +72,7 @@ class CorruptedImages(Dataset):
         return item | {"pixel_values": torch.tensor(corrupted).permute(2, 0, 1)}
 
 
-def resized_images(
-    split: datasets.Dataset, processor: BaseImageProcessor, accelerator: Accelerator, num_workers: int
-) -> ResizedImages:
-    """The split's images at the input size, decoded and resized once where there is room."""
-    with main_process_first(accelerator, local=True):  # one writes, the others find the file
-        pixels = cached_pixels(split, processor, num_workers, "clean")
-    return ResizedImages(split, processor, pixels=pixels)
-
-
-def make_corrupted(
-    images: ResizedImages, corruptions: Sequence[str], severities: Sequence[int], seed: int
-) -> list[Dataset]:
+def make_corrupted(images: ResizedImages, corruptions: list[str], severities: list[int], seed: int) -> list[Dataset]:
     """A data set for each corruption and severity, severities within corruptions; `ArgumentError`
     where the model's images are too small, or the library is missing."""
     load_library()

@@ -20,7 +20,7 @@ from ..errors import ArgumentError
 from ..inference.predictions import inferred
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
-from .corrupted_data import input_size, make_corrupted, read_corrupted, resized_images
+from .corrupted_data import ResizedImages, input_size, make_corrupted, read_corrupted
 from .corruptions import SEVERITIES, parse_corruptions, parse_severities
 
 
@@ -68,7 +68,7 @@ def corruption_errors(
     reports = []
     for together in [classifiers] if shared else [[c] for c in classifiers]:
         processor = together[0].processor
-        clean = resized_images(split, processor, accelerator, num_workers)
+        clean = ResizedImages(split, processor)
         if corrupted_dataset is None:
             corrupted = make_corrupted(clean, corruptions, severities, seed)
         else:

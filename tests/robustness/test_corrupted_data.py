@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from hf_protosphere import ProtoSphereConfig
@@ -16,7 +15,6 @@ from hf_protosphere.robustness.corrupted_data import (
     input_size,
     make_corrupted,
     read_corrupted,
-    resized_images,
 )
 from hf_protosphere.robustness.corruptions import corrupt
 
@@ -50,15 +48,6 @@ def test_images_are_resized_and_cropped_as_the_processor_does(split):
         difference = pixels(images, i).astype(int) - np.array(resized)[4:36, 4:36]
         assert np.abs(difference).max() <= 1  # torchvision and Pillow round differently
         assert (item["labels"], item["resized"]) == (row["label"], True)
-
-
-def test_images_decoded_once_are_the_same(split):
-    cached = resized_images(split, processor(), Accelerator(), num_workers=0)
-    assert cached.file  # there is room for them
-    slow = ResizedImages(split, processor())
-    for i in (0, 44):
-        assert torch.equal(cached[i]["pixel_values"], slow[i]["pixel_values"])
-        assert cached[i]["resized"]
 
 
 def test_pixels_follow_from_seed_and_index(split):
