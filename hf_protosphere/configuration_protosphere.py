@@ -192,10 +192,8 @@ class ProtoSphereConfig(PretrainedConfig):
             known = value if isinstance(value, dict) and len(value) <= MAX_CLASSES else {}
             names = [label for label in known.values() if isinstance(label, str)]
             if {str(key) for key in known} != {str(i) for i in range(len(names))} or not names:
-                raise ValueError(
-                    f"id2label must map 0, 1, 2, ... to the names of at most {MAX_CLASSES:,} "
-                    f"classes, but got {value!r:.60}."
-                )
+                most = f"at most {MAX_CLASSES:,} classes"
+                raise ValueError(f"id2label must map 0, 1, 2, ... to the names of {most}, but got {value!r:.60}.")
         if name == "num_labels" and not (type(value) is int and 0 <= value <= MAX_CLASSES):
             raise ValueError(f"num_labels must be a number up to {MAX_CLASSES:,}, but got {value!r:.60}.")
         super().__setattr__(name, value)
@@ -209,52 +207,46 @@ class ProtoSphereConfig(PretrainedConfig):
             ("prototypes", PROTOTYPES), ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
             ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", (*SET_SCORES, None)),
         ):  # fmt: skip
-            if (value := getattr(self, name)) not in allowed:
-                known = ", ".join(map(repr, allowed))
-                raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
+            self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(repr, allowed))}")
         for name in ("softmax_temperature", "calibration_temperature", "crop_pct", *WHOLE):
-            value = getattr(self, name)
+            value, most = getattr(self, name), WHOLE.get(name, math.inf)
             if value is None and name in OPEN:
                 continue
-            if not (_is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be positive and finite, but got {value!r:.60}.")
-            if name in WHOLE and not (isinstance(value, int) and value <= WHOLE[name]):
-                raise ValueError(f"{name} must be a whole number up to {WHOLE[name]}, but got {value!r:.60}.")
-        if self.image_size / self.crop_pct > 2 * WHOLE["image_size"]:
-            raise ValueError(f"crop_pct must be larger for image_size {self.image_size}.")
+            self._require(name, _is_number(value) and 0 < value < math.inf, "positive and finite")
+            is_whole = isinstance(value, int) or name not in WHOLE
+            self._require(name, is_whole and value <= most, f"a whole number up to {most}")
+        fits = self.image_size / self.crop_pct <= 2 * WHOLE["image_size"]
+        self._require("crop_pct", fits, f"larger for image_size {self.image_size}")
         ranges = {
             "rejection_threshold": REJECTION_SCORES[self.rejection_score],
             **dict.fromkeys(("false_rejection_rate", "margin", "set_coverage"), (0, 1)),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (_is_finite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be in [{low:g}, {high:g}] or None, but got {value!r}.")
+            fits = value is None or (_is_finite(value) and low <= value <= high)
+            self._require(name, fits, f"in [{low:g}, {high:g}] or None")
         sets, of = self.set_thresholds, (self.set_score, self.set_coverage)
-        whole = isinstance(sets, list) and sets and all(map(_is_finite, sets)) and None not in of
-        if sets is not None and not whole:
-            raise ValueError(
-                f"set_thresholds must be numbers for a set_score and a set_coverage, got {sets!r:.60} for {of}."
-            )
-        if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels must be 1 (grayscale) or 3 (RGB), but got {self.num_channels!r}.")
+        fits = sets is None or (isinstance(sets, list) and sets and all(map(_is_finite, sets)) and None not in of)
+        self._require("set_thresholds", fits, "numbers, for a set_score and a set_coverage, or None")
+        self._require("num_channels", self.num_channels in (1, 3), "1 (grayscale) or 3 (RGB)")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
-            whole = isinstance(values, list | tuple) and len(values) == self.num_channels
-            if not whole or not all(map(_is_finite, values)):
-                raise ValueError(
-                    f"{name} must hold one number per channel ({self.num_channels}), but got {values!r:.60}."
-                )
+            fits = isinstance(values, list | tuple) and len(values) == self.num_channels
+            fits = fits and all(map(_is_finite, values))
+            self._require(name, fits, f"a list of one number per channel ({self.num_channels})")
         for name in ("small_images", "projection_batch_norm", "learned_temperature"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, but got {value!r}.")
-        if not (_is_number(dropout := self.projection_dropout) and 0 <= dropout < 1):
-            raise ValueError(f"projection_dropout must be in [0, 1), but got {dropout!r}.")
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        dropout = self.projection_dropout
+        self._require("projection_dropout", _is_number(dropout) and 0 <= dropout < 1, "in [0, 1)")
         self._refuse_fetching()
         self._check_objective()
         names = Counter((self.id2label or {}).values())
         if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"id2label must not name two classes alike, but repeats {twice[:5]}.")
+
+    def _require(self, name: str, holds: Any, what: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {what}, but got {getattr(self, name)!r:.60}.")
 
     def _check_objective(self) -> None:
         objective = OBJECTIVES[self.objective]
@@ -282,16 +274,12 @@ class ProtoSphereConfig(PretrainedConfig):
         """A network is made of what the configuration says, and of no other file or code."""
         if getattr(self, "transformers_weights", None):  # it could name a pickled file
             raise ValueError("transformers_weights must not be set: weights are model.safetensors.")
-        if not isinstance(self.backbone, str) or ":" in self.backbone:
-            raise ValueError(
-                f"backbone must be the name of an architecture, such as 'resnet18', but got {self.backbone!r}."
-            )
+        is_name = isinstance(self.backbone, str) and ":" not in self.backbone
+        self._require("backbone", is_name, "the name of an architecture, such as 'resnet18'")
         refuse_fetching(self.backbone_kwargs)
         attention = self._attn_implementation
         if attention is not None and not (isinstance(attention, str) and "/" not in attention):
-            raise ValueError(
-                f"attn_implementation must be one of transformers' own, such as 'sdpa', but got {attention!r}."
-            )
+            raise ValueError(f"attn_implementation must be one of transformers', such as 'sdpa', not {attention!r}.")
 
 
 def refuse_fetching(kwargs: Any, name: str = "backbone_kwargs") -> None:

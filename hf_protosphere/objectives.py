@@ -63,7 +63,7 @@ def margin_loss(
         ValueError: a margin not in [0, π), or of another type.
     """
     if margin_type not in ("cosface", "arcface") or not 0 <= margin < math.pi:
-        raise ValueError(f"margin must be in [0, π), margin_type 'cosface' or 'arcface': got {margin}, {margin_type!r}.")
+        raise ValueError(f"margin must be in [0, π), margin_type 'cosface' or 'arcface': {margin}, {margin_type!r}.")
     losses, anchors, own = contrast(embeddings, prototypes, labels, temperature, options, "other prototypes", bias)
     lost = margin
     if margin_type == "arcface":
