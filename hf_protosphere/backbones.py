@@ -38,10 +38,7 @@ def _build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
     if not kwargs.get("global_pool", "avg") or kwargs.get("features_only"):
-        raise ValueError(
-            "backbone_kwargs must leave the pooling to the backbone, one feature vector an image: "
-            f"leave global_pool and features_only out of {kwargs}."
-        )
+        raise ValueError(f"backbone_kwargs must leave the pooling to the backbone: no global_pool in {kwargs}.")
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size:  # transformers with position embeddings
         kwargs.setdefault("img_size", config.image_size)
@@ -107,12 +104,10 @@ def decide_projection(config: ProtoSphereConfig, backbone: nn.Module, feature_di
 @torch.no_grad()
 def has_nonnegative_features(backbone: nn.Module, config: ProtoSphereConfig) -> bool:
     """Whether pooled features have no negative entries to speak of, as after a ReLU, or a GELU or
-    SiLU and a mean: less than half of the norm in the features of noise, which leave the backbone,
-    and the global random numbers, as they were."""
+    SiLU and a mean: less than half of the norm in the features of noise, which changes nothing here."""
     if any(weight.is_meta or not weight.numel() for weight in backbone.parameters()):
-        # While weights are loaded, or sharded by DeepSpeed, nothing can run: the order of layers
-        # has to do, an activation without a layer norm behind it. (Behind its last one, a block may
-        # register the batch norm of its shortcut.)
+        # While weights are loaded, or sharded by DeepSpeed, nothing can run: the order of layers has to do, an
+        # activation without a layer norm behind it. (A block may register its shortcut's batch norm behind its last.)
         activations = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
         kinds = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Hardswish, *activations)
         last = [layer for layer in backbone.modules() if isinstance(layer, kinds)][-1:]
@@ -246,14 +241,11 @@ def load_timm(name: str, pretrained: bool, kwargs: dict[str, Any], config: dict[
             setattr(cfg, key, saved["pretrained_cfg"][key])
     channels = config.get("num_channels", 3)
     defaults = {
-        "backbone": name,
-        "backbone_kwargs": kwargs,
-        "image_size": cfg.input_size[-1],
-        "interpolation": cfg.interpolation,
-        "crop_pct": cfg.crop_pct,
+        "backbone": name, "backbone_kwargs": kwargs, "image_size": cfg.input_size[-1],
+        "interpolation": cfg.interpolation, "crop_pct": cfg.crop_pct,
         "image_mean": list(cfg.mean) if channels == 3 else [sum(cfg.mean) / 3],
         "image_std": list(cfg.std) if channels == 3 else [sum(cfg.std) / 3],
-    }
+    }  # fmt: skip
     if not pretrained:
         return None, defaults
     if cfg.fixed_input_size:
@@ -296,8 +288,7 @@ def load_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], confi
 
 
 def _model_class(config: Any) -> tuple[type[nn.Module], dict[str, Any]]:
-    """The transformers class and its options. Pooling layers on top of a class token are not part
-    of image checkpoints, so the token itself serves."""
+    """The transformers class and its options. Image checkpoints have no pooling layer: the class token serves."""
     model_class = AutoModel._model_mapping.get(type(config), None)
     if getattr(model_class, "main_input_name", None) != "pixel_values":
         raise ValueError(f"model type {config.model_type!r} of transformers takes no images.")
@@ -306,8 +297,7 @@ def _model_class(config: Any) -> tuple[type[nn.Module], dict[str, Any]]:
 
 
 def _architecture(config: Any) -> dict[str, Any]:
-    """What differs from the model type's defaults and describes the network, not its labels, nor
-    the image size, which our configuration has."""
+    """What differs from the model type's defaults and describes the network, but labels and the image size."""
     skip = {
         "architectures", "id2label", "label2id", "transformers_version", "model_type", "dtype",
         "image_size", "auto_map", "quantization_config", "return_dict",

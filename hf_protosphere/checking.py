@@ -128,8 +128,7 @@ def stored_tensors(name: Any, variant: str | None = None, **options: Any) -> dic
 
 @contextmanager
 def of_the_hub(name: Any) -> Iterator[None]:
-    """What loads a model says in one line why it cannot. Where the Hub cannot be reached its cache alone is asked,
-    at once: huggingface_hub would try for a minute."""
+    """Says in one line why a model cannot be loaded; where the Hub cannot be reached, its cache is asked, at once."""
     offline, is_folder = constants.HF_HUB_OFFLINE, Path(name).is_dir()
     try:
         if not (offline or is_folder):
@@ -158,10 +157,7 @@ def of_the_hub(name: Any) -> Iterator[None]:
 def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterator[None]:
     """A network that is built meanwhile has about as many tensors, and numbers, as are stored:
     where it outgrows twice that, it is refused before it takes time or memory. Of nothing stored,
-    nothing is known. (Parameters are counted twice: as they are built, and as they are loaded.)
-
-    Args:
-        new_head: classes of a head that is not stored.
+    nothing is known; `new_head` classes have a head that is not stored. (Parameters are counted twice: built, loaded.)
     """
     numbers = 4 * sum(math.prod(tensor.shape) for tensor in stored.values()) + 2**20
     numbers += 2 * new_head * max((max(t.shape, default=0) for t in stored.values()), default=0)
@@ -194,8 +190,7 @@ def has_new_head(info: dict[str, Any]) -> bool:
 def check_fit(
     model: PreTrainedModel, name: Any, info: dict[str, Any], stored: dict[str, StoredTensor], *, any_head: bool
 ) -> None:
-    """Refuse tensors that are missing or too many, of another shape or kind of number than the
-    configuration makes them, or not finite.
+    """Refuse tensors that are missing, too many, of another shape or kind than the configuration's, or not finite.
 
     Args:
         info: from `PreTrainedModel.from_pretrained`, with `output_loading_info`.
@@ -226,20 +221,13 @@ def check_fit(
     for key, tensor in tensors.items():
         if not tensor.is_meta and tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
-            raise ValueError(
-                f"{name} cannot be used: {key!r} holds {count:,} values that are not finite in "
-                f"{tensor.dtype}. Take an earlier checkpoint, or another dtype."
-            )
+            raise ValueError(f"{name} cannot be used: {key!r} holds {count:,} values not finite in {tensor.dtype}.")
 
 
 def load_weights(
-    backbone: nn.Module,
-    weights: Mapping[str, Tensor],
-    *,
-    new_stem: bool = False,
-    partial: bool = False,
-    where: str = "",
-) -> None:
+    backbone: nn.Module, weights: Mapping[str, Tensor], *,
+    new_stem: bool = False, partial: bool = False, where: str = "",
+) -> None:  # fmt: skip
     """Those of a backbone of the same kind, maybe for another image size or number of channels: what it learned
     about positions and colours is then resampled. With `new_stem`, a stem for small images stays as it is. With
     `partial` tensors may be missing, and left over of other parts than a head. What came from `where` is logged."""
@@ -259,9 +247,7 @@ def load_weights(
             f"image size or number of channels.{where and ' What fits, if anything, is taken with --partial_weights.'}"
         )
     if wild := [name for name, weight in fitting.items() if not weight.isfinite().all()]:
-        raise ValueError(
-            f"the weights{where and f' in {where}'} cannot be used: {wild[0]!r} holds values that are not finite."
-        )
+        raise ValueError(f"the weights{where and f' in {where}'} cannot be used: {wild[0]!r} has values not finite.")
     backbone.load_state_dict(fitting, strict=False)
     if where:
         logger.warning_once(f"{where}: {said}.")  # transformers gives it to all loggers
@@ -286,8 +272,7 @@ def _resampled(weight: Tensor, name: str, shape: torch.Size, backbone: nn.Module
 
 
 def load_from(backbone: nn.Module, where: str | Path, **options: bool) -> None:
-    """`load_weights` of those in `where`, after the prefix (`module.`, `teacher.backbone.`, ...) that comes before
-    most of the backbone's own names."""
+    """`load_weights` from `where`, after the prefix (`module.`, `teacher.backbone.`, ...) of most own names."""
     own, given = backbone.state_dict(), read_weights(where)
     cuts = [(key, dot) for key in given for dot in (0, *(found.end() for found in re.finditer(r"\.", key)))]
     prefixes = Counter(key[:dot] for key, dot in cuts if key[dot:] in own)
@@ -302,8 +287,7 @@ def load_from(backbone: nn.Module, where: str | Path, **options: bool) -> None:
 
 def read_weights(where: str | Path) -> dict[str, Tensor]:
     """The tensors in a .safetensors file, in one that `torch.save` wrote of a state dict, or in a folder that
-    timm or transformers saved, by their names; those of dicts in dicts are joined by points. ValueError where there
-    are none, or code beside them: that is not run."""
+    timm or transformers saved, by their names, of dicts in dicts joined by points; never code: ValueError."""
     folder = Path(str(where).removeprefix("local-dir:")).expanduser()
     path = next((folder / name for name in IN_FOLDERS if (folder / name).is_file()), folder)
     if not path.is_file():

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
-BACKBONE_SOURCES = ("timm", "transformers")
-PROJECTIONS = ("auto", "none", "linear", "mlp")
-PROTOTYPES = ("learned", "simplex_etf", "class_means")
 # What tells unknown images, and between what values each lies; and how sets of classes are made.
 REJECTION_SCORES = {"cosine": (-1.0, 1.0), "max_softmax": (0.0, 1.0), "energy": (-math.inf, math.inf)}
 SET_SCORES = ("lac", "aps", "raps")
@@ -155,8 +152,7 @@ class ProtoSphereConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As `PretrainedConfig.from_dict`. What a file leaves out means what it meant when it was
-        written: today's files say all of `BEFORE`."""
+        """What a file leaves out means what it meant when it was written: today's files say all of `BEFORE`."""
         return super().from_dict(BEFORE | config_dict, **kwargs)
 
     @property
@@ -203,8 +199,9 @@ class ProtoSphereConfig(PretrainedConfig):
 
     def _check(self) -> None:
         for name, allowed in (
-            ("backbone_source", BACKBONE_SOURCES), ("projection", PROJECTIONS), ("objective", tuple(OBJECTIVES)),
-            ("prototypes", PROTOTYPES), ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
+            ("backbone_source", ("timm", "transformers")), ("projection", ("auto", "none", "linear", "mlp")),
+            ("objective", tuple(OBJECTIVES)), ("prototypes", ("learned", "simplex_etf", "class_means")),
+            ("interpolation", INTERPOLATIONS), ("margin_type", ("cosface", "arcface")),
             ("rejection_score", tuple(REJECTION_SCORES)), ("set_score", (*SET_SCORES, None)),
         ):  # fmt: skip
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(repr, allowed))}")
@@ -338,10 +335,7 @@ def save_image_processor(config: ProtoSphereConfig, folder: str | Path) -> None:
         saved = json.loads(file.read_text())
         if all(saved.get(name) == described[name] for name in TRANSFORM):
             return
-    logger.warning(
-        f"{file} makes other images than the model's configuration describes, and stays as it is: "
-        "delete it and save the model again, if it is that of an earlier model."
-    )
+    logger.warning(f"{file} makes other images than the configuration describes, and stays: delete it and save again.")
 
 
 def three_channels(values: list[float]) -> list[float]:

@@ -14,15 +14,12 @@ from torch.autograd.function import once_differentiable
 
 Group = Literal["local"] | dist.ProcessGroup | None
 
-# Above this many similarities the matrix is walked in chunks and recomputed in the backward pass.
-# Keeping them was 1.05 to 1.4 times as fast at every size measured (2**20 to 2**26, two cores), so
-# only memory sets the limit: 2**24 take 64 MiB in float32, and as much again for their gradients.
+# Above this many similarities the matrix is walked in chunks and recomputed in the backward pass. Keeping them was
+# 1.05 to 1.4 times as fast at every size, so only memory sets the limit: 2**24 take 64 MiB, and their gradients too.
 MAX_SIMILARITIES = 2**24
-# A chunk of 2**21 similarities, 8 MiB in float32, stays in a processor's last-level cache. Half of
-# it costs 5 to 25 % more time, twice as much gains at most 5 % (M=4096, K=1000 to 10,000).
+# 8 MiB in float32 stay in a processor's last-level cache: half costs 5 to 25 % more time, twice gains at most 5 %.
 CHUNK_SIMILARITIES = 2**21
-# Rows of a block of pairs. More leave less of the symmetric half out, fewer make thin products: 256
-# to 512 were fastest from 1,024 to 16,384 vectors of 128 dimensions.
+# Rows of a block of pairs: more leave less of the symmetric half out, fewer make thin products; 256 to 512 are best.
 PAIR_ROWS = 512
 
 
@@ -49,8 +46,7 @@ class ContrastLogSumExp(torch.autograd.Function):
             columns = columns.to(dtype)
             column_scale = _inverse_norms(columns) if normalize else None
             positives = columns.new_zeros(len(columns))
-            # Filled in place: small results kept between chunks would scatter the large buffers
-            # over the heap. Without images or classes there is no chunk, and they stay like this.
+            # Filled in place: small results kept between chunks would scatter the large buffers over the heap.
             lse = columns.new_full((len(rows if over_columns else columns),), -math.inf)
             exponentials = None
             for start, stop in _chunks(len(rows), chunk_rows):
@@ -100,8 +96,7 @@ class ContrastLogSumExp(torch.autograd.Function):
                     grads = exponentials * factor[broadcast]
                 else:
                     grads, _ = _similarities(
-                        scaled_rows, columns, column_scale, own,
-                        keep if over_columns else None, exclude_own,
+                        scaled_rows, columns, column_scale, own, keep if over_columns else None, exclude_own,
                     )  # fmt: skip
                     grads.sub_(lse[chunk][broadcast]).exp_().mul_(grad_lse[chunk][broadcast])
                 if grad_positives is not None:
@@ -284,10 +279,7 @@ def _remove_radial_(grad: Tensor, vectors: Tensor, inverse_norms: Tensor) -> Ten
 def refuse_second_derivatives() -> None:
     """Called in a backward pass: without it, second derivatives would silently be zero."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "the losses of hf_protosphere can be differentiated once: create_graph=True and "
-            "torch.func.grad are not supported."
-        )
+        raise RuntimeError("the losses can be differentiated once: no create_graph=True, no torch.func.grad.")
 
 
 def readable(tensor: Tensor) -> bool:
@@ -353,17 +345,14 @@ def contrast_vectors(
     """Each vector (N, D) among the kept ones of all processes: (N,) the log-sum-exp of its
     similarities x_i·x_j / t with the others, (N, D) the sum and (N,) the number of its class."""
     everyone, all_labels, all_keep, offset = gathered(vectors, labels, keep, processes)
-    chunk_rows = rows_per_chunk(chunk_size, len(vectors), len(everyone))
     if processes is None:
         lse = PairwiseLogSumExp.apply(vectors, keep, temperature, chunk_size)
     else:
         place = torch.arange(len(everyone), device=vectors.device) - offset
         own_row = torch.where(place < len(vectors), place.clamp_min(-1), -1)
-        lse, _, _ = ContrastLogSumExp.apply(
-            vectors, everyone, own_row, all_keep, temperature, True, True, chunk_rows, False
-        )
-    # A class is known by the place of its label among the sorted labels: below the batch size
-    # whatever the label's value, and found without a synchronisation.
+        rows = rows_per_chunk(chunk_size, len(vectors), len(everyone))
+        lse, _, _ = ContrastLogSumExp.apply(vectors, everyone, own_row, all_keep, temperature, True, True, rows, False)
+    # The place among the sorted labels tells a class: below the batch size, found without a synchronisation.
     class_of = torch.searchsorted(all_labels.sort().values, all_labels)  # (N_all,)
     sums = torch.zeros_like(everyone).index_add(0, class_of, everyone * all_keep[:, None])
     counts = torch.zeros_like(everyone[:, 0]).index_add(0, class_of, all_keep.to(everyone.dtype))
@@ -372,8 +361,7 @@ def contrast_vectors(
 
 
 def group_sum(share: Tensor, processes: dist.ProcessGroup) -> Tensor:
-    """The sum of the processes' shares, on each of them. Gradients are averaged over the processes
-    afterwards, so each one's own is taken times their number."""
+    """The sum of the processes' shares, on each. Gradients are averaged later: hence own ones times their number."""
     total = share.detach().clone()
     dist.all_reduce(total, group=processes)
     share = share * dist.get_world_size(processes)

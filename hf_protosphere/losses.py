@@ -1,14 +1,7 @@
 """Contrast on the unit sphere: NormFace, NTCE, NONL and SupCon; their relatives in `objectives.py`.
 
-With embeddings u_i and prototypes w_c of unit norm, a batch of M instances, K classes, temperature t and
-s_jc = w_c·u_j / t, the objectives of "Neural Collapse by Design" (Koromilas et al., ICML 2026, arXiv 2605.20302) are
-
-    NormFace   mean_i [ logsumexp_c s_ic              − s_i,yi ]   contrast: the K prototypes
-    NTCE       mean_i [ logsumexp_j s_j,yi            − s_i,yi ]   contrast: the M instances
-    NONL       mean_i [ logsumexp_{j: yj ≠ yi} s_j,yi − s_i,yi ]   contrast: other classes' only
-    SupCon     mean_i [ logsumexp_{j ≠ i} u_i·u_j / t − mean_{p: yp = yi, p ≠ i} u_i·u_p / t ]
-
-All four are one operation, a log-sum-exp over one side of a matrix of similarities, computed by
+The objectives of "Neural Collapse by Design" (Koromilas et al., ICML 2026, arXiv 2605.20302), of embeddings u_i and
+prototypes w_c of unit norm, are one operation, a log-sum-exp over one side of a matrix of similarities, computed by
 `ContrastLogSumExp`. In NTCE and NONL the anchor is the prototype, so the batch enters
 through one log-sum-exp *per class*: O(M·K) work, no M×M matrix, K numbers to exchange between
 processes. SupCon's denominator is NONL's with every instance as the prototype of its own class.
@@ -190,11 +183,8 @@ def nonl_loss(
     """
     losses, anchors, _ = contrast(embeddings, prototypes, labels, temperature, options, "other classes", queue=queue)
     if readable(losses) and (left_out := int(anchors.left_out)):
-        warnings.warn(
-            f"nonl_loss: the batch holds a single class, so {left_out} anchors have no negatives "
-            "and are left out. Shuffle the data, or use a larger batch.",
-            stacklevel=_level_of_caller(),
-        )
+        words = f"nonl_loss: the batch holds a single class, so {left_out} anchors have no negatives and are left out."
+        warnings.warn(f"{words} Shuffle the data, or use a larger batch.", stacklevel=_level_of_caller())
     return losses, anchors
 
 
@@ -215,8 +205,7 @@ def supcon_loss(embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *,
         temperature: t > 0.
         weight, ignore_index, reduction, chunk_size, group, normalize: see `LossOptions`.
 
-    The rest as in `ntce_loss`. Anchors without a positive are left out of the mean
-    (`SupConLoss.left_out` counts them).
+    The rest as in `ntce_loss`. Anchors without a positive are left out (`SupConLoss.left_out` counts them).
 
     Returns:
         A scalar, or (M, V) with `reduction="none"`.
@@ -286,10 +275,8 @@ def contrast(
     less the own s_i,yi, both with the bias; and (M,) the latter without."""
     temperature = checked_temperature(temperature)
     if prototypes.dim() != 2 or embeddings.dim() != 2 or embeddings.shape[1] != prototypes.shape[1]:
-        raise ValueError(
-            "expected embeddings (M, D) and prototypes (K, D), one row per class, but got "
-            f"embeddings {tuple(embeddings.shape)} and prototypes {tuple(prototypes.shape)}."
-        )
+        ours, theirs = tuple(embeddings.shape), tuple(prototypes.shape)
+        raise ValueError(f"expected embeddings (M, D) and prototypes (K, D), but got {ours} and {theirs}.")
     kept = _kept(labels, len(embeddings), options.ignore_index, len(prototypes))
     own_class, normalize = torch.where(kept, labels, -1), options.normalize
     classes, columns = own_class.clamp_min(0), embeddings

@@ -47,9 +47,8 @@ def decoupled_normface_loss(
 
 @loss_of
 def margin_loss(
-    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1,
-    *, margin: float, margin_type: str = "cosface", bias: Tensor | None = None,
-    options: LossOptions,
+    embeddings: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1, *, margin: float,
+    margin_type: str = "cosface", bias: Tensor | None = None, options: LossOptions,
 ) -> Terms:  # fmt: skip
     """NormFace whose own class must win by a margin m.
 
@@ -94,8 +93,7 @@ def decoupled_supcon_loss(
 
         L = mean_i mean_{p: yp = yi, p ≠ i} [ logsumexp_{j: yj ≠ yi} u_i·u_j / t − u_i·u_p / t ]
 
-    The value may be negative. Anchors without a positive or without a negative are left out. The
-    arguments are those of `supcon_loss`."""
+    It may be negative. Anchors without a positive or negative are left out. The arguments are `supcon_loss`'s."""
     return _against_other_classes(embeddings, labels, temperature, options)
 
 

@@ -44,10 +44,7 @@ class OpenSetImageClassificationPipeline(ImageClassificationPipeline):
                 f"{config.name_or_path or 'FOLDER'} --dataset_name ...`, or use the task 'image-classification'."
             )
         if UNKNOWN in config.id2label.values():
-            raise ValueError(
-                f"the model has a class called {UNKNOWN!r}, which the pipeline could not be told "
-                "from: give it another name in id2label."
-            )
+            raise ValueError(f"the model has a class called {UNKNOWN!r}: give it another name in id2label.")
 
     def _sanitize_parameters(
         self, top_k: int | None = None, timeout: float | None = None
@@ -120,9 +117,7 @@ def prediction_sets(logits: Tensor, config: Any) -> Tensor | None:
         return None
     thresholds = torch.tensor(config.set_thresholds, dtype=torch.float64, device=logits.device)
     if len(thresholds) not in (1, logits.shape[-1]):
-        raise ValueError(
-            f"set_thresholds must be 1 or {logits.shape[-1]}, but are {len(thresholds)}: calibrate again."
-        )
+        raise ValueError(f"set_thresholds must be 1 or {logits.shape[-1]}, not {len(thresholds)}: calibrate again.")
     return nonconformity(logits, config.set_score) <= thresholds
 
 

@@ -119,10 +119,7 @@ def _scaled(image: Image.Image) -> Image.Image:
     values, top = np.asarray(image), TOP[image.mode[0]]
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # NaN is no pixel either
-        raise ValueError(
-            f"an image of mode {image.mode} must hold values in [0, {top}], but has them in "
-            f"[{low:g}, {high:g}]: scale them to that range, or to 8 bits."
-        )
+        raise ValueError(f"an image of mode {image.mode} must hold [0, {top}], not [{low:g}, {high:g}]: scale it.")
     gray = np.rint(values * (255 / top)).astype(np.uint8)
     gray[values == image.info.get("transparency", -1)] = 255
     return Image.fromarray(gray)

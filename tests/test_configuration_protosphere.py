@@ -85,7 +85,10 @@ def test_label_maps_never_disagree(tmp_path):
         ),
         ({"rejection_score": "max_softmax", "rejection_threshold": -0.5}, r"rejection_threshold must be in \[0, 1\]"),
         ({"rejection_score": "energy", "rejection_threshold": float("inf")}, "rejection_threshold must be in"),
-        ({"set_thresholds": [0.5]}, r"set_thresholds must be numbers, for a set_score and a set_coverage, or None, but got \[0.5\]"),
+        (
+            {"set_thresholds": [0.5]},
+            r"set_thresholds must be numbers, for a set_score and a set_coverage, or None, but got \[0.5\]",
+        ),
         (SETS | {"set_score": "top5"}, "set_score must be one of 'lac', 'aps', 'raps', None, but got 'top5'"),
         (SETS | {"set_coverage": 2}, r"set_coverage must be in \[0, 1\] or None, but got 2"),
         (SETS | {"set_thresholds": [0.1, "x"]}, "set_thresholds must be numbers"),

@@ -28,8 +28,7 @@ YIQ = torch.tensor([list(LUMINANCE), [0.595716, -0.274453, -0.321263], [0.211456
 
 
 class BatchAugmentation(ByEpoch):
-    """uint8 (M, 3, S, S) with their indices → float32 (M[, V], 3, image_size, image_size), where
-    one view has no dimension of its own.
+    """uint8 (M, 3, S, S) with their indices → float32 (M[, V], 3, image_size, image_size).
 
     The augmentations of `TrainTransform`, in one bilinear resampling and one affine map of the colours. Colour jitter
     always comes in the order brightness, contrast, saturation, hue, and turns hue in YIQ coordinates; values are
@@ -44,10 +43,8 @@ class BatchAugmentation(ByEpoch):
         self.seed, self.smallest_area = options.seed, smallest_area(config, options)
         steps = last_steps(config, options)  # three of them are always there
         self.last = v2.Compose(steps) if len(steps) > 3 else None
-        self.mean, self.std = (
-            255 * torch.tensor(three_channels(values), device=device)
-            for values in (config.image_mean, config.image_std)
-        )
+        statistics = [three_channels(config.image_mean), three_channels(config.image_std)]
+        self.mean, self.std = 255 * torch.tensor(statistics, device=device)[..., None, None]  # (3, 1, 1) each
 
     def numbers(self, index: Tensor, view: int) -> Tensor:
         """(M, P) uniform numbers in [0, 1), in the order of `NUMBERS`."""
@@ -57,13 +54,10 @@ class BatchAugmentation(ByEpoch):
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """From {"pixel_values": uint8, "index": (M,), ...} to what the model takes."""
         images, index = batch["pixel_values"].float(), batch["index"]
-        views = [
-            self._finished(self._augmented(images, self.numbers(index, view)), index, view)
-            for view in range(self.views)
-        ]
-        return {"pixel_values": views[0] if self.views == 1 else torch.stack(views, 1)} | {
-            name: value for name, value in batch.items() if name not in ("pixel_values", "index")
-        }
+        augmented = (self._augmented(images, self.numbers(index, view)) for view in range(self.views))
+        views = [self._finished(view, index, i) for i, view in enumerate(augmented)]
+        others = {name: value for name, value in batch.items() if name not in ("pixel_values", "index")}
+        return {"pixel_values": views[0] if self.views == 1 else torch.stack(views, 1)} | others
 
     def _augmented(self, images: Tensor, numbers: Tensor) -> Tensor:
         u = dict(zip(NUMBERS, numbers.T))
@@ -77,7 +71,7 @@ class BatchAugmentation(ByEpoch):
 
     def _finished(self, images: Tensor, index: Tensor, view: int) -> Tensor:
         if self.last is None:
-            return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+            return images.sub_(self.mean).div_(self.std)
         pairs = zip(images.round_().to(torch.uint8), index.tolist())
         position = self.seed, self.epoch
         return torch.stack([repeatable(self.last, x, *position, i, view) for x, i in pairs])
@@ -99,8 +93,7 @@ class BatchAugmentation(ByEpoch):
         return torch.stack([width, zero, x, zero, height, y], 1).view(-1, 2, 3)
 
     def _sides(self, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(M,) width and height of crops, as shares of the image's side: as torchvision draws
-        them, area and logarithm of the aspect uniform, until both sides fit."""
+        """(M,) width and height of crops, as shares of the side, drawn until they fit: area and log aspect uniform."""
         areas = torch.stack([u[f"area {i}"] for i in range(TRIES)])  # (T, M)
         areas = self.smallest_area + (1 - self.smallest_area) * areas
         aspects = torch.stack([u[f"aspect {i}"] for i in range(TRIES)])
@@ -114,8 +107,7 @@ class BatchAugmentation(ByEpoch):
 def uniform_numbers(index: Tensor, key: int, count: int) -> Tensor:
     """(M, count) float32 in [0, 1), a function of the key (of 64 bits) and the index (M,) alone.
 
-    The mixing function of SplitMix64 (Steele et al. 2014, "Fast Splittable Pseudorandom Number
-    Generators"), over counters, then over the key."""
+    The mixing function of SplitMix64 (Steele et al. 2014), over counters, then over the key."""
     counters = index[:, None] * count + torch.arange(count, device=index.device)
     x = _mixed(_mixed(counters * _signed(0x9E3779B97F4A7C15)) + _signed(key))
     return _shifted(x, 40).float() / 2**24
@@ -141,10 +133,8 @@ def _colour_maps(images: Tensor, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(M, 3, 3) and (M, 3): colours x become A x + b."""
     yiq = YIQ.to(images.device)
     jitter = u["jitter"] < 0.8
-    brightness, contrast, saturation = (
-        torch.where(jitter, 0.6 + 0.8 * u[name], 1.0)[:, None, None]
-        for name in ("brightness", "contrast", "saturation")
-    )
+    drawn = (u["brightness"], u["contrast"], u["saturation"])
+    brightness, contrast, saturation = (torch.where(jitter, 0.6 + 0.8 * x, 1.0)[:, None, None] for x in drawn)
     angle = torch.where(jitter, 2 * math.pi * 0.1 * (2 * u["hue"] - 1), 0.0)
     saturation = torch.where((u["gray"] < 0.2)[:, None, None], 0.0, saturation)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)

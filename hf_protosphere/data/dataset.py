@@ -31,11 +31,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Splits "train", "validation" and "test", as far as there are any, with the same labels. None
-    of it changes: other splits are another data set."""
+    """Those there are of the splits "train", "validation" and "test", with the same labels. None of it changes."""
 
-    # Columns "image" (datasets.Image) and "label" (ClassLabel); "train" may be a stream, of images
-    # that are not decoded; or all are of features.
+    # Columns "image" (datasets.Image) and "label" (ClassLabel); "train" may be a stream, not decoded; or features.
     splits: Mapping[str, Dataset | IterableDataset | FeatureSplit]
     label_names: list[str]
     bad_images: Mapping[str, list[str]] = field(default_factory=dict)  # left out, by split
@@ -121,16 +119,13 @@ def load_image_dataset(
     Args:
         image_column, label_column: found by feature type, then by name, when None.
         train_split: several, joined by "+" as in "train+validation", are one.
-        validation_split: when None, one called validation, valid, val or dev; else a share of `validation_fraction` of
-            each class of the training split. The test split is never validated on.
+        validation_split: when None, one called validation, valid, val or dev, else a share of the training split.
         need_train: there must be a training split.
         need_all_classes: it must have images of every class.
-        label_names: a trained model's classes, in order; by default those of the training split, or
-            of the first one that is read.
+        label_names: a trained model's classes, in order; by default those of the first split that is read.
         several_labels: the label column lists the classes of each image: `with_joined_labels`.
-        roles: the splits that will be read, of "train", "validation" and "test": no others are
-            decoded, checked or kept, and none has to be there. Where the validation images are held
-            out of the training split, that is one of them.
+        roles: the splits that will be read, of "train", "validation" and "test", and that validation images are held
+            out of: no others are decoded, checked or kept, and none has to be there.
         labels, exclude: tables for `corrected`, before any image is held out or drawn; not of a stream.
         flags: what a user gives the split of a role by, for messages; else --train_split and so on.
 

@@ -1,5 +1,4 @@
-"""What is computed of images once: their pixels, as uint8 in a memory-mapped file, and the features
-that a frozen network makes of them.
+"""What is computed of images once: their pixels, uint8 in a memory-mapped file, and a frozen network's features.
 
 Files lie in the cache of 🤗 datasets, named after all that they depend on, the images and what they went through: the
 next run on the same images finds them. The operating system keeps pixels in memory as far as there is room."""
@@ -50,15 +49,13 @@ class CachedImages(Dataset):
 
 class FeatureSplit(ByEpoch, Dataset):
     """What a frozen network makes of a split's images, in their place: it goes wherever a split of
-    images goes. Batches {"pixel_values": (M, F, 1, 1), "labels": (M,)}; of several views, as
-    `for_training` asks for them, (M, views, F, 1, 1).
+    images goes. Batches {"pixel_values": (M[, views], F, 1, 1), "labels": (M,)}.
 
     Args:
-        versions: (A, N, F) of A versions of each image, the plain one first; or (N, F). Training
-            draws one for each image and epoch, evaluation takes the first.
+        versions: (A, N, F) of A versions of each image, of which training draws one for each image and epoch, and
+            evaluation takes the first, the plain one; or (N, F).
         labels: (N,) int64.
-        images: the split of images itself, where there is one.
-        seconds: that it took to compute them.
+        images: the split of images itself, if there is one; seconds: that it took to compute its features.
     """
 
     views, seed = 0, 0  # with views, versions are drawn

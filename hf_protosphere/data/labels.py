@@ -39,8 +39,7 @@ def find_class_names(splits: dict[str, Split]) -> list[str]:
 
 
 def with_joined_labels(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
-    """Of a label column that lists the classes of each image, one class for each of the lists that
-    there are in any of the splits; and these classes."""
+    """Of a label column that lists an image's classes: one class for each list in any of the splits; and these."""
     joined, found = {}, set()
     for role, split in splits.items():
         kind = split.features["label"]
@@ -91,38 +90,25 @@ def map_labels(split: Split, role: str, names: Sequence[str]) -> Split:
 
 
 def _own_classes(split: Split, role: str) -> tuple[list[str], np.ndarray]:
-    """The names of the classes that the split itself has, and which one each image is of, (N,); of
-    a stream, which cannot be asked, every one once."""
+    """The split's own class names, and which one each image is of, (N,); of a stream every one once."""
     feature = (split.features or {}).get("label")
     if isinstance(split, IterableDataset):
         if not isinstance(feature, ClassLabel):
-            raise DataError(
-                "--streaming needs a label column that declares its classes (a ClassLabel), but it "
-                f"is {feature}: leave out --streaming, or publish the data set with its classes."
-            )
+            raise DataError(f"--streaming needs a label column of ClassLabel, but it is {feature}: leave it out.")
         return [*map(str, feature.names)], np.arange(len(feature.names))
     kind = feature.dtype if isinstance(feature, Value | ClassLabel) else type(feature).__name__
     if "int" not in kind and kind not in ("string", "large_string"):
-        raise DataError(
-            "--label_column must hold class names or whole numbers, but the labels of the "
-            f"{role} split are of type {kind}."
-        )
+        raise DataError(f"--label_column must hold class names or whole numbers, but the {role} labels are {kind}.")
     labels = labels_of(split, role)
     if "int" not in kind:
         own, labels = np.unique(labels, return_inverse=True)
         return own.tolist(), labels
     smallest, largest = (labels.min(), labels.max()) if len(labels) else (0, -1)
     if smallest < 0:
-        raise DataError(
-            f"--label_column: labels count from 0, but the {role} split has labels of {smallest} "
-            "(hidden labels?): take a split with labels."
-        )
+        raise DataError(f"--label_column: a {role} label is {smallest} (hidden labels?): take a split with labels.")
     names = [*map(str, feature.names)] if isinstance(feature, ClassLabel) else []
     if largest >= (len(names) or MAX_CLASSES):
-        raise DataError(
-            f"--label_column: the {role} split has the label {largest}, but labels are numbers of "
-            f"classes, below {len(names) or MAX_CLASSES:,}."
-        )
+        raise DataError(f"--label_column: the {role} label {largest} is not below {len(names) or MAX_CLASSES:,}.")
     return names or [str(i) for i in range(largest + 1)], labels
 
 
@@ -141,10 +127,7 @@ def _translation(own: list[str], used: np.ndarray, names: list[str], role: str) 
             f"{some(missing)}. Known are {some(names)}."
         )
     if len(own) > len(names):
-        raise DataError(
-            f"the {role} split has the label {own[-1]}, but there are {len(names)} classes, "
-            f"numbered from 0: {some(names)}."
-        )
+        raise DataError(f"a {role} label is {own[-1]}, but there are {len(names)} classes: {some(names)}.")
     _announce_positions(tuple(names))
     return np.arange(len(own))
 
@@ -165,10 +148,7 @@ def labels_of(split: Dataset, role: str = "") -> np.ndarray:
         rows = np.flatnonzero(column.is_null())
         first = split.select(rows[:SHOWN]).with_format("arrow")[:]["image"].to_pylist()
         names = [(image or {}).get("path") or f"row {row}" for image, row in zip(first, rows)]
-        raise DataError(
-            f"the {role} split has {len(rows)} images without a label, such as {some(names)}: give "
-            "them one, or take them out."
-        )
+        raise DataError(f"{len(rows)} {role} images without a label, such as {some(names)}: label or remove them.")
     return column.to_numpy()
 
 

@@ -23,9 +23,8 @@ from .transforms import EvaluationImages, TrainingImages, TrainTransform, collat
 
 
 def evaluation_loader(
-    split: Dataset | IterableDataset | FeatureSplit, processor: BaseImageProcessor,
-    batch_size: int, num_workers: int, accelerator: Accelerator, *, description: str = "",
-    cache: bool = False, skip_bad: bool = False,
+    split: Dataset | IterableDataset | FeatureSplit, processor: BaseImageProcessor, batch_size: int, num_workers: int,
+    accelerator: Accelerator, *, description: str = "", cache: bool = False, skip_bad: bool = False,
 ) -> DataLoader:  # fmt: skip
     """Batches of one split under the evaluation transform, spread over the processes; `cache`d, by
     images decoded once, where the split is read again and again."""

@@ -94,8 +94,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def undecoded(split: datasets.Dataset) -> datasets.Dataset:
-    """The split with values for `decode` in its column "image": a batch of photographs that
-    datasets decode by itself would be in memory at once."""
+    """The split with values for `decode` in its column "image": datasets would decode whole batches of photographs."""
     if not isinstance(split.features.get("image"), ImageFeature):  # made by a transform
         return split
     return split.with_format(None).cast_column("image", ImageFeature(decode=False))
@@ -217,8 +216,7 @@ def _with_text_names(files: list[Path]) -> list[Path]:
     # Bytes of a name that are no UTF-8 stand for themselves in it, and cannot be encoded.
     if strange := [p for p in files if str(p).encode(errors="replace").decode() != str(p)]:
         raise DataError(
-            f"{len(strange)} images have names that are not UTF-8: "
-            f"{some(ascii(str(path)) for path in strange)}. Rename them or their folders."
+            f"Rename {len(strange)} images, whose names are not UTF-8: {some(map(ascii, map(str, strange)))}."
         )
     return files
 

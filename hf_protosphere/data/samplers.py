@@ -42,8 +42,7 @@ class ClassBalancedBatches(ByEpoch, Sampler[list[int]]):
         labels: (N,) of the training images; every class in [0, K) has some.
         classes_per_batch: C, at most K.
         batch_size: C · S.
-        batches_per_step: batches that are one step, one after the other. Accelerate deals them out
-            to the processes in turn.
+        batches_per_step: batches that are one step; Accelerate deals them out to the processes in turn.
     """
 
     drop_last = True  # what Accelerate asks of batch samplers

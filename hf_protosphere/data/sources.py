@@ -28,7 +28,10 @@ METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 PIXELS = datasets.Array2D | datasets.Array3D
 # RuntimeError: a loading script too, which datasets no longer runs.
-OF_DAMAGED_FILES = OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError
+OF_DAMAGED_FILES = (
+    DatasetsError, YAMLError, httpx.HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError,
+    RuntimeError,
+)  # fmt: skip
 Rows = list[tuple[Path, str | None]]  # image files with their classes
 STREAMED_SHARDS = 256  # at most, of a folder of images
 
@@ -40,13 +43,14 @@ def load_splits(
     """All splits of a data set, as they are; a `DataError` names the flag that gave it. Folders of
     images called as in `named`, the splits that the user calls by name, are splits too."""
     path = Path(name).expanduser()
-    try:
+    then = (
+        "It must be a data set on the Hub that can be reached (as Parquet, if it needed a script before), "
+        "a folder of Parquet files, or a folder of images with one sub-folder per class."
+    )
+    with errors_in_one_line(f"{flag} {name} cannot be loaded", then, DataError, OF_DAMAGED_FILES):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             if streaming:
-                raise DataError(
-                    f"--streaming reads Parquet files and folders of images, but {name} was "
-                    "written by save_to_disk: leave it out, nothing is downloaded there."
-                )
+                raise DataError(f"--streaming cannot read {name}, of save_to_disk: leave it out.")
             loaded = datasets.load_from_disk(str(path))
         elif path.is_file() and path.suffix in TABLES:
             loaded = datasets.load_dataset(TABLES[path.suffix], data_files=str(path), streaming=streaming)
@@ -65,15 +69,6 @@ def load_splits(
             split.data.validate(full=True)  # text that is not UTF-8; bytes of images are not read
         # A format that was stored, such as "torch", is that of other work.
         return DatasetDict({split: rows.with_format(None) for split, rows in loaded.items()})
-    except DataError:
-        raise
-    except (DatasetsError, YAMLError, httpx.HTTPError, *OF_DAMAGED_FILES) as error:
-        why = " ".join(str(error).split()).rstrip(".")
-        raise DataError(
-            f"{flag} {name} cannot be loaded: {type(error).__name__}: {why}. It must be "
-            "a data set on the Hub that can be reached (as Parquet, if it needed a script before), "
-            "a folder of Parquet files, or a folder of images with one sub-folder per class."
-        ) from error
 
 
 def _load_folder(
@@ -241,8 +236,7 @@ def _describe(split: Dataset) -> str:
 def two_columns(split: Dataset, image_column: str, label_column: str | None, source: str) -> Dataset:
     """The split with columns "image" (`datasets.Image`; of a stream not decoded) and "label".
 
-    The images may be declared or encoded; pixels (`Array2D`, `Array3D`); or, of a data set on the
-    disk, paths relative to its folder."""
+    Images may be declared, encoded, pixels (`Array2D`, `Array3D`), or, on the disk, paths relative to its folder."""
     columns = {image_column: "image"}
     columns |= {label_column: "label"} if label_column is not None else {}
     for column, name in columns.items():
@@ -268,10 +262,7 @@ def _encoded(column: str, feature: Any, folder: Path | None, row: dict[str, Any]
         return {column: None}
     if isinstance(feature, Value):
         if folder is None or "://" in value:  # nothing is fetched, nothing read for a stranger
-            raise DataError(
-                f"--image_column {column} holds text, such as {value!r}: paths of images are read "
-                "of data sets on the disk only."
-            )
+            raise DataError(f"--image_column {column}: {value!r} is read as a path in data sets on the disk only.")
         return {column: {"path": str(folder / value), "bytes": None}}
     pixels = np.asarray(value, dtype=feature.dtype)
     if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):

@@ -27,10 +27,7 @@ def stream_length(stream: IterableDataset, split: str) -> int:
     """The images of a stream, as its data set's card says."""
     splits = stream.info.splits or {}
     if split not in splits or not splits[split].num_examples:
-        raise DataError(
-            f"--streaming: the data set does not say how many images its split {split!r} has, "
-            "which is the length of an epoch: give --num_train_images."
-        )
+        raise DataError(f"--streaming: the data set does not say how long {split!r} is: give --num_train_images.")
     return splits[split].num_examples
 
 
@@ -73,20 +70,13 @@ class StreamedBatches:
         stream = stream.shuffle(options.seed, buffer_size=options.shuffle_buffer)
         part = split_dataset_by_node(stream, accelerator.process_index, processes)
         self.num_workers = min(workers, part.num_shards)
-        self._announce(stream.num_shards, part.num_shards)
+        shards, own, readers = stream.num_shards, part.num_shards, max(1, self.num_workers)
+        each = "all of them, of which it keeps its share," if shards % processes else own
+        words = f"streaming {shards} shard(s), {each} for each of {processes} process(es), "
+        accelerator.print(f"{words}{own // readers} or more for each of {readers} reader(s)")
         views = RandomViews(TrainTransform(config, options), views=options.views, seed=options.seed)
         skip_bad = options.on_bad_image == "skip"
         self.dataset = _Augmented(part, views, accelerator.process_index, skip_bad)
-
-    def _announce(self, shards: int, shards_of_process: int) -> None:
-        processes, readers = self.accelerator.num_processes, max(1, self.num_workers)
-        words = [f"streaming {shards} shard(s)"]
-        if shards % processes:
-            words.append(f"each of {processes} processes reads all of them and keeps its share")
-        elif processes > 1:
-            words.append(f"{shards_of_process} for each of {processes} processes")
-        words.append(f"{shards_of_process // readers} or more for each of {readers} reader(s)")
-        self.accelerator.print(", ".join(words))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
         """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first `skip`."""
@@ -106,9 +96,8 @@ class StreamedBatches:
                 yield {name: x.to(device, non_blocking=True) for name, x in batch.items()}
             if empty:
                 raise DataError(
-                    f"--streaming: no worker of process {self.accelerator.process_index} finds "
-                    f"{self.batch_size} images, a whole batch, in its part of the "
-                    "stream: give fewer --num_workers or a smaller --batch_size."
+                    f"--streaming: no worker of process {self.accelerator.process_index} finds {self.batch_size} "
+                    "images, a whole batch, in its part: give fewer --num_workers or a smaller --batch_size."
                 )
 
 
@@ -153,8 +142,5 @@ def decoded(stream: IterableDataset, skip_bad: bool, side: int | None = None) ->
                 continue
             raise DataError(f"{error}. Leave such images out by --on_bad_image skip.") from error
         if row["label"] is None or row["label"] < 0:
-            raise DataError(
-                f"a streamed training image has the label {row['label']} (hidden labels?): train "
-                "on a split with labels."
-            )
+            raise DataError(f"a streamed image has the label {row['label']} (hidden?): train on a split with labels.")
         yield image, row["label"]

@@ -74,8 +74,7 @@ def with_held_out(train: Dataset, fraction: float, seed: int) -> dict[str, Datas
 
 
 def balanced_sample(split: Dataset, limit: int, seed: int) -> Dataset:
-    """`limit` images, as equal a number of each class as there are; deterministic by seed. All of
-    them, in their order, where there are not more."""
+    """`limit` images, drawn by the seed, as equal a number of each class as there are; or all, in their order."""
     if limit >= len(split):
         return split
     labels = np.unique(labels_of(split), return_inverse=True)[1]  # hidden ones are -1

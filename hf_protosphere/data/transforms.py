@@ -1,7 +1,6 @@
 """From images to model inputs: the training augmentations and the one evaluation transform.
 
-Inputs have three channels, also for grayscale models: the image-classification pipeline sends RGB,
-and the model takes the luminance itself."""
+Inputs have three channels: pipelines send RGB, of which a grayscale model takes the luminance itself."""
 
 from typing import Any
 
@@ -31,11 +30,8 @@ class TrainTransform:
     def __init__(self, config: ProtoSphereConfig, options: BatchOptions) -> None:
         size = config.image_size
         interpolation = InterpolationMode(config.interpolation)
-        fit = [
-            v2.Lambda(narrowed),
-            v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True),
-            v2.CenterCrop(size),
-        ]
+        resize = v2.Resize(round(size / config.crop_pct), interpolation=interpolation, antialias=True)
+        fit = [v2.Lambda(narrowed), resize, v2.CenterCrop(size)]
         scale = (smallest_area(config, options), 1.0)
         crop = v2.RandomResizedCrop(size, scale, interpolation=interpolation, antialias=True)
         jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
@@ -54,8 +50,7 @@ class TrainTransform:
 
 
 def last_steps(config: ProtoSphereConfig, options: BatchOptions) -> list[v2.Transform]:
-    """From an image of the final size, PIL's or uint8 (3, S, S), to normalised float32, with what
-    augments it last: blur, RandAugment, random erasing."""
+    """From the final size, PIL's or uint8 (3, S, S), to normalised float32, by blur, RandAugment and erasing."""
     mean, std = three_channels(config.image_mean), three_channels(config.image_std)
     strength, size = options.rand_augment, config.image_size // 10 | 1  # of SimCLR's kernel
     blur = v2.RandomApply([v2.GaussianBlur(size, (0.1, 2.0))], p=options.blur)
@@ -99,8 +94,7 @@ class _Images(Dataset):
 
 
 class RandomViews(ByEpoch):
-    """Augmented views of an image, (C, H, W) as of the transform, or several (V, C, H, W); the
-    randomness of each depends only on (seed, epoch, index, view)."""
+    """Augmented views of an image, ([V, ]C, H, W); the randomness of each follows from (seed, epoch, index, view)."""
 
     def __init__(self, transform: Any, *, views: int = 1, seed: int = 0) -> None:
         self.transform, self.views, self.seed = transform, views, seed
@@ -120,12 +114,9 @@ class TrainingImages(_Images):
         self.set_epoch = self.views.set_epoch
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        items = []
-        for index in indices:
-            row = index % len(self)
-            pixels = self.views(read(self.images[row]["image"]), index)
-            items.append({"pixel_values": pixels, "labels": int(self.labels[row])})
-        return items
+        rows = [index % len(self) for index in indices]
+        pixels = (self.views(read(self.images[row]["image"]), index) for row, index in zip(rows, indices))
+        return [{"pixel_values": x, "labels": label} for x, label in zip(pixels, self.labels[rows].tolist())]
 
 
 class EvaluationImages(_Images):

@@ -38,14 +38,9 @@ class PublishArguments(Arguments):
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ArgumentError(f"--repo_id must be 'user/name', but got {self.repo_id!r}.")
         if self.revision is not None and not TAG.fullmatch(self.revision):
-            raise ArgumentError(
-                "--revision must be a name of letters, digits and . _ - such as v1.0, and none of "
-                f"main and refs/..., but got {self.revision!r}."
-            )
+            raise ArgumentError(f"--revision must be such as v1.0, not main or refs/..., but got {self.revision!r}.")
         if self.create_pr and self.revision is not None:
-            raise ArgumentError(
-                f"--revision {self.revision} tags a commit on main, and --create_pr makes none: leave out one."
-            )
+            raise ArgumentError(f"--revision {self.revision} tags main, and --create_pr leaves it alone: give one.")
         self.card_options  # noqa: B018  (notes that cannot be read are an error now, not later)
 
     @property
@@ -80,10 +75,7 @@ class ExportArguments(LabelledImages, Arguments):
                 raise ArgumentError(f"--model {self.model} is no folder here: give --output_dir, for the result.")
             decide(self, output_dir=str(Path(self.model) / self.format))
         if Path(self.output_dir).resolve() == Path(self.model).resolve():
-            raise ArgumentError(
-                f"--output_dir {self.output_dir} is the model's own folder, whose README.md would "
-                "be replaced: give another, or leave it out."
-            )
+            raise ArgumentError(f"--output_dir {self.output_dir} is the model's own, with a README.md: give another.")
         packages = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
         if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
             raise ArgumentError(f"--format {self.format} needs what is missing: pip install {' '.join(missing)}.")

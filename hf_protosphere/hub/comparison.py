@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -15,21 +14,14 @@ from ..runs.finished_run import FinishedRun
 WORDS = yaml.safe_load(Path(__file__).with_name("objectives.yaml").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
 class ComparedObjective:
     """The runs with one objective, by seed, and the mean ± standard deviation of their metrics."""
 
-    title: str
-    runs: list[FinishedRun]
-
-    @property
-    def accuracy(self) -> str:
-        return spread([100 * run.results[run.reported]["accuracy"] for run in self.runs], 2)
-
-    @property
-    def neural_collapse(self) -> str:
-        values = [value for run in self.runs if (value := overall_collapse(run)) is not None]
-        return spread(values, 1) if len(values) == len(self.runs) else "not defined"
+    def __init__(self, title: str, runs: list[FinishedRun]) -> None:
+        self.title, self.runs = title, runs
+        self.accuracy = spread([100 * run.results[run.reported]["accuracy"] for run in runs], 2)
+        collapse = [overall_collapse(run) for run in runs]
+        self.neural_collapse = "not defined" if None in collapse else spread(collapse, 1)
 
 
 def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedObjective]:
@@ -47,10 +39,7 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
                 f"{run.folder} on {run.reported} images of {run.dataset_name}: leave it out."
             )
         if (first := seen.setdefault((other.config.objective, other.arguments.seed), other)) is not other:
-            raise ArgumentError(
-                f"--compare_with: {first.folder} and {other.folder} have the same objective, "
-                f"{other.config.objective}, and seed, {other.arguments.seed}: leave out one."
-            )
+            raise ArgumentError(f"--compare_with: {first.folder} and {other.folder} have the same objective and seed.")
     by_seed = sorted(seen.values(), key=lambda run: run.arguments.seed)
     groups = {name: [r for r in by_seed if r.config.objective == name] for name in WORDS}
     return [ComparedObjective(WORDS[name]["title"], g) for name, g in groups.items() if g]
@@ -70,9 +59,7 @@ def overall_collapse(run: FinishedRun) -> float | None:
     attained = run.results[run.reported]["neural_collapse"]["attained"]
     if "overall" not in attained:
         return None
-    return min(
-        attained[metric.name] for metric in applicable_metrics(run) if metric.min_classes <= run.config.num_labels
-    )
+    return min(attained[m.name] for m in applicable_metrics(run) if m.min_classes <= run.config.num_labels)
 
 
 def applicable_metrics(run: FinishedRun) -> list[MetricInfo]:

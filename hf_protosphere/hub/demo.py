@@ -124,8 +124,7 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
     """
     if Path(model).is_dir():
         raise ArgumentError(
-            f"--space shows a model of the Hub, but --model {model} is a folder: upload it, and "
-            "give its id, 'user/name'."
+            f"--space shows a model of the Hub, but --model {model} is a folder: upload it, give its id."
         )
     with errors_in_one_line(f"--model {model} is no id of the Hub"):
         validate_repo_id(model)

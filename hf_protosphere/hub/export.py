@@ -1,5 +1,4 @@
-"""A checkpoint as ONNX or as a torch.export program, by torch's own exporters, compared with the
-model on images before it gets its final name."""
+"""A checkpoint as ONNX or as a torch.export program, by torch's exporters, compared with the model on images."""
 
 import json
 import shutil
@@ -68,9 +67,8 @@ def export(arguments: ExportArguments) -> Path:
         difference = largest_difference(network, read(file), images)
         if not difference <= TOLERANCE:  # NaN is no match either
             raise ExportError(
-                f"--format {arguments.format}: the exported model differs from {arguments.model} "
-                f"by {difference:.2g} on {source}, more than {TOLERANCE:g}, and was not kept. "
-                "Try the other --format, or other versions of torch and of the runtime."
+                f"--format {arguments.format}: the exported model differs from {arguments.model} by {difference:.2g} "
+                f"on {source}, more than {TOLERANCE:g}, and was not kept. Try the other --format."
             )
         verdict = f"differs from the model by at most {difference:.2g} on {source}"
         readme = README.render(
@@ -85,14 +83,10 @@ def export(arguments: ExportArguments) -> Path:
 
 @torch.no_grad()
 def largest_difference(network: nn.Module, run: Run, images: Tensor) -> float:
-    """Between the outputs of the two on images (N, 3, S, S), as a processor returns them, in
-    batches of several sizes; NaN if there is one."""
-    differences = [
-        (ours - theirs).abs().max()
-        for batch in (images[:1], *images[1:].split(16))
-        for ours, theirs in zip(network(batch), run(batch))
-    ]
-    return torch.stack(differences).max().item()
+    """Between both outputs on images (N, 3, S, S) as of a processor, in batches of several sizes; or NaN."""
+    batches = (images[:1], *images[1:].split(16))
+    pairs = (pair for batch in batches for pair in zip(network(batch), run(batch)))
+    return torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max().item()
 
 
 def preprocessing(processor: BaseImageProcessor) -> dict[str, object]:
@@ -111,9 +105,8 @@ def _images(arguments: ExportArguments, processor: BaseImageProcessor, image_siz
         noise = torch.randn(NOISE, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         return noise, f"{NOISE} images of noise"
     images = load_image_dataset(
-        arguments.dataset_name, **arguments.columns, test_split=arguments.split,
-        flags={"test": "--split"}, max_eval_samples=arguments.num_images,
-        need_train=False, check_images=False,
+        arguments.dataset_name, **arguments.columns, test_split=arguments.split, flags={"test": "--split"},
+        max_eval_samples=arguments.num_images, need_train=False, check_images=False,
     )  # fmt: skip
     split = images.splits["test"]
     source = f"{len(split)} images of {arguments.dataset_name}, {arguments.split}"
@@ -133,13 +126,8 @@ def _write_onnx(network: nn.Module, images: Tensor, metadata: dict, file: Path) 
 def _read_onnx(file: Path) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> list[Tensor]:
-        outputs = session.run(["logits", "embeddings"], {"pixel_values": images.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
-
-    return run
+    session, names = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]), ["logits", "embeddings"]
+    return lambda images: [*map(torch.from_numpy, session.run(names, {"pixel_values": images.numpy()}))]
 
 
 def _write_torch_export(network: nn.Module, images: Tensor, metadata: dict, file: Path) -> None:

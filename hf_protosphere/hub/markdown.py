@@ -16,8 +16,7 @@ def inline(text: object) -> str:
     >>> inline("golden_retriever | <script>")
     'golden_retriever &#124; &#60;script&#62;'
     """
-    # Entities: the Hub reads a backslash escape of a backslash before "(" as a formula. An
-    # underscore between letters is no markup.
+    # Entities: the Hub reads an escaped backslash before "(" as a formula. "_" between letters is no markup.
     special = r"[!-&*.:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])"
     return re.sub(special, lambda found: f"&#{ord(found[0])};", shorten(text, NAME_LENGTH))
 

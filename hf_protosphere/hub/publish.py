@@ -92,10 +92,7 @@ def _upload(api: HfApi, arguments: PublishArguments, files: dict[str, bytes | Pa
     address = f"{api.endpoint}/{repo_id}"
     if tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
         if changed := changed_files(api, repo_id, files, tag):
-            raise ArgumentError(
-                f"--revision {tag} of {repo_id} exists already, with another {changed[0]}: give "
-                "the new files another one, or delete that tag."
-            )
+            raise ArgumentError(f"--revision {tag} of {repo_id} exists with another {changed[0]}: give a new tag.")
         logger.info("%s has these files under %s already.", repo_id, tag)
         return f"{address}/tree/{tag}"
     if changed_files(api, repo_id, files, "main"):

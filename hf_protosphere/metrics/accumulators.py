@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Embeddings are laid down in blocks of up to this size, sorted by class: large enough that a class
-# is a few hundred contiguous reads at ImageNet's size, small enough to be negligible in memory.
+# Of the blocks, sorted by class: one class is a few hundred contiguous reads at ImageNet's size.
 BLOCK_BYTES = 2**26
 
 
@@ -36,9 +35,8 @@ class EmbeddingStore:
     """
 
     def __init__(
-        self, num_classes: int, dim: int, rows: "Sequence[Tensor | OnDisk]" = (),
-        labels: Sequence[Tensor] = (), *, size: int | None = None,
-        memory_limit: float = math.inf, directory: str | None = None,
+        self, num_classes: int, dim: int, rows: "Sequence[Tensor | OnDisk]" = (), labels: Sequence[Tensor] = (), *,
+        size: int | None = None, memory_limit: float = math.inf, directory: str | None = None,
     ) -> None:  # fmt: skip
         self.num_classes, self.dim, self.size = num_classes, dim, size
         self.memory_limit, self.directory = memory_limit, directory
@@ -96,10 +94,8 @@ class EmbeddingStore:
                 raise
             raise OSError(
                 errno.ENOSPC,
-                f"no space left for the embeddings beyond memory_limit={self.memory_limit} bytes "
-                f"in {self.directory or tempfile.gettempdir()}, after {self.bytes_on_disk} bytes. "
-                "Give a directory with more room, a higher memory_limit, embeddings in half "
-                "precision, or keep='moments' or a number per class.",
+                f"no space left for the embeddings beyond memory_limit={self.memory_limit} bytes in "
+                f"{self.directory or tempfile.gettempdir()}: give another directory, a higher limit, or another keep.",
             ) from error
 
     @property
@@ -188,8 +184,7 @@ def places(labels: Tensor) -> Tensor:
 class ClassMoments:
     """Counts, sums and second moments: additive, in memory that does not grow.
 
-    Everything is centred on the first embedding of its class, so that nothing cancels close to
-    collapse, or far from the origin. float64."""
+    Centred on the first embedding of each class, so that nothing cancels near collapse. float64."""
 
     counts: Tensor  # (K,) int64
     origins: Tensor  # (K, D)
@@ -213,9 +208,8 @@ class ClassMoments:
         labels = labels.detach().to(self.counts.device).long()
         rows = embeddings.detach().to(self.counts.device).double()
         num_classes = len(self.counts)
-        first = labels.new_full((num_classes,), len(labels)).scatter_reduce(
-            0, labels, torch.arange(len(labels), device=labels.device), "amin"
-        )
+        order = torch.arange(len(labels), device=labels.device)
+        first = labels.new_full((num_classes,), len(labels)).scatter_reduce(0, labels, order, "amin")
         new = ((self.counts == 0) & (first < len(labels))).nonzero().flatten()
         self.origins[new] = rows[first[new]]
         residual = rows - self.origins[labels]

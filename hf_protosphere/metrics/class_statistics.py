@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 
 from .accumulators import ClassMoments, EmbeddingStore, places, ranks
 
-# A root-mean-square deviation below this share of the vectors' own root-mean-square norm (1000
-# float64 epsilons) is what sums leave of equal vectors. It counts as zero.
+# A deviation below this share of the vectors' norm, both root mean squares, is what sums leave of equal vectors.
 ROUNDING = 1000 * torch.finfo(torch.float64).eps
 Group = dist.ProcessGroup | None
 
@@ -119,8 +118,7 @@ def statistics_of_moments(
 def _shared_classes(
     store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group
 ) -> Iterator[tuple[int, Tensor]]:
-    """This process's share of the classes: label and rows (n_c, D) of all processes, float64, of
-    which each gives as many of each class as `sizes` (P, K) says."""
+    """This process's share of the classes: label and rows (n_c, D) of all, float64; `sizes` (P, K) of each."""
     rank = dist.get_rank(group) if group else 0
     sizes = sizes.tolist()
     num_processes, num_classes = len(sizes), len(sizes[0])
@@ -212,26 +210,14 @@ def principal_directions(residual: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, dim: int) -> None:
     if embeddings.ndim != 2 or embeddings.shape[1] != dim or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings must be floating point of shape (M, {dim}), embedding_dim={dim}, "
-            f"got {embeddings.dtype} of shape {tuple(embeddings.shape)}."
-        )
+        raise ValueError(f"embeddings must be floats (M, {dim}), got {embeddings.dtype} {tuple(embeddings.shape)}.")
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be integers of shape ({len(embeddings)},), one per embedding, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
+        raise ValueError(f"labels must be integers ({len(embeddings)},), got {labels.dtype} {tuple(labels.shape)}.")
     if count := count_non_finite(embeddings):
-        raise ValueError(
-            f"embeddings hold {count} non-finite values of {embeddings.numel()}: look for a "
-            "diverged or overflowing model before measuring it."
-        )
+        raise ValueError(f"embeddings hold {count} non-finite values of {embeddings.numel()}: did the model overflow?")
     if outside := labels[(labels < 0) | (labels >= num_classes)].unique().tolist():
-        more = f" and {len(outside) - 20} more" if len(outside) > 20 else ""
-        raise ValueError(
-            f"labels must be in [0, {num_classes}), got {', '.join(map(str, outside[:20]))}{more}: "
-            "raise num_classes or map the labels to 0, 1, 2, ..."
-        )
+        shown = ", ".join(map(str, outside[:20])) + (f" and {len(outside) - 20} more" if outside[20:] else "")
+        raise ValueError(f"labels must be in [0, {num_classes}), got {shown}: raise num_classes or map the labels.")
 
 
 def count_non_finite(tensor: Tensor) -> int:

@@ -20,8 +20,7 @@ from torch import Tensor
 from ..prototypes import nonnegative_limit
 from .class_statistics import ROUNDING, ClassStatistics, centre, covariance_eigenvalues
 
-# The published ratios divide the mean of all embeddings by its norm. Below this share of the
-# embeddings' norm its direction is rounding of float32 networks. It counts as zero.
+# Below this share of the embeddings' norm the direction of their mean is rounding of float32: it counts as zero.
 GLOBAL_MEAN_FLOOR = 1e-6
 COINCIDING = (
     "All {} class means coincide, so that NC1 to NC3 are undefined. "

@@ -157,19 +157,15 @@ class NeuralCollapse(Metric):
         memory_limit: int = 4 * 2**30, directory: str | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if num_classes < 2 or embedding_dim < 1:
-            raise ValueError(
-                "num_classes must be at least 2 and embedding_dim at least 1, "
-                f"got num_classes={num_classes} and embedding_dim={embedding_dim}."
-            )
+            raise ValueError(f"num_classes must be ≥ 2 and embedding_dim ≥ 1, got {num_classes} and {embedding_dim}.")
         if keep not in ("embeddings", "moments") and not (isinstance(keep, int) and keep >= 2):
             raise ValueError(
-                f"keep must be 'embeddings', 'moments' or a number of samples per class of at least 2, got {keep!r}."
+                f"keep must be 'embeddings', 'moments' or a number per class of at least 2, got {keep!r}."
             )
         needed = 8 * num_classes * embedding_dim**2
         if keep == "moments" and needed > memory_limit:
             raise ValueError(
-                f"keep='moments' takes 8·K·D² = {needed} bytes, more than "
-                f"memory_limit={memory_limit}: raise that, or take keep='embeddings' or a number."
+                f"keep='moments' takes {needed} bytes, more than memory_limit={memory_limit}: keep a number."
             )
         # torchmetrics would answer other prototypes with the cached values of the first ones
         super().__init__(compute_with_cache=False, **kwargs)
@@ -346,9 +342,8 @@ class NeuralCollapse(Metric):
         zero_rows = int((prototypes == 0).all(-1).sum())
         if prototypes.shape != shape or count_non_finite(prototypes) or zero_rows:
             raise ValueError(
-                f"prototypes must be finite, non-zero rows of shape {shape}, one per class, "
-                f"got shape {tuple(prototypes.shape)}, {zero_rows} zero rows and "
-                f"{count_non_finite(prototypes)} non-finite values."
+                f"prototypes must be finite, non-zero rows of shape {shape}, got {tuple(prototypes.shape)} with "
+                f"{zero_rows} zero rows and {count_non_finite(prototypes)} non-finite values."
             )
 
 

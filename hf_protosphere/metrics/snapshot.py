@@ -61,10 +61,7 @@ class Snapshot:
 
 
 class SnapshotCollector:
-    """Takes a snapshot from batches.
-
-    Args:
-        prototypes: (K, D), unit rows.
+    """Takes a snapshot from batches, beside prototypes (K, D), unit rows.
 
     Example:
         >>> collector = SnapshotCollector(torch.eye(2))

@@ -58,8 +58,7 @@ def plot_curves(records: Records, picture: Path) -> None:
 def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95.0) -> None:
     """Every metric of neural collapse over training, against its optimum.
 
-    Of one run a line for each set of images that was measured; of several, to compare them, the
-    last such set of each (the validation images).
+    Of one run a line for each set of images that was measured; of several the last (validation) of each.
 
     Args:
         runs: records with "epoch" and "..._neural_collapse" (as `NeuralCollapse.compute` returns
@@ -73,18 +72,12 @@ def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95
     figure = new_figure(16, 11)
     panels = figure.subplots(4, 4).flatten()
     for axes, info in zip(panels, METRICS):
-        optima = {  # more than one if the runs differ in K or D
-            collapse["optima"][info.name]
-            for _, records, split in lines
-            for _, collapse in _points(records, split + COLLAPSE)
-        }
+        measured = (of for _, records, split in lines for _, of in _points(records, split + COLLAPSE))
+        optima = {of["optima"][info.name] for of in measured}  # more than one if the runs differ in K or D
         values: list[float] = []
         for i, (label, records, split) in enumerate(lines):
-            points = [
-                (epoch, collapse[info.name])
-                for epoch, collapse in _points(records, split + COLLAPSE)
-                if math.isfinite(collapse.get(info.name, math.nan))
-            ]
+            found = ((epoch, of.get(info.name, math.nan)) for epoch, of in _points(records, split + COLLAPSE))
+            points = [(epoch, value) for epoch, value in found if math.isfinite(value)]
             _draw(axes, points, i, label)
             values += [value for _, value in points]
             attained = dict(_attained(records, split, info.name))
@@ -143,11 +136,8 @@ def _points(records: Records, name: str) -> list[tuple[float, Any]]:
 
 
 def _attained(records: Records, split: str, name: str) -> list[tuple[float, float]]:
-    return [
-        (epoch, collapse["attained"][name])
-        for epoch, collapse in _points(records, split + COLLAPSE)
-        if name in collapse["attained"]
-    ]
+    points = ((epoch, collapse["attained"]) for epoch, collapse in _points(records, split + COLLAPSE))
+    return [(epoch, attained[name]) for epoch, attained in points if name in attained]
 
 
 def _draw(axes: "Axes", points: list[tuple[float, float]], i: int, label: str) -> None:

@@ -77,10 +77,8 @@ def plot_margins(snapshot: Snapshot, picture: Path) -> None:
         axes.axvline(value, color="0.3", linewidth=1, linestyle=":")
         axes.annotate(f" {name} at collapse", (value, 0.98), xycoords=("data", "axes fraction"),
                       rotation=90, va="top", ha="right", color="0.3", fontsize=8)  # fmt: skip
-    axes.set(
-        xlabel="cosine between embedding and prototype",
-        title=f"{len(own):,} {for_figure(snapshot.split)} images, {right:.1%} nearest to their own prototype",
-    )
+    title = f"{len(own):,} {for_figure(snapshot.split)} images, {right:.1%} nearest to their own prototype"
+    axes.set(xlabel="cosine between embedding and prototype", title=title)
     axes.legend(loc="upper center")
     save_figure(figure, picture, 120)
 
@@ -147,10 +145,8 @@ def _draw_projections(left: "Axes", right: "Axes", snapshot: Snapshot, shown: li
     variances = principal.S.square()
     _draw_circle(right)
     _draw_points(right, snapshot, styles, principal.Vh[:2].T, query)
-    right.set_title(
-        f"Projected onto the two directions in which the {what} vary most\n"
-        f"({variances[:2].sum() / variances.sum():.0%} of their variance)"
-    )
+    most = f"Projected onto the two directions in which the {what} vary most"
+    right.set_title(f"{most}\n({variances[:2].sum() / variances.sum():.0%} of their variance)")
 
 
 def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None, query: Tensor | None) -> list[int]:
@@ -158,10 +154,7 @@ def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None, query: T
     if classes is not None:
         unknown = [name for name in classes if name not in names]
         if unknown or not 2 <= len(classes) <= SHOWN_CLASSES:
-            raise ValueError(
-                f"classes must be 2 to {SHOWN_CLASSES} of the {len(names)} class names, but got "
-                f"{', '.join(unknown or classes)}."
-            )
+            raise ValueError(f"classes must be 2 to {SHOWN_CLASSES} class names, got {', '.join(unknown or classes)}.")
         return [names.index(name) for name in classes]
     if query is not None:
         return (snapshot.prototypes @ query).argsort(descending=True)[:SHOWN_CLASSES].tolist()

@@ -23,12 +23,7 @@ def format_table(rows: Sequence[Sequence[str]], text_columns: int = 1, *, remark
     widths = [max(map(len, column)) for column in zip(*rows)]
     if remarks:
         widths[-1] = 0
-    header, *lines = (
-        "  ".join(
-            cell.ljust(width) if i < text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    )
+    sides = [str.ljust if i < text_columns else str.rjust for i in range(len(widths))]
+    header, *lines = ("  ".join(side(*cell) for side, *cell in zip(sides, row, widths)) for row in rows)
     header = header.rstrip() if remarks else header
     return "\n".join([header, "─" * len(header), *(line.rstrip() for line in lines)])

@@ -1,10 +1,9 @@
-"""Foreign text, such as names of classes, files and runs, where people read it: in terminals and in
-figures. In Markdown it is `hub.markdown`'s."""
+"""Foreign text, such as names of classes and files, in terminals and figures; in Markdown see `hub.markdown`."""
 
 import sys
 from typing import Any
 
-JOINERS = "\u200c\u200d"  # cannot be seen, but words and emoji are written with them
+KEPT = "\n\t\u200c\u200d"  # the last two cannot be seen, but words and emoji are written with them
 
 
 def printable(text: object, encoding: str = "utf-8") -> str:
@@ -14,9 +13,7 @@ def printable(text: object, encoding: str = "utf-8") -> str:
     >>> printable("caf\\u00e9 \\x1b[2J", "ascii")
     'caf? ?[2J'
     """
-    seen = "".join(
-        c if c.isprintable() or c in "\n\t" or c in JOINERS else " " if c.isspace() else "\ufffd" for c in str(text)
-    )
+    seen = "".join(c if c.isprintable() or c in KEPT else " " if c.isspace() else "\ufffd" for c in str(text))
     return seen.encode(encoding, "replace").decode(encoding)
 
 

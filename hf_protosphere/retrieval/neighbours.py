@@ -23,8 +23,7 @@ def nearest(queries: Tensor, embeddings: Tensor, k: int) -> Neighbours:
     """The k embeddings of greatest cosine to each query, exactly.
 
     Args:
-        queries: (Q, D), unit rows.
-        embeddings: (N, D), unit rows.
+        queries, embeddings: (Q, D) and (N, D), unit rows.
         k: at least 1; where there are only N < k, all N.
 
     Raises:
@@ -35,11 +34,9 @@ def nearest(queries: Tensor, embeddings: Tensor, k: int) -> Neighbours:
         >>> nearest(torch.tensor([[0.8, 0.6, 0.0]]), axes, k=2).rows
         tensor([[0, 1]])
     """
-    if queries.dim() != 2 or embeddings.dim() != 2 or queries.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            "queries and embeddings must be (Q, D) and (N, D), but got "
-            f"{tuple(queries.shape)} and {tuple(embeddings.shape)}."
-        )
+    asked, stored = tuple(queries.shape), tuple(embeddings.shape)
+    if len(asked) != 2 or len(stored) != 2 or asked[1] != stored[1]:
+        raise ValueError(f"queries and embeddings must be (Q, D) and (N, D), but got {asked} and {stored}.")
     if k < 1 or not len(embeddings):
         raise ValueError(f"k must be at least 1 of some embeddings, got {k} of {len(embeddings)}.")
     found = []

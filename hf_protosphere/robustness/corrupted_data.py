@@ -31,8 +31,7 @@ class ResizedImages(Dataset):
 
     Args:
         split: with columns "image" and "label".
-        ready_made: images that have the input size are neither resized nor cropped, which would
-            blur them and cut away their border a second time.
+        ready_made: images of the input size are not resized and cropped a second time.
     """
 
     def __init__(self, split: datasets.Dataset, processor: BaseImageProcessor, *, ready_made: bool = False) -> None:
@@ -73,8 +72,7 @@ class CorruptedImages(Dataset):
 
 
 def make_corrupted(images: ResizedImages, corruptions: list[str], severities: list[int], seed: int) -> list[Dataset]:
-    """A data set for each corruption and severity, severities within corruptions; `ArgumentError`
-    where the model's images are too small, or the library is missing."""
+    """A data set for each corruption and severity, severities within corruptions; too small images are refused."""
     load_library()
     check_side(min(input_size(images.processor)))
     pairs = itertools.product(corruptions, severities)
@@ -134,16 +132,10 @@ def _array_split(path: Path, severity: int) -> datasets.Dataset:
     labels_file = path.with_name("labels.npy")
     labels, pixels = _array(labels_file, 1), _array(path, 4)
     if not np.issubdtype(labels.dtype, np.integer) or pixels.dtype != np.uint8:
-        raise DataError(
-            f"--corrupted_dataset: {path} holds {pixels.dtype} and {labels_file.name} "
-            f"{labels.dtype}, but pixels must be uint8, and labels whole numbers."
-        )
+        raise DataError(f"--corrupted_dataset: {path} must be uint8, labels whole: {pixels.dtype}, {labels.dtype}.")
     count = len(pixels)
     if count != len(labels) or count % 5:
-        raise DataError(
-            f"--corrupted_dataset: {path} holds {count} images and {labels_file.name} "
-            f"{len(labels)} labels, but both must hold the same images for each of 5 severities."
-        )
+        raise DataError(f"--corrupted_dataset: {path}: {count} images, {len(labels)} labels, not of 5 severities.")
     rows = np.arange(count).reshape(5, -1)[severity - 1]
     split = datasets.Dataset.from_dict({"row": rows, "label": labels[rows].astype(np.int64)})
     return split.with_transform(partial(_images_of_rows, path))

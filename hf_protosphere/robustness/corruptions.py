@@ -39,8 +39,7 @@ def parse_corruptions(names: str | Iterable[str]) -> list[str]:
     (15, 19)
 
     Args:
-        names: of corruptions, of `GROUPS`, or "all" for the 15 of the benchmark; a string holds
-            them separated by commas or spaces.
+        names: of corruptions, of `GROUPS`, or "all" for the 15; in a string by commas or spaces.
 
     Raises:
         ArgumentError: an unknown name, or none at all.
@@ -116,9 +115,8 @@ def check_side(side: int) -> None:
     """An `ArgumentError` where images of this side are too small to be corrupted."""
     if side < SMALLEST_SIDE:
         raise ArgumentError(
-            f"--corruptions needs images of at least {SMALLEST_SIDE} pixels a side, but the "
-            f"model's are {side}: train with --image_size {SMALLEST_SIDE} or more, or give images "
-            "that are corrupted already as --corrupted_dataset."
+            f"--corruptions needs images of at least {SMALLEST_SIDE} pixels a side, but the model's are {side}: train "
+            f"with --image_size {SMALLEST_SIDE} or more, or give corrupted images as --corrupted_dataset."
         )
 
 
@@ -129,10 +127,7 @@ def load_library() -> Callable[..., np.ndarray]:
     Raises:
         ArgumentError: it is missing or cannot be imported, with what to install.
     """
-    what = (
-        f"--corruptions needs `pip install {LIBRARY}` (and `pip uninstall imagecorruptions`, which "
-        "no longer works, where that is installed), but"
-    )
+    what = f"--corruptions needs `pip install {LIBRARY}`, after `pip uninstall imagecorruptions`, which is broken, but"
     with errors_in_one_line(what, of=ImportError):  # also of a distribution that is not installed
         metadata.version(LIBRARY)  # the unmaintained original is imported by the same name
         import cv2

@@ -39,23 +39,19 @@ def corruption_errors(
         model: on the accelerator's device.
         split: with columns "image" and "label", a ClassLabel of the model's classes.
         corruptions, severities: as `parse_corruptions` and `parse_severities` read them.
-        baseline: model and image processor of the classifier to compare with, of the same classes.
-            It sees the same corrupted images; where its input size is another, images that are
-            corrupted with the same seeds at that size.
-        corrupted_dataset: read corrupted images from this folder, as `read_corrupted` does, instead
-            of making them. Those of the input size are neither resized nor cropped.
+        baseline: model and image processor of the classifier to compare with, of the same classes. It sees the same
+            corrupted images; at another input size those of the same seeds.
+        corrupted_dataset: read corrupted images from this folder, as `read_corrupted` does, instead of making them.
         max_images: of each corruption and severity in that folder.
         seed: the same gives the same images, whatever the batches, workers and processes.
 
     Returns:
-        {"num_images" (clean ones), "severities", "clean_error",
-        "errors" ({corruption: [error at each of the severities]}), and the metrics of `corruption_metrics`; with
-        `corrupted_dataset` "num_corrupted_images" and "num_resized", how many of them had another size; with a
-        baseline the same of it as "baseline"}. Errors are in [0, 1].
+        {"num_images" (clean ones), "severities", "clean_error", "errors" ({corruption: [error at each severity]}), and
+        the metrics of `corruption_metrics`; with `corrupted_dataset` "num_corrupted_images" and "num_resized", how
+        many of them had another size; with a baseline the same of it as "baseline"}. Errors are in [0, 1].
 
     Raises:
-        ArgumentError: an unknown corruption or severity, too small images, the library of
-            corruptions is missing, or a baseline with other classes.
+        ArgumentError: an unknown corruption or severity, too small images, no library, or a baseline of other classes.
         DataError: the folder lacks corruptions, or has classes that the model does not know.
     """
     corruptions, severities = parse_corruptions(corruptions), parse_severities(severities)
@@ -147,10 +143,7 @@ class MeasuredClassifier:
 
     def __post_init__(self) -> None:
         if alone := sorted(set(self.model.config.class_names) ^ set(self.class_names)):
-            raise ArgumentError(
-                f"{self.name} must have the classes of the images, no others and no fewer, but "
-                f"{some(alone)} {'is' if len(alone) == 1 else 'are'} known to one of them only."
-            )
+            raise ArgumentError(f"{self.name} must have the classes of the images; in one only: {some(alone)}.")
 
     @property
     def resizing(self) -> tuple:
@@ -213,10 +206,8 @@ def format_robustness(report: dict[str, Any]) -> str:
     notes += [f"Undefined: {reason}." for reason in report.get("undefined", {}).values()]
     if "num_resized" in report:
         resized, all_ = report["num_resized"], report["num_corrupted_images"]
-        notes.append(
-            f"Of {all_} images that were corrupted already {all_ - resized} had the model's input "
-            f"size and stayed as they are, {resized} were resized and cropped."
-        )
+        stayed = f"{all_ - resized} had the model's input size and stayed as they are"
+        notes.append(f"Of {all_} images that were corrupted already {stayed}, {resized} were resized and cropped.")
     header = ["error under corruption", *(f"severity {s}" for s in severities), "mean"]
     header += ["baseline", "over baseline"] if baseline else []
     rows = [[name, *("" if v is None else f"{v:.1%}" for v in values)] for name, *values in table]

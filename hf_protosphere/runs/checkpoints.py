@@ -77,10 +77,7 @@ class Progress:
         """Why steps of `other` cannot follow, in words; the number of processes is no reason."""
         found = []
         if self.images_per_step != other.images_per_step:
-            found.append(
-                f"a step had {self.images_per_step} images, has {other.images_per_step} "
-                "(--batch_size x --gradient_accumulation_steps x processes)"
-            )
+            found.append(f"a step had {self.images_per_step} images of all processes, has {other.images_per_step}")
         if self.sharding != other.sharding:
             found.append(f"the sharding was {self.sharding}, is {other.sharding}")
         return found
@@ -90,8 +87,7 @@ def save_checkpoint(
     accelerator: Accelerator, folder: Path, progress: Progress, keep: int = 1, *,
     average: nn.Module | None = None, queue: nn.Module | None = None,
 ) -> Path:  # fmt: skip
-    """Everything to resume from. Once it is whole, all but the `keep` newest are removed; where the
-    disk is full, the earlier ones are as they were.
+    """Everything to resume from. Once it is whole, all but the `keep` newest are removed, and none on a full disk.
 
     The average of the weights is not registered with Accelerate, which would unpickle it."""
     final = folder / f"step-{progress.step:08d}"
@@ -201,8 +197,7 @@ def _refuse_misfits(accelerator: Accelerator, *more: nn.Module | None) -> None:
 
 
 def keep_unwrapped(accelerator: Accelerator) -> None:
-    """Checkpoints hold the model without DistributedDataParallel's prefix of its names, so that
-    another number of processes, or one, goes on from them."""
+    """Checkpoints have no names of DistributedDataParallel's: any number of processes goes on from them."""
 
     def on_save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         if weights:  # FSDP and DeepSpeed have saved theirs
@@ -282,18 +277,14 @@ def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> 
 def refuse_changes(work: str, changed: list[str]) -> None:
     """Refuse to resume a run or a transfer where anything has changed, in words."""
     if changed:
-        raise ArgumentError(
-            f"--resume continues the {work} as it was, but {'; '.join(changed)}. Give the same "
-            "values, or another --output_dir."
-        )
+        raise ArgumentError(f"--resume continues the {work} as it was, but {'; '.join(changed)}. Give the same.")
 
 
 def save_model(
     model: ProtoSphereForImageClassification, processor: BaseImageProcessor, folder: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Weights, configuration, image processor and modelling code: a folder anyone can load. Of a
-    model that holds shards of its weights, `state_dict` has all of them."""
+    """Weights (`state_dict` of a model in shards), configuration, image processor and code, for anyone to load."""
     if state_dict is not None:  # FSDP has made the model one of its own classes
         model = ProtoSphereForImageClassification.from_pretrained(None, config=model.config, state_dict=state_dict)
     with replacing_files(folder) as unfinished:

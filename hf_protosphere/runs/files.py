@@ -70,8 +70,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, of the same name in another folder; whole, it replaces `path`, and else
-    what was there before is there still.
+    """A path to write to, of the same name in another folder; whole, it replaces `path`, and else nothing does.
 
     Several processes may write it at once, each for itself; the last one stays."""
     with replacing_files(path.parent) as new, refused_by_disk(path):
@@ -95,8 +94,7 @@ def sweep(folder: Path) -> None:
 
 
 def move_files(source: Path, folder: Path) -> None:
-    """All files in `source`, at any depth, to the same place in `folder`, over those there; again
-    after an interruption, the rest of them."""
+    """All files in `source` to the same place in `folder`, over those there; again after an interruption, the rest."""
     files = [path for path in source.rglob("*") if not path.is_dir() or path.is_symlink()]
     # Configuration and weights come last, in one breath.
     for path in sorted(files, key=lambda path: (path.name in PAIR, path)):

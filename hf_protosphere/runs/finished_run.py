@@ -30,14 +30,10 @@ class NotRecorded(ArgumentError, AttributeError):
 
 
 class RecordedArguments(SimpleNamespace):
-    """The arguments of a training run as it wrote them down; nothing is checked: what that machine
-    and that version had need not be here."""
+    """The arguments of a run as it wrote them, unchecked: what that machine and version had need not be here."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotRecorded(f"the arguments of the run do not say its {name}.")
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"{name} is what the run was given: it cannot be changed.")
 
 
 def read_run_arguments(folder: str | Path) -> RecordedArguments | None:
@@ -53,10 +49,7 @@ def read_run_arguments(folder: str | Path) -> RecordedArguments | None:
 
 
 def _again(folder: str | Path) -> str:
-    return (
-        f"`protosphere train --output_dir {folder} ...` writes it at the end of a run; the same "
-        "command with --resume ends one that was stopped."
-    )
+    return f"`protosphere train --output_dir {folder} ...` writes it at the end of a run, with --resume if it stopped."
 
 
 @dataclass(frozen=True)
@@ -84,8 +77,7 @@ class FinishedRun:
         return cls(folder, load_config(str(folder), "folder"), read_run_arguments(folder), results)
 
     def reading(self) -> AbstractContextManager[None]:
-        """Around what takes values out of the files, which anybody may have edited: what is not
-        there, or of another kind, is an `ArgumentError`."""
+        """Around what reads values that anybody may have edited: what is missing or wrong is an `ArgumentError`."""
         return errors_in_one_line(f"{self.folder} does not hold what training writes", _again(self.folder))
 
     @property
@@ -104,8 +96,7 @@ class FinishedRun:
 
     @cached_property
     def calibration(self) -> dict[str, Any] | None:
-        """What `protosphere calibrate` measured of the model, without paths; None where it is that
-        of other classes or prototypes, or there is none."""
+        """What `protosphere calibrate` measured of the model as it is, without paths; None where it has not."""
         path = self.folder / "calibration.json"
         if not path.is_file():
             return None

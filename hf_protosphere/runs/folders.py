@@ -1,5 +1,4 @@
-"""The folders that commands write: held by one process at a time, and nothing in them is replaced
-or removed but what this package has written."""
+"""The folders of commands: held by one process at a time; nothing goes but what this package has written."""
 
 import os
 import re
@@ -37,10 +36,9 @@ CARD_FILES = ("README.md", ".eval_results/hf_protosphere.yaml")
 HELD = ".protosphere"  # in a folder: its lock, a record of what was written, what is replaced
 _STEP = f"checkpoints/step-{'[0-9]' * 8}"
 RUN = (  # patterns of all that training leaves
-    *RUN_FILES, *(f"best/{name}" for name in MODEL_FILES),
-    _STEP, f"{_STEP}.unfinished", f"{_STEP}.replaced",
-    "tensorboard/**/events.out.tfevents.*", "tensorboard/**/hparams.yml",
-    "wandb/run-*", "wandb/offline-run-*", "wandb/latest-run", "wandb/debug*.log", "wandb/settings",
+    *RUN_FILES, *(f"best/{name}" for name in MODEL_FILES), _STEP, f"{_STEP}.unfinished", f"{_STEP}.replaced",
+    "tensorboard/**/events.out.tfevents.*", "tensorboard/**/hparams.yml", "wandb/run-*", "wandb/offline-run-*",
+    "wandb/latest-run", "wandb/debug*.log", "wandb/settings",
 )  # fmt: skip
 # A run that has one of these stands: it can be resumed, or used.
 STANDING = re.compile(r"step-\d{8}|model.*\.safetensors|results\.json|rows\.jsonl")
@@ -63,9 +61,7 @@ def held_folder(folder: str | Path, flag: str, writes: Iterable[str]) -> Iterato
             lock.acquire()
         except Timeout:
             by = _record(folder).get("held_by", "another process")
-            raise ArgumentError(
-                f"{flag} {folder} is being written by {by}: wait until it ends, or give another folder."
-            ) from None
+            raise ArgumentError(f"{flag} {folder} is being written by {by}: wait, or give another folder.") from None
         except PermissionError as error:  # another user's
             raise ArgumentError(f"{flag} {folder} cannot be locked: {error}") from error
         try:
@@ -102,16 +98,10 @@ def run_folder(
         _settle(folder, writes)
         if not resume:
             if _is_in_the_way(folder, writes) and not overwrite:
-                raise ArgumentError(
-                    f"--output_dir {folder} is not empty: go on with that run by --resume, replace "
-                    "it by --overwrite, or give another folder."
-                )
+                raise ArgumentError(f"--output_dir {folder} is not empty: --resume goes on, --overwrite replaces it.")
             for path in folder.iterdir():
                 if path.is_symlink() and any(name.startswith(f"{path.name}/") for name in writes):
-                    raise ArgumentError(
-                        f"--output_dir {folder}: {path.name} is a link, and what it leads to is "
-                        "not replaced: remove the link, or give another folder."
-                    )
+                    raise ArgumentError(f"--output_dir {folder}: {path.name} is a link, and stays: remove it.")
             # And what `protosphere export` wrote of the run, in the folders that it chooses.
             exports = [name for name in ("onnx", "torch_export") if _record(folder / name)]
             exported = [f"{n}/{what}" for n in exports for what in ("model.*", "README.md", HELD)]
@@ -122,10 +112,8 @@ def run_folder(
         free = shutil.disk_usage(folder).free
         try:
             if free < bytes_needed:
-                raise ArgumentError(
-                    f"--output_dir {folder}: the run needs {_megabytes(bytes_needed)} on disk, but "
-                    f"{_megabytes(free)} are free."
-                )
+                needed, left = f"{bytes_needed >> 20:,} MiB", f"{free >> 20:,} MiB"
+                raise ArgumentError(f"--output_dir {folder}: the run needs {needed} on disk, but {left} are free.")
             yield
         finally:
             _settle(folder, writes)
@@ -139,8 +127,7 @@ def remove_run(folder: Path) -> None:
 
 
 def claim(folder: Path, flag: str, writes: tuple[str, ...], **more: str) -> None:
-    """Write down that this package writes such files, also in a folder that another one holds; what
-    it has not written, and would replace, is refused."""
+    """Write down that this package writes such files; what it has not written, and would replace, is refused."""
     _refuse_foreign(folder, flag, writes)
     before = _written(folder, writes)
     if more or {*writes} - {*before}:
@@ -154,10 +141,7 @@ def _refuse_foreign(folder: Path, flag: str, writes: tuple[str, ...]) -> None:
     if foreign := _found(folder, writes) - _found(folder, own):
         names = sorted(str(path.relative_to(folder)) for path in foreign)
         shown = ", ".join(names[:5]) + (" and more" if names[5:] else "")
-        raise ArgumentError(
-            f"{flag} {folder} holds {shown}, not written by this package, which would replace it: "
-            "move it, or give another folder."
-        )
+        raise ArgumentError(f"{flag} {folder} holds {shown}, not written by this package: move it, or give another.")
 
 
 def _found(folder: Path, patterns: Iterable[str]) -> set[Path]:
@@ -231,7 +215,3 @@ def _settle(folder: Path, writes: tuple[str, ...]) -> None:
         move_files(moving, folder)
         shutil.rmtree(moving)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

@@ -27,10 +27,7 @@ def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", 
     if "architecture" in config:  # transformers gives such a configuration a type of its own
         return "timm"
     if "model_type" not in config:
-        raise ArgumentError(
-            f"{flag} {name} has a config.json that names neither a model type of transformers nor "
-            "an architecture of timm."
-        )
+        raise ArgumentError(f"{flag} {name}: config.json has no model type of transformers, nor timm's architecture.")
     return "protosphere" if config["model_type"] == ProtoSphereConfig.model_type else "transformers"
 
 
@@ -55,10 +52,7 @@ def load_config(name: str, flag: str = "--model") -> ProtoSphereConfig:
         values = _configuration(name)
     with errors_in_one_line(f"{flag} {name} cannot be loaded"):
         if values.get("quantization_config"):
-            raise ValueError(
-                "its weights are quantised, by the quantization_config in config.json: give the "
-                "checkpoint that they were made from."
-            )
+            raise ValueError("its weights are quantised: give the checkpoint that they were made from.")
         config = ProtoSphereConfig.from_pretrained(name)
         held = values.get("architectures") or [values.get("model_type", "no model type")]
         if not {"ProtoSphereForImageClassification", ProtoSphereConfig.model_type} & {*held}:
@@ -89,11 +83,8 @@ def _classify_noise(model: ProtoSphereForImageClassification, processor: BaseIma
     size = model.config.image_size
     image = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     pixels = processor([Image.fromarray(image)], return_tensors="pt")["pixel_values"]
-    if pixels.shape != (1, 3, size, size):
-        raise ValueError(
-            f"its preprocessor_config.json makes images {(*pixels.shape[1:],)}, but its "
-            f"config.json asks for {(3, size, size)}."
-        )
+    if (made := (*pixels.shape[1:],)) != (3, size, size):
+        raise ValueError(f"its preprocessor_config.json makes {made}, its config.json asks for {(3, size, size)}.")
     output = model.eval()(pixels)
     on_sphere = (output.embeddings.norm(dim=-1) - 1).abs() < 0.01  # NaN is not
     if not (on_sphere.all() and output.logits.isfinite().all()):

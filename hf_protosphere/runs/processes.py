@@ -78,20 +78,14 @@ def check_processes(accelerator: Accelerator, *, accumulates: bool = False) -> N
     """Refuse those that do not know of each other, and sharding that is not supported."""
     started = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if started != accelerator.num_processes:
-        raise ArgumentError(
-            f"the launcher started {started} processes, but Accelerate found no GPUs for them: set "
-            "ACCELERATE_USE_CPU=true to train on CPUs."
-        )
+        raise ArgumentError(f"no GPUs for {started} processes: set ACCELERATE_USE_CPU=true to train on CPUs.")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ArgumentError("FSDP works in its second version only: give --fsdp_version 2.")
     if deepspeed := accelerator.state.deepspeed_plugin:
         if deepspeed.deepspeed_config["zero_optimization"]["stage"] > 2:
             raise ArgumentError("DeepSpeed works up to --zero_stage 2, but got 3: use FSDP2 to shard parameters.")
         if accumulates:
-            raise ArgumentError(
-                "--gradient_accumulation_steps must be 1 with DeepSpeed, which takes a step after "
-                "every batch: use FSDP2, or more processes."
-            )
+            raise ArgumentError("--gradient_accumulation_steps must be 1 with DeepSpeed: use FSDP2 or more processes.")
 
 
 @contextmanager

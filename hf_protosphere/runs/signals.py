@@ -37,8 +37,7 @@ class Stop:
 def stop_signals(is_main_process: bool = True) -> Iterator[Stop]:
     """SIGINT or SIGTERM asks for a checkpoint and an end; SIGINT thereafter insists.
 
-    SIGTERM does not: a scheduler sends it to the launcher and to every process, and the launcher
-    then sends it to every process again."""
+    SIGTERM does not: a scheduler sends it to all, and the launcher sends it to every process again."""
     stop, insisting = Stop(), signal.getsignal(signal.SIGINT)
 
     def ask(number: int, frame: Any) -> None:

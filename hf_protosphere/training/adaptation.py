@@ -21,8 +21,7 @@ from ..errors import ArgumentError
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from .arguments import TrainArguments
 
-# What a checkpoint's configuration decides of a network that starts from it, each with the argument
-# of training that says the same; and what none says.
+# What a checkpoint decides of a network that starts from it, with the argument of training, or with none.
 NETWORK = {
     "backbone": "backbone", "backbone_source": "backbone_source", "backbone_kwargs": "backbone_options",
     "small_images": "small_images", "projection": "projection", "projection_dim": "projection_dim",
@@ -98,9 +97,8 @@ def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) 
         model.protosphere.backbone.requires_grad_(False)
         if arguments.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ArgumentError(
-                f"--freeze_backbone leaves nothing to train with --projection none and "
-                f"{model.config.prototypes} prototypes: take --projection linear, or "
-                "`protosphere finetune --mode prototypes`, which needs no training."
+                f"--freeze_backbone leaves nothing to train with --projection none and {model.config.prototypes} "
+                "prototypes: take --projection linear, or `protosphere finetune --mode prototypes`."
             )
     if (rank := arguments.lora_rank) is None:
         return
@@ -112,10 +110,7 @@ def freeze(model: ProtoSphereForImageClassification, arguments: TrainArguments) 
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
     if not layers:
-        raise ArgumentError(
-            f"--lora_rank {rank}: backbone {model.config.backbone} has no linear layer and no "
-            "ungrouped convolution for an adapter."
-        )
+        raise ArgumentError(f"--lora_rank {rank}: {model.config.backbone} has no layer that an adapter fits.")
     trained = [p for name, p in model.named_parameters() if p.requires_grad and ".backbone." not in name]
     # Alpha of twice the rank: the scale that most recipes of the method share.
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)

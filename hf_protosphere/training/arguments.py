@@ -11,8 +11,7 @@ from ..errors import ArgumentError, errors_in_one_line
 from ..objectives import OBJECTIVES
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
-# Of timm: those with moments of other shapes than the weights, by which a checkpoint's are checked,
-# with second derivatives, or for one device and of other packages.
+# Of timm: with moments of other shapes than the weights, with second derivatives, for one device, of other packages.
 UNFIT_OPTIMIZERS = ("*adafactor*", "kron*", "adahessian", "bnb*", "fused*")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ALL_IMAGES = (
@@ -60,10 +59,7 @@ class TrainArguments(
         if self.views is None:
             decide(self, views=2 if OBJECTIVES[self.objective].contrasts_views else 1)
         if OBJECTIVES[self.objective].contrasts_views and self.views < 2:
-            raise ArgumentError(
-                f"--objective {self.objective} contrasts views of the same image: --views must be "
-                f"2 or more, but got {self.views}."
-            )
+            raise ArgumentError(f"--objective {self.objective} contrasts views: --views must be 2 or more.")
         for name, why in OF_AN_OBJECTIVE.items():
             known = [of for of, objective in OBJECTIVES.items() if name in objective.options]
             if getattr(self, name) and self.objective not in known:
@@ -83,10 +79,7 @@ class TrainArguments(
             complaint = "--optimizer takes sgd, adamw or one of timm.optim.list_optimizers(), not"
             check_known([self.optimizer], known, complaint)
             if self.learning_rate is None:
-                raise ArgumentError(
-                    f"--optimizer {self.optimizer} has no usual learning rate: give "
-                    "--learning_rate, for a start a tenth to ten times 0.001."
-                )
+                raise ArgumentError(f"--optimizer {self.optimizer} has no usual --learning_rate: try 0.001.")
             has_momentum = get_optimizer_info(self.optimizer).has_momentum
         if self.momentum != type(self).momentum and not has_momentum:
             raise ArgumentError(f"--momentum {self.momentum} is not for --optimizer {self.optimizer}: leave it out.")
@@ -101,10 +94,7 @@ class TrainArguments(
     def _check_adaptation(self) -> None:
         for name in ("layer_decay", "lora_rank"):
             if self.freeze_backbone and (value := getattr(self, name)) is not None:
-                raise ArgumentError(
-                    f"--{name} {value} is about a backbone that is trained, but "
-                    "--freeze_backbone keeps it as it is: leave out one of the two."
-                )
+                raise ArgumentError(f"--{name} {value} trains the backbone, --freeze_backbone does not: give one.")
         for name in OF_PIXELS if self.feature_views else ():
             value, pasted = self.given.get(name) or "none", name == "cutmix"
             if value != "none" and (self.feature_views < 3 or pasted):
@@ -119,26 +109,17 @@ class TrainArguments(
     def _check_sampling(self) -> None:
         classes = self.classes_per_batch
         if classes is not None and self.batch_size % classes:
-            raise ArgumentError(
-                f"--batch_size must be a multiple of --classes_per_batch {classes}, but got "
-                f"{self.batch_size}: {classes * max(1, self.batch_size // classes)}, say."
-            )
+            raise ArgumentError(f"--batch_size {self.batch_size} is no multiple of --classes_per_batch {classes}.")
         if not self.streaming:
             return
         for name in OF_ALL_IMAGES:
             if getattr(self, name) not in (None, False, "none"):
-                raise ArgumentError(
-                    f"--streaming sees the training images only as they come, and --{name} needs "
-                    "to know all of them: leave out one of the two."
-                )
+                raise ArgumentError(f"--streaming does not know all images, which --{name} needs: leave out one.")
 
     def _check_run(self) -> None:
         if self.epochs and self.warmup_epochs >= self.epochs:
             if "warmup_epochs" in self.given:
-                raise ArgumentError(
-                    f"--warmup_epochs {self.warmup_epochs} must be less than --epochs "
-                    f"{self.epochs}: give a shorter one, or leave it out."
-                )
+                raise ArgumentError(f"--warmup_epochs {self.warmup_epochs} must be less than --epochs {self.epochs}.")
             decide(self, warmup_epochs=self.epochs / 2)
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
@@ -146,12 +127,9 @@ class TrainArguments(
             decide(self, pretrained={"true": True, "false": False}.get(where.lower(), expanded(where)))
         if self.partial_weights and not isinstance(self.pretrained, str):
             raise ArgumentError("--partial_weights is for --pretrained WHERE: give a file or folder, or leave it out.")
-        weights = {
-            f"--resume_from {self.resume_from}": self.resume_from is not None,
-            f"--finetune_from {self.finetune_from}": self.finetune_from is not None,
-            "--pretrained": bool(self.pretrained),
-        }
-        if len(given := [name for name, is_given in weights.items() if is_given]) > 1:
+        checkpoints = {name: getattr(self, name) for name in ("resume_from", "finetune_from")}
+        given = [f"--{name} {value}" for name, value in checkpoints.items() if value is not None]
+        if len(given := given + ["--pretrained"] * bool(self.pretrained)) > 1:
             raise ArgumentError(f"{given[0]} and {given[1]} both give the first weights: leave out one of the two.")
         if self.eval_batch_size is None:
             decide(self, eval_batch_size=2 * self.batch_size)

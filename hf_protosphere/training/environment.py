@@ -58,11 +58,8 @@ def data_fingerprint(split: Any) -> dict[str, Any]:
     equal data, unequal ones nothing. The labels tell on any machine whether images and order agree."""
     if not hasattr(split, "__len__"):
         return {"streamed": True}
-    return {
-        "fingerprint": split._fingerprint,
-        "num_images": len(split),
-        "labels_sha256": hashlib.sha256(np.asarray(labels_of(split), dtype="<i8").tobytes()).hexdigest(),
-    }
+    digest = hashlib.sha256(np.asarray(labels_of(split), dtype="<i8").tobytes()).hexdigest()
+    return {"fingerprint": split._fingerprint, "num_images": len(split), "labels_sha256": digest}
 
 
 def git_state(folder: Path | str = ".") -> dict[str, Any] | None:

@@ -29,11 +29,9 @@ from .run import TrainingRun
 
 
 def finish(run: TrainingRun) -> dict[str, Any]:
-    """Write the best epoch's model, evaluate it on the held-out splits and write results.json; then
-    what is drawn and told of it.
+    """Write and evaluate the best epoch's model, and results.json; then draw and tell what came of it.
 
-    What fails of that, or of the provenance, the class means and the probes, is a warning: nothing
-    of it costs the model or the results."""
+    What fails of that, of the provenance or the class means, is a warning, and costs no results."""
     accelerator, loaders, folder = run.accelerator, run.eval_loaders, run.output_dir
     best = folder / "best"
     with errors_in_one_line(f"{best} was damaged meanwhile", "The checkpoints are beside it."):
@@ -122,13 +120,10 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
 
 def provenance(run: TrainingRun) -> dict[str, Any]:
     """For results.json. Paths do not enter, so that everything may be published: what is local has no name in it."""
-    arguments, step = run.arguments, run.optimizer_step
+    arguments, step, images = run.arguments, run.optimizer_step, run.images
     return {
         "dataset": hub_id(arguments.dataset_name),
-        "splits": {
-            role: {"from": source, "images": run.images.num_images(role)}
-            for role, source in run.images.sources.items()
-        },
+        "splits": {role: {"from": name, "images": images.num_images(role)} for role, name in images.sources.items()},
         "base_model": base_model(arguments),
         "from_pretrained_weights": arguments.starts_from_weights,
         "parameters": count_parameters(run.model),

@@ -1,4 +1,4 @@
-"""The optimiser, torch's or by name one of timm's, and its learning rate from step to step."""
+"""The optimiser, by name one of torch's or timm's, and its learning rate from step to step."""
 
 import math
 from functools import partial
@@ -40,14 +40,9 @@ def build_optimizer(
     )  # fmt: skip
     if not (groups or arguments.epochs):
         groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]  # nothing is trained, and torch wants something
-    if name == "sgd":
-        nesterov = arguments.nesterov and momentum > 0
-        options = {"momentum": momentum, "nesterov": nesterov, "fused": fused}
-        optimizer = torch.optim.SGD(groups, peak, **options)
-    elif name == "adamw":
-        optimizer = torch.optim.AdamW(groups, peak, fused=fused)
-    else:
-        optimizer = create_optimizer_v2(groups, name, lr=peak, momentum=momentum)
+    options = {"fused": fused} if name in ("sgd", "adamw") else {}
+    options |= {"nesterov": arguments.nesterov and momentum > 0} if name == "sgd" else {}
+    optimizer = create_optimizer_v2(groups, name, lr=peak, momentum=momentum, **options)
     return optimizer, LambdaLR(optimizer, partial(rate_at, arguments, steps_per_epoch))
 
 

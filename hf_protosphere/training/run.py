@@ -44,8 +44,7 @@ LOG_STEPS = 10  # steps between looks at the loss: each one waits for the device
 
 
 class TrainingRun:
-    """A training run: built, and checked, by the constructor; then driven epoch by epoch. The
-    output folder is its own until `held` is closed."""
+    """Built, and checked, by the constructor; driven epoch by epoch. The output folder is its own while `held`."""
 
     def __init__(
         self, arguments: TrainArguments, images: ImageDataset | None = None, held: ExitStack | None = None
@@ -84,8 +83,7 @@ class TrainingRun:
         self._best: ProtoSphereForImageClassification | None = None  # as long as it is not written
         self.monitor = CollapseMonitor(
             model=self.optimizer_step.evaluated_model, accelerator=self.accelerator,
-            validation=self.eval_loaders[self.validation],
-            train_sample=self._train_sample_loader(),
+            validation=self.eval_loaders[self.validation], train_sample=self._train_sample_loader(),
         )  # fmt: skip
         self.progress = Progress.start(self.accelerator, self.images_per_step)
         if not arguments.dry_run:
@@ -93,8 +91,7 @@ class TrainingRun:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The arguments as arguments.yaml holds them: what was left to the room on the disk, as it
-        was decided, which holds for the run, also when it is resumed."""
+        """The arguments as in arguments.yaml: what the room on the disk decided is so, also when it is resumed."""
         decided = {} if self.images.is_streamed else {"cache_images": self.batches.is_cached}
         return dataclasses.asdict(self.arguments) | decided
 
@@ -182,8 +179,7 @@ class TrainingRun:
         first_step = progress.step_in_epoch
         bar = tqdm(
             total=self.steps_per_epoch, initial=first_step, leave=False,
-            desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}",
-            disable=not self.accelerator.is_main_process,
+            desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}", disable=not self.accelerator.is_main_process,
         )  # fmt: skip
 
         def trained_seconds() -> float:
@@ -199,17 +195,13 @@ class TrainingRun:
             bar.set_postfix(
                 loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}",
                 lr=f"{self.optimizer_step.scheduler.get_last_lr()[0]:.2g}",
-                images_per_s=f"{self.images_per_step / pace:.0f}" if pace else "-",
-                left=tqdm.format_interval(left),
+                images_per_s=f"{self.images_per_step / pace:.0f}" if pace else "-", left=tqdm.format_interval(left),
             )  # fmt: skip
             if stop.agreed(self.accelerator):
                 progress.training_seconds += seconds
                 path = self._save_checkpoint()
-                raise TrainingInterrupted(
-                    f"stopped after step {progress.step}; {path} is complete: run the same command "
-                    "with --resume to go on.",
-                    stop.signal,
-                )
+                words = f"stopped after step {progress.step}; {path} is complete: run the same command with --resume."
+                raise TrainingInterrupted(words, stop.signal)
 
         with bar:
             self.optimizer_step.train_mode()
@@ -231,8 +223,7 @@ class TrainingRun:
         progress.training_seconds += trained_seconds()
 
     def groups_of_batches(self) -> Iterator[list[dict[str, Tensor]]]:
-        """What is left of the current epoch, as the batches of each optimiser step. What is no
-        full group, at its end, is no step."""
+        """What is left of the current epoch, as the batches of each optimiser step; of whole steps only."""
         size, progress = self.arguments.gradient_accumulation_steps, self.progress
         batches = self.batches.epoch(progress.epoch, skip=size * progress.step_in_epoch)
         return map(list, zip(*[batches] * size))
@@ -296,9 +287,8 @@ class TrainingRun:
         if self.is_over or progress.epoch % arguments.checkpoint_every == 0:
             self._save_checkpoint()
         if self.is_over and not last:
-            self.accelerator.print(
-                f"No better {arguments.best_metric} in {arguments.early_stopping_patience} epochs: stopping early."
-            )
+            waited = arguments.early_stopping_patience
+            self.accelerator.print(f"No better {arguments.best_metric} in {waited} epochs: stopping early.")
 
     @property
     def is_over(self) -> bool:

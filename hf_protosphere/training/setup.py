@@ -68,9 +68,7 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", arguments.mixed_precision):
         if given := arguments.given.get("mixed_precision"):
-            raise ArgumentError(
-                f"--mixed_precision {given} is not what `accelerate launch` was given, {launched}: leave out one."
-            )
+            raise ArgumentError(f"--mixed_precision {given}, but `accelerate launch` has {launched}: leave out one.")
         decided["mixed_precision"] = launched
     if arguments.dry_run:
         no = dict.fromkeys(("cache_images", "check_images", "resume", "overwrite"), False)
@@ -116,8 +114,7 @@ def load_training_data(arguments: SplitArguments, *, hold_out: bool = True, **mo
     """All splits, the training split long-tailed if that was asked for; with `hold_out` a part of
     it is the validation split where there is no other. `more` goes to `load_image_dataset`."""
     images = load_data(
-        arguments, seed=arguments.seed,
-        validation_split=arguments.validation_split, test_split=arguments.test_split,
+        arguments, seed=arguments.seed, validation_split=arguments.validation_split, test_split=arguments.test_split,
         validation_fraction=arguments.validation_fraction if hold_out else 0.0, **more,
     )  # fmt: skip
     if arguments.imbalance is None:
@@ -158,12 +155,9 @@ def features_and_head(
 
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
-    folder = arguments.output_dir
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        log_with=arguments.report_to or None,
-        project_config=ProjectConfiguration(folder, f"{folder}/tensorboard"),
-    )
+    project = ProjectConfiguration(arguments.output_dir, f"{arguments.output_dir}/tensorboard")
+    precision, trackers = arguments.mixed_precision, arguments.report_to or None
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_config=project)
     check_processes(accelerator, accumulates=arguments.gradient_accumulation_steps > 1)
     if deepspeed := accelerator.state.deepspeed_plugin:
         deepspeed.deepspeed_config |= {
@@ -232,17 +226,13 @@ def with_synchronized_batchnorm(
     if accelerator.num_processes == 1:
         return model
     if accelerator.device.type != "cuda":
-        raise ArgumentError(
-            "--sync_batchnorm works on CUDA devices only, but the processes run on "
-            f"{accelerator.device.type}: leave it out."
-        )
+        raise ArgumentError(f"--sync_batchnorm works on CUDA only, not on {accelerator.device.type}: leave it out.")
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def hold_output_dir(arguments: TrainArguments, model: nn.Module, accelerator: Accelerator, held: ExitStack) -> None:
     """Keep the run's folder, with as much room as it needs, until `held` is closed."""
-    # Checkpoints hold weights and an optimiser state of at most twice their size, one more
-    # while it replaces another; and there are two copies of the model.
+    # Checkpoints, one more meanwhile, hold weights and at most twice their size of an optimiser; two models are there.
     copies = 3 * (arguments.keep_checkpoints + 1) + 2
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     folder = run_folder(
@@ -251,19 +241,14 @@ def hold_output_dir(arguments: TrainArguments, model: nn.Module, accelerator: Ac
     )  # fmt: skip
     on_main_process(accelerator, lambda: held.enter_context(folder))
     if not Path(arguments.output_dir).is_dir():
-        raise ArgumentError(
-            f"--output_dir {arguments.output_dir} must be a folder that all machines share, but "
-            f"{gethostname()} does not see what the main process made."
-        )
+        raise ArgumentError(f"--output_dir {arguments.output_dir} must be shared: {gethostname()} does not see it.")
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: str) -> None:
     """Start what `--report_to` names; a resumed run, of the same `run_id`, goes on where it was."""
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    config = {
-        key: value if isinstance(value, int | float | str) else str(value)
-        for key, value in dataclasses.asdict(arguments).items()
-    }
+    given = dataclasses.asdict(arguments).items()
+    config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
     options = {
         "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir},
         "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},

@@ -1,10 +1,9 @@
 """One optimiser step: from batches to changed weights, however many batches it has.
 
-A contrastive loss is no mean over micro-batches: averaging theirs would contrast each with itself only. Here the
-gradient is that of the one large batch, in two passes (after Gao et al., "Scaling Deep Contrastive Learning Batch Size
-under Memory Limited Setup", 2021): embed every micro-batch without a graph; take the loss and its gradient with
-respect to all embeddings at once; then embed each micro-batch again, with a graph, and send its part of that gradient
-through it. The price is one more forward pass, and memory for the embeddings instead of the activations."""
+A contrastive loss is no mean over micro-batches. Here the gradient is that of the one large batch (after Gao et al.,
+"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021): embed every micro-batch without a
+graph; take the loss and its gradient with respect to all embeddings; then embed each micro-batch again, with a graph,
+and send its part of that gradient through it. The price is one more forward pass, and memory for the embeddings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -38,10 +37,7 @@ class OptimizerStep:
         for name in ("ema_decay", "lora_rank", "feature_views"):
             value = getattr(arguments, name)
             if value and (accelerator.is_fsdp2 or accelerator.state.deepspeed_plugin):
-                raise ArgumentError(
-                    f"--{name} {value} needs all weights in every process, but they are sharded: "
-                    "leave it out, or train without FSDP and DeepSpeed."
-                )
+                raise ArgumentError(f"--{name} {value} needs all weights in every process: train without sharding.")
         # Evaluation, whose batches have other shapes, runs the same weights uncompiled.
         trained = torch.compile(model) if arguments.compile else model
         self.prepared_model, self.optimizer = accelerator.prepare(trained, optimizer)
@@ -76,8 +72,7 @@ class OptimizerStep:
             model.set_prototypes(prototypes)
 
     def __call__(self, batches: list[dict[str, Tensor]], step: int) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of all the batches {"pixel_values": (m[, V], C, S, S), "labels": (m,)}
-        as one, after so many steps, without waiting for the device."""
+        """Loss and accuracy of all batches {"pixel_values": (m[, V], C, S, S), "labels": (m,)} as one batch."""
         arguments, accelerator = self.arguments, self.accelerator
         position = hash((arguments.seed, step, accelerator.process_index))
         torch.manual_seed(position % 2**63)

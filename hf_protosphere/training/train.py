@@ -91,10 +91,7 @@ def announcement(run: TrainingRun) -> str:
         lines.append("No validation images: validating on the training set.")
     for name in run.images.splits:
         if name != "train" and (missing := run.images.classes_without_images(name)):
-            lines.append(
-                f"No {name} image of {some(missing)}: neural collapse is that of the others, and "
-                "what needs every class is not defined."
-            )
+            lines.append(f"No {name} image of {some(missing)}: neural collapse is that of the other classes.")
     return "\n".join(lines)
 
 
@@ -103,15 +100,11 @@ def dry_run(arguments: TrainArguments, *, images: ImageDataset | None = None, la
     """Take two optimiser steps and print what the whole run would be, as `--dry_run` does.
 
     Every check of a run is made, but images are neither decoded all nor cached, so that even
-    ImageNet answers in minutes; and the output folder is left alone.
-
-    Args:
-        images, last: as in `train`.
+    ImageNet answers in minutes; and the output folder is left alone. Arguments are as in `train`.
 
     Returns:
         {"parameters", "steps", "images_per_step", "images", "memory_bytes" (peak, of the device or,
-        on the CPU, of the process), "seconds_per_epoch", "hours"}: an epoch at the pace of the
-        second step, and the training without evaluations.
+        on the CPU, of the process), "seconds_per_epoch", "hours"}: at the second step's pace, without evaluations.
     """
     transformers_logging.disable_progress_bar()
     run = TrainingRun(arguments.but(dry_run=True), images)
@@ -130,14 +123,11 @@ def dry_run(arguments: TrainArguments, *, images: ImageDataset | None = None, la
     seconds = time.perf_counter() - started
     steps = run.steps_per_epoch * arguments.epochs
     plan = {
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "steps": steps,
-        "images_per_step": run.images_per_step,
-        "images": steps * run.images_per_step,
-        "memory_bytes": _peak_memory(device),
-        "seconds_per_epoch": seconds * run.steps_per_epoch,
+        "parameters": sum(p.numel() for p in run.model.parameters()), "steps": steps,
+        "images_per_step": run.images_per_step, "images": steps * run.images_per_step,
+        "memory_bytes": _peak_memory(device), "seconds_per_epoch": seconds * run.steps_per_epoch,
         "hours": seconds * steps / 3600,
-    }
+    }  # fmt: skip
     run.accelerator.print(
         f"\ntwo steps taken, loss {loss.item():.3f}; the plan:\n"
         f"  parameters       {plan['parameters'] / 1e6:,.2f} M\n"

@@ -83,7 +83,7 @@ def test_null_is_no_image(value):
 def test_values_that_cannot_be_colours_are_an_error_of_the_file(tmp_path):
     path = tmp_path / "depth.tif"
     Image.fromarray(np.float32([[0, 3.5]])).save(path)
-    with pytest.raises(DataError, match=r"depth\.tif cannot be decoded .*mode F must hold values"):
+    with pytest.raises(DataError, match=r"depth\.tif cannot be decoded .*mode F must hold"):
         read({"path": str(path), "bytes": None})
 
 
@@ -255,7 +255,7 @@ def test_names_that_are_not_utf_8_are_named(tmp_path, name):
         lambda _: image_files(path),
     )
     for reader in readers:
-        with pytest.raises(DataError, match=r"1 images .* not UTF-8: '.*caf.udce9.*Rename them"):
+        with pytest.raises(DataError, match=r"Rename 1 images, .* not UTF-8: '.*caf.udce9"):
             reader(tmp_path)
 
 

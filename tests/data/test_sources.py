@@ -309,7 +309,7 @@ def test_gray_pixels_keep_their_type(tmp_path):
             Array3D((8, 8, 3), "float32"),
             r"type float32 are no image: colours .* uint8",
         ),
-        (["https://host/0.png"] * 4, Value("string"), r"text, such as 'https://host/0.png'"),
+        (["https://host/0.png"] * 4, Value("string"), r"'https://host/0.png' is read as a path"),
     ],
 )
 def test_columns_that_are_no_images_after_all(tmp_path, images, feature, message):

@@ -17,11 +17,11 @@ NO_TEXT = sys.executable  # a file that is not UTF-8
         ({"repo_id": "digits"}, r"--repo_id must be 'user/name', but got 'digits'"),
         ({"repo_id": "/digits"}, r"--repo_id must be 'user/name', but got '/digits'"),
         ({"repo_id": "a/b/c"}, r"--repo_id must be 'user/name', but got 'a/b/c'"),
-        ({"create_pr": True, "revision": "v1"}, r"--revision v1 .*--create_pr makes none: leave"),
+        ({"create_pr": True, "revision": "v1"}, r"--revision v1 .*--create_pr leaves it alone: give"),
         ({"notes": NO_TEXT}, rf"--notes {NO_TEXT} cannot be read: 'utf-8' codec [^\n]*$"),
         ({"notes": "none.md"}, r"--notes none.md cannot be read: .*No such file"),
         *(
-            ({"revision": name}, rf"--revision must be a name .*got {re.escape(repr(name))}\.")
+            ({"revision": name}, rf"--revision must be such as .*got {re.escape(repr(name))}\.")
             for name in (
                 *("../../main", "main", "refs/heads/x", "a..b", "-x", "v1.lock", "x/", "v1."),
                 *("v1\n", "v1\nmain", "", "a b"),
@@ -46,7 +46,7 @@ def test_an_export_lies_in_a_folder_of_its_own(tmp_path):
     assert program.output_dir == str(tmp_path / "torch_export")
     with pytest.raises(ArgumentError, match=r"--model someone/model is no folder.*--output_dir"):
         ExportArguments(model="someone/model")
-    with pytest.raises(ArgumentError, match=r"--output_dir .* is the model's own folder"):
+    with pytest.raises(ArgumentError, match=r"--output_dir .* is the model's own, with a README.md"):
         ExportArguments(model=model, output_dir=f"{model}/onnx/..")
 
 

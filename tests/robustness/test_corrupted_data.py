@@ -138,12 +138,12 @@ def test_arrays_as_of_cifar(split, tmp_path):
     assert np.array_equal(pixels(part, 7), expected)
     assert [item["labels"] for item in part] == few["label"]
     np.save(tmp_path / "labels.npy", np.array(few["label"], dtype=np.uint8))
-    with pytest.raises(DataError, match=r"fog.npy holds 75 images and labels.npy 15"):
+    with pytest.raises(DataError, match=r"fog.npy: 75 images, 15 labels"):
         read_corrupted(tmp_path, NAMES, processor(), ["fog"], [3])
     for labels, message in (
         (np.array([{}, print], dtype=object), "labels.npy cannot be read: .*objects"),
         (np.ones((3, 2)), "labels.npy is no array of 1 dimensions"),
-        (np.ones(3), "labels.npy float64, but pixels must be uint8, and labels whole numbers"),
+        (np.ones(3), "must be uint8, labels whole: uint8, float64"),
     ):
         np.save(tmp_path / "labels.npy", labels)
         with pytest.raises(DataError, match=message):

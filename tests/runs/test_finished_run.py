@@ -41,7 +41,7 @@ def test_what_a_run_is_called_and_was_measured_on(folder):
 @pytest.mark.parametrize("name", ["config.json", "arguments.yaml", "results.json"])
 def test_what_a_run_has_not_written_yet_is_said(folder, name):
     (folder / name).unlink()
-    again = rf"has no {name}: `protosphere train --output_dir .* with --resume ends one"
+    again = rf"has no {name}: `protosphere train --output_dir .* with --resume if it stopped"
     with pytest.raises(ArgumentError, match=again):
         FinishedRun.read(folder)
 

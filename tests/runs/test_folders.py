@@ -63,7 +63,7 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path):
     process = get_context("fork").Process(target=hold, daemon=True)
     process.start()
     worker = ours.recv()
-    expected = rf"^--output_dir .* is being written by process {process.pid} on .*: wait until"
+    expected = rf"^--output_dir .* is being written by process {process.pid} on .*: wait, or give"
     with pytest.raises(ArgumentError, match=expected), held_folder(tmp_path, "--output_dir", ()):
         pass
     os.kill(process.pid, signal.SIGKILL)
@@ -157,7 +157,7 @@ def start_and_fail(folder):
 
 
 def test_a_run_is_in_the_way_and_a_start_that_failed_is_not(tmp_path, old):
-    with pytest.raises(ArgumentError, match="is not empty: go on with that run by --resume"):
+    with pytest.raises(ArgumentError, match="is not empty: --resume goes on"):
         run(old).__enter__()
     with run(old, resume=True):
         assert set(tree(old).values()) == {"old"}

@@ -71,7 +71,7 @@ def test_what_a_name_stands_for(folder, tmp_path):
     assert kind_of(str(folder)) == "timm"
     (folder / "config.json").write_text('{"layers": 3}')
     for name, message in (
-        (str(folder), "names neither a model type of transformers nor"),
+        (str(folder), "has no model type of transformers, nor"),
         (str(tmp_path / "nothing"), "there is no such folder"),
         ("resnet_of_nobody", "is no timm model, and no checkpoint either: "),
     ):
@@ -111,7 +111,7 @@ def test_the_command_line_refuses_in_one_line(folder, digits_folder, capfd, dama
         ({"backbone": None}, "backbone must be the name of an architecture"),
         ({"per_layer_config": {"0": {}}}, "AttributeError"),
         ({"architectures": 5}, "TypeError"),
-        ({"image_size": 64}, r"makes images \(3, 32, 32\), but its config.json asks for .3, 64"),
+        ({"image_size": 64}, r"makes \(3, 32, 32\), its config.json asks for .3, 64"),
         ({"backbone_kwargs": {"layers": "many"}}, "cannot be loaded: "),
     ],
 )

@@ -54,7 +54,7 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path):
     with pytest.raises(ArgumentError, match=r"holds nothing to draw.*metrics.jsonl"):
         drawn(run("empty", []))
     whole = run("whole", [record(1)], with_snapshot=True)
-    with pytest.raises(ArgumentError, match=r"3 class names, but got fly"):
+    with pytest.raises(ArgumentError, match=r"class names, got fly"):
         drawn(whole, classes=["a", "fly"])
     with pytest.raises(ArgumentError, match=r"never measured.*--nc_every 1"):
         drawn(whole, run("unmeasured", [record(1, measured=False)]))

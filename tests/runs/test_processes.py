@@ -34,7 +34,7 @@ def test_processes_that_do_not_know_of_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_processes(Accelerator(cpu=True))  # somebody else's: no launcher started us
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ArgumentError, match=r"started 2 processes.*ACCELERATE_USE_CPU=true"):
+    with pytest.raises(ArgumentError, match=r"no GPUs for 2 processes.*ACCELERATE_USE_CPU=true"):
         check_processes(Accelerator(cpu=True))
 
 

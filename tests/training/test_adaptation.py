@@ -190,7 +190,7 @@ def test_what_a_name_stands_for(tmp_path):
     with pytest.raises(ArgumentError, match="there is no such folder"):
         kind_of(str(tmp_path / "missing" / "x"))
     (tmp_path / "other" / "config.json").write_text('{"hidden_size": 8}')
-    with pytest.raises(ArgumentError, match="names neither a model type"):
+    with pytest.raises(ArgumentError, match="has no model type"):
         kind_of(str(tmp_path / "other"))
 
 
@@ -209,14 +209,14 @@ def test_a_folder_that_timm_saved(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer_decay": 0.5, "freeze_backbone": True}, "--layer_decay 0.5 is about a backbone"),
-        ({"lora_rank": 2, "freeze_backbone": True}, "--lora_rank 2 is about a backbone"),
+        ({"layer_decay": 0.5, "freeze_backbone": True}, "--layer_decay 0.5 trains the backbone"),
+        ({"lora_rank": 2, "freeze_backbone": True}, "--lora_rank 2 trains the backbone"),
         ({"layer_decay": 0.0}, r"--layer_decay must be in \(0, 1\]"),
         ({"lora_rank": 0}, "--lora_rank must be a whole number"),
         ({"images_per_class": 0}, "--images_per_class must be a whole number"),
         ({"finetune_from": "a", "pretrained": True}, "--finetune_from a and --pretrained both"),
         ({"finetune_from": "a", "resume_from": "b"}, "--resume_from b and --finetune_from a both"),
-        ({"images_per_class": 2, "streaming": True}, "--images_per_class needs to know all"),
+        ({"images_per_class": 2, "streaming": True}, "which --images_per_class needs"),
     ],
 )
 def test_arguments_that_do_not_fit(options, message):

@@ -49,7 +49,7 @@ def test_defaults_that_follow_from_others():
         ({"nesterov": False, "optimizer": "adamw"}, "--nesterov False is for --optimizer sgd only"),
         ({"optimizer": "mouon"}, r"sgd, adamw or .*list_optimizers\(\), not 'mouon'.*'muon'"),
         ({"optimizer": "kron", "learning_rate": 1e-3}, r"list_optimizers\(\), not 'kron'"),
-        ({"optimizer": "muon"}, "muon has no usual learning rate: give --learning_rate"),
+        ({"optimizer": "muon"}, "muon has no usual --learning_rate: try"),
         ({"schedule": "step"}, "--milestones, .* got None for step"),
         ({"milestones": [3]}, r"--milestones, for --schedule step .* got \[3\] for cosine"),
         ({"schedule": "step", "milestones": [9, 3]}, r"must rise .* 100, but got \[9, 3\]"),

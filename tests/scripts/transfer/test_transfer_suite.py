@@ -153,7 +153,7 @@ def test_a_data_set_that_cannot_be_loaded_is_a_row(options, data, tmp_path, caps
     options = changed(options, "broken", dataset_name=str(tmp_path / "broken"))
     datasets = options["datasets"]  # those that fail come first
     options["datasets"] = {n: datasets[n] for n in ("absent", "broken", "lower", "upper")}
-    with pytest.raises(SuiteError, match=r"(?s)4 of 8 .*absent, .*ConnectionError") as error:
+    with pytest.raises(SuiteError, match=r"(?s)4 of 8 .*absent, .*user/absent cannot be loaded") as error:
         run(options)
     assert str(error.value).count("It must be a data set on the Hub") == 2  # once for all models
     results = json.loads((Path(options["output_dir"]) / "results.json").read_text())
@@ -161,7 +161,7 @@ def test_a_data_set_that_cannot_be_loaded_is_a_row(options, data, tmp_path, caps
     assert results["means"][0]["datasets"] == ["lower", "upper"]
     assert {failure["dataset"] for failure in results["failures"]} == {"absent", "broken"}
     line = next(x for x in capsys.readouterr().out.split("\n") if x.startswith("knn         absent"))
-    assert "-  --dataset_name user/absent cannot be loaded: ConnectionError" in line
+    assert "-  --dataset_name user/absent cannot be loaded: " in line
 
     # Tried again, now from here.
     (tmp_path / "broken" / "train.parquet").unlink()

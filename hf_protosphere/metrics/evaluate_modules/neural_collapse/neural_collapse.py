@@ -26,9 +26,6 @@ Returns:
     One number for each metric, and "attained": the percentage of each optimum, with "overall", the least of them.
     Where classes do not occur, "absent_classes" lists them, and what needs all of them is left out, "overall" too.
 
-Raises:
-    ValueError: embeddings that are not finite or not of one length, prototypes that do not fit.
-
 Example:
     >>> collapse = evaluate.load("neural_collapse")
     >>> results = collapse.compute(
