@@ -277,7 +277,7 @@ def _changed(file: Path, arguments: Mapping[str, Any], may_differ: set[str]) -> 
 def refuse_changes(work: str, changed: list[str]) -> None:
     """Refuse to resume a run or a transfer where anything has changed, in words."""
     if changed:
-        raise ArgumentError(f"--resume continues the {work} as it was, but {'; '.join(changed)}. Give the same.")
+        raise ArgumentError(f"--resume goes on with the {work}, but {'; '.join(changed)}. Give the same values.")
 
 
 def save_model(

@@ -77,7 +77,7 @@ def test_the_precision_of_the_launcher_is_obeyed_or_refused(arguments, monkeypat
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert resolve(arguments())[0].mixed_precision == "bf16"
     assert resolve(arguments(mixed_precision="bf16"))[0].mixed_precision == "bf16"
-    with pytest.raises(ArgumentError, match=r"--mixed_precision no but .*launch.* bf16"):
+    with pytest.raises(ArgumentError, match=r"--mixed_precision no, but .*launch.* bf16"):
         resolve(arguments(mixed_precision="no"))
 
 

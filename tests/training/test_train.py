@@ -63,7 +63,7 @@ def test_a_run_leaves_a_model_anyone_can_load_and_a_record(arguments, tmp_path):
 
 def test_classes_without_evaluation_images_are_named_and_cost_nothing(arguments, capsys):
     results = train(arguments(epochs=1, max_eval_samples=2))
-    missing = "image of digit_1: neural collapse is that of the others, and what needs every class"
+    missing = "image of digit_1: neural collapse is that of the other classes"
     told = capsys.readouterr().out
     assert f"No validation {missing}" in told
     assert f"No test {missing}" in told
