@@ -266,10 +266,9 @@ def load_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], confi
             f"nor a transformers checkpoint that can be reached ({error})"
         ) from error
     defaults = {
-        "backbone": backbone_config.model_type,
+        "backbone": backbone_config.model_type, "image_size": getattr(backbone_config, "image_size", 224),
         "backbone_kwargs": _architecture(backbone_config),
-        "image_size": getattr(backbone_config, "image_size", 224),
-    }
+    }  # fmt: skip
     with suppress(OSError):  # a checkpoint without a processor: the defaults of the config remain
         processor = load_image_processor(name)
         defaults["image_mean"] = list(processor.image_mean)

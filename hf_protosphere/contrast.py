@@ -345,12 +345,12 @@ def contrast_vectors(
     """Each vector (N, D) among the kept ones of all processes: (N,) the log-sum-exp of its
     similarities x_i·x_j / t with the others, (N, D) the sum and (N,) the number of its class."""
     everyone, all_labels, all_keep, offset = gathered(vectors, labels, keep, processes)
+    rows = rows_per_chunk(chunk_size, len(vectors), len(everyone))
     if processes is None:
         lse = PairwiseLogSumExp.apply(vectors, keep, temperature, chunk_size)
     else:
         place = torch.arange(len(everyone), device=vectors.device) - offset
         own_row = torch.where(place < len(vectors), place.clamp_min(-1), -1)
-        rows = rows_per_chunk(chunk_size, len(vectors), len(everyone))
         lse, _, _ = ContrastLogSumExp.apply(vectors, everyone, own_row, all_keep, temperature, True, True, rows, False)
     # The place among the sorted labels tells a class: below the batch size, found without a synchronisation.
     class_of = torch.searchsorted(all_labels.sort().values, all_labels)  # (N_all,)

@@ -88,4 +88,4 @@ def errors_in_one_line(
         reason = " ".join(str(error).split())[:600]
         name = "" if isinstance(error, OSError | ValueError) and reason else type(error).__name__
         reason = ": ".join(filter(None, (name, reason)))
-        raise kind(f"{what}: {reason.rstrip('.') + f'. {then}' if then else reason}") from error
+        raise kind(f"{what}: {reason}{then and f' {then}'}") from error

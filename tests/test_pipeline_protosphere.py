@@ -251,5 +251,5 @@ def test_sets_of_a_configuration():
     config.set_thresholds = [0.65, 0.5, 0.8]  # one of each class
     assert prediction_sets(logits, config).tolist() == [[True, False, False], [True, False, True]]
     config.set_thresholds = [0.5, 0.5]
-    with pytest.raises(ValueError, match="set_thresholds must be 1 or 3, but are 2: calibrate again"):
+    with pytest.raises(ValueError, match="set_thresholds must be 1 or 3, not 2: calibrate again"):
         prediction_sets(logits, config)

@@ -35,6 +35,9 @@ class RecordedArguments(SimpleNamespace):
     def __getattr__(self, name: str) -> NoReturn:
         raise NotRecorded(f"the arguments of the run do not say its {name}.")
 
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"{name} is what the run was given: it cannot be changed.")
+
 
 def read_run_arguments(folder: str | Path) -> RecordedArguments | None:
     """What arguments.yaml in a run's folder holds; None where there is no such file."""

@@ -249,10 +249,8 @@ def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: 
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
     given = dataclasses.asdict(arguments).items()
     config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
-    options = {
-        "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir},
-        "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"},
-    }
+    wandb = {"name": name, "id": run_id, "resume": "allow", "dir": arguments.output_dir}
+    options = {"wandb": wandb, "trackio": {"name": name, "resume": "allow" if arguments.resume else "never"}}
     what = f"--report_to {' '.join(arguments.report_to)} cannot start"
     with errors_in_one_line(what, "Leave it out, or give --report_to none."):
         accelerator.init_trackers(arguments.project, config=config, init_kwargs=options)
