@@ -1,7 +1,14 @@
 """Contrast on the unit sphere: NormFace, NTCE, NONL and SupCon; their relatives in `objectives.py`.
 
-The objectives of "Neural Collapse by Design" (Koromilas et al., ICML 2026, arXiv 2605.20302), of embeddings u_i and
-prototypes w_c of unit norm, are one operation, a log-sum-exp over one side of a matrix of similarities, computed by
+With embeddings u_i and prototypes w_c of unit norm, a batch of M instances, K classes, temperature t and
+s_jc = w_c·u_j / t, the objectives of "Neural Collapse by Design" (Koromilas et al., ICML 2026, arXiv 2605.20302) are
+
+    NormFace   mean_i [ logsumexp_c s_ic              − s_i,yi ]   contrast: the K prototypes
+    NTCE       mean_i [ logsumexp_j s_j,yi            − s_i,yi ]   contrast: the M instances
+    NONL       mean_i [ logsumexp_{j: yj ≠ yi} s_j,yi − s_i,yi ]   contrast: other classes' only
+    SupCon     mean_i [ logsumexp_{j ≠ i} u_i·u_j / t − mean_{p: yp = yi, p ≠ i} u_i·u_p / t ]
+
+All four are one operation, a log-sum-exp over one side of a matrix of similarities, computed by
 `ContrastLogSumExp`. In NTCE and NONL the anchor is the prototype, so the batch enters
 through one log-sum-exp *per class*: O(M·K) work, no M×M matrix, K numbers to exchange between
 processes. SupCon's denominator is NONL's with every instance as the prototype of its own class.

@@ -56,17 +56,18 @@ def render_card(
     # A linear layer has no prototypes, which all but the curves show.
     pictures = ("curves.png",) if run.classifier == "linear" else PICTURES
     return ModelCard.from_template(
-        _metadata(run, name, license), template_path=str(TEMPLATE), title=inline(name), repo_id=repo_id,
-        license=license, notes=notes, paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX,
-        objective=WORDS[run.config.objective], trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
+        _metadata(run, name, license), template_path=str(TEMPLATE),
+        title=inline(name), repo_id=repo_id, license=license, notes=notes,
+        paper_url=PAPER_URL, paper_bibtex=PAPER_BIBTEX, objective=WORDS[run.config.objective],
+        trains_prototypes=not OBJECTIVES[run.config.objective].contrasts_views,
         run=run, config=run.config, arguments=run.arguments, results=run.results, origin=run.provenance,
         device=run.provenance["device"], reported=run.results[run.reported], least_accurate=_least_accurate(run),
         metrics=applicable_metrics(run), pictures=[name for name in pictures if (run.folder / name).is_file()],
-        calibration=run.calibration, has_reliability=(run.folder / RELIABILITY).is_file(), comparison=compare(run,
-        list(map(FinishedRun.read, others))) if compare_with else [],
-        repositories={path: _checked_repo_id(f"{user}/{path.resolve().name}") for path in others}, inline=inline,
-        listed=listed, percent=percent, duration=duration, degrees=lambda cosine: math.degrees(math.acos(cosine)),
-        frequencies=FREQUENCIES,
+        calibration=run.calibration, has_reliability=(run.folder / RELIABILITY).is_file(),
+        comparison=compare(run, list(map(FinishedRun.read, others))) if compare_with else [],
+        repositories={path: _checked_repo_id(f"{user}/{path.resolve().name}") for path in others},
+        inline=inline, listed=listed, percent=percent, duration=duration,
+        degrees=lambda cosine: math.degrees(math.acos(cosine)), frequencies=FREQUENCIES,
     )  # fmt: skip
 
 
@@ -83,17 +84,24 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
     if run.dataset_id is None:
         raise ArgumentError(f"{folder} was trained on a local data set, but a benchmark is a data set on the Hub.")
     if run.is_drawn_from_training(run.reported):
-        raise ArgumentError(f"{folder} was evaluated on training data only: train with --test_split.")
+        raise ArgumentError(
+            f"{folder} was evaluated on training data of {run.dataset_id} only: train with "
+            "--test_split to evaluate on a split of its own."
+        )
     report, revision = run.results[run.reported], run.arguments.dataset_revision
     entry = EvalResultEntry(
-        dataset_id=run.dataset_id, dataset_revision=revision and one_line(revision), task_id=task_id,
-        value=float(f"{report['accuracy']:.6g}"), notes=f"top-1 accuracy on {report['num_images']} images",
-    )  # fmt: skip
+        dataset_id=run.dataset_id,
+        task_id=task_id,
+        value=float(f"{report['accuracy']:.6g}"),
+        dataset_revision=revision and one_line(revision),
+        notes=f"top-1 accuracy on {report['num_images']} images",
+    )
     return yaml.safe_dump(huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
 def card_files(folder: str | Path, *, benchmark_task: str | None = None, **options: Any) -> dict[str, str]:
-    """{path in the repository: text}: README.md by `render_card`; of a benchmark `render_evaluation_results` too."""
+    """{path in the repository: text}: `render_card`, which says options and what is raised, as
+    README.md; and for a benchmark `render_evaluation_results`."""
     files = {"README.md": str(render_card(folder, **options))}
     if benchmark_task is not None:
         files[".eval_results/hf_protosphere.yaml"] = render_evaluation_results(folder, benchmark_task)
@@ -121,10 +129,11 @@ def _metadata(run: FinishedRun, name: str, license: str | None) -> ModelCardData
     tags += ["arxiv:" + PAPER_URL.rsplit("/")[-1]]
     tags += ["prototypes", "hypersphere"] if run.classifier != "linear" else []
     return ModelCardData(
-        model_name=name, license=license, tags=tags, library_name="transformers", pipeline_tag="image-classification",
-        datasets=[run.dataset_id] if run.dataset_id else None, base_model=base_model,
-        base_model_relation="finetune" if base_model else None, metrics=["accuracy"],
-        eval_results=_evaluation_results(run),
+        model_name=name, license=license, tags=tags,
+        library_name="transformers", pipeline_tag="image-classification",
+        datasets=[run.dataset_id] if run.dataset_id else None,
+        base_model=base_model, base_model_relation="finetune" if base_model else None,
+        metrics=["accuracy"], eval_results=_evaluation_results(run),
     )  # fmt: skip
 
 
@@ -134,8 +143,10 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
     config, revision = arguments.dataset_config, arguments.dataset_revision
     for split in run.held_out:
         report = run.results[split]
-        accuracy, top_5 = report["accuracy"], report.get("top5_accuracy")
-        metrics = {"accuracy": ("Accuracy", accuracy), "top_5_accuracy": ("Top-5 accuracy", top_5)}
+        metrics = {
+            "accuracy": ("Accuracy", report["accuracy"]),
+            "top_5_accuracy": ("Top-5 accuracy", report.get("top5_accuracy")),
+        }
         if arguments.imbalance:
             metrics["mean_class_accuracy"] = ("Mean class accuracy", report["mean_class_accuracy"])
         if split == run.reported:
@@ -144,13 +155,17 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
         if split != "train" and run.is_drawn_from_training(split):
             on = f" on {report['num_images']} held-out images"  # no split of the data set
         results += [
-            EvalResult( task_type="image-classification", task_name="Image classification",
-            dataset_type=run.dataset_id or "imagefolder", dataset_name=one_line(run.dataset_name),
-            dataset_config=config and one_line(config),
-            dataset_split=one_line(run.provenance["splits"][split]["from"]),
-            dataset_revision=revision and one_line(revision), metric_type=kind, metric_name=f"{title}{on}",
-            metric_value=float(f"{value:.6g}"), ) for kind, (title,
-            value) in metrics.items() if value is not None and math.isfinite(value)
+            EvalResult(
+                task_type="image-classification", task_name="Image classification",
+                dataset_type=run.dataset_id or "imagefolder",
+                dataset_name=one_line(run.dataset_name),
+                dataset_config=config and one_line(config),
+                dataset_split=one_line(run.provenance["splits"][split]["from"]),
+                dataset_revision=revision and one_line(revision), metric_type=kind,
+                metric_name=f"{title}{on}", metric_value=float(f"{value:.6g}"),
+            )
+            for kind, (title, value) in metrics.items()
+            if value is not None and math.isfinite(value)
         ]  # fmt: skip
     return results
 

@@ -59,7 +59,9 @@ class TrainArguments(
         if self.views is None:
             decide(self, views=2 if OBJECTIVES[self.objective].contrasts_views else 1)
         if OBJECTIVES[self.objective].contrasts_views and self.views < 2:
-            raise ArgumentError(f"--objective {self.objective} contrasts views: --views must be 2 or more.")
+            raise ArgumentError(
+                f"--objective {self.objective} contrasts views: --views must be 2 or more, not {self.views}."
+            )
         for name, why in OF_AN_OBJECTIVE.items():
             known = [of for of, objective in OBJECTIVES.items() if name in objective.options]
             if getattr(self, name) and self.objective not in known:
@@ -109,7 +111,10 @@ class TrainArguments(
     def _check_sampling(self) -> None:
         classes = self.classes_per_batch
         if classes is not None and self.batch_size % classes:
-            raise ArgumentError(f"--batch_size {self.batch_size} is no multiple of --classes_per_batch {classes}.")
+            nearest = classes * max(1, self.batch_size // classes)
+            raise ArgumentError(
+                f"--batch_size {self.batch_size} is no multiple of --classes_per_batch {classes}: {nearest}, say."
+            )
         if not self.streaming:
             return
         for name in OF_ALL_IMAGES:
@@ -119,7 +124,9 @@ class TrainArguments(
     def _check_run(self) -> None:
         if self.epochs and self.warmup_epochs >= self.epochs:
             if "warmup_epochs" in self.given:
-                raise ArgumentError(f"--warmup_epochs {self.warmup_epochs} must be less than --epochs {self.epochs}.")
+                raise ArgumentError(
+                    f"--warmup_epochs {self.warmup_epochs} must be less than --epochs {self.epochs}: or leave it out."
+                )
             decide(self, warmup_epochs=self.epochs / 2)
         if self.resume and self.overwrite:
             raise ArgumentError("--resume keeps the earlier run and --overwrite deletes it: one.")
