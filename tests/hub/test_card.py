@@ -396,7 +396,7 @@ def test_what_is_no_benchmark_is_said(runs, copy_of):
         from_the_hub(results)
         results.pop("test")
 
-    with pytest.raises(ArgumentError, match=r"on training data only.*--test_sp"):
+    with pytest.raises(ArgumentError, match=r"on training data of uoft-cs/cifar10 only.*--test_sp"):
         render_evaluation_results(copy_of("nonl", results=without_test), "task")
 
 
