@@ -78,7 +78,7 @@ class Progress:
         found = []
         if self.images_per_step != other.images_per_step:
             of_all = "--batch_size x --gradient_accumulation_steps x processes"
-            found.append(f"a step had {self.images_per_step} images ({of_all}), has {other.images_per_step}")
+            found.append(f"a step had {self.images_per_step} images, has {other.images_per_step} ({of_all})")
         if self.sharding != other.sharding:
             found.append(f"the sharding was {self.sharding}, is {other.sharding}")
         return found
