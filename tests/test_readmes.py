@@ -16,6 +16,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import timm
@@ -156,7 +157,7 @@ def test_modules_that_are_named_exist(readme):
 
 def flags_of_commands():
     """Of all commands, with those of launchers that the README of the scripts speaks of."""
-    known = {"config", "help", "num_processes", "cpu", "multi_gpu", "num_machines", "nnodes",
+    known = {"config", "help", "quiet", "completion", "num_processes", "cpu", "multi_gpu", "num_machines", "nnodes",
              "nproc-per-node", "machine_rank"}  # fmt: skip
     for command in COMMANDS.values():
         fields = _imported(command.arguments).__dataclass_fields__
@@ -172,6 +173,18 @@ def test_flags_and_commands_in_sentences_exist(readme):
         words = shlex.split(code.removeprefix("ACCELERATE_USE_CPU=true "))
         if words[0] in STARTERS and len(words) > 1:
             check(words)
+
+
+def test_tables_of_choices_are_those_of_the_parser():
+    """A table that a flag is the head of has a row for each of its choices, in the README of its command."""
+    found = {}
+    for page in READMES:
+        for flag, rows in re.findall(r"^\| `--(\w+)` \|.*\n\|[-|]+\n((?:\|.*\n)+)", prose(page), re.MULTILINE):
+            found[page.parent.name, flag] = re.findall(
+                r"`(\w+)`", " ".join(row.split("|")[1] for row in rows.splitlines())
+            )
+    modes = COMMANDS["finetune"].parser().kinds["mode"]
+    assert found == {("transfer", "mode"): [*get_args(modes)]}
 
 
 @EACH
@@ -221,7 +234,7 @@ def check(words):
     """What can be said of a command without running it: its program, files and flags exist."""
     program, *rest = (word for word in words if word != "...")
     if program == "protosphere":
-        assert rest[0] in COMMANDS, rest
+        assert rest[0] in (*COMMANDS, "--completion"), rest
     elif program == "make":
         assert re.search(rf"^{rest[0]}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif program == "pip":

@@ -4,7 +4,6 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,47 +16,38 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(kw_only=True)
-class _File:
+class _EveryCommand:
     config: str | None = flag("YAML file with any of these arguments; flags win.")
+    quiet: bool = flag("No progress bars, no lines beside results, warnings and errors.", False)
 
 
+OF_EVERY_COMMAND = field_names(_EveryCommand)
 GONE = r"(normalized_)?linear_probe|probe_\w+"  # arguments of training in version 0.1.0, in the files that it left
 
 
-def parse_arguments(
-    cls: type[T], argv: Sequence[str], prog: str, description: str, *, positional: Sequence[str] = (), **page: Any
-) -> T:
-    """Flags over the YAML file given by `--config` over defaults.
-
-    Args:
-        positional: names of fields whose values may come first, without a flag; the last takes all that are left.
-        page: what `--help` says beside the fields, as for `Parser`.
-    """
-    argv = _with_flags(argv, positional)
-    parser = Parser([*groups_of(cls), _File], prog=prog, description=description, positional=positional, **page)
-    # Read first: what the file gives is not required any more.
-    config = Parser([_File], add_help=False).parse_known_args(argv)[0].config
-    values = read_yaml(config, cls) if config else {}
-    for action in parser._actions:
-        action.required = action.required and action.dest not in values
+def parser_of(cls: type, **page: Any) -> Parser:
+    """Of a job's arguments; `page` is for `Parser`."""
+    parser = Parser([*groups_of(cls), _EveryCommand], **page)
     # Of the class itself, whose defaults may differ from those of its groups.
     fields = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
-    parser.set_defaults(**{f.name: f.default for f in fields} | values)  # as --help tells them
-    values |= parser.given(argv)
-    values.pop("config", None)
-    return cls(**values)
+    parser.defaults |= {field.name: field.default for field in fields}
+    return parser
 
 
-def _with_flags(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
-    """Words without a flag at the beginning, each behind its own; the last one takes the rest."""
-    argv = list(argv)
-    for name in positional:
-        count = len(list(takewhile(lambda word: word == "-" or word[:1] != "-", argv)))
-        if count == 0:
-            break
-        taken = count if name == positional[-1] else 1
-        argv = [*argv[taken:], f"--{name}", *argv[:taken]]
-    return argv
+def parse_arguments(cls: type[T], argv: Sequence[str], parser: Parser | None = None) -> T:
+    """Flags, and words without one, over the YAML file given by `--config` over defaults."""
+    parser = parser or parser_of(cls)
+    given = parser.given(argv)
+    values = read_yaml(config, cls) if (config := given.get("config")) else {}
+    parser.defaults |= values  # as --help tells them
+    if "help" in given:
+        print(parser.format_help(given["help"] == "all"), end="")
+        raise SystemExit(0)
+    values |= parser.given(argv, values)
+    needed = [name for name, default in parser.defaults.items() if default is dataclasses.MISSING]
+    if missing := ", ".join(f"--{name}" for name in needed if name not in values):
+        parser.error(f"the following arguments are required: {missing}")
+    return cls(**{name: value for name, value in values.items() if name not in OF_EVERY_COMMAND})
 
 
 def read_text(path: str, flag: str) -> str:

@@ -8,17 +8,25 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..arguments.fields import did_you_mean
 from ..errors import TrainingInterrupted, UserError
+from ..plots import text
 from ..plots.text import say
-from .commands import COMMANDS
+from .commands import COMMANDS, TEXTS
+from .completion import answer
 
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # of this process among those of its launcher
+BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")  # none, where it is "1"
 PATIENCE = 15  # seconds, more than the first process takes to end
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 for what the user can mend, 128 + signal for an interruption."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's may be known to its own Python only
+    text.is_quiet = "--quiet" in argv
+    if text.is_quiet or not sys.stderr.isatty():  # read by tqdm, and by those who do not leave it to tqdm
+        os.environ |= dict.fromkeys(BARS, "1")
     if hasattr(sys.stdout, "reconfigure"):  # ASCII, say, lacks letters that are printed
         sys.stdout.reconfigure(errors="replace")
     run = _run
@@ -27,22 +35,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         run = record(run)
-    run(argv)
+    try:
+        run(argv)
+    finally:
+        text.is_quiet = False
 
 
-def _run(argv: Sequence[str] | None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
+def _run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage(), end="")
+        lines = "\n".join(f"  {c.name:<14} {c.summary}" for c in COMMANDS.values())
+        print(TEXTS["usage"].format(commands=lines), end="")
         raise SystemExit(0 if argv else 2)
     command, rest = argv[0], argv[1:]
-    if command not in COMMANDS:
-        from ..arguments.fields import did_you_mean
-
+    answers = dict.fromkeys(("--completion", "--complete"), lambda words: print(*answer(command, words), sep="\n"))
+    jobs = COMMANDS | answers
+    if command not in jobs:
         near = did_you_mean(command, COMMANDS) or " protosphere --help lists them."
         _refuse("", f"there is no command {command!r}.{near}")
     try:
-        COMMANDS[command](rest)
+        jobs[command](rest)
     except TrainingInterrupted as interruption:  # of all processes together
         if LOCAL_RANK == 0:
             say(f"protosphere {command}: {interruption}", file=sys.stderr)
@@ -66,17 +77,3 @@ def _run(argv: Sequence[str] | None) -> None:
 def _refuse(command: str, reason: object) -> NoReturn:
     say(f"protosphere{command}: error: {reason}", file=sys.stderr)
     raise SystemExit(2) from None
-
-
-def _usage() -> str:
-    commands = "\n".join(f"  {c.name:<14} {c.summary}" for c in COMMANDS.values())
-    return f"""usage: protosphere COMMAND [--help] [arguments]
-
-Image classifiers with class prototypes on the hypersphere.
-
-commands:
-{commands}
-
-`protosphere COMMAND --help` explains every argument. For several processes or machines:
-`accelerate launch scripts/train.py [arguments]`, or scripts/evaluate.py, with the same arguments.
-"""

@@ -1,6 +1,7 @@
 """Training images that are read as they come, from the Hub or the disk, instead of downloaded."""
 
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import BaseImageProcessor
 from ..configuration_protosphere import ProtoSphereConfig
 from ..errors import DataError, errors_in_one_line
 from ..rgb import pixels_and_labels, shorter_side
+from ..runs.processes import announce
 from .arguments import BatchOptions
 from .pixels import read
 from .transforms import RandomViews, TrainTransform, collate
@@ -73,7 +75,7 @@ class StreamedBatches:
         shards, own, readers = stream.num_shards, part.num_shards, max(1, self.num_workers)
         each = "all of them, of which it keeps its share," if shards % processes else own
         words = f"streaming {shards} shard(s), {each} for each of {processes} process(es), "
-        accelerator.print(f"{words}{own // readers} or more for each of {readers} reader(s)")
+        announce(f"{words}{own // readers} or more for each of {readers} reader(s)", sys.stdout)
         views = RandomViews(TrainTransform(config, options), views=options.views, seed=options.seed)
         skip_bad = options.on_bad_image == "skip"
         self.dataset = _Augmented(part, views, accelerator.process_index, skip_bad)

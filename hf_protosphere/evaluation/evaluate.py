@@ -106,7 +106,8 @@ class Evaluation:
             say(json.dumps(report, indent=2) if arguments.json else self._tables(report))
             if snapshot is not None:
                 taken = snapshot.snapshot(names, arguments.split)
-                for path in self._draw(report, taken, detection, outcomes=outcomes, nearest=nearest):
+                paths = self._draw(report, taken, detection, outcomes=outcomes, nearest=nearest)
+                for path in () if arguments.json else paths:
                     say(path)
         return report
 

@@ -39,7 +39,7 @@ def inferred(
     seen = 0
     try:
         hidden = not accelerator.is_main_process
-        for batch in tqdm(loader, desc=description, leave=False, disable=hidden):
+        for batch in loader if hidden else tqdm(loader, desc=description, leave=False):
             with accelerator.autocast():
                 computed = compute(batch)
             gathered = accelerator.gather_for_metrics(computed)

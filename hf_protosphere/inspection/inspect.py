@@ -1,7 +1,6 @@
 """The command `protosphere inspect`: what is in a data set, and what of it is better looked at before training."""
 
 import json
-import shlex
 from typing import Any
 
 import numpy as np
@@ -53,8 +52,7 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
             table[is_bad | is_copy].to_csv(new / LEFT_OUT, columns=COLUMNS, index=False)
             write_json(new / REPORT, report)
             draw_suspects(table, images, arguments.worst, new / SHEET)
-    then = ["--dataset_name", arguments.dataset_name, "--labels", folder / TABLE, "--exclude", folder / LEFT_OUT]
-    then = f"Look at {SHEET}, correct the labels in {TABLE}; then: protosphere train {shlex.join(map(str, then))}"
+    then = f"Look at {SHEET}, and correct the labels in {TABLE}."
     say(json.dumps(report, indent=2) if arguments.json else f"{format_report(table)}\n\n{then}")
     return report
 

@@ -123,7 +123,7 @@ def _shared_classes(
     sizes = sizes.tolist()
     num_processes, num_classes = len(sizes), len(sizes[0])
     rounds = range(0, num_classes, num_processes)
-    for first in tqdm(rounds, "class covariances", leave=False, delay=5, disable=rank > 0):
+    for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
         mine = None
         # All exchange before anyone computes, or each would wait for the one before.
         for owner in range(min(num_processes, num_classes - first)):

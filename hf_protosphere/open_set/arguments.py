@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, required
-from ..configuration_protosphere import REJECTION_SCORES, SET_SCORES
 from ..data.arguments import DataArguments
 from ..errors import ArgumentError
 
@@ -39,7 +38,7 @@ class CalibrateArguments(OpenSetArguments, DataArguments, Arguments):
     false_rejection_rate: Annotated[float, "(0, 1)"] = flag(
         "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
     )
-    score: Literal[("auto", *REJECTION_SCORES)] = flag(
+    score: Literal["auto", "cosine", "max_softmax", "energy"] = flag(
         "What tells unknown images: the cosine to the nearest prototype, the maximum softmax, the energy of the "
         "logits; auto: what does it best on --ood_dataset, else on classes that are left out in turn, and the cosine "
         "where none is better by a point. A table shows them all.",
@@ -48,7 +47,7 @@ class CalibrateArguments(OpenSetArguments, DataArguments, Arguments):
     coverage: Annotated[float, "(0, 1)"] | None = flag(
         "Also give every image a set of classes that holds the right one so often, such as 0.9."
     )
-    sets: Literal[SET_SCORES] = flag(
+    sets: Literal["lac", "aps", "raps"] = flag(
         "With --coverage, how sets are made. lac: the smallest, some of them empty; aps: larger where the model is "
         "unsure, never empty; raps: the same with few large ones.",
         "raps",
@@ -59,6 +58,7 @@ class CalibrateArguments(OpenSetArguments, DataArguments, Arguments):
     )
     output_dir: PathName | None = flag("Save the calibrated model here; by default where it is.")
     batch_size: Count = flag("Images per process and step.", 256)
+    json: bool = flag("Print the report as JSON instead of tables.", False)
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,5 +1,6 @@
 """What `protosphere calibrate` does: a threshold for "unknown", sets of classes, and scores that can be trusted."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     }  # fmt: skip
     if accelerator.is_main_process:
         save_model(model.cpu(), processor, folder)
-        _write(report, bins, folder)
+        _write(report, bins, folder, arguments.json)
     accelerator.wait_for_everyone()
     return report
 
@@ -247,11 +248,13 @@ def format_calibration(report: dict[str, Any]) -> str:
     return f"{format_table(rows)}\n\n{comparison}\nChosen: {SCORES[score]}. {HELD}"
 
 
-def _write(report: dict[str, Any], bins: dict[str, confidence.Reliability], folder: Path) -> None:
+def _write(report: dict[str, Any], bins: dict[str, confidence.Reliability], folder: Path, as_json: bool) -> None:
     write_json(folder / CALIBRATION, report)
     after = f"After, temperature {report['calibration_temperature']:.3f}"
     with whole_file(folder / PICTURE) as unfinished:
         plot_reliability({"Before": bins["before"], after: bins["after"]}, unfinished)
+    if as_json:
+        return say(json.dumps(report, indent=2))
     say(format_calibration(report))
     if missing := report["classes_without_images"]:
         say(f"There was no image of {some(missing)}: how many of theirs are rejected is unknown.")

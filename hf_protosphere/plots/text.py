@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+is_quiet = False  # by `--quiet`: nothing is said but results, warnings and errors
 KEPT = "\n\t\u200c\u200d"  # the last two cannot be seen, but words and emoji are written with them
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..errors import ArgumentError, UserError
+from ..plots import text as voice
 from ..plots.text import say
 from .signals import end_with_launcher
 
@@ -116,10 +118,10 @@ def on_main_process(accelerator: Accelerator | PartialState, job: Callable[[], o
         raise errors[0]
 
 
-def announce(text: str) -> None:
-    """Say something to people, once of all processes: standard output is for results."""
-    if os.environ.get("RANK", "0") == "0":
-        say(text, file=sys.stderr)
+def announce(text: str, file: TextIO | None = None) -> None:
+    """Say something to people, once of all processes: standard output is for results, and training's log."""
+    if os.environ.get("RANK", "0") == "0" and not voice.is_quiet:
+        say(text, file=file or sys.stderr)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 from ..arguments.fields import Arguments, check, check_known, decide, expanded
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments, StreamingArguments
 from ..errors import ArgumentError, errors_in_one_line
-from ..objectives import OBJECTIVES
 from .groups import AdaptationArguments, ModelArguments, OptimizationArguments, RunArguments
 
 # Of timm: with moments of other shapes than the weights, with second derivatives, for one device, of other packages.
@@ -48,14 +47,16 @@ class TrainArguments(
 
     def __post_init__(self) -> None:
         check(self)
-        self._check_objective()
-        self._check_optimizer()
         self._check_adaptation()
         self._check_sampling()
         self._check_run()
         self.backbone_options  # noqa: B018  (malformed JSON is an error now, not later)
+        self._check_optimizer()
+        self._check_objective()
 
     def _check_objective(self) -> None:
+        from ..objectives import OBJECTIVES  # and torch
+
         if self.views is None:
             decide(self, views=2 if OBJECTIVES[self.objective].contrasts_views else 1)
         if OBJECTIVES[self.objective].contrasts_views and self.views < 2:

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..arguments.fields import Beside, Count, CountOrZero, PathName, Positive, Seed, flag
-from ..objectives import OBJECTIVES
 
+# The keys of `objectives.OBJECTIVES`, which imports torch: an error in an argument does not wait for that.
+ObjectiveName = Literal[
+    "nonl", "ntce", "scl", "decoupled_scl", "sincere", "normface", "decoupled_normface", "dot_regression",
+    "cross_entropy",
+]  # fmt: skip
 Share = Annotated[float, "[0, 1]"]
 OfCrops = Beside("augmentation", "resized_crop|contrastive")
 
@@ -47,7 +51,7 @@ class ModelArguments:
         "for a frozen backbone, whose features are learned by heart soon.",
         0.0,
     )
-    objective: Literal[tuple(OBJECTIVES)] = flag(
+    objective: ObjectiveName = flag(
         "What to train: ntce and nonl (prototypes against the batch), normface (images against prototypes), scl and "
         "sincere (views against views, then class means), dot_regression (images to a fixed simplex ETF), or the "
         "cross_entropy baseline; decoupled_ leaves the own class out of the denominator, as nonl does.",
@@ -156,7 +160,9 @@ class OptimizationArguments:
         "Epochs at which the learning rate falls, such as 60 75 90, with --schedule step."
     )
     gamma: Annotated[float, "(0, 1)", Beside("schedule", "step")] = flag("The factor there.", 0.1)
-    warmup_epochs: Annotated[float, "[0, inf)"] = flag("Linear warm-up; fractions are fine.", 1.0)
+    warmup_epochs: Annotated[float, "[0, inf)"] = flag(
+        "Linear warm-up, in epochs. By default 1, or half of --epochs where that is less.", 1.0
+    )
     warmup_lr_rate: Annotated[Share, Beside("warmup_epochs")] = flag(
         "Where the warm-up begins, as a share of the peak.", 0.0
     )

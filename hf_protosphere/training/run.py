@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,11 +27,12 @@ from ..errors import ArgumentError, TrainingError, TrainingInterrupted
 from ..inference.features import with_backbone
 from ..inference.predictions import training_class_means
 from ..modeling_protosphere import ProtoSphereForImageClassification
+from ..plots import text
 from ..runs import checkpoints
 from ..runs.checkpoints import DamagedCheckpoint, Progress
 from ..runs.files import write_yaml
 from ..runs.metrics_log import MetricsLog
-from ..runs.processes import main_process_first
+from ..runs.processes import announce, main_process_first
 from ..runs.signals import Stop
 from . import setup
 from .adaptation import first_prototypes, without_adapters
@@ -137,7 +139,7 @@ class TrainingRun:
         """Go on from the newest checkpoint that is whole, and say where that is."""
         found = checkpoints.complete_checkpoints(self.output_dir / "checkpoints")[::-1]
         if not found:
-            self.accelerator.print(f"No checkpoint in {self.output_dir}: starting from the start.")
+            announce(f"No checkpoint in {self.output_dir}: starting from the start.", sys.stdout)
             return self.progress
         damage, step = [], self.optimizer_step
         for checkpoint in found:
@@ -161,7 +163,7 @@ class TrainingRun:
                 continue
             for error in damage:
                 self.accelerator.print(f"{error} Going on from the one before.")
-            self.accelerator.print(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).")
+            announce(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).", sys.stdout)
             return progress
         raise ArgumentError(
             f"--resume: {damage[0]} No checkpoint in {self.output_dir} is whole: start again by --overwrite."
@@ -179,7 +181,8 @@ class TrainingRun:
         first_step = progress.step_in_epoch
         bar = tqdm(
             total=self.steps_per_epoch, initial=first_step, leave=False,
-            desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}", disable=not self.accelerator.is_main_process,
+            desc=f"epoch {progress.epoch + 1}/{self.arguments.epochs}",
+            **{} if self.accelerator.is_main_process else {"disable": True},
         )  # fmt: skip
 
         def trained_seconds() -> float:
@@ -288,7 +291,7 @@ class TrainingRun:
             self._save_checkpoint()
         if self.is_over and not last:
             waited = arguments.early_stopping_patience
-            self.accelerator.print(f"No better {arguments.best_metric} in {waited} epochs: stopping early.")
+            announce(f"No better {arguments.best_metric} in {waited} epochs: stopping early.", sys.stdout)
 
     @property
     def is_over(self) -> bool:
@@ -331,7 +334,8 @@ class TrainingRun:
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             self.log.append(record)
-            tqdm.write(epoch_line(record))
+            if not text.is_quiet:
+                tqdm.write(epoch_line(record))
         setup.tell_trackers(self.accelerator, record)
 
     def _begin(self) -> None:

@@ -13,7 +13,7 @@ from ..data.labels import some
 from ..errors import at_no_cost
 from ..objectives import optimal_temperature
 from ..plots.text import say
-from ..runs.processes import own_accelerate_state
+from ..runs.processes import announce, own_accelerate_state
 from ..runs.signals import stop_signals
 from .adaptation import count_parameters, count_trained_parameters
 from .arguments import TrainArguments
@@ -45,8 +45,7 @@ def train(arguments: TrainArguments, *, images: ImageDataset | None = None, last
     transformers_logging.disable_progress_bar()
     with ExitStack() as held:
         run = TrainingRun(arguments, images, held)
-        if run.accelerator.is_main_process:
-            say(announcement(run))
+        announce(announcement(run), sys.stdout)
         if not arguments.epochs:
             run.keep_start()
         with stop_signals(run.accelerator.is_main_process) as stop:

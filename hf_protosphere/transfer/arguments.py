@@ -9,9 +9,8 @@ from ..arguments.fields import Arguments, Beside, Count, PathName, check, flag, 
 from ..arguments.parsing import field_names
 from ..data.arguments import CacheArguments, DataArguments, SplitArguments
 from ..errors import ArgumentError
-from ..objectives import OBJECTIVES
 from ..training.arguments import OF_PIXELS, TrainArguments
-from ..training.groups import OptimizationArguments, RunArguments
+from ..training.groups import ObjectiveName, OptimizationArguments, RunArguments
 
 TRAINED_MODES = ("full", "head", "layerwise", "lora")
 FROZEN_MODES = ("linear_probe", "normalized_linear_probe", "knn", "prototypes")
@@ -66,7 +65,7 @@ class TransferArguments:
         "against the others, measured by mean average precision. With linear_probe only.",
         False,
     )
-    objective: Literal[tuple(OBJECTIVES)] | None = flag("By default the checkpoint's, else ntce.")
+    objective: ObjectiveName | None = flag("By default the checkpoint's, else ntce.")
     temperature: fields.Positive | None = flag(
         "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
         "objective; else as of train."
@@ -104,7 +103,11 @@ class FinetuneArguments(
         (['auto'], [1, 5])
     """
 
-    epochs: Count = 20
+    epochs: Count = flag(
+        "Passes. By default 20, more for 100 steps; of head as many as are 750 steps, 40 at least.", 20
+    )
+    batch_size: Count = flag("Images per process and step. By default 64 where all layers are trained, else 256.", 256)
+    learning_rate: fields.Positive | None = flag("Peak. By default 0.01, of head and lora 0.1; for AdamW a hundredth.")
     output_dir: PathName = "outputs/finetune"
 
     def __post_init__(self) -> None:

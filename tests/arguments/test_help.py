@@ -28,7 +28,7 @@ class Weather:
     note: str = flag("For the visitors, in as many words as it takes to tell them.", "")
 
 
-PAGE = """\
+SHORT = """\
 usage: visit PLACE [TREES ...] [arguments]
 
 See a garden.
@@ -40,6 +40,9 @@ most used:
   --place PLACE               Where it is.
   --sky {clear,grey}          What is above.
 
+These are the most used; `visit --help all` explains the other 7 too.
+"""
+WHOLE = """
 garden:
   --trees TREES ...           What grows.
   --fence, --no_fence         Keep the deer out. (default: on)
@@ -67,18 +70,20 @@ def _terminal(monkeypatch):
 
 def test_the_whole_page():
     ours = parser(positional=("place", "trees"), common=("place", "sky"), example="here oak")
-    assert ours.format_help() == PAGE
+    assert ours.format_help() == SHORT
+    page = ours.format_help(everything=True)
+    assert page == SHORT[: SHORT.index("\nThese are")] + WHOLE
 
 
 def test_without_common_arguments_there_are_groups_only():
     page = parser().format_help()
-    assert page.startswith("usage: visit --place PLACE [arguments]\n\nSee a garden.\n\ngarden:\n")
+    assert page.startswith("usage: visit [arguments]\n\nSee a garden.\n\ngarden:\n")
     assert "most used" not in page
 
 
 def test_defaults_are_those_that_count():
     ours = parser()
-    ours.set_defaults(note="welcome", pond=True, fence=False)
+    ours.defaults |= {"note": "welcome", "pond": True, "fence": False}
     page = ours.format_help()
     assert "(default: welcome)" in page
     assert "Let the frogs in. (default: on)" in page
@@ -101,3 +106,23 @@ def test_long_names_stand_on_a_line_of_their_own():
 
     page = Parser([Long], prog="p", description="").format_help()
     assert f"\n  --a_name_of_many_many_words N\n{' ' * 30}Short. (default: 1)\n" in page
+
+
+def test_of_two_fields_of_one_name_the_last_explains_in_the_place_of_the_first():
+    @dataclass(kw_only=True)
+    class Night:
+        clouds: int = flag("At night fewer.", 3)
+        stars: int = flag("How many.", 7)
+
+    page = Parser([Weather, Night], prog="p", description="").format_help()
+    assert page.index("--clouds N") < page.index("night:") < page.index("--stars N")
+    assert page.count("--clouds") == 1
+    assert "At night fewer. (default: 3)" in page
+
+
+def test_what_the_tab_key_may_complete():
+    ours = parser()
+    assert ours.completions("--sky", "") == ["clear", "grey"]
+    assert ours.completions("--help", "") == ["all"]
+    assert ours.completions("--place", "") == ours.completions("visit", "") == []  # of files the shell knows more
+    assert {"--sky", "--fence", "--no_fence", "--help"} <= {*ours.completions("--sky", "--")}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hf_protosphere.arguments.fields import Arguments, flag
-from hf_protosphere.arguments.parsing import parse_arguments, read_yaml
+from hf_protosphere.arguments.parsing import parse_arguments, parser_of, read_yaml
 from hf_protosphere.errors import ArgumentError
 
 
@@ -36,8 +36,13 @@ class Picnic(Garden, Weather):
     days: int | None = 3
 
 
+@dataclass(kw_only=True, frozen=True)
+class Noted(Garden):
+    note: str | None = flag("For the visitors.")
+
+
 def parse(*argv, cls=Picnic, **page):
-    return parse_arguments(cls, argv, "picnic", "Eat outside.", **page)
+    return parse_arguments(cls, argv, parser_of(cls, prog="picnic", **page))
 
 
 @pytest.fixture
@@ -63,6 +68,9 @@ def test_kinds_of_flags():
     assert arguments == Picnic(place="x", fence=False, trees=["oak", "ash"], sky="clear", warmth=1e-4)
     assert not parse("--place", "x", "--fence", "false").fence
     assert not parse("--place", "x", "--no-fence").fence
+    assert parse("--fence", "x", "--days", "2", positional=("place",)) == Picnic(place="x", days=2)  # no value of it
+    with pytest.raises(ArgumentError, match=r"argument --fence: invalid choice: .perhaps. "):
+        parse("--place", "x", "--fence=perhaps")
     with pytest.raises(FrozenInstanceError):
         arguments.place = "y"
 
@@ -77,10 +85,43 @@ def test_values_that_need_no_flag():
     assert words("here") == Picnic(place="here")
     assert words("here", "--days", "1", "oak", "-") == Picnic(place="here", trees=["oak", "-"], days=1)
     assert words("here", "-").trees == ["-"]
-    with pytest.raises(ArgumentError, match="unrecognized arguments: ash"):
-        words("here", "oak", "--days", "1", "ash")  # they are given already
+    assert words("--days", "1", "here", "oak", "--no_fence", "ash").trees == ["oak", "ash"]
+    assert words("oak", "--place", "here").trees == ["oak"]  # what a flag gives needs no word
     with pytest.raises(ArgumentError, match="--place"):
         words("--days", "1")
+
+
+def test_a_word_too_many_is_named():
+    for argv, message in (
+        (("here", "2", "more"), "^one word too many: 'more'; --help all"),
+        (("here", "--place", "there", "--days", "1"), "^one word too many: 'here', beside --place and --days;"),
+        (("a", "b", "--place", "there"), "^one word too many: 'b', beside --place;"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            parse(*argv, positional=("place", "days"))
+    with pytest.raises(ArgumentError, match=r"^one word too many: 'ash', beside --trees;"):
+        parse("here", "ash", "--trees", "oak", positional=("place", "trees"))
+
+
+def test_words_beside_a_file(recipe):
+    path = recipe("place: here\n")
+    fence = {"positional": ("place", "note"), "cls": Noted}
+    assert parse("there", "mind", "--config", path, **fence) == Noted(place="there", note="mind")
+    assert parse("mind", "--config", path, **fence) == Noted(place="here", note="mind")
+    # Of words behind which several may stand, none is for what the file gives.
+    trees = {"positional": ("place", "trees")}
+    assert parse("oak", "ash", "--config", path, **trees) == Picnic(place="here", trees=["oak", "ash"])
+    assert parse("--config", recipe("trees: [oak]\nplace: here\n"), "ash", **trees).trees == ["ash"]
+
+
+def test_help_keeps_to_what_most_need(recipe, capsys):
+    for argv, is_there in ((("--help",), False), (("--help", "all"), True), (("x", "-h", "--wings"), False)):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            parse(*argv, common=("place",))
+        assert ("--trees" in capsys.readouterr().out) == is_there
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse("--config", recipe("days: 9\n"), "--help", "all")
+    assert "How many. (default: 9)" in capsys.readouterr().out
 
 
 def test_a_file_of_all_arguments_gives_them_back(recipe):
@@ -126,12 +167,12 @@ def test_bases_that_go_in_circles_or_are_missing(recipe):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--sky", "pink"), "argument --sky: invalid choice: 'pink'.*--help explains"),
+        (("--sky", "pink"), "argument --sky: invalid choice: 'pink'.*--help all explains"),
         (("--days", "many"), "argument --days: invalid int value: 'many'"),
-        (("--wings", "2"), "unrecognized arguments: --wings 2; --help explains"),
+        (("--wings", "2"), "unrecognized arguments: --wings 2; --help all explains"),
         (("--conf", "x.yaml"), r"unrecognized arguments: --conf x.yaml. Did you mean '--config'\?"),
         (("--dayz=2",), r"unrecognized arguments: --dayz=2. Did you mean '--days'\?"),
-        (("--config",), "argument --config: expected one argument; --help explains"),
+        (("--config",), "argument --config: expected one argument; --help all explains"),
         (("--days",), "argument --days: expected one argument"),
     ],
 )

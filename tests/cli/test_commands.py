@@ -21,10 +21,14 @@ EACH = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command:
 
 @pytest.fixture
 def page(command, monkeypatch, capsys):
-    """What its --help prints, on a terminal of 80 columns."""
+    """What its --help all prints, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
+    return _printed(command, capsys, "--help", "all")
+
+
+def _printed(command, capsys, *argv):
     with pytest.raises(SystemExit) as stopped:
-        command(["--help"])
+        command(argv)
     assert stopped.value.code == 0
     return capsys.readouterr().out
 
@@ -52,15 +56,23 @@ def test_a_command_is_a_module_of_its_own_name(command):
 
 
 @EACH
-def test_help_begins_with_what_most_people_need(command, page):
-    usage, description, example, first, *_ = page.split("\n\n")
+def test_help_keeps_to_the_ten_that_most_people_need(command, page, capsys):
+    short, common = _printed(command, capsys, "--help"), command.common.split()
+    shown = re.findall(r"^  --(\w+)", short, re.MULTILINE)
+    assert short.split("\n\n")[:3] == page.split("\n\n")[:3]
+    assert shown == (common or re.findall(r"^  --(\w+)", page, re.MULTILINE))
+    assert len(shown) == 10 if common else len(shown) <= 11
+    assert ("--help all` explains the other" in short) == bool(common)
+
+
+@EACH
+def test_help_begins_with_an_example(command, page):
+    usage, description, example, *_ = page.split("\n\n")
     assert usage.startswith(f"usage: protosphere {command.name} ")
     assert usage.count("\n") < 3
     assert usage.endswith(" [arguments]")
     assert " ".join(description.split()) == command.description
     assert example == f"example:\n  protosphere {command.name} {command.example}"
-    assert len(re.findall(r"^  --", first, re.MULTILINE)) <= 11
-    assert set(command.common.split()) <= {*_fields(command), "config"}
 
 
 @EACH
@@ -69,7 +81,7 @@ def test_help_explains_every_argument_once(command, page):
         assert text.endswith((".", "'{\"patch_size\": 4}'.")), name
         assert len(re.findall(rf"^  --{name}\b", page, re.MULTILINE)) == 1, name
         assert " ".join((text % ()).split()) in " ".join(page.split())
-    assert page.count("  --config CONFIG ") == 1
+    assert page.count("  --config CONFIG ") == page.count("  --quiet ") == 1
     for noise in ("default: None", "default: False", "default: True", "show this help"):
         assert noise not in page
 
@@ -84,6 +96,87 @@ def test_words_without_a_flag():
     assert (new_class.folder, new_class.name) == ("run", "okapi")
     assert (new_class.images, new_class.shrinkage) == (["a.png", "b.png"], 1)
     assert COMMANDS["plot"].parse(["a", "b"]).runs == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("train cifar10 --epochs 1", "train --dataset_name cifar10 --epochs 1"),
+        ("evaluate run cifar10", "evaluate --model run --dataset_name cifar10"),
+        ("evaluate --split dev run cifar10", "evaluate --model run --dataset_name cifar10 --split dev"),
+        ("evaluate cifar10 --model run", "evaluate --model run --dataset_name cifar10"),
+        ("finetune run cifar10 --mode head", "finetune --model run --dataset_name cifar10 --mode head"),
+        ("calibrate run cifar10", "calibrate run --dataset_name cifar10"),
+        ("predict run a.png b.png", "predict a.png b.png --model run"),
+        ("predict run - --top_k 2", "predict --model run --top_k 2 -"),
+        ("predict run --dataset_name cifar10", "predict --model run --dataset_name cifar10"),
+        ("index run . --overwrite", "index . --model run --overwrite"),
+        ("publish run user/name", "publish run --repo_id user/name"),
+        ("export run cifar10 --format torch_export", "export run --dataset_name cifar10 --format torch_export"),
+        ("inspect cifar10 --model run", "inspect --dataset_name cifar10 --model run"),
+    ],
+)
+def test_words_say_what_flags_say(words, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    (name, *words), flags = words.split(), flags.split()[1:]
+    assert COMMANDS[name].parse(words) == COMMANDS[name].parse(flags)
+
+
+def test_the_same_words_in_every_command():
+    for command in COMMANDS.values():
+        names = [name for name in command.positional.split() if name in ("model", "dataset_name", "images")]
+        assert names in ([], ["model"], ["dataset_name"], ["images"], ["model", "dataset_name"], ["model", "images"])
+        fields = _fields(command).keys() & {"model", "dataset_name"}
+        assert fields <= {*names} or command.name in ("inspect", "predict", "index", "search", "add-class")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A folder that looks like a run with test images, called "my run"."""
+    monkeypatch.chdir(tmp_path)
+    Path("my run").mkdir()
+    Path("my run/config.json").write_text('{"model_type": "protosphere"}')
+    Path("my run/results.json").write_text('{"test": {}, "validation": {}}')
+    return Path("my run")
+
+
+@pytest.mark.parametrize(
+    ("typed", "then"),
+    [
+        ("inspect a/b", "train a/b --labels outputs/inspect/images.csv --exclude outputs/inspect/exclude.csv"),
+        ("inspect 'a b' --model m --output_dir o", "finetune m 'a b' --labels o/images.csv --exclude o/exclude.csv"),
+        ("train d --output_dir 'my run' --label_column fine", "evaluate 'my run' d --label_column fine"),
+        ("train d --output_dir 'my run' --test_split x", "evaluate 'my run' d --split x"),
+        ("train d --output_dir none", None),
+        ("finetune m d --output_dir 'my run'", "evaluate 'my run' d"),
+        ("finetune m d --compare all", None),
+        ("evaluate 'my run' d", "calibrate 'my run' d"),
+        ("evaluate user/name d", None),
+        ("calibrate 'my run' d", "predict 'my run' path/to/photos"),
+        ("calibrate user/name d --output_dir 'my run'", "predict 'my run' path/to/photos"),
+        ("predict 'my run' d", "publish 'my run' user/name"),
+        ("publish 'my run' ada/clothing", "predict ada/clothing path/to/photos"),
+        ("add-class 'my run' okapi a.png", "predict 'my run' path/to/photos"),
+        ("index 'my run' .", "search outputs/index path/to/query.png"),
+        ("plot 'my run'", None),
+    ],
+)
+def test_what_to_type_next(typed, then, run):
+    name, *words = shlex.split(typed)
+    assert COMMANDS[name].following(COMMANDS[name].parse(words)) == then
+    assert then is None or shlex.split(then)[0] in COMMANDS
+
+
+def test_without_test_images_the_next_is_to_calibrate(run):
+    train = COMMANDS["train"]
+    arguments = train.parse(["d", "--output_dir", str(run)])
+    for results in ('{"validation": {}}', "{"):  # which may be damaged
+        (run / "results.json").write_text(results)
+        assert train.following(arguments) == "calibrate 'my run' d"
+    for config in ('{"model_type": "vit"}', "{}"):
+        (run / "config.json").write_text(config)
+        assert train.following(arguments) is None
 
 
 def _fields(command):

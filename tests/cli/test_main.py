@@ -12,8 +12,12 @@ from importlib.metadata import entry_points
 import pytest
 
 from hf_protosphere import cli
+from hf_protosphere.cli import commands
 from hf_protosphere.cli.commands import COMMANDS
+from hf_protosphere.cli.commands import _imported as imported
 from hf_protosphere.errors import ArgumentError, TrainingInterrupted
+from hf_protosphere.plots import text
+from hf_protosphere.runs.processes import announce
 from tests import SCRIPTS
 
 
@@ -145,10 +149,8 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
 
 
 HEAVY = (
-    "datasets", "accelerate", "timm", "matplotlib", "scipy", "torchmetrics", "evaluate", "peft",
-    "gradio", "onnx", "transformers.modeling_utils",  # a fifth of the time of all imports
-    "hf_protosphere.modeling_protosphere",
-    "hf_protosphere.training.train", "hf_protosphere.training.setup",
+    "torch", "transformers", "datasets", "accelerate", "timm", "pandas", "matplotlib", "scipy", "sklearn",
+    "torchmetrics", "evaluate", "wandb", "peft", "gradio", "faiss", "onnx", "huggingface_hub", "tqdm",
 )  # fmt: skip
 
 
@@ -162,23 +164,75 @@ def test_the_list_of_commands_waits_for_no_library():
     }
 
 
-def test_help_loads_no_code_of_jobs():
-    """One process for all commands and `import hf_protosphere`, which load nothing heavy."""
+def test_help_and_errors_in_arguments_wait_for_no_library():
+    """One process for all commands: their help, a flag that there is not, and values of another kind; and one
+    that is out of its bounds, which the dataclass refuses."""
     code = f"""
 import contextlib, io, sys
-import torch, transformers, hf_protosphere
 from hf_protosphere.cli import main
-for argv in [["--help"], *([name, "--help"] for name in {[*COMMANDS]})]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+out, err = io.StringIO(), io.StringIO()
+wrong = [["train", "d", "--epochs", "-1"], ["finetune", "m", "d", "--mode", "none"],
+         ["train", "d", "--objective", "x"], ["calibrate", "m", "d", "--coverage", "2"],
+         ["evaluate", "m", "d", "more"], ["predict", "m"]]
+ends = ["--help", "all"], ["--no_such"]
+for argv in [["--help"], *wrong, *([name, *end] for name in {[*COMMANDS]} for end in ends)]:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
         main(argv)
-print(*(name for name in {HEAVY} if name in sys.modules))
+print(err.getvalue().count("error: "), *(name for name in {HEAVY} if name in sys.modules))
 import matplotlib  # which refuses a notebook's MPLBACKEND where there is no such package
 """
     loaded = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True,
         env=os.environ | {"MPLBACKEND": "module://no_notebook.backend_inline"},
-    )
-    assert loaded.stdout.split() == []
+    )  # fmt: skip
+    assert loaded.stdout.split() == [str(6 + len(COMMANDS))]
+
+
+def test_quiet_leaves_results_warnings_and_errors(capsys, monkeypatch):
+    def job(argv):
+        announce("lines")
+        text.say("results")
+
+    monkeypatch.setitem(COMMANDS, "plot", job)
+    for argv, said in ((["plot", "--quiet"], ("results\n", "")), (["plot"], ("results\n", "lines\n"))):
+        cli.main(argv)
+        assert (*capsys.readouterr(),) == said
+        assert not text.is_quiet  # of what Python calls next
+    assert exit_code("train", "--quiet", "--epochs", "x") == 2
+    assert "invalid int value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("is_terminal", "flags", "bars"), [(False, "", 0), (True, "--quiet", 0), (True, "", 4)])
+def test_bars_are_for_terminals(is_terminal, flags, bars):
+    """Those of all libraries: each makes one, which says whether it is shown."""
+    code = f"""
+import sys
+sys.stderr.isatty = lambda: {is_terminal}
+from hf_protosphere import cli
+def job(argv):
+    from datasets.utils.tqdm import tqdm as of_datasets
+    from huggingface_hub.utils import tqdm as of_hub
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+    print("bars", sum(not make(range(3)).disable for make in (tqdm, of_datasets, of_hub, logging.tqdm)))
+cli.COMMANDS["plot"] = job
+cli.main(["plot", *"{flags}".split()])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=_no_bars())
+    assert shown.stdout == f"bars {bars}\n"
+
+
+def _no_bars():
+    return {name: value for name, value in os.environ.items() if name not in cli.BARS}
+
+
+def test_the_next_command_is_said_once_and_not_to_programs(capsys, monkeypatch, tmp_path):
+    command = COMMANDS["index"]
+    monkeypatch.setattr(commands, "_imported", lambda path: imported(path) if path != command.job else lambda _: None)
+    argv = ["index", "m", str(tmp_path)]
+    cli.main(argv)
+    assert capsys.readouterr() == ("", "next: protosphere search outputs/index path/to/query.png\n")
+    for rank, more in (("1", []), ("0", ["--quiet"])):
+        monkeypatch.setenv("RANK", rank)
+        cli.main([*argv, *more])
+        assert capsys.readouterr() == ("", "")

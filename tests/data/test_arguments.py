@@ -22,7 +22,7 @@ class AllOfData(StreamingArguments, SplitArguments, CacheArguments, DataArgument
 
 
 def parse(*argv):
-    return parse_arguments(AllOfData, argv, "protosphere", "test")
+    return parse_arguments(AllOfData, argv)
 
 
 def test_what_is_not_given():

@@ -233,7 +233,7 @@ def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
     ("more", "message"),
     [
         (("--batch_size", "999"), "--batch_size 999, 2 of them per step, is larger"),
-        (("--no_such_flag",), "unrecognized arguments: --no_such_flag; --help explains"),
+        (("--no_such_flag",), "unrecognized arguments: --no_such_flag; --help all explains"),
         (("--dataset_name", "/no/such"), "--dataset_name /no/such: there is no such file"),
         (("--output_dir", str(ROOT)), "is not empty: --resume goes on"),
     ],

@@ -1,13 +1,22 @@
 """What `calibrate` refuses before any work."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 
+from hf_protosphere.configuration_protosphere import REJECTION_SCORES, SET_SCORES
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.open_set.arguments import CalibrateArguments, OpenSetArguments
 
 
 def given(**options):
     return CalibrateArguments(model="m", dataset_name="d", **options)
+
+
+def test_scores_are_those_that_a_checkpoint_can_hold():
+    hints = get_type_hints(CalibrateArguments)
+    assert get_args(hints["score"]) == ("auto", *REJECTION_SCORES)
+    assert get_args(hints["sets"]) == SET_SCORES
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, "much", float("nan")])

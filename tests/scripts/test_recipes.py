@@ -18,7 +18,7 @@ NAMES = [path.name for path in RECIPES if path.name not in BASES]
 
 def parsed(name, *flags):
     path = next(path for path in RECIPES if path.name == name)
-    return parse_arguments(TrainArguments, ["--config", str(path), *flags], "train", "")
+    return parse_arguments(TrainArguments, ["--config", str(path), *flags])
 
 
 def test_the_recipes_of_the_paper_and_quick_ones_are_there():

@@ -13,7 +13,7 @@ FROZEN = {"freeze_backbone": True}
 
 
 def parse(*argv):
-    return parse_arguments(TrainArguments, argv, "protosphere", "test")
+    return parse_arguments(TrainArguments, argv)
 
 
 def test_written_yaml_gives_the_arguments_back(tmp_path):

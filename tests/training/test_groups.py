@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import get_args
 
 import pytest
 
@@ -13,6 +14,7 @@ from hf_protosphere.data.arguments import (
     SplitArguments,
     StreamingArguments,
 )
+from hf_protosphere.objectives import OBJECTIVES
 from hf_protosphere.training import groups
 from hf_protosphere.training.arguments import TrainArguments
 
@@ -20,6 +22,10 @@ GROUPS = (
     groups.ModelArguments, groups.AdaptationArguments, groups.OptimizationArguments,
     groups.RunArguments, SourceArguments, DataArguments, CacheArguments, SplitArguments, StreamingArguments,
 )  # fmt: skip
+
+
+def test_the_names_of_objectives_are_those_of_their_table():
+    assert get_args(groups.ObjectiveName) == (*OBJECTIVES,)
 
 
 def test_training_has_the_fields_of_its_groups_and_no_others():

@@ -8,7 +8,7 @@ from scripts.releases.arguments import ReleaseArguments
 
 
 def parsed(path, *flags):
-    return parse_arguments(ReleaseArguments, ["--config", str(path), *flags], "release", "")
+    return parse_arguments(ReleaseArguments, ["--config", str(path), *flags])
 
 
 def arguments(recipe, **options):

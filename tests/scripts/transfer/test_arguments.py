@@ -38,7 +38,7 @@ def test_the_baseline_comes_first_and_flags_win(tmp_path):
 
     def parsed(*flags):
         argv = ["--config", str(file), *flags]
-        return parse_arguments(TransferSuiteArguments, argv, "transfer-suite", "")
+        return parse_arguments(TransferSuiteArguments, argv)
 
     assert parsed().models == MODELS
     assert parsed("--baseline", MODELS[1]).models == MODELS[::-1]

@@ -265,7 +265,7 @@ def test_what_is_done_is_read_from_the_folder(tmp_path):
 
 def test_the_suite_of_the_paper(tmp_path):
     file = str(ROOT / "scripts" / "transfer" / "paper.yaml")
-    suite = parse_arguments(TransferSuiteArguments, ["--config", file], "transfer-suite", "")
+    suite = parse_arguments(TransferSuiteArguments, ["--config", file])
     entries = matrix(suite)  # every one of them valid arguments
     assert len(entries) == 8 * 5
     assert "cross_entropy" in suite.models[0]
