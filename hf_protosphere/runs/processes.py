@@ -16,7 +16,6 @@ from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..errors import ArgumentError, UserError
 from ..plots import text as voice
-from ..plots.text import say
 from .signals import end_with_launcher
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -55,7 +54,7 @@ def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
                 raise ArgumentError(f"{text}. None came in {now - started:.0f} s.")
             if now - said > patience:
                 said = now
-                say(text, file=sys.stderr)
+                voice.say(text, file=sys.stderr)
             time.sleep(min(patience, 0.2))
 
     if not serves:
@@ -121,7 +120,7 @@ def on_main_process(accelerator: Accelerator | PartialState, job: Callable[[], o
 def announce(text: str, file: TextIO | None = None) -> None:
     """Say something to people, once of all processes: standard output is for results, and training's log."""
     if os.environ.get("RANK", "0") == "0" and not voice.is_quiet:
-        say(text, file=file or sys.stderr)
+        voice.say(text, file=file or sys.stderr)
 
 
 @contextmanager

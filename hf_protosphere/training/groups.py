@@ -160,9 +160,7 @@ class OptimizationArguments:
         "Epochs at which the learning rate falls, such as 60 75 90, with --schedule step."
     )
     gamma: Annotated[float, "(0, 1)", Beside("schedule", "step")] = flag("The factor there.", 0.1)
-    warmup_epochs: Annotated[float, "[0, inf)"] = flag(
-        "Linear warm-up, in epochs. By default 1, or half of --epochs where that is less.", 1.0
-    )
+    warmup_epochs: Annotated[float, "[0, inf)"] = flag("Linear warm-up. By default 1, of a single epoch half.", 1.0)
     warmup_lr_rate: Annotated[Share, Beside("warmup_epochs")] = flag(
         "Where the warm-up begins, as a share of the peak.", 0.0
     )

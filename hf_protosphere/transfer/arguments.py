@@ -103,9 +103,7 @@ class FinetuneArguments(
         (['auto'], [1, 5])
     """
 
-    epochs: Count = flag(
-        "Passes. By default 20, more for 100 steps; of head as many as are 750 steps, 40 at least.", 20
-    )
+    epochs: Count = flag("Passes. By default 20 or more, for 100 steps; of head 40 or more, for 750 steps.", 20)
     batch_size: Count = flag("Images per process and step. By default 64 where all layers are trained, else 256.", 256)
     learning_rate: fields.Positive | None = flag("Peak. By default 0.01, of head and lora 0.1; for AdamW a hundredth.")
     output_dir: PathName = "outputs/finetune"
