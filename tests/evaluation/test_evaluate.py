@@ -227,8 +227,10 @@ def test_two_models_are_compared_on_the_same_images(checkpoint, digits_folder, t
 
     same = evaluate(EvaluateArguments(**arguments, compare=str(checkpoint)))["comparison"]
     assert (same["difference"], same["only_ours_right"], same["p_value"]) == (0, 0, 1)
+    assert f"of {checkpoint.name}"[:3] in capsys.readouterr().out
     seen = tmp_path / "seen"
-    report = evaluate(EvaluateArguments(**arguments, compare=str(other), pictures=str(seen)))
+    report = evaluate(EvaluateArguments(**arguments, compare=str(other), pictures=str(seen), json=True))
+    assert json.loads(capsys.readouterr().out) == report  # and no names of pictures
     found, classes = report["comparison"], report["classes"]
     assert found["model"] == str(other)
     assert found["only_ours_right"] == round(45 * report["accuracy"])  # never both: the names differ
@@ -237,7 +239,6 @@ def test_two_models_are_compared_on_the_same_images(checkpoint, digits_folder, t
     lines = (seen / "differences.csv").read_text().splitlines()
     assert lines[0] == "row,file,given,predicted,confidence,other_predicted,other_confidence"
     assert len(lines) == 46
-    assert f"of {other.name}"[:3] in capsys.readouterr().out
 
     config |= {"id2label": {0: "cat", 1: "digit_0", 2: "digit_1"}, "label2id": {"cat": 0, "digit_0": 1, "digit_1": 2}}
     (other / "config.json").write_text(json.dumps(config))

@@ -95,6 +95,11 @@ def test_what_is_saved_is_what_the_model_does(model_folder, digits_folder, capsy
     assert again == report
 
 
+def test_json_is_all_that_is_printed(model_folder, digits_folder, capsys):
+    report = calibrate(arguments(model_folder, digits_folder, json=True, score="cosine"))
+    assert json.loads(capsys.readouterr().out) == report
+
+
 def test_classes_without_images_are_named(model_folder, digits_folder, tmp_path, capsys):
     for split in ("train", "test"):
         for name in ("digit_0", "digit_2"):
