@@ -1,11 +1,9 @@
 """The commands of `commands.yaml`: the module of each, its arguments, and what it is for."""
 
-import atexit
 import gc
 import json
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,16 +45,12 @@ class Command:
 
     def __call__(self, argv: Sequence[str]) -> Any:
         gc.disable()  # it takes a fifth of the time of all imports
-        is_first = "torch" not in sys.modules
         try:
             arguments = self.parse(argv)  # before the job, whose module is slow to import
             if "WORLD_SIZE" in os.environ:
                 _imported("runs.processes:join_processes")()
             job = _imported(self.job)
         finally:
-            if is_first:
-                gc.freeze()  # what they hold is garbage at the very end only
-                atexit.register(gc.unfreeze)
             gc.enable()
         report = job(arguments)
         is_asked = not any(getattr(arguments, name, False) for name in ("dry_run", "json"))
