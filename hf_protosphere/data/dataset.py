@@ -14,14 +14,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..errors import DataError
 from ..runs.processes import announce
 from .arguments import DataArguments
 from .image_cache import FeatureSplit
 from .labels import find_class_names, labels_of, map_labels, some, with_joined_labels
-from .pixels import content_of, decode, images_key, read, reason, undecoded
+from .pixels import bytes_of, content_of, decode, images_key, read, reason, undecoded
 from .sources import choose_splits, find_image_column, find_label_column, load_splits, two_columns, with_joined
 from .streaming import downloaded, stream_length
 from .subsets import balanced_sample, corrected, with_held_out
@@ -112,7 +112,7 @@ def load_image_dataset(
     need_train: bool = True, need_all_classes: bool = True, label_names: list[str] | None = None,
     streaming: bool = False, num_train_images: int | None = None, several_labels: bool = False,
     roles: Collection[str] = ("train", "validation", "test"), labels: str | None = None, exclude: str | None = None,
-    flags: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None, loaded: DatasetDict | None = None,
 ) -> ImageDataset:  # fmt: skip
     """Load, check and unify a data set. What is no flag, or more than its help says:
 
@@ -128,13 +128,14 @@ def load_image_dataset(
             out of: no others are decoded, checked or kept, and none has to be there.
         labels, exclude: tables for `corrected`, before any image is held out or drawn; not of a stream.
         flags: what a user gives the split of a role by, for messages; else --train_split and so on.
+        loaded: what `load_splits` made of the name before.
 
     Raises:
         DataError: naming the flag, what was found, and the way out.
     """
     given = (train_split, validation_split, test_split)
     named = {part for name in given if name for part in name.split("+")}
-    loaded = load_splits(dataset_name, dataset_config, revision, streaming, named=named)
+    loaded = loaded or load_splits(dataset_name, dataset_config, revision, streaming, named=named)
     sizes = {name: len(rows) for name, rows in loaded.items()} if labels or exclude else {}  # no stream's
     loaded = with_joined(loaded, train_split) if "+" in train_split else loaded
     sources = choose_splits(loaded, *given, need_train, flags)
@@ -233,6 +234,7 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
 
 def _surveyed(value: dict[str, Any] | None) -> dict[str, Any]:
     found = {"file": (value and value["path"]) or "", "width": 0, "height": 0, "mode": "", "error": ""}
+    value = value and value | {"bytes": bytes_of(value)}  # read once
     try:
         image = decode(value)
         read(image)

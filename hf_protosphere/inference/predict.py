@@ -35,8 +35,7 @@ from ..runs.loading import load_classifier
 from ..runs.processes import own_device
 from ..runs.signals import interruptions
 from .arguments import PredictArguments
-
-CPU_PART = 8  # images; of 4 to 64, at 224 pixels, those of 4 and 8 took the least time
+from .predictions import parts_of
 
 
 def predict(model: Any, images: Any, **options: Any) -> Dataset:
@@ -167,10 +166,7 @@ def schema(config: ProtoSphereConfig, top_k: int) -> pa.Schema:
 @torch.inference_mode()
 def _answers(model: Any, pixels: Tensor, top_k: int) -> list[dict[str, Any]]:
     """Of (M, 3, S, S) images the values of `schema`, and of columns that it may leave out."""
-    # In parts that fit its caches a CPU takes half the time, and its convolutions in this order of
-    # memory less; values differ by rounding.
-    parts = pixels.split(CPU_PART if model.device.type == "cpu" else len(pixels))
-    outputs = [model(part.to(model.device, memory_format=torch.channels_last)) for part in parts]
+    outputs = [model(**part) for part in parts_of({"pixel_values": pixels.to(model.device)})]
     logits = torch.cat([output.logits for output in outputs]).float()  # (M, K)
     embeddings = torch.cat([output.embeddings for output in outputs])  # (M, D)
     scores, classes = (logits * model.config.calibration_temperature).softmax(-1).topk(top_k)  # (M, k), (M, k)

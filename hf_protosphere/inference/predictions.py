@@ -13,6 +13,20 @@ from ..errors import DataError, errors_in_one_line
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..prototypes import class_means
 
+CPU_PART = 8 * 3 * 224**2  # numbers; of 4 to 64 images, at 224 pixels, 4 and 8 took the least time
+
+
+def parts_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """A batch {"pixel_values": (M, ...), ...}, where the model is, in the parts that go through a network at once.
+
+    In parts that fit its caches a CPU takes a fourth of the time for 256 images at 224 pixels, with channels last,
+    the order of memory that its convolutions like; values differ by rounding."""
+    pixels = batch["pixel_values"]
+    images = max(CPU_PART // pixels[0].numel(), 1) if pixels.device.type == "cpu" else len(pixels)
+    if pixels.dim() == 4:
+        batch = batch | {"pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
+    return [dict(zip(batch, part)) for part in zip(*(values.split(images) for values in batch.values()))]
+
 
 @torch.no_grad()
 def inferred(
@@ -26,7 +40,7 @@ def inferred(
     Args:
         models: that `compute` calls.
         description: of the pass, for the progress bar and the message.
-        compute: a process's batch of m images → tensors (m, ...), which come back gathered.
+        compute: of `parts_of` a process's batch, m images → tensors (m, ...), which come back gathered.
 
     Raises:
         RuntimeError: when the number of images that came back is not the data set's.
@@ -41,8 +55,8 @@ def inferred(
         hidden = not accelerator.is_main_process
         for batch in loader if hidden else tqdm(loader, desc=description, leave=False):
             with accelerator.autocast():
-                computed = compute(batch)
-            gathered = accelerator.gather_for_metrics(computed)
+                computed = zip(*map(compute, parts_of(batch)))
+            gathered = accelerator.gather_for_metrics(tuple(map(torch.cat, computed)))
             seen += len(gathered[0])
             yield gathered
     finally:

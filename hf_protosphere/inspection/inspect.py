@@ -6,19 +6,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 
 from ..arguments.fields import check_known
-from ..data.dataset import load_image_dataset, survey
+from ..data.arguments import BatchOptions
+from ..data.dataset import ImageDataset, load_image_dataset, survey
 from ..data.labels import labels_of
 from ..data.pixels import undecoded
 from ..data.sources import load_splits
 from ..data.subsets import corrected
 from ..errors import ArgumentError, DataError
+from ..inference.features import on_features, with_features
 from ..plots.text import say
 from ..retrieval.embedding import Embedder
 from ..runs.files import replacing_files, write_json
 from ..runs.folders import held_folder
+from ..runs.processes import own_accelerate_state
 from . import scores
 from .arguments import InspectArguments
 from .report import draw_suspects, format_report, report_of
@@ -30,6 +34,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+@own_accelerate_state()
 def inspect(arguments: InspectArguments) -> dict[str, Any]:
     """Look at all images of a data set, as `protosphere inspect` does; the report, as inspection.json holds it.
 
@@ -40,7 +45,8 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
     with held_folder(arguments.output_dir, "--output_dir", FILES) as folder:
         if (folder / TABLE).exists() and not arguments.overwrite:
             raise ArgumentError(f"--output_dir {folder} holds {TABLE}, corrected or not: --overwrite, or another one.")
-        embedder = None if arguments.model is None else Embedder.load(arguments.model, "features")
+        model = arguments.model
+        embedder = None if model is None else Embedder.load(model, "features", arguments.pretrained)
         images, table = surveyed(arguments)
         if embedder is not None:
             add_scores(table, images, embedder, arguments)
@@ -61,10 +67,11 @@ def surveyed(arguments: InspectArguments) -> tuple[Dataset, pd.DataFrame]:
     """All images of the splits, not decoded, and a table of them; "first" in it is the first row of each group of
     duplicates, here of equal files."""
     name, config, revision = arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision
-    sizes = {split: len(rows) for split, rows in load_splits(name, config, revision).items()}
+    loaded = load_splits(name, config, revision)
+    sizes = {split: len(rows) for split, rows in loaded.items()}
     check_known(arguments.splits or (), sizes, f"--splits: the data set has {', '.join(sizes)}, but no")
     source = "+".join(arguments.splits or [split for split in sizes if sizes[split]])
-    given = {"dataset_config": config, "revision": revision, "train_split": source, "roles": ["train"]}
+    given = {"loaded": loaded, "train_split": source, "roles": ["train"]}
     given |= {"image_column": arguments.image_column, "label_column": arguments.label_column, "validation_fraction": 0}
     images = load_image_dataset(name, check_images=False, need_all_classes=False, **given).splits["train"]
     images, kept = corrected(images, source, sizes, labels=arguments.labels, exclude=arguments.exclude)
@@ -77,10 +84,15 @@ def surveyed(arguments: InspectArguments) -> tuple[Dataset, pd.DataFrame]:
 
 def add_scores(table: pd.DataFrame, images: Dataset, embedder: Embedder, arguments: InspectArguments) -> None:
     """Near-duplicates, outliers and likely wrong labels by the features of a model, into the table."""
-    options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "on_bad_image": "skip"}
-    features, rows = embedder.embed_all(images, **options)
+    rows = np.flatnonzero(table["error"] == "")
     if len(rows) < 2:
         raise DataError(f"--dataset_name {arguments.dataset_name} has no two images that can be decoded.")
+    accelerator = Accelerator()
+    options = BatchOptions(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
+    model, good = embedder.model.to(accelerator.device), ImageDataset({"inspected": images.select(rows)}, [])
+    good = with_features(good, model, accelerator, options, processor=embedder.processor).splits["inspected"]
+    with torch.no_grad():
+        features = on_features(model)(good.versions[0, ..., None, None].to(model.device)).embeddings.float().cpu()
     names, labels = images.features["label"].names, torch.from_numpy(labels_of(images)[rows])
     found = scores.neighbours_of(scores.whitened(features), scores.VOTERS)
     firsts = scores.near_duplicates(found, arguments.near_duplicate)

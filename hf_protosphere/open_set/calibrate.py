@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..configuration_protosphere import REJECTION_SCORES
 from ..data.dataset import ImageDataset, load_data
 from ..data.labels import labels_of, some
 from ..data.loaders import evaluation_loader
 from ..errors import ArgumentError, errors_in_one_line
+from ..inference.features import passed_once
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..pipeline_protosphere import nonconformity, prediction_sets
 from ..plots.table import format_table
@@ -76,11 +75,12 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     config.forget_calibration()  # an earlier one plays no part
     model.to(accelerator.device)
 
-    def loader(images: Dataset) -> DataLoader:
-        return evaluation_loader(images, processor, arguments.batch_size, arguments.num_workers, accelerator)
-
-    known = outputs_of(model, loader(split), accelerator, "calibration")
-    unknown = None if others is None else outputs_of(model, loader(others), accelerator, "unknown images")
+    splits = {"calibration": split} | ({} if others is None else {"unknown": others})
+    whole, (model, splits) = model, passed_once(model, processor, splits, accelerator, arguments)
+    sizes = arguments.batch_size, arguments.num_workers
+    loaders = {what: evaluation_loader(images, processor, *sizes, accelerator) for what, images in splits.items()}
+    outputs = {what: outputs_of(model, loader, accelerator, what) for what, loader in loaders.items()}
+    known, unknown = outputs["calibration"].double(), outputs.get("unknown")
     undivided, labels = known.logits, known.labels
     temperature = confidence.fit_temperature(undivided, labels)
     config.calibration_temperature = temperature or 1.0
@@ -98,7 +98,7 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
         },
     }  # fmt: skip
     if accelerator.is_main_process:
-        save_model(model.cpu(), processor, folder)
+        save_model(whole.cpu(), processor, folder)
         _write(report, bins, folder, arguments.json)
     accelerator.wait_for_everyone()
     return report

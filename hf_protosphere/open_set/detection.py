@@ -75,7 +75,7 @@ def outputs_of(
     """Of all images, the same on every process."""
     parts = zip(*((x.cpu() for x in batch) for batch in predictions(model, loader, accelerator, description)))
     embeddings, logits, labels = map(torch.cat, parts)
-    return Outputs(embeddings.double(), logits.double(), labels)
+    return Outputs(embeddings, logits, labels)
 
 
 def detect_unknown(

@@ -18,6 +18,7 @@ SCORES = {
     "mahalanobis": "Mahalanobis", "knn": "nearest neighbours", "vim": "ViM", "neco": "NECO",
 }  # fmt: skip
 NEIGHBOURS = 10
+PART = 4096  # images
 TINY = 1e-12  # in place of a length of 0
 
 
@@ -25,25 +26,36 @@ TINY = 1e-12  # in place of a length of 0
 class Outputs:
     """What a model makes of images, on the CPU."""
 
-    embeddings: Tensor  # (N, D) float64, unit rows: float32 cannot tell two probabilities near 1 apart
-    logits: Tensor  # (N, K) float64, as the model returns them
+    embeddings: Tensor  # (N, D), unit rows
+    logits: Tensor  # (N, K), as the model returns them
     labels: Tensor  # (N,) int64
 
     def __getitem__(self, rows: Tensor | slice) -> "Outputs":
         return Outputs(self.embeddings[rows], self.logits[rows], self.labels[rows])
+
+    def double(self) -> "Outputs":
+        return Outputs(self.embeddings.double(), self.logits.double(), self.labels)
 
 
 Score = Callable[[Outputs], Tensor]  # (N,) float64
 
 
 def fit_scores(prototypes: Tensor, known: Outputs | None = None) -> dict[str, Score]:
-    """All scores by their names in `SCORES`, for unit prototypes (K, D); without known images those that need none."""
+    """All scores by their names in `SCORES`, for unit prototypes (K, D); without known images those that need none.
+    They compute in float64, a part of the images at a time: float32 cannot tell two probabilities near 1 apart."""
 
     def of_model(name: str) -> Score:
         return lambda images: known_score(name, images.embeddings, images.logits, prototypes)
 
-    fitted = {} if known is None else {name: fit(known) for name, fit in FITTED.items()}
-    return {name: of_model(name) for name in REJECTION_SCORES} | fitted
+    def in_parts(score: Score) -> Score:
+        def whole(images: Outputs) -> Tensor:
+            starts = range(0, len(images.labels), PART)
+            return torch.cat([score(images[start : start + PART].double()) for start in starts])
+
+        return whole
+
+    fitted = {} if known is None else {name: fit(known.double()) for name, fit in FITTED.items()}
+    return {name: in_parts(of) for name, of in ({name: of_model(name) for name in REJECTION_SCORES} | fitted).items()}
 
 
 def mahalanobis(known: Outputs) -> Score:

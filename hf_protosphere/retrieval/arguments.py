@@ -33,6 +33,7 @@ class IndexArguments(LabelledImages, EmbeddingArguments, Arguments):
     model: PathName = required(
         "A ProtoSphere or transformers checkpoint (folder or Hub id), or a timm model or folder."
     )
+    pretrained: PathName | None = flag("Your weights for it, a backbone: a .safetensors or .pth file, or a folder.")
     images: PathName | None = flag("Folder of images, at any depth, without labels; or give --dataset_name.")
     labels_from_folders: bool = flag("The label of an image is the class that its folder says, as in training.", False)
     index_dir: PathName = flag("Folder for the index. One that is there is brought up to date.", "outputs/index")

@@ -16,6 +16,7 @@ from ..configuration_protosphere import build_image_processor
 from ..data.labels import some
 from ..data.pixels import DecodedImages, pixels_of, reason, table_of
 from ..errors import DataError, errors_in_one_line
+from ..inference.predictions import parts_of
 from ..modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
 from ..runs.loading import kind_of, load_classifier
 from ..runs.processes import own_device
@@ -32,20 +33,22 @@ class Embedder:
     processor: BaseImageProcessor
     fingerprint: str  # of all that an embedding depends on: weights and image processor
     layer: str = "embeddings"
+    pretrained: str | None = None  # file or folder of a backbone's weights
 
     @classmethod
-    def load(cls, name: str, layer: str = "embeddings") -> "Embedder":
+    def load(cls, name: str, layer: str = "embeddings", pretrained: str | None = None) -> "Embedder":
         """From a folder or the Hub; an `ArgumentError` where there is none, or it is damaged.
 
         Args:
             layer: "embeddings", those that prototypes are compared with, or "features", of unit
                 norm too: what the last layer of the projection is given. They tell classes apart
                 that training did not know, for which embeddings have no room. Of a backbone the same.
+            pretrained: the file or folder of a backbone's weights, as `from_backbone` takes it.
         """
-        if (kind := kind_of(name)) == "protosphere":
+        if (kind := kind_of(name, pretrained=pretrained)) == "protosphere":
             classifier, processor = load_classifier(name)
         else:
-            plain = {"projection": "none", "prototypes": "class_means"}
+            plain = {"projection": "none", "prototypes": "class_means", "pretrained": pretrained or True}
             with errors_in_one_line(f"--model {name} cannot be loaded"):
                 classifier = ProtoSphereForImageClassification.from_backbone(name, backbone_source=kind, **plain)
             processor = build_image_processor(classifier.config)
@@ -57,7 +60,7 @@ class Embedder:
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-        return cls(name, model.to(own_device()), processor, digest.hexdigest(), layer)
+        return cls(name, model.to(own_device()), processor, digest.hexdigest(), layer, pretrained)
 
     @property
     def dim(self) -> int:
@@ -102,4 +105,5 @@ class Embedder:
 
     @torch.no_grad()
     def _embed(self, pixels: Tensor) -> Tensor:
-        return self.model(pixels.to(self.model.device)).embeddings.float().cpu()
+        parts = parts_of({"pixel_values": pixels.to(self.model.device)})
+        return torch.cat([self.model(**part).embeddings.float().cpu() for part in parts])

@@ -64,6 +64,7 @@ class Origin:
     folder: str | None = None  # of the images
     dataset: dict[str, Any] = field(default_factory=dict)  # or arguments of `data.load_split`
     layer: str = "embeddings"  # of the checkpoint, as `Embedder.load` takes it
+    pretrained: str | None = None  # as there
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class ImageIndex:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        return Embedder.load(self.origin.model, self.origin.layer)
+        return Embedder.load(self.origin.model, self.origin.layer, self.origin.pretrained)
 
     @cached_property
     def _split(self) -> Dataset:
@@ -248,7 +249,7 @@ def is_index(path: Path) -> bool:
 
 
 def _origin(embedder: Embedder, **images: Any) -> Origin:
-    return Origin(embedder.name, embedder.fingerprint, layer=embedder.layer, **images)
+    return Origin(embedder.name, embedder.fingerprint, layer=embedder.layer, pretrained=embedder.pretrained, **images)
 
 
 def _refuse_giants(path: Path) -> None:
@@ -270,7 +271,7 @@ def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> No
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
     source, known = origin.dataset, {"dataset_name", "split", *LabelledImages().columns}
     texts = [origin.model, origin.fingerprint, origin.layer]
-    texts += [text for text in (*source.values(), origin.folder) if text]
+    texts += [text for text in (*source.values(), origin.folder, origin.pretrained) if text]
     named = origin.folder is not None or {"dataset_name", "split"} <= {*source}
     if not named or not {*source} <= known or not all(isinstance(text, str) for text in texts):
         raise ValueError("it does not say of what folder or data set it was made.")

@@ -74,7 +74,7 @@ def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> tuple[li
 
 
 def _embedder(found: ImageIndex, arguments: SearchArguments) -> Embedder:
-    embedder = Embedder.load(arguments.model or found.origin.model, found.origin.layer)
+    embedder = Embedder.load(arguments.model or found.origin.model, found.origin.layer, found.origin.pretrained)
     found.check_model(embedder)
     return embedder
 

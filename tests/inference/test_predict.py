@@ -21,6 +21,7 @@ from hf_protosphere.data.pixels import DecodedImages, pixels_of
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError, TrainingInterrupted
 from hf_protosphere.inference import predict as module
+from hf_protosphere.inference import predictions
 from hf_protosphere.inference.arguments import PredictArguments
 from hf_protosphere.inference.predict import image_paths, predict_into_file
 from tests.open_set.test_threshold import noise, save_checkpoint
@@ -399,7 +400,7 @@ def test_from_python(saved, photos):
 
 def test_large_batches_are_taken_in_parts(saved, photos, monkeypatch):
     alone = predicted(saved[0], "photos", batch_size=64)
-    monkeypatch.setattr(module, "CPU_PART", 1)
+    monkeypatch.setattr(predictions, "CPU_PART", 1)
     for row, other in zip(predicted(saved[0], "photos", batch_size=64), alone, strict=True):
         assert (row["class"], row["score"]) == (other["class"], pytest.approx(other["score"], abs=1e-5))
 
