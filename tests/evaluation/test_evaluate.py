@@ -5,12 +5,15 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import PIL.Image
 import pytest
 import torch
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere.data import dataset, pixels
 from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.pixels import decode
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
@@ -18,6 +21,8 @@ from hf_protosphere.evaluation.evaluate import evaluate
 from hf_protosphere.evaluation.outcomes import interval
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from hf_protosphere.prototypes import class_means
+from hf_protosphere.runs.checkpoints import save_model
+from hf_protosphere.runs.loading import load_classifier
 from hf_protosphere.runs.snapshots import load_snapshot
 
 
@@ -117,16 +122,18 @@ def test_errors(checkpoint, digits_folder, tmp_path):
 
 
 @pytest.fixture
-def opened(monkeypatch):
-    """How often each file was decoded."""
+def opened(monkeypatch, tmp_path):
+    """How often each file was decoded, by commands that find nothing in the cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     counts = Counter()
-    decode = PIL.Image.open
 
-    def counted(file, *args, **kwargs):
-        counts[str(file)] += 1
-        return decode(file, *args, **kwargs)
+    def counted(value, *args, **kwargs):
+        if isinstance(value, dict):  # not decoded already
+            counts[value["path"]] += 1
+        return decode(value, *args, **kwargs)
 
-    monkeypatch.setattr(PIL.Image, "open", counted)
+    for module in (pixels, dataset):
+        monkeypatch.setattr(module, "decode", counted)
     return counts
 
 
@@ -136,19 +143,47 @@ def opened(monkeypatch):
         ({"class_means": False}, {"test": 45}),
         ({}, {"train": 120, "test": 45}),
         ({"split": "train", "class_means": False}, {"train": 120}),
-        ({"split": "train"}, {"train": 240}),  # for the means, and to be measured
+        ({"split": "train"}, {"train": 120}),  # for the means, and to be measured
     ],
 )
 def test_only_what_is_measured_is_decoded(checkpoint, digits_folder, opened, options, expected):
-    evaluate(
-        EvaluateArguments(
-            model=str(checkpoint), dataset_name=str(digits_folder), num_workers=0, check_images=False, **options,
-        )
-    )  # fmt: skip
+    given = {"model": str(checkpoint), "dataset_name": str(digits_folder), "num_workers": 0, "check_images": False}
+    first = evaluate(EvaluateArguments(**given, **options))
     counts = Counter()
     for path, count in opened.items():
         counts[Path(path).parts[-3]] += count
     assert counts == expected
+    opened.clear()
+    assert evaluate(EvaluateArguments(**given, **options)) == first
+    assert not opened
+
+
+def test_of_other_weights_nothing_is_found(checkpoint, digits_folder, tmp_path, opened):
+    def run(folder):
+        given = {"model": str(folder), "dataset_name": str(digits_folder), "num_workers": 0, "check_images": False}
+        opened.clear()
+        return evaluate(EvaluateArguments(**given, class_means=False))
+
+    model, processor = load_classifier(str(checkpoint))
+    first = run(checkpoint)
+    model.set_prototypes(model.prototypes.flip(0))
+    save_model(model, processor, tmp_path / "head")
+    assert run(tmp_path / "head")["accuracy"] != first["accuracy"]
+    assert not opened  # the backbone is the same
+    with torch.no_grad():
+        next(model.protosphere.backbone.parameters()).mul_(-1)
+    save_model(model, processor, tmp_path / "backbone")
+    run(tmp_path / "backbone")
+    assert len(opened) == 45
+    processor.image_mean = [0.1, 0.2, 0.3]
+    save_model(model, processor, tmp_path / "processor")
+    run(tmp_path / "processor")
+    assert len(opened) == 45
+    digits_folder = shutil.copytree(digits_folder, tmp_path / "digits")
+    changed = digits_folder / "test" / "digit_1" / "041.png"
+    PIL.Image.new("L", (32, 32)).save(changed)
+    run(tmp_path / "processor")
+    assert [*opened] == [str(changed)]  # the others are known by their content
 
 
 def test_a_broken_image_in_a_split_that_is_not_read_stops_nothing(checkpoint, digits_folder, tmp_path, opened):

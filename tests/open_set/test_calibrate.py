@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,7 +15,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.configuration_protosphere import SET_SCORES
-from hf_protosphere.data.pixels import pixels_of
+from hf_protosphere.data import dataset, pixels
+from hf_protosphere.data.pixels import decode, pixels_of
 from hf_protosphere.data.transforms import build_image_processor
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.open_set.arguments import CalibrateArguments
@@ -183,16 +185,18 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
 
 
 @pytest.fixture
-def decoded(monkeypatch):
+def decoded(monkeypatch, tmp_path):
     """The splits' folders whose images were decoded, an entry for each time."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folders = []
-    decode = PIL.Image.open
 
-    def remembered(file, *args, **kwargs):
-        folders.append(Path(file).parts[-3])
-        return decode(file, *args, **kwargs)
+    def remembered(value, *args, **kwargs):
+        if isinstance(value, dict):  # not decoded already
+            folders.append(Path(value["path"]).parts[-3])
+        return decode(value, *args, **kwargs)
 
-    monkeypatch.setattr(PIL.Image, "open", remembered)
+    for module in (pixels, dataset):
+        monkeypatch.setattr(module, "decode", remembered)
     return folders
 
 
