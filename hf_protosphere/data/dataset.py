@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ from ..runs.processes import announce
 from .arguments import DataArguments
 from .image_cache import FeatureSplit
 from .labels import find_class_names, labels_of, map_labels, some, with_joined_labels
-from .pixels import bytes_of, content_of, decode, images_key, read, reason, undecoded
+from .pixels import content_of, decode, images_key, read, reason, undecoded
 from .sources import choose_splits, find_image_column, find_label_column, load_splits, two_columns, with_joined
 from .streaming import downloaded, stream_length
 from .subsets import balanced_sample, corrected, with_held_out
@@ -234,7 +235,8 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
 
 def _surveyed(value: dict[str, Any] | None) -> dict[str, Any]:
     found = {"file": (value and value["path"]) or "", "width": 0, "height": 0, "mode": "", "error": ""}
-    value = value and value | {"bytes": bytes_of(value)}  # read once
+    with suppress(OSError, TypeError):  # where there is no such file, `decode` says so
+        value = value | {"bytes": value["bytes"] or Path(value["path"]).read_bytes()}
     try:
         image = decode(value)
         read(image)

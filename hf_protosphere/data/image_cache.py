@@ -75,7 +75,6 @@ class FeatureSplit(ByEpoch, Dataset):
 
     def select(self, rows: Sequence[int]) -> "FeatureSplit":
         images, share = self.images and self.images.select(rows), len(rows) / len(self)
-        rows = torch.as_tensor(np.array(rows))
         versions, labels = self.versions[:, rows], self.labels[rows]
         return FeatureSplit(versions, labels, images, share * self.seconds)
 

@@ -67,19 +67,13 @@ def decode(value: Any, side: int | None = None, max_pixels: int | None = None) -
     return image
 
 
-def bytes_of(value: Any) -> bytes | None:
-    """Of the file of an image that is not decoded; None where it cannot be read."""
+def content_of(value: Any) -> str:
+    """A hash of the file of an image that is not decoded, whether or not it can be."""
     content, path = (value or {}).get("bytes"), (value or {}).get("path")
     if content is None and path is not None:
         with suppress(OSError), xopen(path, "rb") as file:
             content = file.read()
-    return content
-
-
-def content_of(value: Any) -> str:
-    """A hash of those bytes, whether or not they can be decoded."""
-    digest = hashlib.sha256(bytes_of(value) or b"").hexdigest()
-    return f"sha256:{digest[:16]}"  # a spreadsheet takes digits for a number
+    return f"sha256:{hashlib.sha256(content or b'').hexdigest()[:16]}"  # a spreadsheet takes digits for a number
 
 
 def read(value: Any, side: int | None = None, max_pixels: int | None = None) -> Image.Image:

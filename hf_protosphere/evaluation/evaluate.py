@@ -1,13 +1,12 @@
 """Everything that `protosphere evaluate` says of a checkpoint on a data set."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
@@ -66,11 +65,7 @@ class Evaluation:
         self.train, self.other = self.images.splits.get("train"), None
         if other is not None:
             role = f"{arguments.split} (--compare {arguments.compare})"
-            self.other = *other, map_labels(self.measured, role, other[0].config.class_names)
-
-    def passed_once(self, *model: Any, **splits: Dataset | None) -> tuple[Any, Mapping[str, Dataset | FeatureSplit]]:
-        splits = {role: split for role, split in splits.items() if split is not None}
-        return passed_once(*model, splits, self.accelerator, self.arguments)
+            self.other = other[0], map_labels(self.measured, role, other[0].config.class_names), other[1]
 
     def loader(self, split: Dataset | FeatureSplit, processor: BaseImageProcessor | None = None) -> DataLoader:
         sizes = self.arguments.batch_size, self.arguments.num_workers
@@ -84,35 +79,33 @@ class Evaluation:
         if arguments.by_layer:  # first: a network may have no layers to show
             report["by_layer"] = collapse_by_layer(self.model, self.loader(self.measured), self.accelerator)
         splits = {"test": self.measured, "train": self.train, "unknown": self.unknown_images}
-        model, seen = self.passed_once(self.model, self.processor, **splits)
-        ours, theirs, means = [], [], None
-        if arguments.class_means and "train" in seen and not self.images.classes_without_images("train"):
-            means = training_class_means(model, self.loader(seen["train"]), self.accelerator)
-        options = {"means": means, "snapshot": snapshot, "outcomes": ours}
-        report |= evaluate_model(model, self.loader(seen["test"]), self.accelerator, **options)
+        splits = {role: split for role, split in splits.items() if split is not None}
+        images = self.model, self.processor, splits
+        self.on_features, self.seen = passed_once(*images, self.accelerator, arguments)
+        ours, theirs = [], []
+        options = {"means": self._means(), "snapshot": snapshot, "outcomes": ours}
+        report |= evaluate_model(self.on_features, self.loader(self.seen["test"]), self.accelerator, **options)
         outcomes = outcome_table(ours, names)
         report["accuracy_interval"] = interval(round(report["accuracy"] * len(outcomes)), len(outcomes))
         report["expected_calibration_error"] = calibration(outcomes).expected_calibration_error
         report["classes"] = by_class(outcomes, names)
         if self.other is not None:
-            other, processor, split = self.other
-            other, of_other = self.passed_once(other.to(self.accelerator.device), processor, test=split)
-            loader = self.loader(of_other["test"], processor)
-            evaluate_model(other, loader, self.accelerator, neural_collapse=False, outcomes=theirs)
-            table = outcome_table(theirs, other.config.class_names)[["predicted", "confidence"]]
+            model, loader = self.other[0].to(self.accelerator.device), self.loader(*self.other[1:])
+            evaluate_model(model, loader, self.accelerator, neural_collapse=False, outcomes=theirs)
+            table = outcome_table(theirs, model.config.class_names)[["predicted", "confidence"]]
             outcomes = outcomes.join(table.add_prefix("other_"))
             report["comparison"] = {"model": arguments.compare, **compare(outcomes)}
         if arguments.measures_robustness:
             report["robustness"] = self._robustness()
         detection: Detection | None = None
         if self.unknown_images is not None:
-            splits = seen["test"], seen["unknown"], seen.get("train")
-            detection = detect_unknown(model, self.loader, *splits, self.accelerator)
+            splits = (self.seen.get(role) for role in ("test", "unknown", "train"))
+            detection = detect_unknown(self.on_features, self.loader, *splits, self.accelerator)
             report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}
         # Among the images that are measured, each would be nearest to itself.
         apart = self.images.sources.get("train") not in (None, self.images.sources["test"])
-        of = (seen["test"], seen["train"], outcomes) if arguments.pictures and apart else None
-        nearest = nearest_images(lambda images: self._embed(model, images), *of) if of else ()
+        images = (self.seen["test"], self.seen["train"]) if arguments.pictures and apart else None
+        nearest = nearest_images(self._embed, *images, outcomes) if images else ()
         if self.accelerator.is_main_process:
             if arguments.output:
                 write_json(Path(arguments.output), report)
@@ -124,8 +117,13 @@ class Evaluation:
                     say(path)
         return report
 
-    def _embed(self, model: nn.Module, images: Dataset | FeatureSplit) -> Tensor:
-        return outputs_of(model, self.loader(images), self.accelerator, "nearest images").embeddings
+    def _means(self) -> Tensor | None:
+        if not self.arguments.class_means or self.train is None or self.images.classes_without_images("train"):
+            return None
+        return training_class_means(self.on_features, self.loader(self.seen["train"]), self.accelerator)
+
+    def _embed(self, images: Dataset | FeatureSplit) -> Tensor:
+        return outputs_of(self.on_features, self.loader(images), self.accelerator, "nearest images").embeddings
 
     def _robustness(self) -> dict[str, Any]:
         arguments, baseline = self.arguments, None

@@ -43,7 +43,7 @@ def nearest_images(
     among = np.flatnonzero(np.isin(given, classes))
     if not len(among):
         return []
-    cosines = embed(images.select(worst.index.to_numpy())).float() @ embed(train.select(among)).float().T
+    cosines = embed(images.select(worst.index.tolist())).float() @ embed(train.select(among.tolist())).float().T
     of_class = torch.tensor(classes[:, :, None] == given[among])  # (E, 2, M)
     best, found = cosines[:, None].where(of_class, -torch.inf).max(-1)
     return [[*zip(*pair)] for pair in zip(among[found].tolist(), best.tolist())]

@@ -9,10 +9,9 @@ from ..plots.table import format_table
 from ..plots.text import shorten
 
 ACCURACIES = {
-    "accuracy": "accuracy by prototypes",
-    "top5_accuracy": "top-5 accuracy by prototypes",
+    "accuracy": "accuracy by prototypes", "top5_accuracy": "top-5 accuracy by prototypes",
     "class_means_accuracy": "accuracy by class means",
-}
+}  # fmt: skip
 FREQUENCIES = {"many": "> 100 training images", "medium": "20 to 100", "few": "< 20"}
 
 

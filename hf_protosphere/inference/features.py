@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
 from ..data.image_cache import FeatureSplit, cache_path, has_room
 from ..data.labels import labels_of
-from ..data.pixels import content_of
+from ..data.pixels import content_of, undecoded
 from ..data.transforms import EvaluationImages, TrainingImages, TrainTransform, collate
 from ..errors import at_no_cost
 from ..modeling_protosphere import ProtoSphereForImageClassification
@@ -37,12 +38,12 @@ MOST_IN_MEMORY = 500_000  # images: 4 GB of 2,048 features
 
 def with_backbone(model: ProtoSphereForImageClassification, backbone: nn.Module) -> ProtoSphereForImageClassification:
     """The same model, its projection and head, if it has one, shared, but for the backbone."""
-    whole, network = copy.copy(model), copy.copy(model.base_model)
+    model, network = copy.copy(model), copy.copy(model.base_model)
     network._modules = network._modules | {"backbone": backbone}
-    if model is model.base_model:
+    if "protosphere" not in model._modules:
         return network
-    whole._modules = whole._modules | {"protosphere": network}
-    return whole
+    model._modules = model._modules | {"protosphere": network}
+    return model
 
 
 def on_features(model: ProtoSphereForImageClassification) -> ProtoSphereForImageClassification:
@@ -56,22 +57,18 @@ def on_features(model: ProtoSphereForImageClassification) -> ProtoSphereForImage
 
 @torch.no_grad()
 def embedded(model: ProtoSphereForImageClassification, split: FeatureSplit) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) and logits (N, K) of the plain images of a split, where the model is."""
+    """Embeddings (N, D) and logits (N, K), of a model with a head, of the plain images of a split, where it is."""
     output = on_features(model).eval()(split.versions[0, ..., None, None].to(model.device))
-    return output.embeddings, output.logits
+    return output.embeddings, output.get("logits")
 
 
 def passed_once(
-    model: nn.Module, processor: BaseImageProcessor, splits: dict[str, Dataset], accelerator: Accelerator,
-    sizes: Any,
+    model: nn.Module, processor: BaseImageProcessor, splits: dict[str, Dataset], accelerator: Accelerator, sizes: Any
 ) -> tuple[nn.Module, Mapping[str, Dataset | FeatureSplit]]:  # fmt: skip
-    """Of a checkpoint that is asked about images more than once, now or by another command, `on_features` and their
-    features; a classifier of other kinds, and images of which there are too many, stay as they are.
-
-    Args:
-        sizes: arguments with `batch_size` and `num_workers`."""
-    most = max(map(len, splits.values()))
-    if most > MOST_IN_MEMORY or not isinstance(model, ProtoSphereForImageClassification):
+    """A checkpoint `on_features`, and those of its images, so that nothing passes through its backbone twice, here or
+    by the next command; a classifier of another kind, and images that are too many for the memory, as they are.
+    `sizes` has `batch_size` and `num_workers`."""
+    if max(map(len, splits.values())) > MOST_IN_MEMORY or not isinstance(model, ProtoSphereForImageClassification):
         return model, splits
     options = BatchOptions(batch_size=sizes.batch_size, num_workers=sizes.num_workers)
     images = with_features(ImageDataset(splits, []), model, accelerator, options, processor=processor)
@@ -85,9 +82,8 @@ def with_features(
 ) -> ImageDataset:  # fmt: skip
     """The data set with the network's features in place of its images; what they took is said.
 
-    They are kept in the cache of 🤗 datasets, in files named after images, weights and transform, where another run
-    finds them, also those of the same images in other splits; not with `cache_images=False`, nor where there is no
-    room, even without those that were of use the longest ago.
+    They are kept in the cache of 🤗 datasets, by the weights, the transform and the contents of the image's file,
+    where other commands find them; the longest unused go where there is no room; not with `cache_images=False`.
 
     Args:
         images: no stream.
@@ -109,10 +105,11 @@ def with_features(
     for role, split in images.splits.items():
         measured = split if sample is None else split.select(range(min(sample, len(split))))
         count = versions if role == "train" else 1
-        made = [
-            _features(measured, network, processor, accelerator, options, key, f"{role} images", version)
-            for version in range(count)
-        ]
+        contents: list[str] = []
+        if options.cache_images is not False:
+            contents = [content_of(row["image"]) for row in undecoded(measured.select_columns("image"))]
+        made_by = measured, contents, network, processor, accelerator, options, key, f"{role} images"
+        made = [_features(*made_by, version) for version in range(count)]
         features, seconds = torch.stack([f for f, _ in made]), sum(s for _, s in made)
         features = features[:, torch.arange(len(split)) % len(measured)]
         seconds *= len(split) / len(measured)
@@ -125,77 +122,59 @@ def with_features(
 
 
 def _features(
-    split: Dataset, network: ProtoSphereForImageClassification, processor: BaseImageProcessor,
+    split: Dataset, contents: list[str], network: ProtoSphereForImageClassification, processor: BaseImageProcessor,
     accelerator: Accelerator, options: BatchOptions, key: str, description: str, version: int,
 ) -> tuple[Tensor, float]:  # fmt: skip
-    """(N, F) float32 on the CPU, on every process, of one version of each image, and the seconds
-    that they took: as found in the cache, or computed and put there."""
-    keeps, mirrored = options.cache_images is not False, version == 1 and options.horizontal_flip
+    """(N, F) float32 on the CPU, on every process, of one version of each image, and the seconds that they took: as
+    found in the cache by hashes of the images' `contents`, or computed and put there."""
+    mirrored = version == 1 and options.horizontal_flip
     how, dataset = f"mirrored {mirrored}", EvaluationImages(split, processor)
     if version > 0 and not mirrored:
         augment = TrainTransform(network.config, options)
         # Of its share of blurred images torchvision's says nothing.
         how = f"{augment.transform} {options.blur} {options.seed} {version}"
         dataset = TrainingImages(split, augment, seed=options.seed)
+        dataset.set_epoch(version)
+        contents = [f"{content} {row}" for row, content in enumerate(contents)]  # by which it is augmented
     path = cache_path(split, processor, key, how, kind="features.npz")
     sweep(path.parent)
-    if keeps and all(gather_object([path.exists()])):
-        with suppress(OSError):  # of others
-            path.touch()
-        with np.load(path) as kept:
-            return torch.from_numpy(kept["features"]), float(kept["seconds"])
-    started, contents = time.perf_counter(), []
-    if keeps and isinstance(dataset, EvaluationImages):  # what is augmented depends on its row, too
-        contents = [content_of(row["image"]).encode() for row in dataset.images]
-    known, found, seconds = _known(path, contents)
-    if not all(np.array_equal(known, others) for others in gather_object([known])):  # each machine has its own cache
-        known, seconds = known[:0], 0.0
-    rows = np.setdiff1d(np.arange(len(split)), known)
-    if len(known):
-        dataset = Subset(dataset, rows)
-    loader = DataLoader(
-        dataset, min(BATCH_SIZE, options.batch_size), num_workers=options.num_workers, collate_fn=collate
-    )
-    loader = accelerator.prepare_data_loader(loader)
-    loader.set_epoch(version)  # and so the data set's, at each start
+    known, seconds = _known(path, contents)
+    if any(others != [*known] for others in gather_object([[*known]])):  # each machine has a cache of its own
+        known, seconds = {}, 0.0
+    if rows := [row for row in range(len(split)) if row not in known]:
+        size, started = min(BATCH_SIZE, options.batch_size), time.perf_counter()
+        loader = DataLoader(Subset(dataset, rows), size, num_workers=options.num_workers, collate_fn=collate)
 
-    def compute(batch: dict[str, Tensor]) -> tuple[Tensor]:
-        pixels = batch["pixel_values"].flip(-1) if mirrored else batch["pixel_values"]
-        return (network.base_model(pixels, return_dict=True).pooler_output.float(),)
+        def compute(batch: dict[str, Tensor]) -> tuple[Tensor]:
+            pixels = batch["pixel_values"].flip(-1) if mirrored else batch["pixel_values"]
+            return (network.base_model(pixels, return_dict=True).pooler_output.float(),)
 
-    words = f"features of the {description}, version {version + 1}"
-    parts = [part.cpu() for (part,) in inferred([network], loader, accelerator, words, compute)] if len(rows) else []
-    features = torch.cat([*([found] if len(known) else []), *parts])[np.argsort(np.concatenate([known, rows]))]
-    seconds += time.perf_counter() - started
-    if keeps and len(rows) and accelerator.is_local_main_process:
+        words = f"features of the {description}, version {version + 1}"
+        parts = inferred([network], accelerator.prepare_data_loader(loader), accelerator, words, compute)
+        known |= zip(rows, torch.cat([part.cpu() for (part,) in parts]))
+        seconds += time.perf_counter() - started
+    features = torch.stack([known[row] for row in range(len(split))])
+    if rows and contents and accelerator.is_local_main_process:
         with at_no_cost("keeping the features for another run"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if _make_room(path.parent, features.nbytes):
+            others = sorted(path.parent.glob("*.features.npz"), key=os.path.getmtime)
+            while not (room := has_room(path.parent, features.nbytes + sum(map(os.path.getsize, others)))) and others:
+                others.pop(0).unlink()
+            if room:
                 with whole_file(path) as unfinished, unfinished.open("wb") as file:
-                    np.savez(file, features=features.numpy(), seconds=seconds, contents=np.array(contents, "S"))
+                    np.savez(file, features=features.numpy(), seconds=seconds, contents=np.array(contents))
     accelerator.wait_for_everyone()
     return features, seconds
 
 
-def _known(path: Path, contents: list[bytes]) -> tuple[np.ndarray, Tensor, float]:
-    """Of images, by the hashes of their files: the rows, the features and the seconds of those that are in the files
-    of the same network and transform, but of other splits."""
-    rows, features, seconds = np.array([], int), [torch.empty(0)], 0.0
-    for other in path.parent.glob(f"*-{path.name.partition('-')[2]}"):
-        with suppress(OSError), np.load(other) as kept:  # gone in the meantime
+def _known(path: Path, contents: list[str]) -> tuple[dict[int, Tensor], float]:
+    """What files of the same network and transform hold of these images, by row, and the seconds that it took."""
+    known, seconds = {}, 0.0
+    for other in path.parent.glob(f"*-{path.name.partition('-')[2]}") if contents else ():
+        with suppress(OSError), np.load(other) as kept:  # gone in the meantime, or of others
             places = {content: place for place, content in enumerate(kept.get("contents", np.array([])).tolist())}
-            new = np.setdiff1d([row for row, content in enumerate(contents) if content in places], rows).astype(int)
-            if len(new):
-                found = kept["features"][[places[contents[row]] for row in new]]
-                rows, features = np.concatenate([rows, new]), [*features, torch.from_numpy(found)]
+            if new := [row for row, content in enumerate(contents) if content in places and row not in known]:
+                known |= zip(new, torch.from_numpy(kept["features"][[places[contents[row]] for row in new]]))
                 seconds += float(kept["seconds"]) * len(new) / len(places)
-                other.touch()
-    return rows, torch.cat(features[1:] or features), seconds
-
-
-def _make_room(folder: Path, size: int) -> bool:
-    """Whether there is room for so many bytes of features, once files are gone that were of use the longest ago."""
-    others = sorted(folder.glob("*.features.npz"), key=lambda path: path.stat().st_mtime)
-    while others and not has_room(folder, size + sum(path.stat().st_size for path in others)):
-        others.pop(0).unlink()
-    return has_room(folder, size)
+                other.touch()  # the longest unused go first
+    return known, seconds

@@ -155,10 +155,8 @@ def schema(config: ProtoSphereConfig, top_k: int) -> pa.Schema:
     is_there["prediction_set"] = config.set_thresholds is not None
     more = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("class", "score")]
     names = ["image", "class", "score", "cosine", "probability", *more, "unknown", "prediction_set", "error"]
-    kinds = dict.fromkeys(("score", "cosine", "probability"), pa.float32()) | {
-        "unknown": pa.bool_(),
-        "prediction": pa.list_(pa.string()),
-    }
+    kinds = {"unknown": pa.bool_(), "prediction": pa.list_(pa.string())}
+    kinds |= dict.fromkeys(("score", "cosine", "probability"), pa.float32())
     names = [name for name in names if is_there.get(name, True)]
     return pa.schema([(name, kinds.get(name.split("_")[0], pa.string())) for name in names])
 

@@ -17,7 +17,7 @@ from ..data.pixels import undecoded
 from ..data.sources import load_splits
 from ..data.subsets import corrected
 from ..errors import ArgumentError, DataError
-from ..inference.features import on_features, with_features
+from ..inference.features import embedded, with_features
 from ..plots.text import say
 from ..retrieval.embedding import Embedder
 from ..runs.files import replacing_files, write_json
@@ -45,8 +45,7 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
     with held_folder(arguments.output_dir, "--output_dir", FILES) as folder:
         if (folder / TABLE).exists() and not arguments.overwrite:
             raise ArgumentError(f"--output_dir {folder} holds {TABLE}, corrected or not: --overwrite, or another one.")
-        model = arguments.model
-        embedder = None if model is None else Embedder.load(model, "features", arguments.pretrained)
+        embedder = arguments.model and Embedder.load(arguments.model, "features", arguments.pretrained)
         images, table = surveyed(arguments)
         if embedder is not None:
             add_scores(table, images, embedder, arguments)
@@ -67,8 +66,7 @@ def surveyed(arguments: InspectArguments) -> tuple[Dataset, pd.DataFrame]:
     """All images of the splits, not decoded, and a table of them; "first" in it is the first row of each group of
     duplicates, here of equal files."""
     name, config, revision = arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision
-    loaded = load_splits(name, config, revision)
-    sizes = {split: len(rows) for split, rows in loaded.items()}
+    sizes = (loaded := load_splits(name, config, revision)).num_rows
     check_known(arguments.splits or (), sizes, f"--splits: the data set has {', '.join(sizes)}, but no")
     source = "+".join(arguments.splits or [split for split in sizes if sizes[split]])
     given = {"loaded": loaded, "train_split": source, "roles": ["train"]}
@@ -87,12 +85,10 @@ def add_scores(table: pd.DataFrame, images: Dataset, embedder: Embedder, argumen
     rows = np.flatnonzero(table["error"] == "")
     if len(rows) < 2:
         raise DataError(f"--dataset_name {arguments.dataset_name} has no two images that can be decoded.")
-    accelerator = Accelerator()
+    model, good = embedder.model, ImageDataset({"inspected": images.select(rows)}, [])
     options = BatchOptions(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
-    model, good = embedder.model.to(accelerator.device), ImageDataset({"inspected": images.select(rows)}, [])
-    good = with_features(good, model, accelerator, options, processor=embedder.processor).splits["inspected"]
-    with torch.no_grad():
-        features = on_features(model)(good.versions[0, ..., None, None].to(model.device)).embeddings.float().cpu()
+    good = with_features(good, model, Accelerator(), options, processor=embedder.processor).splits["inspected"]
+    features = embedded(model, good)[0].float().cpu()
     names, labels = images.features["label"].names, torch.from_numpy(labels_of(images)[rows])
     found = scores.neighbours_of(scores.whitened(features), scores.VOTERS)
     firsts = scores.near_duplicates(found, arguments.near_duplicate)

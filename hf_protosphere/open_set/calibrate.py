@@ -76,11 +76,14 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     model.to(accelerator.device)
 
     splits = {"calibration": split} | ({} if others is None else {"unknown": others})
-    whole, (model, splits) = model, passed_once(model, processor, splits, accelerator, arguments)
-    sizes = arguments.batch_size, arguments.num_workers
-    loaders = {what: evaluation_loader(images, processor, *sizes, accelerator) for what, images in splits.items()}
-    outputs = {what: outputs_of(model, loader, accelerator, what) for what, loader in loaders.items()}
-    known, unknown = outputs["calibration"].double(), outputs.get("unknown")
+    network, splits = passed_once(model, processor, splits, accelerator, arguments)
+
+    def outputs(what: str) -> Outputs:
+        sizes = arguments.batch_size, arguments.num_workers
+        loader = evaluation_loader(splits[what], processor, *sizes, accelerator)
+        return outputs_of(network, loader, accelerator, what)[:]
+
+    known, unknown = outputs("calibration"), outputs("unknown") if "unknown" in splits else None
     undivided, labels = known.logits, known.labels
     temperature = confidence.fit_temperature(undivided, labels)
     config.calibration_temperature = temperature or 1.0
@@ -98,7 +101,7 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
         },
     }  # fmt: skip
     if accelerator.is_main_process:
-        save_model(whole.cpu(), processor, folder)
+        save_model(model.cpu(), processor, folder)
         _write(report, bins, folder, arguments.json)
     accelerator.wait_for_everyone()
     return report

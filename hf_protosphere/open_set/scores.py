@@ -4,6 +4,7 @@ Larger for what looks more known, everywhere. What a score needs beside the mode
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,31 +32,26 @@ class Outputs:
     labels: Tensor  # (N,) int64
 
     def __getitem__(self, rows: Tensor | slice) -> "Outputs":
-        return Outputs(self.embeddings[rows], self.logits[rows], self.labels[rows])
-
-    def double(self) -> "Outputs":
-        return Outputs(self.embeddings.double(), self.logits.double(), self.labels)
+        """In float64, as scores are computed: float32 cannot tell two probabilities near 1 apart."""
+        return Outputs(self.embeddings[rows].double(), self.logits[rows].double(), self.labels[rows])
 
 
 Score = Callable[[Outputs], Tensor]  # (N,) float64
 
 
 def fit_scores(prototypes: Tensor, known: Outputs | None = None) -> dict[str, Score]:
-    """All scores by their names in `SCORES`, for unit prototypes (K, D); without known images those that need none.
-    They compute in float64, a part of the images at a time: float32 cannot tell two probabilities near 1 apart."""
+    """All scores by their names in `SCORES`, for unit prototypes (K, D); without known images those that need none."""
 
     def of_model(name: str) -> Score:
         return lambda images: known_score(name, images.embeddings, images.logits, prototypes)
 
-    def in_parts(score: Score) -> Score:
-        def whole(images: Outputs) -> Tensor:
-            starts = range(0, len(images.labels), PART)
-            return torch.cat([score(images[start : start + PART].double()) for start in starts])
+    def whole(score: Score, images: Outputs) -> Tensor:
+        parts = (images[start : start + PART] for start in range(0, len(images.labels), PART))
+        return torch.cat([*map(score, parts)])
 
-        return whole
-
-    fitted = {} if known is None else {name: fit(known.double()) for name, fit in FITTED.items()}
-    return {name: in_parts(of) for name, of in ({name: of_model(name) for name in REJECTION_SCORES} | fitted).items()}
+    fitted = {} if known is None else {name: fit(known[:]) for name, fit in FITTED.items()}
+    fitted |= {name: of_model(name) for name in REJECTION_SCORES}
+    return {name: partial(whole, fitted[name]) for name in SCORES if name in fitted}
 
 
 def mahalanobis(known: Outputs) -> Score:

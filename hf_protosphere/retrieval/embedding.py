@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from ..configuration_protosphere import build_image_processor
 from ..data.labels import some
 from ..data.pixels import DecodedImages, pixels_of, reason, table_of
-from ..errors import DataError, errors_in_one_line
+from ..errors import ArgumentError, DataError, errors_in_one_line
 from ..inference.predictions import parts_of
 from ..modeling_protosphere import ProtoSphereForImageClassification, ProtoSphereModel
 from ..runs.loading import kind_of, load_classifier
@@ -45,13 +45,16 @@ class Embedder:
                 that training did not know, for which embeddings have no room. Of a backbone the same.
             pretrained: the file or folder of a backbone's weights, as `from_backbone` takes it.
         """
-        if (kind := kind_of(name, pretrained=pretrained)) == "protosphere":
+        if (kind := kind_of(name)) == "protosphere":
+            if pretrained:
+                raise ArgumentError(f"--pretrained {pretrained} is for a backbone, and --model has weights.")
             classifier, processor = load_classifier(name)
         else:
             plain = {"projection": "none", "prototypes": "class_means", "pretrained": pretrained or True}
             with errors_in_one_line(f"--model {name} cannot be loaded"):
                 classifier = ProtoSphereForImageClassification.from_backbone(name, backbone_source=kind, **plain)
             processor = build_image_processor(classifier.config)
+            pretrained = pretrained and str(Path(pretrained).resolve())  # to be found from anywhere
         model = classifier.base_model.eval()
         if layer == "features" and model.config.projection != "none":
             model.embedding_dim = model.projection[-1].in_features

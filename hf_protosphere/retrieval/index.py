@@ -22,9 +22,7 @@ def index(arguments: IndexArguments) -> ImageIndex:
     with held_folder(arguments.index_dir, "--index_dir", () if own else (INDEX,)) as folder:
         model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
         name = str(model.resolve()) if model.is_dir() else arguments.model
-        embedder = Embedder.load(
-            name, arguments.layer, arguments.pretrained and str(Path(arguments.pretrained).resolve())
-        )
+        embedder = Embedder.load(name, arguments.layer, arguments.pretrained)
         previous = None
         if not arguments.overwrite and (folder / INDEX).exists():
             previous = ImageIndex.load(folder)

@@ -17,19 +17,8 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from .files import sweep
 
 
-def kind_of(
-    name: str, flag: str = "--model", pretrained: str | None = None
-) -> Literal["protosphere", "timm", "transformers"]:
-    """What a model's name stands for: a checkpoint of ours, of timm or of transformers; the weights of a backbone may
-    be elsewhere, where `pretrained` says."""
-    kind = _kind_of(name, flag)
-    if pretrained and (kind == "protosphere" or not Path(pretrained).exists()):
-        why = f"is for a backbone, and {flag} has weights" if kind == "protosphere" else "does not exist"
-        raise ArgumentError(f"--pretrained {pretrained} {why}: give another, or leave it out.")
-    return kind
-
-
-def _kind_of(name: str, flag: str) -> Literal["protosphere", "timm", "transformers"]:
+def kind_of(name: str, flag: str = "--model") -> Literal["protosphere", "timm", "transformers"]:
+    """What a model's name stands for: a checkpoint of ours, of timm or of transformers."""
     if not Path(name).is_dir() and timm.is_model(timm_name(name)):
         return "timm"
     _refuse_missing_folder(name, flag)
