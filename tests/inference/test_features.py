@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import time
 
 import datasets
 import pytest
@@ -11,7 +13,7 @@ from accelerate import Accelerator
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.arguments import BatchOptions
-from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.dataset import ImageDataset, load_image_dataset
 from hf_protosphere.data.transforms import EvaluationImages, build_image_processor
 from hf_protosphere.inference import features as features_module
 from hf_protosphere.inference.features import (
@@ -122,6 +124,54 @@ def test_features_are_found_again_under_all_that_they_depend_on(network, images,
     assert not torch.equal(made(4), first)
     network.protosphere.projection[0].weight.data.mul_(2)
     made(0)
+
+
+def test_an_image_is_known_in_every_split(network, images, cache, monkeypatch):
+    seen, infer = [], features_module.inferred
+    monkeypatch.setattr(
+        features_module,
+        "inferred",
+        lambda models, loader, *a: seen.append(len(loader.dataset)) or infer(models, loader, *a),
+    )
+
+    def made(**splits):
+        seen.clear()
+        found = with_features(ImageDataset(splits, []), network, Accelerator(), BatchOptions(batch_size=8))
+        return [split.versions[0] for split in found.splits.values()]
+
+    train, test = images.splits["train"], images.splits["test"]
+    both = datasets.concatenate_datasets([test, train.select(range(50))])
+    (first,) = made(joined=both)
+    assert seen == [95]
+    found = made(one=train.select(range(59, -1, -1)), test=test.select([7, 3]))
+    assert seen == [10]  # those that were not among the first
+    expected = dataclasses.replace(BatchOptions(batch_size=64), cache_images=False)
+    expected = with_features(ImageDataset({"train": train}, []), network, Accelerator(), expected).splits["train"]
+    torch.testing.assert_close(found[0].flip(0), expected.versions[0])
+    assert torch.equal(found[1], first[[7, 3]])
+    made(validation=both, other=train)
+    assert not seen
+
+
+def test_features_that_were_not_used_for_long_make_room(network, images, cache, monkeypatch):
+    def made(*rows):
+        part = images.splits["train"].select(rows)
+        with_features(ImageDataset({"test": part}, []), network, Accelerator(), FLIPPED)
+        return {path.stat().st_ino for path in cache.glob("*.npz")}
+
+    first = made(*range(20))
+    second = made(*range(20, 40)) - first
+    for age, files in ((100, second), (50, first)):
+        for path in cache.glob("*.npz"):
+            if path.stat().st_ino in files:
+                os.utime(path, (time.time() - age,) * 2)
+    size = sum(path.stat().st_size for path in cache.glob("*.npz"))
+    monkeypatch.setattr(features_module, "has_room", lambda folder, asked: asked <= size)
+    made(3, 4)  # all known: the first are of use now
+    after = made(*range(40, 60))
+    assert len(after) == 2
+    assert first < after
+    assert not second & after
 
 
 def test_what_cannot_be_kept_is_computed(network, images, cache, monkeypatch, caplog):

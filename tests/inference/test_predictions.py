@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.errors import DataError
+from hf_protosphere.inference import predictions as module
 from hf_protosphere.inference.predictions import inferred, predictions, training_class_means
 
 ACCELERATOR = Accelerator()
@@ -83,6 +84,20 @@ def test_the_mode_comes_back_when_the_pass_is_left_or_fails(model, images):
     assert not model.training
     left.close()
     assert (model.training, other.training) == (True, False)
+
+
+def test_large_batches_go_through_the_network_in_parts(model, images, monkeypatch):
+    loader = ACCELERATOR.prepare_data_loader(DataLoader(images, batch_size=11))
+    whole = [torch.cat(parts) for parts in zip(*predictions(model, loader, ACCELERATOR, "whole"))]
+    sizes = []
+    model.protosphere.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(module, "CPU_PART", 4 * 3 * 32**2)
+    (parts,) = predictions(model, loader, ACCELERATOR, "parts")
+    assert sizes == [4, 4, 3]
+    for part, expected in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
+    big = {"pixel_values": torch.zeros(2, 3, 1000, 1000), "labels": torch.tensor([3, 4])}
+    assert [part["labels"].tolist() for part in module.parts_of(big)] == [[3], [4]]
 
 
 class Lossy:

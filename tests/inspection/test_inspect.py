@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
+import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
@@ -51,7 +53,12 @@ def test_without_a_model(data, tmp_path, capsys):
     copied = {row["file"]: row for row in rows}[str(data / "train/digit_0/003.png")]
     assert left_out[2]["duplicate_of"] == copied["image"]
     assert {row["label_score"] for row in rows} == {""}
-    assert capsys.readouterr().out.endswith("\n\nLook at suspects.png, and correct the labels in images.csv.\n")
+    said = capsys.readouterr()
+    assert said.out.endswith("
+
+Look at suspects.png, and correct the labels in images.csv.
+")
+    assert said.err.count("168 images") == 2  # of the folder, and of its splits
 
 
 def test_with_a_model_and_back(data, saved, tmp_path, capsys):
@@ -80,6 +87,20 @@ def test_with_a_model_and_back(data, saved, tmp_path, capsys):
     inspect(InspectArguments(dataset_name=str(data), **tables, **output))
     found = {row["image"]: row["label"] for row in rows_of(tmp_path / "again" / "images.csv")}
     assert found[wrong["image"]] == "digit_0"  # rows are those of the data set still
+
+
+def test_with_own_weights_for_a_backbone(data, tmp_path):
+    given = {"dataset_name": str(data), "model": "test_resnet", "num_workers": 0, "splits": ["test"]}
+    similar = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        weights = tmp_path / f"{seed}.pth"
+        torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
+        inspect(InspectArguments(**given, pretrained=str(weights), output_dir=str(tmp_path / str(seed))))
+        similar.append([row["similarity"] for row in rows_of(tmp_path / str(seed) / "images.csv")])
+    assert similar[0] != similar[1]
+    with pytest.raises(ArgumentError, match=r"--pretrained .* is for --model"):
+        InspectArguments(dataset_name=str(data), pretrained=str(weights))
 
 
 def test_a_recompressed_copy_is_a_near_duplicate(data, saved, tmp_path):

@@ -9,6 +9,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from hf_protosphere.open_set import scores as module
 from hf_protosphere.open_set.detection import detection_metrics
 from hf_protosphere.open_set.scores import FITTED, SCORES, Outputs, fit_scores, knn, mahalanobis, neco, vim
 from hf_protosphere.prototypes import known_score, simplex_etf
@@ -102,3 +103,17 @@ def test_collapsed_classes_have_finite_scores(name):
     assert score(known).isfinite().all()
     one_each = fit_scores(prototypes, known[:NUM_CLASSES])[name]
     assert one_each(known).isfinite().all()
+
+
+def test_scores_are_in_float64_of_a_part_of_the_images_at_a_time(monkeypatch):
+    known, prototypes = outputs(90)
+    scores = fit_scores(prototypes, known)
+    whole = {name: score(known) for name, score in scores.items()}
+    monkeypatch.setattr(module, "PART", 7)
+    single = Outputs(known.embeddings.float(), known.logits.float(), known.labels)
+    for name, score in scores.items():
+        assert torch.allclose(score(known), whole[name], atol=1e-12)
+        assert score(single).dtype == torch.float64
+    far = Outputs(known.embeddings.float(), torch.tensor([[30.0, 0.0], [40.0, 0.0]]), known.labels[:2])
+    first, second = fit_scores(prototypes)["max_softmax"](Outputs(far.embeddings[:2], far.logits, far.labels)).tolist()
+    assert first < second  # in float32 both are 1

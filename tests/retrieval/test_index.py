@@ -6,6 +6,7 @@ import signal
 
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -65,6 +66,25 @@ def test_another_model_is_refused(photos, tmp_path, built):
             job(given)
     index(arguments(photos, str(other), folder, overwrite=True))
     search(query)
+
+
+def test_own_weights_for_a_backbone(photos, model, tmp_path):
+    weights = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / f"{seed}.pth")
+        weights.append({"pretrained": str(tmp_path / f"{seed}.pth")})
+    first = index(arguments(photos, "test_resnet", tmp_path / "index", **weights[0]))
+    found = search(SearchArguments(index=str(tmp_path / "index"), queries=[str(photos / "3.PNG")], k=1, json=True))
+    assert found[str(photos / "3.PNG")][0]["cosine"] == pytest.approx(1, abs=1e-5)  # by the weights of the index
+    with pytest.raises(ArgumentError, match="not what the index was built with"):
+        index(arguments(photos, "test_resnet", tmp_path / "index", **weights[1]))
+    other = index(arguments(photos, "test_resnet", tmp_path / "other", **weights[1]))
+    assert not torch.allclose(other.embeddings, first.embeddings, atol=1e-3)
+    with pytest.raises(ArgumentError, match=r"--model test_resnet cannot be loaded: \S+gone\.pth is neither"):
+        index(arguments(photos, "test_resnet", tmp_path / "new", pretrained=str(tmp_path / "gone.pth")))
+    with pytest.raises(ArgumentError, match=r"--pretrained \S+ is for a backbone, and --model has weights"):
+        index(arguments(photos, model, tmp_path / "new", **weights[0]))
 
 
 @pytest.mark.parametrize(("projection", "dim"), [("none", 96), ("linear", 96), ("mlp", 24)], ids=str)
