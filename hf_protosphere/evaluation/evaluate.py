@@ -59,10 +59,10 @@ class Evaluation:
                 need_train=False, need_all_classes=False, label_names=self.model.config.class_names,
                 roles={"test", "train"} if with_train else {"test"},
             )  # fmt: skip
-            asked = arguments.ood_dataset is not None
-            self.unknown_images = load_unknown_images(arguments) if asked else None
-        self.measured = self.images.splits["test"]
-        self.train, self.other = self.images.splits.get("train"), None
+            self.splits = dict(self.images.splits)
+            if arguments.ood_dataset is not None:
+                self.splits["unknown"] = load_unknown_images(arguments)
+        self.measured, self.train, self.other = self.splits["test"], self.splits.get("train"), None
         if other is not None:
             role = f"{arguments.split} (--compare {arguments.compare})"
             self.other = other[0], map_labels(self.measured, role, other[0].config.class_names), other[1]
@@ -78,10 +78,8 @@ class Evaluation:
         report = {"model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split}
         if arguments.by_layer:  # first: a network may have no layers to show
             report["by_layer"] = collapse_by_layer(self.model, self.loader(self.measured), self.accelerator)
-        splits = {"test": self.measured, "train": self.train, "unknown": self.unknown_images}
-        splits = {role: split for role, split in splits.items() if split is not None}
-        images = self.model, self.processor, splits
-        self.on_features, self.seen = passed_once(*images, self.accelerator, arguments)
+        passed = passed_once(self.model, self.processor, self.splits, self.accelerator, arguments)
+        self.on_features, self.seen = passed
         ours, theirs = [], []
         options = {"means": self._means(), "snapshot": snapshot, "outcomes": ours}
         report |= evaluate_model(self.on_features, self.loader(self.seen["test"]), self.accelerator, **options)
@@ -98,7 +96,7 @@ class Evaluation:
         if arguments.measures_robustness:
             report["robustness"] = self._robustness()
         detection: Detection | None = None
-        if self.unknown_images is not None:
+        if "unknown" in self.seen:
             splits = (self.seen.get(role) for role in ("test", "unknown", "train"))
             detection = detect_unknown(self.on_features, self.loader, *splits, self.accelerator)
             report["ood"] = {"dataset": arguments.ood_dataset, **detection.report}

@@ -77,8 +77,7 @@ def passed_once(
 
 def with_features(
     images: ImageDataset, network: ProtoSphereForImageClassification, accelerator: Accelerator,
-    options: BatchOptions, versions: int = 1, *,
-    processor: BaseImageProcessor | None = None, sample: int | None = None,
+    options: BatchOptions, versions: int = 1, processor: BaseImageProcessor | None = None, sample: int | None = None,
 ) -> ImageDataset:  # fmt: skip
     """The data set with the network's features in place of its images; what they took is said.
 
@@ -105,9 +104,8 @@ def with_features(
     for role, split in images.splits.items():
         measured = split if sample is None else split.select(range(min(sample, len(split))))
         count = versions if role == "train" else 1
-        contents: list[str] = []
-        if options.cache_images is not False:
-            contents = [content_of(row["image"]) for row in undecoded(measured.select_columns("image"))]
+        kept = () if options.cache_images is False else undecoded(measured.select_columns("image"))
+        contents = [content_of(row["image"]) for row in kept]
         made_by = measured, contents, network, processor, accelerator, options, key, f"{role} images"
         made = [_features(*made_by, version) for version in range(count)]
         features, seconds = torch.stack([f for f, _ in made]), sum(s for _, s in made)

@@ -17,10 +17,8 @@ CPU_PART = 8 * 3 * 224**2  # numbers; of 4 to 64 images, at 224 pixels, 4 and 8 
 
 
 def parts_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """A batch {"pixel_values": (M, ...), ...}, where the model is, in the parts that go through a network at once.
-
-    In parts that fit its caches a CPU takes a fourth of the time for 256 images at 224 pixels, with channels last,
-    the order of memory that its convolutions like; values differ by rounding."""
+    """A batch {"pixel_values": (M, ...), ...} in the parts that go through a network at once. In those that fit its
+    caches, and with channels last, a CPU takes a fourth of the time for 256 images; values differ by rounding."""
     pixels = batch["pixel_values"]
     images = max(CPU_PART // pixels[0].numel(), 1) if pixels.device.type == "cpu" else len(pixels)
     if pixels.dim() == 4:

@@ -79,11 +79,10 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     network, splits = passed_once(model, processor, splits, accelerator, arguments)
 
     def outputs(what: str) -> Outputs:
-        sizes = arguments.batch_size, arguments.num_workers
-        loader = evaluation_loader(splits[what], processor, *sizes, accelerator)
+        loader = evaluation_loader(splits[what], processor, arguments.batch_size, arguments.num_workers, accelerator)
         return outputs_of(network, loader, accelerator, what)[:]
 
-    known, unknown = outputs("calibration"), outputs("unknown") if "unknown" in splits else None
+    known, unknown = outputs("calibration"), outputs("unknown") if others else None
     undivided, labels = known.logits, known.labels
     temperature = confidence.fit_temperature(undivided, labels)
     config.calibration_temperature = temperature or 1.0
