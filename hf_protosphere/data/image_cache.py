@@ -65,8 +65,7 @@ class FeatureSplit(ByEpoch, Dataset):
     ) -> None:
         self.versions = versions[None] if versions.dim() == 2 else versions
         self.labels, self.images, self.seconds = labels, images, seconds
-        # As 🤗 datasets call them.
-        self._fingerprint, self.features = getattr(images, "_fingerprint", ""), getattr(images, "features", {})
+        self._fingerprint, self.features = (getattr(images, name, "") for name in ("_fingerprint", "features"))
         if self.versions.shape[1:2] != labels.shape or not self.versions.isfinite().all():
             raise DataError(
                 f"features must be finite, (N, F) or (A, N, F), of as many images as labels, but "

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,14 @@ def _features(
         contents = [f"{content} {row}" for row, content in enumerate(contents)]  # by which it is augmented
     path = cache_path(split, processor, key, how, kind="features.npz")
     sweep(path.parent)
-    known, seconds = _known(path, contents)
+    known, seconds = {}, 0.0  # by row, and what it took
+    for other in path.parent.glob(f"*-{path.name.partition('-')[2]}") if contents else ():
+        with suppress(OSError), np.load(other) as kept:  # gone in the meantime, or of others
+            places = {content: place for place, content in enumerate(kept.get("contents", np.array([])).tolist())}
+            if new := [row for row, content in enumerate(contents) if content in places and row not in known]:
+                known |= zip(new, torch.from_numpy(kept["features"][[places[contents[row]] for row in new]]))
+                seconds += float(kept["seconds"]) * len(new) / len(places)
+                other.touch()  # the longest unused go first
     if any(others != [*known] for others in gather_object([[*known]])):  # each machine has a cache of its own
         known, seconds = {}, 0.0
     if rows := [row for row in range(len(split)) if row not in known]:
@@ -163,16 +169,3 @@ def _features(
                     np.savez(file, features=features.numpy(), seconds=seconds, contents=np.array(contents))
     accelerator.wait_for_everyone()
     return features, seconds
-
-
-def _known(path: Path, contents: list[str]) -> tuple[dict[int, Tensor], float]:
-    """What files of the same network and transform hold of these images, by row, and the seconds that it took."""
-    known, seconds = {}, 0.0
-    for other in path.parent.glob(f"*-{path.name.partition('-')[2]}") if contents else ():
-        with suppress(OSError), np.load(other) as kept:  # gone in the meantime, or of others
-            places = {content: place for place, content in enumerate(kept.get("contents", np.array([])).tolist())}
-            if new := [row for row, content in enumerate(contents) if content in places and row not in known]:
-                known |= zip(new, torch.from_numpy(kept["features"][[places[contents[row]] for row in new]]))
-                seconds += float(kept["seconds"]) * len(new) / len(places)
-                other.touch()  # the longest unused go first
-    return known, seconds
