@@ -18,9 +18,7 @@ class InspectArguments(SourceArguments, Arguments):
         "Also find near-duplicates, outliers and likely wrong labels, by the features of a ProtoSphere, transformers "
         "or timm model (folder or Hub id); best of one that was not trained on these labels."
     )
-    pretrained: Annotated[PathName, Beside("model")] | None = flag(
-        "Your weights for it, a backbone: a .safetensors or .pth file, or a folder."
-    )
+    pretrained: Annotated[PathName, Beside("model")] | None = flag("Your weights for it, a backbone: file or folder.")
     near_duplicate: Annotated[float, "(0, 1]", Beside("model")] = flag(
         "Cosine of whitened features from which two images are near-duplicates.", 0.65
     )
