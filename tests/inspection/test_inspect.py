@@ -54,10 +54,7 @@ def test_without_a_model(data, tmp_path, capsys):
     assert left_out[2]["duplicate_of"] == copied["image"]
     assert {row["label_score"] for row in rows} == {""}
     said = capsys.readouterr()
-    assert said.out.endswith("
-
-Look at suspects.png, and correct the labels in images.csv.
-")
+    assert said.out.endswith("\n\nLook at suspects.png, and correct the labels in images.csv.\n")
     assert said.err.count("168 images") == 2  # of the folder, and of its splits
 
 
