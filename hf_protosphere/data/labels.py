@@ -98,7 +98,7 @@ def _own_classes(split: Split, role: str) -> tuple[list[str], np.ndarray]:
         return [*map(str, feature.names)], np.arange(len(feature.names))
     kind = feature.dtype if isinstance(feature, Value | ClassLabel) else type(feature).__name__
     if "int" not in kind and kind not in ("string", "large_string"):
-        raise DataError(f"--label_column must hold class names or whole numbers, but the {role} labels are {kind}.")
+        raise DataError(f"--label_column must hold class names or whole numbers, but {role} has them of type {kind}.")
     labels = labels_of(split, role)
     if "int" not in kind:
         own, labels = np.unique(labels, return_inverse=True)

@@ -128,7 +128,7 @@ def test_few_shots_with_confidence_resumed_without_doing_it_again(run, tmp_path,
     assert again["rows"] == first["rows"] or again["rows"][:-1] == first["rows"][:-1]
     assert again["rows"][-1]["accuracy"] == first["rows"][-1]["accuracy"]
 
-    with pytest.raises(ArgumentError, match=r"--resume continues .* --min_steps was 3, is 4"):
+    with pytest.raises(ArgumentError, match=r"--resume goes on with .* --min_steps was 3, is 4"):
         run(shots="2,1", resume=True, **{**options, "min_steps": 4})
     with pytest.raises(ArgumentError, match="is not empty"):
         run(shots="2,1", **options)
