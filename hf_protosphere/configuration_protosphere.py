@@ -66,6 +66,8 @@ class ProtoSphereConfig(PretrainedConfig):
         prototypes: "learned"; "simplex_etf" (fixed at the optimum, K ≤ D + 1); or "class_means"
             (the mean embeddings of the classes, set after training: the fixed prototypes of
             arXiv 2605.20302). By default what the objective trains, mostly "learned".
+        reserved_classes: N spare vertices beside the K of the simplex ETF, K + N ≤ D + 1, for `add_classes` to take.
+        class_margins: K numbers, subtracted from the cosines to the prototypes, or None. `add_classes` chooses them.
         objective: what `labels` train, one of `objectives.OBJECTIVES`; "cross_entropy" is the
             classical linear head with bias on unnormalised features, for comparison.
         margin, margin_type: of "normface", in [0, 1], as `objectives.margin_loss` takes them.
@@ -114,6 +116,8 @@ class ProtoSphereConfig(PretrainedConfig):
     projection_batch_norm: bool = False
     projection_dropout: float = 0.0
     prototypes: str | None = None
+    reserved_classes: int = 0
+    class_margins: list[float] | None = None
     objective: str = "ntce"
     margin: float = 0.0
     margin_type: str = "cosface"
@@ -144,6 +148,8 @@ class ProtoSphereConfig(PretrainedConfig):
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.prototypes is None and (objective := OBJECTIVES.get(str(self.objective))):
             self.prototypes = objective.prototypes or "learned"
+            if self.reserved_classes and self.prototypes == "learned" and objective.prototypes:
+                self.prototypes = "simplex_etf"
         color = self.num_channels == 3
         self.image_mean = self.image_mean or (IMAGENET_MEAN if color else [0.5])
         self.image_std = self.image_std or (IMAGENET_STD if color else [0.5])
@@ -225,6 +231,11 @@ class ProtoSphereConfig(PretrainedConfig):
         sets, of = self.set_thresholds, (self.set_score, self.set_coverage)
         fits = sets is None or (isinstance(sets, list) and sets and all(map(_is_finite, sets)) and None not in of)
         self._require("set_thresholds", fits, "numbers, for a set_score and a set_coverage, or None")
+        fits = type(self.reserved_classes) is int and 0 <= self.reserved_classes <= MAX_CLASSES
+        self._require("reserved_classes", fits, f"a whole number up to {MAX_CLASSES:,}")
+        margins = self.class_margins
+        fits = margins is None or (isinstance(margins, list) and all(map(_is_finite, margins)))
+        self._require("class_margins", fits, "a list of numbers or None")
         self._require("num_channels", self.num_channels in (1, 3), "1 (grayscale) or 3 (RGB)")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)

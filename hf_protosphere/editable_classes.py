@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checking import load_image_processor
 from .configuration_protosphere import build_image_processor
 from .objectives import class_terms
-from .prototypes import class_means
+from .prototypes import chosen_margin, class_means, turned
 from .rgb import pixels_and_labels
 
 
@@ -36,12 +36,17 @@ class EditableClasses:
     @torch.no_grad()
     def add_classes(
         self, images: Mapping[str, Tensor | Iterable[Any]], processor: Any = None, *,
-        shrinkage: float = 0.0, center: Tensor | None = None, batch_size: int = 64,
+        shrinkage: float = 0.0, center: Tensor | None = None, known: tuple[Tensor, Tensor] | None = None,
+        batch_size: int = 64,
     ) -> Tensor:  # fmt: skip
         """New classes from a few images each, in one forward pass over all of them.
 
         The prototype of a class is the mean embedding of its images, scaled to unit norm: where
         its learned prototype would be at neural collapse (weight imprinting, Qi et al. 2018).
+
+        With `known`, a class of two images or more gets what tells images apart best when every one of its own is left
+        out in turn (`prototypes.chosen_margin`): a margin, which is subtracted from its cosines, and, if that is
+        better than its mean, one of `config.reserved_classes` spare vertices, `prototypes.turned` towards the mean.
 
         Args:
             images: for each new name (n, C, H, W) pixel values, or PIL images, read one batch at a time.
@@ -54,6 +59,7 @@ class EditableClasses:
                 Where a model is far from neural collapse, its embeddings share a direction that learned and ETF
                 prototypes have not; a prototype that keeps it is nearer to the images of every class than their own.
                 Of class-mean prototypes leave it out: they all keep it.
+            known: (M, D) embeddings of images of the known classes, and (M,) their labels.
 
         Returns:
             (n, D) the mean embeddings of the new classes, scaled to unit norm.
@@ -64,45 +70,53 @@ class EditableClasses:
         self._require_prototypes("add_classes")
         names = [str(name) for name in images]
         there = {class_name(name): name for name in self.config.class_names}
-        if known := [there[class_name(name)] for name in names if class_name(name) in there]:
-            raise ValueError(f"the model has a class {known[0]!r} already: give another, or remove_classes first.")
+        if twice := [there[class_name(name)] for name in names if class_name(name) in there]:
+            raise ValueError(f"the model has a class {twice[0]!r} already: give another, or remove_classes first.")
         if not names:
             raise ValueError("add_classes got no classes: give {'name': images, ...}.")
         if shrinkage < 0:
             raise ValueError(f"shrinkage must be 0 or more images, but got {shrinkage}.")
         was_training = self.training
         self.eval()
-        counts = torch.zeros(len(names), dtype=torch.int64)
+        found: list[list[Tensor]] = [[] for _ in names]
         try:
-            # Lengths of means matter below, so the rows are not scaled yet.
-            sums = self.prototypes.new_zeros(len(names), self.prototypes.shape[1]).double()
             for pixels, labels in self._pixels(images, processor, batch_size):
                 output = self.base_model(pixels.to(self.device), return_dict=True)
-                sums.index_add_(0, labels.to(self.device), output.embeddings.double())
-                counts += labels.bincount(minlength=len(names))
+                for label, embedding in zip(labels.tolist(), output.embeddings.double()):
+                    found[label].append(embedding)
         finally:
             self.train(was_training)
-        if empty := [name for name, count in zip(names, counts) if not count]:
+        if empty := [name for name, embeddings in zip(names, found) if not embeddings]:
             raise ValueError(f"class {empty[0]!r} has no images: give at least one.")
-        totals = counts[:, None].to(sums)  # (n, 1)
-        means = sums / totals
-        unshifted = F.normalize(means, dim=1).to(self.prototypes)
-        if center is not None:
-            means = means - center.to(means)
-        if shrinkage:
-            cosines = F.normalize(means, dim=1) @ self.prototypes.double().T
-            told = (cosines / self.config.softmax_temperature).softmax(1) @ self.prototypes.double()
-            means = (totals * means + shrinkage * told) / (totals + shrinkage)
-        prototypes = class_means(means, torch.arange(len(names)).to(means.device), group="local")
-        rows = torch.cat([self.head.weight, prototypes.to(self.head.weight)])
-        self._replace_head(rows, [*self.config.class_names, *names])
-        return unshifted
+        rows, spare, margins = self.prototypes.double(), self.head.spare, self._margins
+        first, unshifted, spare = rows, [], None if spare is None else spare.double()
+        known = known and (known[0].to(rows), known[1].to(rows.device))
+        for name, own in zip(names, map(torch.stack, found)):  # (n, D)
+            left_out = F.pad(own, (0, 0, 1, 0))[: 1 if len(own) == 1 else None]  # none, then each
+            counts = len(own) - left_out.any(1, keepdim=True).to(own)
+            means = (own.sum(0) - left_out) / counts
+            unshifted.append(F.normalize(means[0], dim=0))
+            if center is not None:
+                means = means - center.to(means)
+            if shrinkage:
+                cosines = F.normalize(means, dim=1) @ first.T
+                told = (cosines / self.config.softmax_temperature).softmax(1) @ first
+                means = (counts * means + shrinkage * told) / (counts + shrinkage)
+            if not means[0].any():
+                raise ValueError(f"the mean of class {name!r} is zero: it has no direction.")
+            prototype, margin, spare = _placed(means, own, known, rows, rows.new_tensor(margins), spare)
+            known = known and (torch.cat([known[0], own]), F.pad(known[1], (0, len(own)), value=len(rows)))
+            rows, margins = torch.cat([rows, prototype[None]]), [*margins, margin]
+        rows = torch.cat([self.head.weight, rows[len(first) :].to(self.head.weight)])
+        self._replace_head(rows, [*self.config.class_names, *names], margins, spare)
+        return torch.stack(unshifted).to(self.prototypes)
 
     def remove_classes(self, names: Sequence[str]) -> None:
         """An unknown name is a `ValueError`, and that fewer than two classes would be left."""
         self._require_prototypes("remove_classes")
         kept = sorted({*range(self.config.num_labels)} - {*self._indices(names)})
-        self._replace_head(self.head.weight[kept], [self.config.class_names[i] for i in kept])
+        names, margins = self.config.class_names, self._margins
+        self._replace_head(self.head.weight[kept], *([of_all[i] for i in kept] for of_all in (names, margins)))
 
     @torch.no_grad()
     def merge_classes(self, merged: Mapping[str, Sequence[str]]) -> None:
@@ -131,12 +145,12 @@ class EditableClasses:
         names = [names[i] for i in kept]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"the model has a class {twice[0]!r} already: give another name.")
-        self._replace_head(rows[kept], names)
+        self._replace_head(rows[kept], names, [self._margins[i] for i in kept])
 
     @torch.no_grad()
     def set_prototypes(self, prototypes: Tensor) -> None:
-        """Replace the prototypes, for instance by `class_means`. An earlier calibration, which was
-        that of the old ones, is forgotten.
+        """Replace the prototypes, for instance by `class_means`. An earlier calibration and margins, which were
+        those of the old ones, are forgotten.
 
         Args:
             prototypes: (K, D), any norm but zero; stored with unit norm.
@@ -155,6 +169,7 @@ class EditableClasses:
             raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
         self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
         self.config.forget_calibration()
+        self.config.class_margins = None
 
     def set_class_counts(self, counts: Sequence[int], *, balanced: bool = True, logit_adjustment: float = 0.0) -> None:
         """Train for classes of unequal size: with `balanced` an image weighs 1 / (images of its
@@ -202,22 +217,61 @@ class EditableClasses:
                 raise ValueError(f"the model has no class {name!r}, but {self.config.class_names}.")
         return [self.config.label2id[name] for name in names]
 
+    @property
+    def _margins(self) -> list[float]:
+        return self.config.class_margins or [0.0] * self.config.num_labels
+
     @torch.no_grad()
-    def _replace_head(self, rows: Tensor, names: list[str]) -> None:
+    def _replace_head(self, rows: Tensor, names: list[str], margins: list[float], spare: Tensor | None = None) -> None:
         """Rows (K, D) become the prototypes as they are: scaling them again could change a bit."""
         if len(names) < 2:
             raise ValueError(f"a classifier has at least two classes, but {len(names)} would stay.")
-        if self.config.prototypes == "simplex_etf":  # with other classes they are none
-            self.config.prototypes = "learned"
-        head = type(self.head)(len(names), rows.shape[1], self.config.prototypes, self.config.learned_temperature)
+        config, spare = self.config, self.head.spare if spare is None else spare
+        reserved = 0 if spare is None else len(spare)
+        vertices = config.num_labels + config.reserved_classes
+        if config.prototypes == "simplex_etf" and len(names) + reserved != vertices:  # it is none any more
+            config.prototypes = "learned"
+        config.class_margins, config.reserved_classes = (margins if any(margins) else None), reserved
+        head = type(self.head)(len(names), rows.shape[1], config.prototypes, config.learned_temperature, reserved)
         head.to(device=rows.device, dtype=rows.dtype)
+        if reserved:
+            head.spare.copy_(spare)
         if self.config.learned_temperature:
             head.log_temperature = self.head.log_temperature
         head.weight.copy_(rows)
         if isinstance(self.head.weight, nn.Parameter):
             head.weight.requires_grad_(self.head.weight.requires_grad)
         self.head = head
-        self.config.id2label = dict(enumerate(names))
-        config = self.config  # what was measured for the classes as they were
+        config.id2label = dict(enumerate(names))
+        # What was measured for the classes as they were.
         config.false_rejection_rate = config.set_score = config.set_coverage = config.set_thresholds = None
         self.class_weight = self.class_bias = None
+
+
+def _placed(
+    means: Tensor, embeddings: Tensor, known: tuple[Tensor, Tensor] | None, rows: Tensor, margins: Tensor,
+    spare: Tensor | None,
+) -> tuple[Tensor, float, Tensor | None]:  # fmt: skip
+    """(D,) the prototype of a new class, its margin, and the spare vertices that are left of (N, D).
+
+    Args:
+        means: (1 + n, D) of all of its `embeddings` (n, D), then without each of them; (1, D) of one image.
+        rows, margins: (K, D) and (K,), of the classes before, as are `known`.
+    """
+    candidates = [F.normalize(means, dim=1)]
+    if known is None or len(means) == 1:
+        return candidates[0][0], 0.0, spare
+    if spare is not None and len(spare):
+        nearest = int((spare @ means[0]).argmax())
+        candidates.append(turned(spare[nearest], rows, means))
+    others, labels = known
+    scores, rivals = others @ rows.T - margins, (embeddings @ rows.T - margins).amax(1)
+    own = scores.gather(1, labels[:, None])[:, 0].where(scores.argmax(1) == labels, -torch.inf)
+    found = [chosen_margin((embeddings * c[1:]).sum(1) - rivals, others @ c[0] - own, labels) for c in candidates]
+    best = max(range(len(found)), key=lambda i: found[i][1])  # of equals the mean
+    prototype = candidates[best][0]
+    if best == 1:  # a reflection takes the vertex there; the prototypes lie in its mirror
+        axis = F.normalize(spare[nearest] - prototype, dim=0)
+        spare = torch.cat([spare[:nearest], spare[nearest + 1 :]])
+        spare = spare - 2 * (spare @ axis)[:, None] * axis
+    return prototype, found[best][0], spare

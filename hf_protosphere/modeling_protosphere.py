@@ -117,7 +117,7 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PrototypeHead):
-            init.copy_(module.weight, module.initial_weight())
+            module.start(init.copy_)
             if self.config.learned_temperature:
                 init.constant_(module.log_temperature, math.log(self.config.softmax_temperature))
         elif isinstance(module, nn.Linear) and getattr(module, "is_projection_or_head", False):
@@ -160,6 +160,9 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         check_fit(model, name, info, stored, any_head=any_head)
         if has_new_head(info):
             model.config.forget_calibration()
+            model.config.class_margins = None
+            if model.config.reserved_classes and model.config.has_prototypes:
+                model.head.start()  # all vertices of one frame
         for tensor in [*model.parameters(), *model.buffers()]:
             # safetensors maps tensors where they lie in the file. At an odd address matrix kernels
             # round differently, and the reloaded model would differ in the last bit.
@@ -274,9 +277,10 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             self.classifier = nn.Linear(dim, config.num_labels)
             self.classifier.is_projection_or_head = True
         else:
-            if config.prototypes == "simplex_etf" and config.num_labels > dim + 1:
-                simplex_etf(config.num_labels, dim)  # raises, also on the meta device
-            self.head = PrototypeHead(config.num_labels, dim, config.prototypes, config.learned_temperature)
+            reserved, vertices = config.reserved_classes, config.num_labels + config.reserved_classes
+            if config.prototypes == "simplex_etf" and vertices > dim + 1:
+                simplex_etf(vertices, dim)  # raises, also on the meta device
+            self.head = PrototypeHead(config.num_labels, dim, config.prototypes, config.learned_temperature, reserved)
         # For training only. A queue is of one process: no module, which others would be told.
         self.register_buffer("class_weight", None, persistent=False)
         self.register_buffer("class_bias", None, persistent=False)
@@ -320,6 +324,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                     cosines = embeddings @ prototypes.T
                 else:
                     cosines = cosines_to(embeddings, prototypes)
+                if self.config.class_margins is not None:
+                    cosines = cosines - cosines.new_tensor(self.config.class_margins)
                 logits = cosines / self.temperature  # (M[, V], K)
             loss = None if labels is None else self.objective(embeddings, logits, labels)
             if logits.dim() == 3:
@@ -338,6 +344,9 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         is given labels: the configured one, or in evaluation mode the log-likelihood's."""
         config = self.config
         prototypes = self.head.weight if config.has_prototypes else None
+        if self.training and config.reserved_classes and "normface" in config.objective and self.class_bias is None:
+            # Images choose among all vertices, whose mean is the origin: so their optimum is at their own.
+            prototypes = torch.cat([prototypes, self.head.spare])
         batch = (embeddings, logits, labels, prototypes, self.temperature)
         if not self.training:
             return objective_loss("cross_entropy", *batch)

@@ -3,7 +3,7 @@
 Travels to the Hub with every checkpoint and imports nothing but torch."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -45,8 +45,8 @@ def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = 
     if num_classes > dim + 1:
         raise ValueError(
             f"a simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, "
-            f"but the embeddings have {dim}: use projection='linear' or 'mlp' with "
-            f"projection_dim={num_classes - 1} or more, or prototypes='learned'."
+            f"but the embeddings have {dim}: use projection='linear' or 'mlp' with projection_dim={num_classes - 1} "
+            "or more, fewer reserved classes, or prototypes='learned'."
         )
     # Helmert's rows are an orthonormal basis of the vectors whose entries sum to 0. Column c of
     # them is the c-th unit vector less its mean, in K − 1 coordinates: the frame up to its length.
@@ -79,6 +79,44 @@ def nonnegative_limit(num_classes: int) -> float:
         (0.103, 0.001)
     """
     return 2 - 2 * math.sqrt(1 - 1 / num_classes)
+
+
+def turned(vertex: Tensor, prototypes: Tensor, means: Tensor) -> Tensor:
+    """(n, D) as near to each of n means, (n, D) of any norm, as a `vertex` (D,) comes by a rotation that leaves
+    prototypes (K, D) in place: what it has in their span stays, the rest turns to what the mean has outside. All spare
+    vertices of a simplex come to the same place: such rotations exchange them.
+
+    Example:
+        >>> vertex, prototypes = torch.tensor([-0.6, 0.8, 0.0]), torch.tensor([[1.0, 0.0, 0.0]])
+        >>> turned(vertex, prototypes, torch.tensor([[5.0, 0.0, 2.0]]))
+        tensor([[-0.6000,  0.0000,  0.8000]])
+    """
+    basis, _ = torch.linalg.qr(prototypes.T)  # (D, K)
+    within, targets = (x @ basis @ basis.T for x in (vertex, means))
+    return within + (vertex - within).norm() * F.normalize(means - targets, dim=-1)
+
+
+def chosen_margin(gains: Tensor, losses: Tensor, labels: Tensor) -> tuple[float, float]:
+    """What to subtract from the cosines to a new prototype, so that the most images are told right, each class as much
+    as another: in [0, 1] in steps of 0.01, of equally good ones the least.
+
+    Args:
+        gains: (n,) by how much images of the new class are nearer to it, made without them, than to any other.
+        losses: (M,) by how much those of the known classes are nearer to it than to their own; infinite where wrong.
+        labels: (M,) int64, their classes.
+
+    Returns:
+        The margin, and the mean accuracy over the new class and those known that have images, in [0, 1].
+
+    Example:
+        >>> chosen_margin(torch.tensor([0.5, 0.1]), torch.tensor([-0.3, 0.044]), torch.tensor([0, 0]))
+        (0.05, 1.0)
+    """
+    margins, counts = gains.new_tensor(range(101))[:, None] / 100, labels.bincount()
+    right = gains.new_zeros(len(margins), len(counts)).index_add_(1, labels, (losses <= margins).to(gains))
+    known, new = (right / counts)[:, counts > 0], (gains > margins).to(gains).mean(1, keepdim=True)
+    accuracies = torch.cat([known, new], 1).mean(1)
+    return round(margins[accuracies.argmax()].item(), 2), accuracies.max().item()
 
 
 def cosines_to(embeddings: Tensor, prototypes: Tensor) -> Tensor:
@@ -188,9 +226,12 @@ def known_score(name: str, embeddings: Tensor, logits: Tensor, prototypes: Tenso
 
 class PrototypeHead(nn.Module):
     """K prototypes on the unit sphere; trained when learned, a saved buffer when fixed. With
-    `learns_temperature` the logarithm of a temperature beside them."""
+    `learns_temperature` the logarithm of a temperature beside them; with `spare` so many vertices more, a buffer
+    (N, D), of one simplex ETF with the prototypes that training starts from."""
 
-    def __init__(self, num_classes: int, dim: int, kind: str, learns_temperature: bool = False) -> None:
+    def __init__(
+        self, num_classes: int, dim: int, kind: str, learns_temperature: bool = False, spare: int = 0
+    ) -> None:
         super().__init__()
         if learns_temperature:
             self.log_temperature = nn.Parameter(torch.empty(1))  # FSDP2 shards no scalar
@@ -200,6 +241,7 @@ class PrototypeHead(nn.Module):
             self.weight = nn.Parameter(weight)
         else:
             self.register_buffer("weight", weight)
+        self.register_buffer("spare", torch.empty(spare, dim) if spare else None)
 
     @property
     def prototypes(self) -> Tensor:
@@ -217,11 +259,14 @@ class PrototypeHead(nn.Module):
         return (log + (log.clamp(least, most) - log).detach()).exp()
 
     @torch.no_grad()
-    def initial_weight(self) -> Tensor:
-        num_classes, dim = self.weight.shape
-        if self.kind == "simplex_etf":
-            return simplex_etf(num_classes, dim)
-        return F.normalize(torch.randn(num_classes, dim), dim=-1)
+    def start(self, copy: Callable[..., Tensor] = Tensor.copy_) -> None:
+        """The prototypes that training starts from, and the spare vertices of the same frame."""
+        (num_classes, dim), spare = self.weight.shape, 0 if self.spare is None else len(self.spare)
+        etf, vertices = self.kind == "simplex_etf" or spare, num_classes + spare
+        first = simplex_etf(vertices, dim) if etf else F.normalize(torch.randn(vertices, dim), dim=-1)
+        copy(self.weight, first[:num_classes])
+        if spare:
+            copy(self.spare, first[num_classes:])
 
 
 def whole(weight: Tensor) -> Tensor:

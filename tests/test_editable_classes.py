@@ -1,5 +1,8 @@
 """Classes come and go without training, and those that stay say what they said, to the bit."""
 
+from statistics import fmean
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,8 @@ from PIL import Image
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
 from hf_protosphere.data.pixels import pixels_of
 from hf_protosphere.data.transforms import build_image_processor
-from hf_protosphere.prototypes import cosines_to
+from hf_protosphere.inference.features import on_features
+from hf_protosphere.prototypes import cosines_to, turned
 
 
 def build(num_classes=3, **options):
@@ -152,3 +156,107 @@ def test_a_thousand_classes_in_one_pass():
     model.protosphere.register_forward_hook(lambda *_: passes.append(1))
     model.add_classes({str(i): IMAGES[i % 9][None] for i in range(1000)}, batch_size=100)
     assert (len(passes), model.config.num_labels) == (10, 1003)
+
+
+def with_room(**options):
+    """A model of four classes and three spare vertices, of which an image is its embedding (24,)."""
+    model = build(4, prototypes="simplex_etf", reserved_classes=3, projection="linear", projection_dim=24, **options)
+    model.protosphere.projection = torch.nn.Identity()
+    return on_features(model).eval()
+
+
+def points(directions, count, generator, noise):
+    """(n · count, D) unit rows around n directions (n, D)."""
+    around = directions.repeat_interleave(count, 0)
+    return F.normalize(around + noise * torch.randn(around.shape, generator=generator) / 24**0.5, dim=1)
+
+
+def frame_of(model):
+    return torch.cat([model.head.weight, model.head.spare]).double().detach()
+
+
+def best_by_brute_force(old, spare, new, known, labels):
+    """(prototype, margin) of the best of all pairs of a candidate and a margin, by predictions one at a time."""
+    found = []
+    for of_spare in (False, True):
+
+        def cosines(image, examples, of_spare=of_spare):
+            mean = examples.mean(0)
+            prototype = turned(spare, old, mean[None])[0] if of_spare else F.normalize(mean, dim=0)
+            return (torch.cat([old, prototype[None]]) @ image).numpy()
+
+        own = [cosines(image, torch.cat([new[:i], new[i + 1 :]])) for i, image in enumerate(new)]
+        tests = [(c, [cosines(image, new) for image in known[labels == c]]) for c in range(len(old))]
+        for margin in (m / 100 for m in range(101)):
+            less = np.array([0.0] * len(old) + [margin])
+            shares = [fmean((each - less).argmax() == c for each in of) for c, of in [*tests, (len(old), own)]]
+            found.append((fmean(shares), of_spare, margin))
+    return max(found, key=lambda each: round(each[0], 9))  # the first of equals
+
+
+@pytest.mark.parametrize(("seed", "is_spare"), [(10, False), (36, True), (99, True)])
+def test_the_place_and_the_margin_are_the_best_of_all_by_leave_one_out(seed, is_spare):
+    generator, model = torch.Generator().manual_seed(seed), with_room()
+    before = frame_of(model)
+    old, spare = before[:4], before[4:]
+    known, labels = points(old.float(), 6, generator, 1.5), torch.arange(4).repeat_interleave(6)
+    direction = torch.randn(1, 24, generator=generator) + 2 * old[:1].float()
+    new = points(F.normalize(direction, dim=1), 5, generator, 1.5)
+    asked = torch.cat([known, new])[..., None, None]
+    logits = logits_of(model, asked)
+    model.add_classes({"new": new[..., None, None]}, known=(known, labels))
+
+    nearest = spare[(spare @ new.double().mean(0)).argmax()]
+    accuracy, of_spare, margin = best_by_brute_force(old, nearest, new.double(), known.double(), labels)
+    assert of_spare == is_spare
+    mean = new.double().mean(0)
+    expected = turned(nearest, old, mean[None])[0] if is_spare else F.normalize(mean, dim=0)
+    torch.testing.assert_close(model.prototypes[4].detach().double(), expected, atol=1e-6, rtol=0)
+    assert (model.config.class_margins or [0.0] * 5)[4] == margin
+    after = logits_of(model, asked)
+    assert torch.equal(after[:, :4], logits)
+    cosines = cosines_to(asked[..., 0, 0], model.prototypes.detach())[:, 4]
+    torch.testing.assert_close(after[:, 4], (cosines - margin) / model.config.softmax_temperature)
+    right = after.argmax(1)[:24] == labels
+    assert right.float().mean() >= (5 * accuracy - 1) / 4 - 1e-6
+
+    assert model.config.reserved_classes == 3 - is_spare
+    assert model.config.prototypes == ("simplex_etf" if is_spare else "learned")
+    if is_spare:  # one simplex of seven vertices still, the old ones where they were to the bit
+        frame = frame_of(model)
+        assert torch.equal(frame[:4], before[:4])
+        expected = torch.full((7, 7), -1 / 6, dtype=torch.float64).fill_diagonal_(1)
+        torch.testing.assert_close(frame @ frame.T, expected, atol=1e-6, rtol=0)
+
+
+def test_without_known_images_or_of_one_image_a_class_is_its_mean():
+    model, generator = with_room(), torch.Generator().manual_seed(0)
+    new = points(torch.eye(24)[:1], 3, generator, 1.0)[..., None, None]
+    known = model.prototypes.detach(), torch.arange(4)
+    model.add_classes({"a": new})
+    model.add_classes({"b": new[:1]}, known=known)
+    torch.testing.assert_close(model.prototypes[4], F.normalize(new[..., 0, 0].mean(0), dim=0))
+    torch.testing.assert_close(model.prototypes[5], new[0, :, 0, 0])
+    assert (model.config.class_margins, model.config.reserved_classes, len(model.head.spare)) == (None, 3, 3)
+
+
+def test_margins_and_spare_vertices_come_back_from_a_file_and_go_with_their_classes(tmp_path):
+    model = build(4, prototypes="simplex_etf", reserved_classes=3)
+    model.config.class_margins = [0.0, 0.25, 0.0, 0.5]
+    model.save_pretrained(tmp_path)
+    again = ProtoSphereForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again.head.spare, model.head.spare)
+    assert torch.equal(logits_of(again, IMAGES), logits_of(model, IMAGES))
+    again.remove_classes(["class 0"])
+    assert again.config.class_margins == [0.25, 0.0, 0.5]
+    again.merge_classes({"both": ["class 1", "class 3"]})
+    assert again.config.class_margins == [0.25, 0.0]
+    assert torch.equal(again.head.spare, model.head.spare)
+    again.set_prototypes(again.prototypes)
+    assert again.config.class_margins is None
+
+    other = ProtoSphereForImageClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    frame = frame_of(other)  # of one simplex, and not of two
+    expected = torch.full((8, 8), -1 / 7, dtype=torch.float64).fill_diagonal_(1)
+    torch.testing.assert_close(frame @ frame.T, expected, atol=1e-6, rtol=0)
+    assert other.config.class_margins is None

@@ -26,7 +26,8 @@ from hf_protosphere import (
     ProtoSphereForImageClassification,
     ProtoSphereModel,
 )
-from hf_protosphere.objectives import OBJECTIVES, EmbeddingQueue, margin_loss
+from hf_protosphere.objectives import OBJECTIVES, EmbeddingQueue, margin_loss, objective_loss
+from hf_protosphere.prototypes import simplex_etf
 from tests.models import TIMM, TRANSFORMERS, build, images
 
 
@@ -189,7 +190,7 @@ def test_the_calibration_temperature_divides_logits_and_nothing_else(objective, 
 
 
 def test_a_calibrated_model_compiles_and_exports():
-    model = build(rejection_threshold=0.0, calibration_temperature=2.0).eval()
+    model = build(rejection_threshold=0.0, calibration_temperature=2.0, class_margins=[0.0, 0.1, 0.0, 0.2, 0.0]).eval()
     pixels = images(4, 3, 32, 32)
     with torch.no_grad():
         expected = model(pixels)
@@ -256,6 +257,45 @@ def test_simplex_etf_prototypes_need_enough_dimensions():
     assert torch.allclose(cosines[0, 1:], torch.full((16,), -1 / 16), atol=1e-6)
     with pytest.raises(ValueError, match="projection_dim=17"):
         build(prototypes="simplex_etf", num_labels=18, projection="linear", projection_dim=16)
+    with pytest.raises(ValueError, match=r"of 18 classes needs at least 17 .* have 16.*fewer reserved classes"):
+        build(num_labels=5, reserved_classes=13, projection="linear", projection_dim=16)
+
+
+@pytest.mark.parametrize("objective", ["normface", "decoupled_normface", "ntce", "dot_regression"])
+def test_spare_vertices_are_rivals_in_training_where_images_choose_among_prototypes(objective):
+    model = build(objective=objective, num_labels=5, reserved_classes=7, projection="linear", projection_dim=16)
+    assert model.config.prototypes == "simplex_etf"
+    vertices = torch.cat([model.head.weight, model.head.spare])
+    expected = torch.full((12, 12), -1 / 11).fill_diagonal_(1)
+    torch.testing.assert_close(vertices @ vertices.T, expected, atol=1e-6, rtol=0)
+    pixels, labels = images(6, 3, 32, 32), torch.arange(6) % 5
+    output = model.train()(pixels, labels=labels)
+    used = vertices if "normface" in objective else vertices[:5]
+    batch = (output.embeddings, output.logits, labels, used, model.temperature)
+    torch.testing.assert_close(output.loss, objective_loss(objective, *batch))
+    assert output.logits.shape == (6, 5)
+    model.set_class_counts([1, 2, 3, 4, 5], logit_adjustment=0.5 if "normface" in objective else 0.0)
+    assert model(pixels, labels=labels).loss.isfinite()  # a class without images has no share: it is left out
+
+
+def test_images_at_the_vertices_are_the_optimum_of_normface_with_spare_ones():
+    vertices = simplex_etf(9, 8).double()
+    labels = torch.arange(3)
+    points = vertices[:3].clone().requires_grad_()
+    for used, at_rest in ((vertices, True), (vertices[:3], False)):
+        slope = torch.autograd.grad(objective_loss("normface", points, None, labels, used, 0.2), points)[0]
+        along = (slope * points).sum(1, keepdim=True) * points  # what is left is along the sphere
+        assert ((slope - along).norm() < 1e-6) == at_rest  # the frame is in float32
+
+
+def test_margins_of_classes_are_in_logits_and_what_is_made_of_them(tmp_path):
+    model = build(prototypes="simplex_etf").eval()
+    pixels = images(3, 3, 32, 32)
+    before, margins = model(pixels).logits, [0.0, 0.25, 0.0, -0.5, 0.0]
+    model.config.class_margins = margins
+    expected = before - torch.tensor(margins) / model.config.softmax_temperature
+    torch.testing.assert_close(model(pixels).logits, expected)
+    assert torch.equal(model(pixels).logits[:, [0, 2, 4]], before[:, [0, 2, 4]])
 
 
 def test_grayscale_model_takes_the_luminance_of_rgb():
@@ -382,7 +422,8 @@ def test_files_that_travel_import_only_each_other_torch_timm_and_transformers(tm
 
 
 def test_loads_where_the_package_is_missing(python, tmp_path):
-    model = build(projection="linear", projection_dim=8).eval()
+    model = build(projection="linear", projection_dim=8, reserved_classes=2).eval()
+    model.config.class_margins = [0.0, 0.1, 0.0, 0.0, 0.2]
     model.save_pretrained(tmp_path / "model")
     code = f"""
 import os, sys
@@ -399,7 +440,7 @@ with torch.no_grad():
     assert len(model(pixels, output_hidden_states=True).hidden_states) > 1
 model.activation_checkpointing_enable()
 model.train()(pixels, labels=torch.tensor([0, 1])).loss.backward()
-model.add_classes({{"new": pixels}})
+model.add_classes({{"new": pixels}}, known=(output.embeddings, torch.tensor([0, 1])))
 model.save_pretrained("again")
 assert os.path.exists("again/losses.py") and os.path.exists("again/preprocessor_config.json")
 print(output.logits.tolist())

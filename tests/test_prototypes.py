@@ -3,10 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.linalg import orthogonal_procrustes
 from scipy.special import logsumexp, softmax
 
 from hf_protosphere.configuration_protosphere import REJECTION_SCORES
-from hf_protosphere.prototypes import class_means, known_score, nonnegative_limit, simplex_etf
+from hf_protosphere.prototypes import (
+    chosen_margin,
+    class_means,
+    known_score,
+    nonnegative_limit,
+    simplex_etf,
+    turned,
+)
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (2, 7), (10, 9), (10, 64), (257, 256)])
@@ -96,3 +104,37 @@ def test_the_scores_of_known_images_are_those_of_numpy():
         assert found == pytest.approx(values, rel=1e-5)
         low, high = REJECTION_SCORES[name]
         assert ((low <= found) & (found <= high)).all()
+
+
+def test_a_spare_vertex_turns_as_far_as_procrustes_lets_it():
+    generator = torch.Generator().manual_seed(0)
+    vertices = simplex_etf(9, 12, generator).double()
+    old, spare = vertices[:5], vertices[5:]
+    means = torch.randn(3, 12, dtype=torch.float64, generator=generator)
+    placed = turned(spare[1], old, means)
+    torch.testing.assert_close(placed @ old.T, torch.full((3, 5), -1 / 8, dtype=torch.float64))
+    torch.testing.assert_close(turned(spare[3], old, means), placed)  # they exchange places
+    outside = torch.linalg.svd(old)[2][5:]  # (7, D), an orthonormal basis of all that is orthogonal to the prototypes
+    for mean, found in zip(means, placed):
+        rotation, _ = orthogonal_procrustes((outside @ spare[1])[None], (outside @ mean)[None])
+        within = spare[1] - spare[1] @ outside.T @ outside
+        expected = within + torch.from_numpy((outside @ spare[1])[None].numpy() @ rotation)[0] @ outside
+        torch.testing.assert_close(found, expected)
+    last = simplex_etf(4, 12).double()  # a single spare vertex is spanned by the others: it cannot turn
+    torch.testing.assert_close(turned(last[3], last[:3], means), last[3].expand(3, -1))
+
+
+def test_the_margin_is_the_best_of_all_that_there_are():
+    generator = torch.Generator().manual_seed(1)
+    gains, losses = (torch.randn(n, dtype=torch.float64, generator=generator) / 2 for n in (7, 40))
+    labels = torch.tensor([0, 1, 3]).repeat(14)[:40]
+    losses[::9] = torch.inf
+    tried = {}
+    for margin in (m / 100 for m in range(101)):
+        shares = [(losses[labels == c] <= margin).double().mean() for c in (0, 1, 3)]
+        tried[margin] = torch.stack([*shares, (gains > margin).double().mean()]).mean().item()
+    margin, accuracy = chosen_margin(gains, losses, labels)
+    assert accuracy == pytest.approx(max(tried.values()))
+    best = [m for m, share in tried.items() if share > accuracy - 1e-9]
+    assert margin == min(best)
+    assert chosen_margin(gains.abs() + 0.01, -losses.abs(), labels * 0)[0] == 0  # where nothing is to be won

@@ -59,6 +59,12 @@ class Snapshot:
         counts = self.labels.bincount(minlength=len(sums))
         return (sums[counts > 0] / counts[counts > 0, None]).mean(0)
 
+    @property
+    def known(self) -> tuple[Tensor, Tensor]:
+        """(n, D) and (n,): the embeddings that it holds with their labels, and the means of classes without any."""
+        alone = (self.labels.bincount(minlength=len(self.class_means)) == 0) & self.class_means.any(1)
+        return torch.cat([self.embeddings, self.class_means[alone]]), torch.cat([self.labels, alone.nonzero()[:, 0]])
+
 
 class SnapshotCollector:
     """Takes a snapshot from batches, beside prototypes (K, D), unit rows.

@@ -87,7 +87,8 @@ class OpenSetClassifier:
     def __call__(self, image: Image.Image) -> Answer:
         output = self.model(pixels_of([image], self.processor))
         embedding, scores = output.embeddings[0], output.logits[0].softmax(-1)
-        angles, order = angles_to_prototypes(embedding, self.model.prototypes).sort()
+        order = scores.argsort(descending=True)  # by margins too
+        angles = angles_to_prototypes(embedding, self.model.prototypes)[order]
         names = [self.model.config.id2label[c] for c in order.tolist()]
         sets = prediction_sets(output.logits, self.model.config)
         return Answer(

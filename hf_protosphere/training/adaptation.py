@@ -32,6 +32,7 @@ PREPROCESSING = ("image_mean", "image_std", "interpolation", "crop_pct")
 # And of its head, as long as its classes stay.
 HEAD = {
     "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature",
+    "reserved_classes": "reserve_classes",
     "learned_temperature": "learn_temperature", "margin": "margin", "margin_type": "margin_type",
 }  # fmt: skip
 

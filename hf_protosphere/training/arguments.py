@@ -70,6 +70,11 @@ class TrainArguments(
                     f"--{name} {getattr(self, name)} is for --objective {' and '.join(known)}, but "
                     f"got {self.objective}{why}: leave it out."
                 )
+        trains = OBJECTIVES[self.objective].prototypes in ("learned", "simplex_etf")
+        fits = self.resume_from is not None or (trains and self.prototypes in (None, "simplex_etf"))
+        if self.reserve_classes and not fits:
+            got = f"--prototypes {self.prototypes} and --objective {self.objective}"
+            raise ArgumentError(f"--reserve_classes {self.reserve_classes} is for a fixed simplex ETF, not for {got}.")
         if self.margin_type != "cosface" and not self.margin:
             raise ArgumentError(f"--margin_type {self.margin_type} is for --margin: give it too.")
 

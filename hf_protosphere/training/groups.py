@@ -67,6 +67,9 @@ class ModelArguments:
         "learned; simplex_etf, fixed at the optimum (the default for dot_regression); or "
         "class_means, recomputed after every epoch (the default where views are contrasted)."
     )
+    reserve_classes: CountOrZero = flag(
+        "Train on a simplex ETF with so many spare vertices, for add-class to take.", 0
+    )
     temperature: Positive | None = flag(
         "Cosines are divided by it, in the loss and in the scores. By default it follows from the objective and the K "
         "classes: a factor times K / ((K - 1) ln(K - 1)), at which the softmax of an optimal classifier gives the own "

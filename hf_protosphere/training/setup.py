@@ -81,6 +81,7 @@ def build_model(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereF
     if arguments.resume_from is not None:
         model, _ = load_classifier(arguments.resume_from, "--resume_from")
         model.config.forget_calibration()
+        model.config.class_margins = None
     else:
         model = _model_of(arguments, images)
     if (balanced := arguments.class_weights == "balanced") or arguments.logit_adjustment:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..configuration_protosphere import ProtoSphereConfig
 from ..data.dataset import load_image_dataset
 from ..data.labels import announce_cases, labels_of, some
 from ..data.pixels import image_files, open_image, read, undecoded
@@ -20,6 +21,7 @@ from ..plots.text import say
 from ..runs.files import replacing_files, write_json
 from ..runs.folders import MODEL_FILES, RUN_FILES, held_folder
 from ..runs.loading import load_classifier
+from ..runs.processes import own_device
 from ..runs.reading import read_json
 from ..runs.snapshots import SNAPSHOT, save_snapshot, snapshot_of
 from .arguments import AddClassArguments
@@ -53,9 +55,12 @@ def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> Prot
             "remove it, or write it again by `protosphere evaluate --pictures`."
         )
     # (D,) mean embedding of the classes, each as much as another.
-    wanted = arguments.center and model.config.prototypes != "class_means"
-    known = snapshot is not None and snapshot.labels.numel() > 0
-    center = snapshot.center if wanted and known else None
+    holds_images, reserved = snapshot is not None and snapshot.labels.numel() > 0, model.config.reserved_classes
+    wanted = holds_images and arguments.center and model.config.prototypes != "class_means"
+    center = snapshot.center if wanted else None
+    if arguments.leave_one_out and not holds_images:
+        raise ArgumentError(f"--leave_one_out needs images of known classes: {arguments.folder} has no {SNAPSHOT}.")
+    known = snapshot.known if arguments.leave_one_out else None
     bar = tqdm(total=sum(map(len, images.values())), desc="embedding", unit=" images", leave=False)
 
     def opened(loaders: list[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
@@ -63,11 +68,10 @@ def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> Prot
             yield load()
             bar.update()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with bar, errors_in_one_line(f"--folder {arguments.folder}", of=ValueError):
-        means = model.to(device).add_classes(
+        means = model.to(own_device()).add_classes(
             {name: opened(of_class) for name, of_class in images.items()}, processor,
-            center=center, shrinkage=arguments.shrinkage, batch_size=arguments.batch_size,
+            center=center, known=known, shrinkage=arguments.shrinkage, batch_size=arguments.batch_size,
         )  # fmt: skip
     model = model.cpu()
     with replacing_files(folder) as unfinished:
@@ -87,20 +91,26 @@ def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> Prot
             save_snapshot(taken, unfinished / SNAPSHOT)
         if (results := source / "results.json").exists():
             content = read_json(results, "Remove it, or give --output_dir.")
-            added = {name: len(of_class) for name, of_class in images.items()}
-            content["added_classes"] = content.get("added_classes", {}) | added
+            content["added_classes"] = content.get("added_classes", {}) | {n: len(of) for n, of in images.items()}
             write_json(unfinished / results.name, content)
         load_classifier(str(unfinished), "the new checkpoint")  # or it is not kept
     say(f"{folder}: {model.config.num_labels} classes, new are {some(images)}")
+    if known is not None:
+        say(_placing(model.config, [*images], reserved))
     if center is None and model.config.prototypes == "learned":
-        missing = f"a {SNAPSHOT}" if snapshot is None else "--center"
-        say(f"The prototypes were not centred, for want of {missing}.")
+        say(f"The prototypes were not centred, for want of {f'a {SNAPSHOT}' if snapshot is None else '--center'}.")
     if model.config.rejection_threshold is not None:
         say(
             "Its threshold and temperature are those of the classes before: to choose them again, "
             f"`protosphere calibrate {folder} --dataset_name ...`, with images of all classes."
         )
     return model
+
+
+def _placing(config: ProtoSphereConfig, names: list[str], reserved: int) -> str:
+    margins = zip((config.class_margins or [0.0] * config.num_labels)[-len(names) :], names)
+    taken = f"; spare vertices taken: {reserved - config.reserved_classes} of {reserved}" if reserved else ""
+    return f"By leaving out each image in turn: margin {some([f'{m:.2f} of {name}' for m, name in margins])}{taken}"
 
 
 def _images_of(

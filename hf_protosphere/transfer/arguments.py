@@ -216,6 +216,9 @@ class AddClassArguments(Arguments):
         "collapse a new class would otherwise attract the images of all others. Not done for class-mean prototypes.",
         True,
     )
+    leave_one_out: bool = flag(
+        "Choose a margin of each class, and its mean or a spare vertex, by leaving out its images in turn.", False
+    )
     batch_size: Count = flag("Images embedded at once.", 64)
     output_dir: PathName | None = flag("Folder for the new checkpoint; by default the same one.")
 

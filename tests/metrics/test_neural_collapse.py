@@ -197,6 +197,15 @@ def test_collapse_onto_a_simplex_etf_is_every_optimum(num_classes, dim, dtype):
     assert result["attained"]["overall"] == pytest.approx(100, abs=1e-3)
 
 
+@pytest.mark.parametrize(("spare", "duality", "entropies"), [(4, 98.45, 86.85), (20, 96.49, 89.06)])
+def test_collapse_onto_some_vertices_of_a_larger_simplex(spare, duality, entropies):
+    vertices, labels = simplex_etf(10 + spare, 64)[:10], torch.arange(10).repeat(7)
+    attained = measure(vertices[labels], labels, vertices)["attained"]
+    told = {"nc3_self_duality": duality, "entropy_difference_ratio": entropies, "overall": entropies}
+    for name, value in attained.items():
+        assert value == pytest.approx(told.get(name, 100.0), abs=0.02), name
+
+
 def test_one_ulp_of_rounding_is_no_variance():
     etf = simplex_etf(4, 6)
     labels = torch.arange(4).repeat(50)

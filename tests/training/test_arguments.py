@@ -101,6 +101,14 @@ def test_defaults_that_follow_from_others():
             {"objective": "normface", "margin_type": "arcface"},
             "--margin_type arcface is for --margin: give it",
         ),
+        (
+            {"reserve_classes": 9, "prototypes": "learned"},
+            "--reserve_classes 9 is for a fixed simplex ETF, not for --prototypes learned and",
+        ),
+        (
+            {"reserve_classes": 9, "objective": "scl"},
+            "--reserve_classes 9 is for a fixed simplex ETF, not for .* --objective scl",
+        ),
         ({"backbone_kwargs": "{patch"}, "--backbone_kwargs must be JSON"),
         ({"backbone_kwargs": "[1]"}, "--backbone_kwargs must be a JSON object"),
         ({"partial_weights": True}, "--partial_weights is for --pretrained WHERE: give a file or folder"),

@@ -183,9 +183,41 @@ def test_images_of_a_class_are_walked_as_everywhere(make_run, letters, tmp_path,
     assert json.loads((run.folder / "results.json").read_text())["added_classes"] == {"A": 6}
 
 
+def test_margins_and_spare_vertices_by_leave_one_out_are_said_and_kept(make_run, letters, capsys):
+    run = make_run(prototypes="simplex_etf", reserved_classes=4)
+    plain = make_run("plain", prototypes="simplex_etf", reserved_classes=4)
+    pictures = [str(letters / "A")]
+    add_class(arguments(run.folder, name="A", images=pictures, leave_one_out=True))
+    add_class(arguments(run.folder, name="B", images=[str(letters / "B")], leave_one_out=True))
+    said = capsys.readouterr().out
+    model, _ = load_classifier(str(run.folder))
+    margins = model.config.class_margins or [0.0] * 5
+    assert f"By leaving out each image in turn: margin {margins[3]:.2f} of A; spare vertices taken: " in said
+    assert f"margin {margins[4]:.2f} of B" in said
+
+    snapshot = load_snapshot(plain.folder / SNAPSHOT)  # the same by hand
+    images = [Image.open(file) for file in sorted((letters / "A").iterdir())]
+    plain.model.add_classes(
+        {"A": images}, plain.processor, center=snapshot.center, known=(snapshot.embeddings, snapshot.labels)
+    )
+    torch.testing.assert_close(model.prototypes[:4], plain.model.prototypes)
+    assert (plain.model.config.class_margins or [0.0] * 4)[3] == margins[3]
+    embeddings, labels = load_snapshot(run.folder / SNAPSHOT).known
+    assert torch.equal(labels[: len(snapshot.labels)], snapshot.labels)
+    assert labels[len(snapshot.labels) :].tolist() == [3, 4]  # which it holds no images of: their means
+    assert torch.equal(embeddings[-2:], load_snapshot(run.folder / SNAPSHOT).class_means[3:])
+
+    add_class(arguments(plain.folder, name="A", images=pictures))
+    assert "By leaving out" not in capsys.readouterr().out
+    config = ProtoSphereConfig.from_pretrained(plain.folder)
+    assert (config.class_margins, config.reserved_classes) == (None, 4)
+
+
 def test_without_a_snapshot_it_says_that_nothing_was_centred(make_run, letters, capsys):
     run = make_run()
     (run.folder / SNAPSHOT).unlink()
+    with pytest.raises(ArgumentError, match="--leave_one_out needs images of known classes"):
+        add_class(arguments(run.folder, name="A", images=[str(letters / "A")], leave_one_out=True))
     add_class(arguments(run.folder, name="A", images=[str(letters / "A")]))
     assert f"not centred, for want of a {SNAPSHOT}" in capsys.readouterr().out
     assert not (run.folder / SNAPSHOT).exists()
