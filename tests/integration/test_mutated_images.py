@@ -148,8 +148,8 @@ class Mean(torch.nn.Module):
 
     embedding_dim, device = 3, torch.device("cpu")
 
-    def forward(self, pixels):
-        mean = pixels.mean((2, 3)) + 5
+    def forward(self, pixel_values):
+        mean = pixel_values.mean((2, 3)) + 5
         return SimpleNamespace(embeddings=torch.nn.functional.normalize(mean, dim=1))
 
 

@@ -95,7 +95,7 @@ def test_again_without_a_change_makes_no_commit(hub, finished, caplog):
     assert "has these files already: no commit" in caplog.text
     assert len(commits(hub)) == 2
     publish(arguments(finished, revision="v1"))  # the same under the same tag
-    with pytest.raises(ArgumentError, match=r"--revision v1 .* exists already, with another READ"):
+    with pytest.raises(ArgumentError, match=r"--revision v1 .* exists with another READ"):
         publish(arguments(finished, revision="v1", license="mit"))
     assert len(commits(hub)) == 2
 
