@@ -77,7 +77,7 @@ def errors_in_one_line(
 
     Args:
         what: begins the message, such as "--model outputs/run cannot be loaded".
-        then: ends it: the way out.
+        then: ends it, a sentence: the way out.
         of: no other errors than these.
     """
     try:
@@ -88,4 +88,5 @@ def errors_in_one_line(
         reason = " ".join(str(error).split())[:600]
         name = "" if isinstance(error, OSError | ValueError) and reason else type(error).__name__
         reason = ": ".join(filter(None, (name, reason)))
-        raise kind(f"{what}: {reason}{then and f' {then}'}") from error
+        end = f"{reason.rstrip('.')}. {then}" if then else reason
+        raise kind(f"{what}: {end}") from error

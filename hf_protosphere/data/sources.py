@@ -44,7 +44,7 @@ def load_splits(
     images called as in `named`, the splits that the user calls by name, are splits too."""
     path = Path(name).expanduser()
     then = (
-        "– it must be a data set on the Hub that can be reached (as Parquet, if it needed a script before), "
+        "It must be a data set on the Hub that can be reached (as Parquet, if it needed a script before), "
         "a folder of Parquet files, or a folder of images with one sub-folder per class."
     )
     with errors_in_one_line(f"{flag} {name} cannot be loaded", then, DataError, OF_DAMAGED_FILES):

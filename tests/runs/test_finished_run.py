@@ -95,7 +95,7 @@ def test_arguments_of_another_kind_are_refused(folder):
 
 def test_results_of_another_kind_are_refused_where_they_are_read(folder):
     run = FinishedRun.read(folder)
-    message = r"does not hold what training writes: KeyError: 'accuracy' `protosphere train"
+    message = r"does not hold what training writes: KeyError: 'accuracy'. `protosphere train"
     with pytest.raises(ArgumentError, match=message), run.reading():
         run.results["test"]["accuracy"]
 

@@ -43,7 +43,7 @@ def test_what_is_read(tmp_path):
 
 def test_errors_of_others_are_one_line_and_those_for_the_user_stay():
     with (
-        pytest.raises(TrainingError, match=r"^x: KeyError: 'a' Do y\.$"),
+        pytest.raises(TrainingError, match=r"^x: KeyError: 'a'\. Do y\.$"),
         errors_in_one_line("x", "Do y.", TrainingError),
     ):
         {}["a"]
