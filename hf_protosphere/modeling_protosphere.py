@@ -31,7 +31,7 @@ from .configuration_protosphere import ProtoSphereConfig, save_image_processor
 from .contrast import full_precision
 from .editable_classes import EditableClasses
 from .objectives import EmbeddingQueue, default_temperature, objective_loss
-from .prototypes import PrototypeHead, cosines_to, known_score, simplex_etf, whole
+from .prototypes import PrototypeHead, known_score, simplex_etf, whole
 
 if TYPE_CHECKING:
     # Never imported here: it is copied beside every checkpoint because this line names it.
@@ -303,13 +303,15 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
+        self, pixel_values: Tensor, labels: Tensor | None = None, detach_logits: bool = False, **kwargs: Any
     ) -> ProtoSphereImageClassifierOutput:
         """Classify images, and with labels compute the objective.
 
         Args:
             pixel_values: (M, C, H, W), or (M, V, C, H, W) for V views of each image, normalised.
             labels: (M,) int64 in [0, K).
+            detach_logits: of prototypes, without a graph and in no more memory than they take themselves: for where
+                they are only looked at.
             **kwargs: as in `ProtoSphereModel.forward`.
         """
         output = self.protosphere(pixel_values, **kwargs, return_dict=True)
@@ -319,18 +321,17 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 operands = (output.projected, self.classifier.weight, self.classifier.bias)
                 logits = F.linear(*(x.to(embeddings.dtype) for x in operands))
             else:
-                prototypes = self.prototypes.to(embeddings.dtype)
-                if self.training:  # one product is faster than many that promise the last bit
-                    cosines = embeddings @ prototypes.T
-                else:
-                    cosines = cosines_to(embeddings, prototypes)
-                if self.config.class_margins is not None:
-                    cosines = cosines - cosines.new_tensor(self.config.class_margins)
-                logits = cosines / self.temperature  # (M[, V], K)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_logits):
+                    cosines = self.head.cosines(embeddings, exact=not self.training)
+                    if self.config.class_margins is not None:
+                        cosines = cosines - cosines.new_tensor(self.config.class_margins)
+                    # (M[, V], K)
+                    logits = cosines.div_(self.temperature) if detach_logits else cosines / self.temperature
             loss = None if labels is None else self.objective(embeddings, logits, labels)
             if logits.dim() == 3:
                 logits = logits.mean(1)
-            logits = logits / self.config.calibration_temperature  # by 1.0 nothing changes
+            if self.config.calibration_temperature != 1.0:
+                logits = logits / self.config.calibration_temperature
             is_unknown, threshold = None, self.config.rejection_threshold
             if threshold is not None:
                 score = known_score(self.config.rejection_score, embeddings, logits, self.prototypes)

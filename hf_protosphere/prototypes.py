@@ -249,6 +249,15 @@ class PrototypeHead(nn.Module):
         weight = whole(self.weight)
         return F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=-1)
 
+    def cosines(self, embeddings: Tensor, exact: bool) -> Tensor:
+        """(..., K) of embeddings (..., D): as by `cosines_to`, or by one product, which is faster."""
+        if exact:
+            return cosines_to(embeddings, self.prototypes.to(embeddings.dtype))
+        if torch.is_grad_enabled():
+            return embeddings @ self.prototypes.to(embeddings.dtype).T
+        weight = whole(self.weight).to(embeddings.dtype)  # normalised, many would be twice the memory
+        return (embeddings @ weight.T).div_(torch.linalg.vector_norm(weight, dim=-1).clamp_min(1e-12))
+
     @staticmethod
     def temperature(log_temperature: Tensor) -> Tensor:
         """(1,), float32 or wider, within `TEMPERATURES`."""

@@ -78,7 +78,7 @@ class OptimizerStep:
         torch.manual_seed(position % 2**63)
         if arguments.mixup or arguments.cutmix:
             np.random.seed(position % 2**32)
-        loss, logits = self._backward(batches)
+        loss, predicted = self._backward(batches)
         if arguments.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.prepared_model.parameters(), arguments.max_grad_norm)
         self.optimizer.step()
@@ -87,15 +87,16 @@ class OptimizerStep:
         if self.average is not None:
             self.average.update(self.model, step=step + 1)
         labels = torch.cat([batch["labels"] for batch in batches])
-        return loss, (logits.argmax(-1) == labels).float().mean()
+        return loss, (predicted == labels).float().mean()
 
     def _backward(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Loss and logits of the whole step; its gradients are left in the parameters."""
+        """Loss and predicted classes of the whole step; its gradients are left in the parameters."""
         objective = OBJECTIVES[self.model.config.objective]
         weighs = self.model.class_weight is not None and objective.prototypes is not None
         if (objective.contrasts_images or weighs) and len(batches) > 1:
-            return backward_as_one_batch(self.prepared_model, batches, self.accelerator)
-        losses, logits = [], []
+            loss, logits = backward_as_one_batch(self.prepared_model, batches, self.accelerator)
+            return loss, logits.argmax(-1)
+        losses, predicted = [], []
         for i, batch in enumerate(batches):
             pixels, labels, asked = batch["pixel_values"], batch["labels"], self.arguments
             if asked.mixup or asked.cutmix or asked.label_smoothing:
@@ -103,11 +104,13 @@ class OptimizerStep:
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared_model):
                 with self.accelerator.autocast():
-                    output = self.prepared_model(pixels, labels=labels)
-                self.accelerator.backward(output.loss / len(batches))
-            losses.append(output.loss.detach())
-            logits.append(output.logits.detach())
-        return torch.stack(losses).mean(), torch.cat(logits)
+                    output = self.prepared_model(pixels, labels=labels, detach_logits=True)
+                loss, predictions = output.loss, output.logits.argmax(-1)
+                del output  # of many classes, logits are as large as the gradients that come now
+                self.accelerator.backward(loss / len(batches))
+            losses.append(loss.detach())
+            predicted.append(predictions)
+        return torch.stack(losses).mean(), torch.cat(predicted)
 
     def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Every image mixed with its mirror image in the order of the batch, of any size, or with a rectangle of that
@@ -162,7 +165,7 @@ def backward_as_one_batch(
             states = get_device_states(batch["pixel_values"])  # none of the CPU
             random_states.append((torch.get_rng_state(), *states))
             with autocast():
-                outputs.append(bare(batch["pixel_values"]))
+                outputs.append(bare(batch["pixel_values"], detach_logits=True))
         for buffer, before in zip(bare.buffers(), buffers):
             buffer.copy_(before)
 
@@ -180,7 +183,7 @@ def backward_as_one_batch(
         syncs = last or not accelerator
         with nullcontext() if syncs else accelerator.no_sync(model), _replayed(*state, device):
             with autocast():
-                output = model(batch["pixel_values"])
+                output = model(batch["pixel_values"], detach_logits=True)
             # Linear in the embeddings with the gradient as its coefficients.
             surrogate = (output.embeddings * part).sum()
             if last:

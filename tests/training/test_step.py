@@ -4,10 +4,14 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
+from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification, contrast
 from hf_protosphere.objectives import OBJECTIVES, EmbeddingQueue
-from hf_protosphere.training.step import backward_as_one_batch
+from hf_protosphere.training.arguments import TrainArguments
+from hf_protosphere.training.optimizer import build_optimizer
+from hf_protosphere.training.step import OptimizerStep, backward_as_one_batch
+from tests.memory import peak_memory
 
 # Group norm: batch norm would make the large batch a different network.
 BACKBONE = {"backbone": "test_efficientnet_gn", "image_size": 32, "num_labels": 4}
@@ -117,3 +121,23 @@ def test_batch_norm_statistics_are_updated_once():
             reference(part["pixel_values"])
     for (name, ours), theirs in zip(model.named_buffers(), reference.buffers()):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize(("objective", "optimizer", "states"), [("normface", "sgd", 3), ("nonl", "adamw", 4)])
+def test_many_classes_take_little_more_than_prototypes_gradients_and_optimiser(objective, optimizer, states):
+    """With 256 images: no (M, K) similarities lie beside the gradients, and no normalised prototypes."""
+    num_classes, size = 70_000, 256
+    assert size * num_classes > contrast.MAX_SIMILARITIES
+    model = build(torch.float32, objective=objective, num_labels=num_classes, projection_dim=256)
+    model.protosphere.requires_grad_(False)
+    arguments = TrainArguments(dataset_name="x", objective=objective, optimizer=optimizer, freeze_backbone=True)
+    one = {"pixel_values": torch.randn(size, 3, 8, 8), "labels": torch.randint(num_classes, (size,))}
+    model.protosphere(one["pixel_values"])  # what is allocated once
+    prototypes = model.head.weight.nbytes / 2**20
+    with peak_memory() as peak:
+        optimizers = build_optimizer(arguments, model, images_per_step=size, steps_per_epoch=2)
+        step = OptimizerStep(arguments, model, *optimizers, Accelerator(cpu=True))
+        step.train_mode()
+        for number in range(2):
+            step([one], number)
+    assert prototypes + peak.mebibytes <= 1.3 * states * prototypes
