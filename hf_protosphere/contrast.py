@@ -198,15 +198,19 @@ class GatherBatches(torch.autograd.Function):
         padded[: len(batch)] = batch
         gathered = [torch.empty_like(padded) for _ in range(world_size)]
         dist.all_gather(gathered, padded, group=group)
-        ctx.group, ctx.offset, ctx.size = group, sum(sizes[:rank]), len(batch)
-        return torch.cat([part[:n] for part, n in zip(gathered, sizes)]), ctx.offset
+        ctx.group, ctx.sizes, ctx.size = group, sizes, len(batch)
+        return torch.cat([part[:n] for part, n in zip(gathered, sizes)]), sum(sizes[:rank])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _: None):
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad[ctx.offset : ctx.offset + ctx.size], None
+        # Each process's own part of the sum: half of what the whole would be to send.
+        padded = grad.new_zeros(len(ctx.sizes), max(ctx.sizes), *grad.shape[1:])
+        for to, part in zip(padded, grad.split(ctx.sizes)):
+            to[: len(part)] = part
+        own = torch.empty_like(padded[0])
+        dist.reduce_scatter_tensor(own, padded.flatten(0, 1), group=ctx.group)
+        return own[: ctx.size], None
 
 
 def _similarities(
@@ -334,8 +338,8 @@ def gathered(
     if processes is None:
         return vectors, labels, keep, 0
     everyone, offset = GatherBatches.apply(vectors, processes)
-    all_labels, _ = GatherBatches.apply(labels, processes)
-    return everyone, all_labels, GatherBatches.apply(keep.long(), processes)[0].bool(), offset
+    both, _ = GatherBatches.apply(torch.stack([labels, keep.long()], 1), processes)
+    return everyone, both[:, 0], both[:, 1].bool(), offset
 
 
 def contrast_vectors(

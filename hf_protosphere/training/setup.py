@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from ..backbones import timm_name
@@ -158,7 +158,11 @@ def features_and_head(
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
     project = ProjectConfiguration(arguments.output_dir, f"{arguments.output_dir}/tensorboard")
     precision, trackers = arguments.mixed_precision, arguments.report_to or None
-    accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_config=project)
+    # No second copy of the gradients. Buffers are equal, or (batch norm's) the main process's when they are used.
+    lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=trackers, project_config=project, kwargs_handlers=[lean]
+    )
     check_processes(accelerator, accumulates=arguments.gradient_accumulation_steps > 1)
     if deepspeed := accelerator.state.deepspeed_plugin:
         deepspeed.deepspeed_config |= {

@@ -6,11 +6,13 @@ import socket
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-import torch.nn.functional as F
 from torch import nn
 
 from hf_protosphere.losses import nonl_loss, ntce_loss
 from hf_protosphere.objectives import OBJECTIVES
+from tests import recording
+
+from .test_communication import check_what_steps_send
 
 WORLD_SIZE = 4
 SIZES = (5, 1, 0, 7)  # images of each process: one has a single image, one none
@@ -148,41 +150,14 @@ def check_queues(rank):
             assert torch.allclose(ours.grad / WORLD_SIZE, theirs.grad, atol=1e-12)
 
 
-def check_bytes_exchanged(rank):
-    """O(K) numbers, at most a hundredth of the embeddings' bytes; none with group="local"."""
-    num_classes, dim, size = 1000, 2048, 256
-    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast")}
-    exchanged = 0
-
-    def counting(name):
-        def collective(tensor, *args, **kwargs):
-            nonlocal exchanged
-            parts = tensor if isinstance(tensor, list) else [tensor]
-            exchanged += sum(part.numel() * part.element_size() for part in parts)
-            return originals[name](tensor, *args, **kwargs)
-
-        return collective
-
-    def measure(loss, group):
-        nonlocal exchanged
-        exchanged = 0
-        embeddings = F.normalize(torch.randn(size, dim), dim=1).requires_grad_()
-        prototypes = torch.randn(num_classes, dim, requires_grad=True)
-        labels = torch.randint(0, num_classes, (size,))
-        loss(embeddings, prototypes, labels, group=group).backward()
-        return exchanged
-
-    gathered = (WORLD_SIZE - 1) * size * dim * 4  # what each process would receive
-    for name in originals:
-        setattr(dist, name, counting(name))
-    try:
-        for loss in (ntce_loss, nonl_loss):
-            assert measure(loss, "local") == 0
-            assert 0 < measure(loss, None) <= 4 * num_classes * 4
-            assert measure(loss, None) <= 0.01 * size * dim * 4 < 0.01 * gathered
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
+def check_local_contrasts_exchange_nothing(group):
+    group.calls.clear()
+    for loss in LOSSES.values():
+        embeddings, labels = torch.randn(8, DIM, requires_grad=True), torch.arange(8) % 4
+        views, contrast = loss in [LOSSES[name] for name in VIEWS], loss is not LOSSES["dot_regression"]
+        prototypes = () if views else (torch.randn(NUM_CLASSES, DIM),)
+        loss(embeddings, *prototypes, labels, *[0.2] * contrast, group="local").backward()
+    assert not group.calls
 
 
 def check_single_class_on_one_process_is_no_warning(rank, recorded):
@@ -208,18 +183,19 @@ def work(rank, port):
     from accelerate import Accelerator
 
     torch.set_num_threads(1)
+    recorded_group = recording.connect()
     accelerator = Accelerator()
-    assert dist.get_backend() == "gloo"
     groups = {n: dist.new_group(list(range(n))) for n in (1, 2, 4)}
     check_equal_to_one_process(rank, groups)
     check_distributed_data_parallel(rank, accelerator)
     check_queues(rank)
-    check_bytes_exchanged(rank)
+    check_local_contrasts_exchange_nothing(recorded_group)
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         check_single_class_on_one_process_is_no_warning(rank, recorded)
     torch.manual_seed(1)
     check_accumulation(rank, accelerator)
+    check_what_steps_send(recorded_group)
     dist.destroy_process_group()
 
 
