@@ -16,6 +16,7 @@ from ..arguments.parsing import parse_arguments, parser_of
 from ..errors import ArgumentError
 from ..imports.places import is_here, module_at
 
+PARENTS = {os.getpid(): os.getppid()}  # of this process before the imports, in which its launcher may end
 OF_DATA = ("dataset_config", "dataset_revision", "image_column", "label_column", "labels", "exclude")
 
 
@@ -48,7 +49,7 @@ class Command:
         try:
             arguments = self.parse(argv)  # before the job, whose module is slow to import
             if "WORLD_SIZE" in os.environ:
-                _imported("runs.processes:join_processes")()
+                _imported("runs.processes:join_processes")(PARENTS.get(os.getpid(), os.getppid()))
             job = _imported(self.job)
         finally:
             gc.enable()

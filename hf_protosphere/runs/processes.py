@@ -22,10 +22,10 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 _stores: list[dist.TCPStore] = []  # the first process serves it as long as it lives
 
 
-def join_processes() -> None:
-    """Of several, started by a launcher or by hand: end with the launcher, `meet` the others."""
+def join_processes(launcher: int) -> None:
+    """Of several, started by a launcher, which has that id, or by hand: end with the launcher, `meet` the others."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a shell's background job shall outlive the shell
-        end_with_launcher()
+        end_with_launcher(launcher)
     # Other launchers connect the processes in their own way.
     known = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     if known and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
@@ -37,20 +37,21 @@ def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
 
     Args:
         environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
-        patience: seconds from message to message; after thirty of them it is over.
+        patience: seconds from message to message; after thirty of them it is over, after one without the launcher.
     """
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    serves = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    of_launcher = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank == 0 and not of_launcher
 
-    def wait(missing: Callable[[], list[int]]) -> None:
+    def wait(missing: Callable[[], list[int]], times: int = 30) -> None:
         started = said = time.monotonic()
         while absent := missing():
             text = (
                 f"process {rank} of {size} waits for {', '.join(map(str, absent))}: start each "
                 f"with MASTER_ADDR={address[0]}, MASTER_PORT={address[1]} and its own RANK"
             )
-            if (now := time.monotonic()) - started > 30 * patience:
+            if (now := time.monotonic()) - started > times * patience:
                 raise ArgumentError(f"{text}. None came in {now - started:.0f} s.")
             if now - said > patience:
                 said = now
@@ -58,7 +59,9 @@ def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
             time.sleep(min(patience, 0.2))
 
     if not serves:
-        wait(lambda: [] if _answers(address) else [0])
+        # The launcher of the first machine was there before its processes, or has been killed.
+        started_by_first = of_launcher and environment.get("GROUP_RANK") == "0"
+        wait(lambda: [] if _answers(address) else [0], times=1 if started_by_first else 30)
     store = dist.TCPStore(*address, is_master=serves, wait_for_workers=False, multi_tenant=True)
     _stores.append(store)
     key = f"protosphere/{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}"

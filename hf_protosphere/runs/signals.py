@@ -78,10 +78,9 @@ def _handled_by(handler: Callable[[int, Any], None], more: str = "") -> Iterator
             signal.signal(number, earlier)
 
 
-def end_with_launcher(pause: float = 1.0) -> None:
-    """When the launcher that started this process is gone, killed say, be asked to end as by
+def end_with_launcher(launcher: int, pause: float = 1.0) -> None:
+    """When the launcher, the process of that id which started this one, is gone, killed say, be asked to end as by
     SIGTERM; and be ended after as many seconds as a launcher leaves for that."""
-    launcher = os.getppid()
 
     def watch() -> None:
         while os.getppid() == launcher:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -190,22 +191,47 @@ def test_an_error_on_one_process_ends_all(flags, launch_forking, tmp_path):
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000003"
 
 
-@pytest.mark.slow  # a real torchrun: 20 seconds
-def test_processes_end_with_a_launcher_that_is_killed(flags, environment, tmp_path):
-    job = json.dumps({"trainings": [flags(tmp_path / "run", 2, "--epochs", "4000")]})
-    command = [sys.executable, "-m", *TORCHRUN, "2", str(TRAININGS), job]
+@pytest.mark.slow  # eleven starts: a minute
+def test_ten_killed_processes_change_nothing(flags, python, launch_forking, tmp_path):
+    """By torchrun's restarts and --resume, which is there from the start."""
+    more = (*STOPPED, "--epochs", "30")
+    launch_forking([flags(tmp_path / "whole", 2, *more)])
+    chance = random.Random(0)
+    kills = [[chance.randrange(2), chance.uniform(0, 1.5)] for _ in range(10)]
+    job = json.dumps({"trainings": [flags(tmp_path / "killed", 2, *more, "--resume")], "kills": kills})
+    launcher = (*forked.TORCHRUN[:2], "--max_restarts", 10, *forked.TORCHRUN[2:], 2)
+    variables = {"ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    result = ended(python(*launcher, TRAININGS, job, env=variables, timeout=400))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(re.findall(r"^process \d+$", result.stdout, re.MULTILINE)) == 2 * (len(kills) + 1)
+    assert "Resuming at step" in result.stdout
+    assert_same_training(tmp_path / "whole", tmp_path / "killed", 1e-15)
+
+
+@pytest.mark.slow  # a real torchrun, twice: 40 seconds
+@pytest.mark.parametrize("moment", ["imports", "training"])
+def test_processes_end_with_a_launcher_that_is_killed(flags, environment, tmp_path, moment):
+    # A script that says when it begins, which the launcher then survives by less than torch takes to import.
+    begin = "import os; print('process', os.getpid(), flush=True)\nfrom hf_protosphere.cli import main\n"
+    script = TRAININGS if moment == "training" else tmp_path / "script.py"
+    (tmp_path / "script.py").write_text(f"{begin}import sys, json; main(['train', *json.loads(sys.argv[1])])")
+    job = flags(tmp_path / "run", 2, "--epochs", "4000")
+    job = json.dumps({"trainings": [job]} if moment == "training" else job)
+    command = [sys.executable, "-m", *TORCHRUN, "2", str(script), job]
+    environment = {**environment, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as launcher:
         lines = (re.match(r"process (\d+)$", line) for line in launcher.stdout)
         processes = [int(next(filter(None, lines))[1]) for _ in range(2)]
         log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-        while not (log.exists() and read_metrics(log)) and time.monotonic() < end:
+        while moment == "training" and not (log.exists() and read_metrics(log)) and time.monotonic() < end:
             time.sleep(0.2)
+        time.sleep(1)
         launcher.kill()
     end = time.monotonic() + 60
     while any(map(is_alive, processes)) and time.monotonic() < end:
         time.sleep(0.2)
     assert not any(map(is_alive, processes))
-    assert newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert moment == "imports" or newest_checkpoint(tmp_path / "run" / "checkpoints")
 
 
 def is_alive(process):

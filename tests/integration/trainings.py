@@ -1,15 +1,17 @@
 """Run by test_processes.py under a launcher: trainings, one after another in the same processes.
 
-    trainings.py '{"trainings": [[flag, value, ...], ...], "stop_at": 5, "fail_at": [1, 5]}'
+    trainings.py '{"trainings": [[flag, value, ...], ...], "stop_at": 5, "fail_at": [1, 5], "kills": [[1, 0.5]]}'
 
 `stop_at` and `fail_at` are steps of the last training. At the first, every process and the launcher
-get SIGTERM, as a scheduler sends it; at the other, the process of that rank raises.
+get SIGTERM, as a scheduler sends it; at the other, the process of that rank raises. Each time that the
+launcher starts them, the next of `kills` is a rank and the seconds after its first step at which it is killed.
 """
 
 import json
 import os
 import signal
 import sys
+import threading
 import time
 
 from accelerate import PartialState
@@ -33,12 +35,16 @@ def no_pictures(*_, **__):
     return []
 
 
-def interfere(stop_at, fail_at):
+def interfere(stop_at, fail_at, kills):
     """Let something happen in `TrainingRun.step`, whose first step is 1."""
     original, rank = training.TrainingRun.step, int(os.environ["RANK"])
+    doomed, seconds = ([*kills, [None, 0]])[min(len(kills), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))]
+    killer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL])
 
     def step(self, batches):
         number = self.progress.step + 1
+        if rank == doomed and not killer.ident:
+            killer.start()
         if [rank, number] == fail_at:
             raise RuntimeError(f"process {rank} fails in step {number}")
         if number == stop_at:
@@ -58,7 +64,7 @@ def interfere(stop_at, fail_at):
     training.TrainingRun.step = step
 
 
-def run(trainings, stop_at=None, fail_at=None):
+def run(trainings, stop_at=None, fail_at=None, kills=()):
     print("process", os.getpid(), flush=True)
     assembly.build_model, finishing.draw_run = in_float64, no_pictures
     # The end of a training destroys the process group, which the next one needs.
@@ -69,7 +75,7 @@ def run(trainings, stop_at=None, fail_at=None):
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     for flags in trainings[:-1]:
         main(["train", *flags])
-    interfere(stop_at, fail_at)
+    interfere(stop_at, fail_at, kills)
     main(["train", *trainings[-1]])
 
 

@@ -117,7 +117,16 @@ def test_waiting_has_an_end_and_other_launchers_are_left_alone(monkeypatch):
         meet({**place, "RANK": "0"}, patience=0.01)
     for name, value in place.items():  # without a rank
         monkeypatch.setenv(name, value)
-    join_processes()
+    join_processes(1)
+
+
+def test_without_its_launcher_a_process_does_not_wait_for_long():
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_RANK": "0"}
+    started = time.monotonic()
+    with pytest.raises(ArgumentError, match=r"process 1 of 2 waits for 0: .* None came in"):
+        meet(place, patience=0.1)
+    assert time.monotonic() - started < 2
 
 
 def test_the_device_is_that_of_accelerate(monkeypatch):

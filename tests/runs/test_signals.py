@@ -93,12 +93,13 @@ def test_in_a_thread_the_signals_are_left_alone():
         assert thread.submit(handlers).result() == (0, [*map(signal.getsignal, SIGNALS)])
 
 
-def test_a_process_ends_with_its_launcher(monkeypatch):
-    ended, parents = queue.Queue(), itertools.chain([7] * 3, itertools.repeat(1))
+@pytest.mark.parametrize("lives", [3, 0])  # 0: it ended while this process imported torch
+def test_a_process_ends_with_its_launcher(lives, monkeypatch):
+    ended, parents = queue.Queue(), itertools.chain([7] * lives, itertools.repeat(1))
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(os, "kill", lambda process, number: ended.put((process, number)))
     monkeypatch.setattr(os, "_exit", ended.put)
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
-    end_with_launcher(pause=0.001)
+    end_with_launcher(7, pause=0.001)
     assert ended.get(timeout=10) == (os.getpid(), signal.SIGTERM)
     assert ended.get(timeout=10) == 143  # one that does not obey
