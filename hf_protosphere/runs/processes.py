@@ -64,7 +64,8 @@ def meet(environment: Mapping[str, str], patience: float = 60.0) -> None:
         wait(lambda: [] if _answers(address) else [0], times=1 if started_by_first else 30)
     store = dist.TCPStore(*address, is_master=serves, wait_for_workers=False, multi_tenant=True)
     _stores.append(store)
-    key = f"protosphere/{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    # A launcher's store outlives restarts. Ours is new, and one that comes back has counted none of them.
+    key = f"protosphere/{environment.get('TORCHELASTIC_RESTART_COUNT', 0) if of_launcher else ''}"
     store.set(f"{key}/{rank}", "here")
     if rank == 0:
         wait(lambda: [other for other in range(size) if not store.check([f"{key}/{other}"])])

@@ -100,17 +100,20 @@ def test_two_machines_and_one_that_is_lost_and_comes_back(machines, start, digit
 
     torchrun = (
         "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 2, "--max-restarts", 3, "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", f"{ADDRESSES[0]}:29500", "--rdzv-id", "any-name", "--local-addr",
+        "--rdzv-endpoint", f"{ADDRESSES[0]}:29500", "--rdzv-id", "any-name",
     )  # fmt: skip
-    first, second = (start(i, *torchrun, ADDRESSES[i], TRAININGS, job("lost", 4, "--resume")) for i in (0, 1))
+    # Machines with names of their own need not be told.
+    own = [("--local-addr", ADDRESSES[i], "--rdzv-conf", f"is_host={1 - i}") for i in (0, 1)]
+    first, second = (start(i, *torchrun, *own[i], TRAININGS, job("lost", 4, "--resume")) for i in (0, 1))
     end, metrics = time.monotonic() + 150, tmp_path / "lost" / "metrics.jsonl"
     while not (metrics.exists() and len(read_metrics(metrics)) > 2) and time.monotonic() < end:
+        assert first.poll() is None, words()
         time.sleep(0.1)
     lose(machines[1])
     assert second.wait(10) == -signal.SIGKILL
     assert len(read_metrics(metrics)) < 40, words()
     time.sleep(3)  # what is left notices
-    again = start(1, *torchrun, ADDRESSES[1], TRAININGS, job("lost", 4, "--resume"))
+    again = start(1, *torchrun, *own[1], TRAININGS, job("lost", 4, "--resume"))
     assert [first.wait(200), again.wait(30)] == [0, 0], words()
     assert "Resuming at step" in (tmp_path / "machine_0").read_text()
     assert_same_training(tmp_path / "whole", tmp_path / "lost", 1e-15)
