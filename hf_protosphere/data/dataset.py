@@ -4,6 +4,7 @@ Everything that could stop a run later is checked here, and said with the flag t
 
 import dataclasses
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ from .streaming import downloaded, stream_length
 from .subsets import balanced_sample, corrected, with_held_out
 
 logger = logging.getLogger(__name__)
+SURVEYED_AT_LEAST = 1000  # images by each process that decodes them: to start one takes as long as some hundred
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,10 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
     """What every image is, by decoding it once, which the cache of datasets remembers: columns "file", its name;
     "width" and "height", upright; "mode", Pillow's; "error", why it cannot be decoded; all "" or 0 where there is
     none; and "content", of `content_of`."""
+    processes = min(os.cpu_count() or 1, len(split) // SURVEYED_AT_LEAST)
     surveyed = undecoded(split.select_columns("image")).map(
         _surveyed, input_columns="image", remove_columns="image", desc=f"decoding the {role} images once",
-        new_fingerprint=f"survey-{images_key(split)}",
+        new_fingerprint=f"survey-{images_key(split)}", num_proc=processes if processes > 1 else None,
     )  # fmt: skip
     return surveyed[:]
 

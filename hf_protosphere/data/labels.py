@@ -153,6 +153,6 @@ def labels_of(split: Dataset, role: str = "") -> np.ndarray:
 
 
 def some(names: Iterable[Any]) -> str:
-    names = [printable(name).replace("\n", " ")[:200] for name in names]
+    names = [*names]
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+    return ", ".join(printable(name).replace("\n", " ")[:200] for name in names[:SHOWN]) + rest

@@ -32,7 +32,7 @@ OF_DAMAGED_FILES = (
     DatasetsError, YAMLError, httpx.HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError,
     RuntimeError,
 )  # fmt: skip
-Rows = list[tuple[Path, str | None]]  # image files with their classes
+Rows = list[tuple[str, str | None]]  # image files, by their paths in a folder, with their classes
 STREAMED_SHARDS = 256  # at most, of a folder of images
 
 
@@ -82,12 +82,13 @@ def _load_folder(
     if config is not None:
         raise DataError(f"--dataset_config {config}: {path} is a folder of images: leave it out.")
     announce(in_words(path, files, left_out))
-    path, files = path.absolute(), [file.absolute() for file in files]
     splits = by_split(path, files, named, flag)
-    if METADATA & {file.name for file in left_out.get(OTHER, [])}:  # names and labels
-        inside = all(path / s in file.parents for s, rows in splits.items() for file, _ in rows)
+    if METADATA & {name.rpartition("/")[2] for name in left_out.get(OTHER, [])}:  # names and labels
+        inside = all(name.startswith(f"{s}/") for s, rows in splits.items() for name, _ in rows)
         patterns = {s: f"{s}/**" for s in splits} if inside else {"train": "**"}
         return datasets.load_dataset(str(path), data_files=patterns, streaming=streaming)
+    root = path.absolute()
+    splits = {split: [(f"{root}/{name}", kind) for name, kind in rows] for split, rows in splits.items()}
     names = sorted({name for rows in splits.values() for _, name in rows} - {None})
     if not streaming:
         return DatasetDict({split: _table(rows, names) for split, rows in splits.items()})
@@ -101,16 +102,16 @@ def _load_folder(
 
 
 def by_split(
-    folder: Path, files: Sequence[Path], named: Collection[str] = (), flag: str = "--dataset_name"
+    folder: Path, files: Sequence[str], named: Collection[str] = (), flag: str = "--dataset_name"
 ) -> dict[str, Rows]:
-    """The image files of a folder with their classes, by split.
+    """The image files of a folder, by their paths in it as of `walk_images`, with their classes, by split.
 
     Folders at the top that are called train, validation, val, valid, dev or test, or as in `named`, are splits where
     all are, or where several of them hold nothing but folders; else all is one split, "train". The folders of a split
     are its classes, whatever folders are in them. Images that lie beside them have none."""
-    parts = {file: file.relative_to(folder).parts for file in files}
+    parts = [file.split("/") for file in files]
     depths: dict[str, int] = {}  # least depth of an image in each folder at the top
-    for names in parts.values():
+    for names in parts:
         if len(names) > 1:
             depths[names[0]] = min(len(names), depths.get(names[0], len(names)))
     splits = {*depths} & {*SPLIT_FOLDERS, *named}
@@ -124,7 +125,7 @@ def by_split(
             )
         splits = {*depths} if of_folders else set()
     found: dict[str, Rows] = {name: [] for name in SPLIT_FOLDERS}
-    for file, names in parts.items():
+    for file, names in zip(files, parts):
         split, *within = names if names[0] in splits else ("train", *names)
         found.setdefault(split, []).append((file, within[0] if len(within) > 1 else None))
     return {split: rows for split, rows in found.items() if rows}
@@ -132,20 +133,21 @@ def by_split(
 
 def folder_labels(folder: Path, files: Sequence[Path], flag: str) -> dict[Path, str]:
     """The class of each image file of a folder; where it has none, the name of its own folder."""
-    rows = [row for rows in by_split(folder, files, flag=flag).values() for row in rows]
+    inside = {file.relative_to(folder).as_posix(): file for file in files}
+    rows = [(inside[path], name) for rows in by_split(folder, [*inside], flag=flag).values() for path, name in rows]
     return {file: class_name(name or file.resolve().parent.name) for file, name in rows}
 
 
-def outnumber_tables(files: list[Path], left_out: Mapping[str, list[Path]]) -> bool:
+def outnumber_tables(files: list[str], left_out: Mapping[str, list[str]]) -> bool:
     """Whether `load_splits` reads the image files that `walk_images` found, or tables."""
     packed = (".parquet", ".arrow", ".tar", ".zip")
-    return len(files) > sum(path.suffix in packed for path in left_out.get(OTHER, []))
+    return len(files) > sum(path.endswith(packed) for path in left_out.get(OTHER, []))
 
 
 def _table(rows: Rows, names: list[str], seed: int | None = None) -> Dataset:
     """Paths and classes, in the cache of datasets."""
     features = Features({"image": Image()} | ({"label": ClassLabel(names=names)} if names else {}))
-    digest = hashlib.sha256(f"{names} {seed} {[(str(path), name) for path, name in rows]}".encode())
+    digest = hashlib.sha256(f"{names} {seed} {rows}".encode())
     if seed is not None:
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     return Dataset.from_generator(
@@ -155,8 +157,8 @@ def _table(rows: Rows, names: list[str], seed: int | None = None) -> Dataset:
 
 
 def _examples(rows: Rows, columns: tuple[str, ...]) -> Iterator[dict[str, str | None]]:
-    for path, name in rows:
-        yield dict(zip(columns, (str(path), name)))
+    for row in rows:
+        yield dict(zip(columns, row))
 
 
 def with_joined(loaded: DatasetDict, name: str) -> DatasetDict:

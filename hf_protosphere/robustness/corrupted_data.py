@@ -125,7 +125,7 @@ def _folder_split(path: Path) -> datasets.Dataset:
     if not all(names):
         raise DataError(f"--corrupted_dataset: {path} must hold folders of images, one a class.")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=sorted({*names})))
-    return datasets.Dataset.from_dict({"image": [*map(str, images)], "label": names}, features)
+    return datasets.Dataset.from_dict({"image": [str(path / name) for name in images], "label": names}, features)
 
 
 def _array_split(path: Path, severity: int) -> datasets.Dataset:

@@ -148,7 +148,7 @@ def test_missing_splits_are_named(digits_folder, tmp_path):
     ],
 )  # fmt: skip
 def test_splits_and_classes_of_folders(tmp_path, names, named, expected):
-    splits = by_split(tmp_path, [tmp_path / name for name in names], named)
+    splits = by_split(tmp_path, names, named)
     found = {split: Counter(name for _, name in rows) for split, rows in splits.items()}
     assert found == expected
     assert [*found] == [*expected]
