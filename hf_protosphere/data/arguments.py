@@ -79,7 +79,7 @@ class StreamingArguments:
         False,
     )
     shuffle_buffer: Annotated[Count, Beside("streaming")] = flag(
-        "Images from which the next one is drawn, in each worker; files are shuffled as well.", 10_000
+        "Images that are read and shuffled together, in each worker; files are shuffled as well.", 10_000
     )
     num_train_images: Annotated[Count, Beside("streaming")] | None = flag(
         "How many there are, when the data set does not say: the length of an epoch."

@@ -1,11 +1,14 @@
 """Training images that are read as they come, from the Hub or the disk, instead of downloaded."""
 
 import itertools
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 from accelerate import Accelerator
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
@@ -45,7 +48,7 @@ def downloaded(stream: IterableDataset, role: str) -> Dataset:
     return dataset.cast_column("image", Image())
 
 
-def _rows(stream: IterableDataset, role: str = "train") -> Iterator[dict[str, Any]]:
+def _rows(stream: Iterable[dict[str, Any]], role: str = "train") -> Iterator[dict[str, Any]]:
     damaged = ValueError, OSError, pa.ArrowException
     with errors_in_one_line(f"the {role} split cannot be read", kind=DataError, of=damaged):
         yield from stream
@@ -54,9 +57,12 @@ def _rows(stream: IterableDataset, role: str = "train") -> Iterator[dict[str, An
 class StreamedBatches:
     """Augmented batches of a stream, on the device; shuffled by shards and in a buffer.
 
-    Every process reads its own part. Order and augmentation follow from seed and epoch for the same
-    numbers of processes and workers. An epoch has a fixed number of batches: a process whose part
-    is shorter begins it anew, and resuming in the middle reads what it skips."""
+    Every process reads its own part. Order and augmentation follow from seed and epoch for the same numbers of
+    processes and workers. An epoch has a fixed number of batches, in which no image of a process comes twice before
+    all did, but for those that fill no batch at the end of its part; where the part is shorter, it begins anew.
+
+    `position` says where the readers are, in what JSON can hold: with that of an earlier one, `epoch` goes on there.
+    Nothing is read again but the present buffer, undecoded, and what lies before it in the shards that it is of."""
 
     is_cached = False
 
@@ -69,55 +75,90 @@ class StreamedBatches:
         processes, workers = accelerator.num_processes, options.num_workers
         if stream.num_shards < processes * max(1, workers):
             stream = stream.reshard()  # Parquet: row groups instead of files
-        stream = stream.shuffle(options.seed, buffer_size=options.shuffle_buffer)
+        shards = stream.num_shards
+        own = shards if shards % processes else shards // processes
+        self.num_workers = min(workers, own)
+        readers = max(1, self.num_workers)
+        # Of shards alone: `_Augmented` has a buffer that can be resumed. Few are open at once, as they are read again.
+        stream = stream.shuffle(options.seed, buffer_size=1, max_buffer_input_shards=min(10, 1 + own // readers // 4))
         part = split_dataset_by_node(stream, accelerator.process_index, processes)
-        self.num_workers = min(workers, part.num_shards)
-        shards, own, readers = stream.num_shards, part.num_shards, max(1, self.num_workers)
+        self.position: dict[str, Any] = {}
         each = "all of them, of which it keeps its share," if shards % processes else own
         words = f"streaming {shards} shard(s), {each} for each of {processes} process(es), "
         announce(f"{words}{own // readers} or more for each of {readers} reader(s)", sys.stdout)
         views = RandomViews(TrainTransform(config, options), views=options.views, seed=options.seed)
-        skip_bad = options.on_bad_image == "skip"
-        self.dataset = _Augmented(part, views, accelerator.process_index, skip_bad)
+        self.dataset = _Augmented(part, views, accelerator.process_index, options)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
         """Batches {"pixel_values": (M[, V], 3, S, S) float32, "labels": (M,)}, without the first `skip`."""
-        return itertools.islice(self._endless(epoch), skip, self.batches_per_epoch)
+        here = {"epoch": epoch, "batches": skip, "num_workers": self.num_workers}
+        if not skip or not here.items() <= self.position.items():  # then what is skipped is read
+            self.position = here | {"batches": 0, "pass": 0, "next": 0, "rest": 0, "workers": {}}
+        done = self.position["batches"]
+        return itertools.islice(self._endless(epoch), skip - done, self.batches_per_epoch - done)
 
     def _endless(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        device = self.accelerator.device
-        for passes in itertools.count():
-            self.dataset.set_epoch(epoch, passes)
-            loader = DataLoader(
-                self.dataset, self.batch_size, num_workers=self.num_workers, collate_fn=collate,
-                drop_last=True, pin_memory=device.type == "cuda",
-            )  # fmt: skip
-            empty = True
-            for batch in loader:
-                empty = False
-                yield {name: x.to(device, non_blocking=True) for name, x in batch.items()}
-            if empty:
+        at, size, device = self.position, self.batch_size, self.accelerator.device
+        while True:
+            self.dataset.begin(epoch, at)
+            options = {"num_workers": self.num_workers, "collate_fn": tuple, "pin_memory": device.type == "cuda"}
+            ends: dict[int, dict[str, Tensor]] = {}  # of each worker what filled no batch: together it fills more
+            for batch, worker, state in DataLoader(self.dataset, batch_size=None, **options):
+                if batch and len(batch["labels"]) < size:
+                    ends[worker] = batch
+                elif batch:
+                    at["workers"][str(worker)] = state
+                    at |= {"batches": at["batches"] + 1, "next": (worker + 1) % max(1, self.num_workers)}
+                    yield {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+            parts = [ends[worker] for worker in sorted(ends)]
+            joined = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+            more = len(joined.get("labels", ())) // size
+            if not more and not at["workers"]:
                 raise DataError(
-                    f"--streaming: no worker of process {self.accelerator.process_index} finds {self.batch_size} "
-                    "images, a whole batch, in its part: give fewer --num_workers or a smaller --batch_size."
+                    f"--streaming: process {self.accelerator.process_index} finds less than {size} images, "
+                    "a whole batch, in its part: give a smaller --batch_size, or fewer processes."
                 )
+            for i in range(at["rest"], more):
+                at |= {"batches": at["batches"] + 1, "rest": i + 1}
+                yield {name: x[i * size : (i + 1) * size].to(device) for name, x in joined.items()}
+            at |= {"pass": at["pass"] + 1, "next": 0, "rest": 0, "workers": {}}
 
 
 class _Augmented(TorchIterableDataset):
-    def __init__(self, stream: IterableDataset, views: RandomViews, process: int, skip_bad: bool) -> None:
-        self.stream, self.views, self.process, self.skip_bad = stream, views, process, skip_bad
-        self.passes = 0
+    """Each worker's batches, the last of which may be smaller, as (batch, worker, where it then is)."""
 
-    def set_epoch(self, epoch: int, passes: int) -> None:
+    def __init__(self, stream: IterableDataset, views: RandomViews, process: int, options: BatchOptions) -> None:
+        self.stream, self.views, self.process, self.options = stream, views, process, options
+
+    def begin(self, epoch: int, at: dict[str, Any]) -> None:
+        """A pass through the stream, or the rest of one, at a position of `StreamedBatches`."""
+        self.at = at
         self.views.set_epoch(epoch)
-        self.passes = passes
-        self.stream.set_epoch(epoch + 2**20 * passes)  # shuffled anew
+        self.stream.set_epoch(epoch + 2**20 * at["pass"])  # shuffled anew
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        info = get_worker_info()
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], int, dict[str, Any]]]:
+        options, info = self.options, get_worker_info()
         worker = info.id if info else 0
-        for i, (image, label) in enumerate(decoded(self.stream, self.skip_bad)):
-            yield {"pixel_values": self.views(image, hash((self.process, worker, self.passes, i))), "labels": label}
+        if worker < self.at["next"]:  # it is another's turn
+            yield {}, worker, {}
+        at = self.at["workers"].get(str(worker), {"stream": None, "buffer": 0, "taken": 0, "images": 0})
+        own = self.process, worker, self.at["pass"]
+        logging.getLogger("datasets.iterable_dataset").setLevel(logging.ERROR)  # it warns of its buffer, of one image
+        self.stream.load_state_dict(at["stream"])
+        rows, batch, images = _rows(self.stream), [], at["images"]
+        while buffer := [*itertools.islice(rows, options.shuffle_buffer)]:
+            seed = hash((self.views.seed, self.views.epoch, *own, at["buffer"])) % 2**63
+            order = np.random.default_rng(seed).permutation(len(buffer))
+            for taken in range(at["taken"], len(buffer)):
+                for image, label in decoded([buffer[order[taken]]], options.on_bad_image == "skip"):
+                    batch.append({"pixel_values": self.views(image, hash((*own, images))), "labels": label})
+                    images += 1
+                if len(batch) == options.batch_size:
+                    yield collate(batch), worker, at | {"taken": taken + 1, "images": images}
+                    batch = []
+            at = {"stream": self.stream.state_dict(), "buffer": at["buffer"] + 1, "taken": 0, "images": images}
+        if batch:
+            yield collate(batch), worker, {}
 
 
 class EvaluationStream(TorchIterableDataset):
@@ -134,7 +175,9 @@ class EvaluationStream(TorchIterableDataset):
                 yield {"pixel_values": pixels, "labels": label}
 
 
-def decoded(stream: IterableDataset, skip_bad: bool, side: int | None = None) -> Iterator[tuple[PILImage.Image, int]]:
+def decoded(
+    stream: Iterable[dict[str, Any]], skip_bad: bool, side: int | None = None
+) -> Iterator[tuple[PILImage.Image, int]]:
     """Images in RGB, as `read` makes them for a side, and labels."""
     for row in _rows(stream):
         try:

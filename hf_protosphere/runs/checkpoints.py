@@ -67,6 +67,7 @@ class Progress:
     epoch_totals: tuple[float, float] = (0.0, 0.0)  # sums over the epoch's steps: loss, accuracy
     training_seconds: float = 0.0
     collapse_seconds: float = 0.0  # spent on measuring neural collapse
+    streams: list[dict[str, Any]] | None = None  # the position of each process in `StreamedBatches`
 
     @classmethod
     def start(cls, accelerator: Accelerator, images_per_step: int) -> "Progress":
@@ -229,7 +230,7 @@ def read_progress(checkpoint: Path) -> Progress:
         values = read_object(checkpoint / "progress.json")
         loss, accuracy = values["epoch_totals"]
         progress = Progress(**values | {"epoch_totals": (loss, accuracy)})
-        numbers = {**vars(progress), "epoch_totals": loss + accuracy, "sharding": 0}
+        numbers = {**vars(progress), "epoch_totals": loss + accuracy, "sharding": 0, "streams": 0}
         counts = [progress.step, progress.epoch, progress.step_in_epoch]
         finite = torch.tensor([*numbers.values()], dtype=torch.float64).isfinite().all()
         whole = all(isinstance(count, int) and count >= 0 for count in counts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -163,6 +163,8 @@ class TrainingRun:
                 continue
             for error in damage:
                 self.accelerator.print(f"{error} Going on from the one before.")
+            if self.images.is_streamed and len(streams := progress.streams or ()) == self.accelerator.num_processes:
+                self.batches.position = streams[self.accelerator.process_index]
             announce(f"Resuming at step {progress.step} (epoch {progress.epoch + 1}).", sys.stdout)
             return progress
         raise ArgumentError(
@@ -328,6 +330,8 @@ class TrainingRun:
             self._write_best()
         self.progress.collapse_seconds = self.monitor.stopwatch.seconds
         folder, keep = self.output_dir / "checkpoints", self.arguments.keep_checkpoints
+        if self.images.is_streamed:
+            self.progress.streams = gather_object([self.batches.position])
         more = {"average": self.optimizer_step.average, "queue": self.optimizer_step.queue}
         return checkpoints.save_checkpoint(self.accelerator, folder, self.progress, keep, **more)
 

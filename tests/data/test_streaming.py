@@ -1,16 +1,18 @@
 """Training images that are read as they come."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value, load_dataset
+from datasets import Array3D, ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 
 from hf_protosphere import ProtoSphereConfig
 from hf_protosphere.data.arguments import BatchOptions
 from hf_protosphere.data.dataset import load_image_dataset
+from hf_protosphere.data.pixels import read
 from hf_protosphere.data.streaming import StreamedBatches, decoded
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.training.arguments import TrainArguments
@@ -75,15 +77,75 @@ def test_an_epoch_holds_every_image_once_in_an_order_of_its_own(shards, capsys):
     assert labels.bincount().tolist() == [40, 40, 40]
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_an_epoch_goes_on_from_its_middle(shards, views):
-    options = {"augmentation": "contrastive", "views": views}
-    whole = list(batches(shards, **options).epoch(3))
-    rest = list(batches(shards, **options).epoch(3, skip=11))
-    assert len(rest) == len(whole) - 11
-    for expected, batch in zip(whole[11:], rest):
+def restored(stream):
+    """Its position, as a checkpoint keeps it."""
+    return json.loads(json.dumps(stream.position))
+
+
+@pytest.mark.parametrize(
+    ("skip", "views", "num_workers", "knows"),
+    [(3, 2, 0, True), (11, 1, 0, False), (11, 1, 2, True), (14, 1, 2, True), (17, 1, 2, True), (17, 1, 2, False)],
+)  # also where workers end, and in the next pass
+def test_an_epoch_goes_on_from_its_middle(shards, skip, views, num_workers, knows):
+    options = {"augmentation": "contrastive", "views": views, "num_workers": num_workers, "shuffle_buffer": 13}
+    whole = batches(shards, per_epoch=20, **options)
+    first = [*itertools.islice(whole.epoch(3), skip)]
+    resumed = batches(shards, per_epoch=20, **options)
+    resumed.position = restored(whole) if knows else {}
+    found = [*first, *resumed.epoch(3, skip=skip)]
+    for expected, batch in zip(batches(shards, per_epoch=20, **options).epoch(3), found, strict=True):
         assert torch.equal(expected["pixel_values"], batch["pixel_values"])
         assert torch.equal(expected["labels"], batch["labels"])
+
+
+def numbered(shard, seen):
+    """Rows of a stream, that write down when they are read."""
+    for number in shard:
+        for i in range(3 * number, 3 * number + 3):
+            with open(seen, "a") as file:
+                file.write(f"{i}\n")
+            yield {"image": Image().encode_example(np.full((32, 32, 3), i, np.uint8)), "label": i % 3}
+
+
+def test_what_was_consumed_is_not_read_again(tmp_path, monkeypatch):
+    seen, label = tmp_path / "seen", ClassLabel(names=["a", "b", "c"])
+    features = Features({"image": Image(decode=False), "label": label})
+    given = {"shard": [*range(60)], "seen": str(seen)}
+    stream = IterableDataset.from_generator(numbered, features=features, gen_kwargs=given)
+    options = BatchOptions.of(arguments("x", batch_size=6, shuffle_buffer=20))
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+
+    def streamed():
+        return StreamedBatches(stream, CONFIG, options, accelerator, batches_per_epoch=30)
+
+    opened, decode = [], "hf_protosphere.data.streaming.read"
+    monkeypatch.setattr(decode, lambda value, side: opened.append(value) or read(value, side))
+    first, again = streamed(), streamed()
+    consumed = images_of(itertools.islice(first.epoch(0), 22))
+    assert len(opened) == 132
+    again.position = restored(first)
+    seen.unlink()
+    opened.clear()
+    rest = images_of(again.epoch(0, skip=22))
+    assert len(torch.cat([consumed, rest]).unique(dim=0)) == 180
+    assert len(opened) == 48  # nothing else is decoded
+    rows = [int(line) for line in seen.read_text().split()]
+    assert len(rows) <= 48 + 12 + 3 * 10  # of the buffer, and of the ten shards of three that were open
+
+
+@pytest.mark.parametrize("shard_size", [15, 5])
+def test_four_processes_with_two_workers_see_each_image_once(shards, tmp_path, shard_size):
+    rows = load_dataset("parquet", data_files=str(shards / "train.parquet"), split="train")
+    for i in range(0, 120, shard_size):  # 2 shards for each process, or 6
+        rows.select(range(i, i + shard_size)).to_parquet(tmp_path / f"train-{i:03}.parquet")
+    options = {"processes": 4, "per_epoch": 5, "batch_size": 6, "num_workers": 2, "shuffle_buffer": 7}
+    for epoch in range(2):
+        parts = [
+            images_of(batches(tmp_path, process=process, **options, validation_split="train").epoch(epoch))
+            for process in range(4)
+        ]
+        assert [len(part) for part in parts] == [30] * 4
+        assert len(torch.cat(parts).unique(dim=0)) == 120
 
 
 @pytest.mark.parametrize("last", [{"blur": 1.0}, {"rand_augment": 9}, {"random_erasing": 1.0}])
@@ -103,7 +165,7 @@ def test_processes_and_workers_share_the_images(shards, capsys):
     alone = torch.cat([parts[0], parts[2]])
     assert len(alone.unique(dim=0)) == len(alone) == 112
     with_workers = torch.cat([parts[1], parts[3]])
-    assert len(with_workers.unique(dim=0)) >= 96  # a worker's last 6 of 30 fill no batch
+    assert len(with_workers.unique(dim=0)) == 112  # a worker's last 6 of 30 fill a batch with the other's
 
 
 def test_a_part_that_is_too_short_begins_anew(shards):
@@ -113,8 +175,8 @@ def test_a_part_that_is_too_short_begins_anew(shards):
     assert len(seen.unique(dim=0)) > 140  # augmented anew
 
 
-def test_workers_without_a_whole_batch(shards):
-    with pytest.raises(DataError, match=r"finds 64 images, a whole batch.*fewer --num_workers"):
+def test_a_process_without_a_whole_batch(shards):
+    with pytest.raises(DataError, match=r"less than 64 images, a whole batch.*fewer processes"):
         list(batches(shards, 3, per_epoch=1, batch_size=64).epoch(0))
 
 
