@@ -29,7 +29,6 @@ from .streaming import downloaded, stream_length
 from .subsets import balanced_sample, corrected, with_held_out
 
 logger = logging.getLogger(__name__)
-SURVEYED_AT_LEAST = 1000  # images by each process that decodes them: to start one takes as long as some hundred
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
     """What every image is, by decoding it once, which the cache of datasets remembers: columns "file", its name;
     "width" and "height", upright; "mode", Pillow's; "error", why it cannot be decoded; all "" or 0 where there is
     none; and "content", of `content_of`."""
-    processes = min(os.cpu_count() or 1, len(split) // SURVEYED_AT_LEAST)
+    processes = min(os.cpu_count() or 1, len(split) // 1000)  # each takes long to start
     surveyed = undecoded(split.select_columns("image")).map(
         _surveyed, input_columns="image", remove_columns="image", desc=f"decoding the {role} images once",
         new_fingerprint=f"survey-{images_key(split)}", num_proc=processes if processes > 1 else None,

@@ -26,7 +26,8 @@ MAX_CLASSES = 1_000_000  # that numbers can count: larger ones are no labels
 
 def find_class_names(splits: dict[str, Split]) -> list[str]:
     """The classes, as `class_name` has them, from the training split where there is one."""
-    role = "train" if "train" in splits else next(iter(splits))
+    named = [r for r, s in splits.items() if isinstance(s, Dataset) or isinstance(s.features["label"], ClassLabel)]
+    role = "train" if "train" in named or not named else named[0]  # the numbers of a stream are not all known
     own, _ = _own_classes(splits[role], role)
     names = list(dict.fromkeys(map(class_name, own)))
     if changed := [name for name in own if name != class_name(name)]:
@@ -76,7 +77,7 @@ def announce_cases(names: Iterable[str], known: Iterable[str]) -> None:
 
 def map_labels(split: Split, role: str, names: Sequence[str]) -> Split:
     """The split with ClassLabel(names), its classes matched by name; a stream's as they come."""
-    own, labels = _own_classes(split, role)
+    own, labels = _own_classes(split, role, len(names))
     feature, names = split.features["label"], list(names)
     if isinstance(feature, ClassLabel) and own == names:
         return split
@@ -89,13 +90,14 @@ def map_labels(split: Split, role: str, names: Sequence[str]) -> Split:
     return mapped.cast_column("label", ClassLabel(names=names))
 
 
-def _own_classes(split: Split, role: str) -> tuple[list[str], np.ndarray]:
-    """The split's own class names, and which one each image is of, (N,); of a stream every one once."""
+def _own_classes(split: Split, role: str, count: int = 0) -> tuple[list[str], np.ndarray]:
+    """The split's own class names (of a stream's numbers `count`), and each image's, (N,); of a stream all once."""
     feature = (split.features or {}).get("label")
     if isinstance(split, IterableDataset):
-        if not isinstance(feature, ClassLabel):
+        numbered = range(count) if isinstance(feature, Value) and "int" in feature.dtype else []
+        if not (own := [*map(str, getattr(feature, "names", numbered))]):
             raise DataError(f"--streaming needs a label column of ClassLabel, but it is {feature}: leave it out.")
-        return [*map(str, feature.names)], np.arange(len(feature.names))
+        return own, np.arange(len(own))
     kind = feature.dtype if isinstance(feature, Value | ClassLabel) else type(feature).__name__
     if "int" not in kind and kind not in ("string", "large_string"):
         raise DataError(f"--label_column must hold class names or whole numbers, but {role} has them of type {kind}.")

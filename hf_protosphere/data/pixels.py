@@ -175,8 +175,8 @@ def image_files(path: Path) -> list[Path]:
 
 
 def walk_images(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """All image files of a folder, at any depth, sorted, by their paths in it, as "cat/0.png": what Pillow has a name
-    extension for. Of 100,000 files these are strings, as a `Path` takes longer to make than the disk to list.
+    """All image files of a folder, at any depth, by their paths in it (strings: to make a `Path` takes longer than
+    to find the file), sorted folder by folder: what Pillow has a name extension for.
 
     Links are followed, but not back to a folder that they lie in. What is hidden, with a name that
     begins with a dot, is not read, and `__MACOSX` neither. What is left out comes by the reason."""
@@ -213,13 +213,9 @@ def walk_images(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
             top = top.rpartition("/")[0]
     left_out[EMPTY] += [top for top in seen if top not in full and top.rpartition("/")[0] in full]
     _with_text_names([f"{folder}/{name}" for name in files])
-    return sorted(files, key=_by_parts), {
-        why: sorted(paths, key=_by_parts) for why, paths in left_out.items() if paths
-    }
-
-
-def _by_parts(path: str) -> str:
-    return path.replace("/", "\0")  # "a/b" before "a-b/c": folder by folder
+    for paths in (files, *left_out.values()):
+        paths.sort(key=lambda path: path.replace("/", "\0"))  # "a/b" before "a-b/c"
+    return files, {why: paths for why, paths in left_out.items() if paths}
 
 
 def _with_text_names(files: list[str]) -> list[str]:

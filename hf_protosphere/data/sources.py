@@ -21,7 +21,7 @@ from .labels import some
 from .pixels import OTHER, in_words, walk_images
 
 IMAGE_COLUMNS = ("image", "img", "image_path", "file_path", "path", "file_name", "filename", "file")
-LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category", "y", "cls")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 SPLIT_FOLDERS = ("train", *VALIDATION_SPLITS, "test")
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
@@ -87,16 +87,14 @@ def _load_folder(
         inside = all(name.startswith(f"{s}/") for s, rows in splits.items() for name, _ in rows)
         patterns = {s: f"{s}/**" for s in splits} if inside else {"train": "**"}
         return datasets.load_dataset(str(path), data_files=patterns, streaming=streaming)
-    root = path.absolute()
-    splits = {split: [(f"{root}/{name}", kind) for name, kind in rows] for split, rows in splits.items()}
     names = sorted({name for rows in splits.values() for _, name in rows} - {None})
     if not streaming:
-        return DatasetDict({split: _table(rows, names) for split, rows in splits.items()})
+        return DatasetDict({split: _table(path, rows, names) for split, rows in splits.items()})
     streams = datasets.IterableDatasetDict()
     for split, rows in splits.items():
         # Shuffled once: a folder has class after class, and a stream is shuffled in a buffer alone.
         shards = min(STREAMED_SHARDS, len(rows))
-        streams[split] = _table(rows, names, seed=0).to_iterable_dataset(shards)
+        streams[split] = _table(path, rows, names, seed=0).to_iterable_dataset(shards)
         streams[split].info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=len(rows))})
     return streams
 
@@ -144,9 +142,11 @@ def outnumber_tables(files: list[str], left_out: Mapping[str, list[str]]) -> boo
     return len(files) > sum(path.endswith(packed) for path in left_out.get(OTHER, []))
 
 
-def _table(rows: Rows, names: list[str], seed: int | None = None) -> Dataset:
+def _table(folder: Path, rows: Rows, names: list[str], seed: int | None = None) -> Dataset:
     """Paths and classes, in the cache of datasets."""
     features = Features({"image": Image()} | ({"label": ClassLabel(names=names)} if names else {}))
+    root = folder.absolute()
+    rows = [(f"{root}/{path}", name) for path, name in rows]
     digest = hashlib.sha256(f"{names} {seed} {rows}".encode())
     if seed is not None:
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]

@@ -58,11 +58,9 @@ class StreamedBatches:
     """Augmented batches of a stream, on the device; shuffled by shards and in a buffer.
 
     Every process reads its own part. Order and augmentation follow from seed and epoch for the same numbers of
-    processes and workers. An epoch has a fixed number of batches, in which no image of a process comes twice before
-    all did, but for those that fill no batch at the end of its part; where the part is shorter, it begins anew.
-
-    `position` says where the readers are, in what JSON can hold: with that of an earlier one, `epoch` goes on there.
-    Nothing is read again but the present buffer, undecoded, and what lies before it in the shards that it is of."""
+    processes and workers. An epoch has a fixed number of batches: no image comes twice in them before all of the part
+    have come that fill a whole batch; a shorter part then begins anew. `position`, of values for JSON, is that of its
+    readers: `epoch` goes on there, and reads nothing again but the buffer and what is before it in its shards."""
 
     is_cached = False
 
@@ -75,14 +73,13 @@ class StreamedBatches:
         processes, workers = accelerator.num_processes, options.num_workers
         if stream.num_shards < processes * max(1, workers):
             stream = stream.reshard()  # Parquet: row groups instead of files
-        shards = stream.num_shards
-        own = shards if shards % processes else shards // processes
-        self.num_workers = min(workers, own)
-        readers = max(1, self.num_workers)
+        own = shards = stream.num_shards
+        own //= 1 if shards % processes else processes
+        readers = max(1, min(workers, own))
         # Of shards alone: `_Augmented` has a buffer that can be resumed. Few are open at once, as they are read again.
         stream = stream.shuffle(options.seed, buffer_size=1, max_buffer_input_shards=min(10, 1 + own // readers // 4))
         part = split_dataset_by_node(stream, accelerator.process_index, processes)
-        self.position: dict[str, Any] = {}
+        self.num_workers, self.position = min(workers, own), {}
         each = "all of them, of which it keeps its share," if shards % processes else own
         words = f"streaming {shards} shard(s), {each} for each of {processes} process(es), "
         announce(f"{words}{own // readers} or more for each of {readers} reader(s)", sys.stdout)
@@ -95,29 +92,26 @@ class StreamedBatches:
         if not skip or not here.items() <= self.position.items():  # then what is skipped is read
             self.position = here | {"batches": 0, "pass": 0, "next": 0, "rest": 0, "workers": {}}
         done = self.position["batches"]
-        return itertools.islice(self._endless(epoch), skip - done, self.batches_per_epoch - done)
+        return itertools.islice(self._endless(), skip - done, self.batches_per_epoch - done)
 
-    def _endless(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+    def _endless(self) -> Iterator[dict[str, Tensor]]:
         at, size, device = self.position, self.batch_size, self.accelerator.device
         while True:
-            self.dataset.begin(epoch, at)
             options = {"num_workers": self.num_workers, "collate_fn": tuple, "pin_memory": device.type == "cuda"}
-            ends: dict[int, dict[str, Tensor]] = {}  # of each worker what filled no batch: together it fills more
-            for batch, worker, state in DataLoader(self.dataset, batch_size=None, **options):
+            ends = {}  # of each worker what filled no batch: together it fills more
+            for batch, worker, state in DataLoader(self.dataset.at(at), batch_size=None, **options):
                 if batch and len(batch["labels"]) < size:
                     ends[worker] = batch
                 elif batch:
                     at["workers"][str(worker)] = state
                     at |= {"batches": at["batches"] + 1, "next": (worker + 1) % max(1, self.num_workers)}
                     yield {name: x.to(device, non_blocking=True) for name, x in batch.items()}
-            parts = [ends[worker] for worker in sorted(ends)]
-            joined = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+            names = next(iter(ends.values()), ())
+            joined = {name: torch.cat([ends[worker][name] for worker in sorted(ends)]) for name in names}
             more = len(joined.get("labels", ())) // size
             if not more and not at["workers"]:
-                raise DataError(
-                    f"--streaming: process {self.accelerator.process_index} finds less than {size} images, "
-                    "a whole batch, in its part: give a smaller --batch_size, or fewer processes."
-                )
+                words = f"less than {size} images, a whole batch, are the part of one: give a smaller --batch_size"
+                raise DataError(f"--streaming with {self.accelerator.num_processes} processes: {words}.")
             for i in range(at["rest"], more):
                 at |= {"batches": at["batches"] + 1, "rest": i + 1}
                 yield {name: x[i * size : (i + 1) * size].to(device) for name, x in joined.items()}
@@ -130,19 +124,19 @@ class _Augmented(TorchIterableDataset):
     def __init__(self, stream: IterableDataset, views: RandomViews, process: int, options: BatchOptions) -> None:
         self.stream, self.views, self.process, self.options = stream, views, process, options
 
-    def begin(self, epoch: int, at: dict[str, Any]) -> None:
-        """A pass through the stream, or the rest of one, at a position of `StreamedBatches`."""
-        self.at = at
-        self.views.set_epoch(epoch)
-        self.stream.set_epoch(epoch + 2**20 * at["pass"])  # shuffled anew
+    def at(self, position: dict[str, Any]) -> "_Augmented":
+        self.position = position
+        self.views.set_epoch(position["epoch"])
+        self.stream.set_epoch(position["epoch"] + 2**20 * position["pass"])  # shuffled anew
+        return self
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], int, dict[str, Any]]]:
         options, info = self.options, get_worker_info()
         worker = info.id if info else 0
-        if worker < self.at["next"]:  # it is another's turn
+        if worker < self.position["next"]:  # it is another's turn
             yield {}, worker, {}
-        at = self.at["workers"].get(str(worker), {"stream": None, "buffer": 0, "taken": 0, "images": 0})
-        own = self.process, worker, self.at["pass"]
+        at = self.position["workers"].get(str(worker), {"stream": None, "buffer": 0, "taken": 0, "images": 0})
+        own = self.process, worker, self.position["pass"]
         logging.getLogger("datasets.iterable_dataset").setLevel(logging.ERROR)  # it warns of its buffer, of one image
         self.stream.load_state_dict(at["stream"])
         rows, batch, images = _rows(self.stream), [], at["images"]

@@ -5,13 +5,30 @@ import hashlib
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from hf_protosphere.data import dataset as datasets_of_images
 from hf_protosphere.data.dataset import ImageDataset, load_image_dataset, load_split, survey
 from hf_protosphere.errors import DataError
 from tests.data import image, image_folder, write
+
+
+def test_many_images_are_decoded_by_several_processes_and_remembered(tmp_path, monkeypatch):
+    content = [Image().encode_example(image(i))["bytes"] for i in range(20)] * 100
+    content[7] = content[1999] = b"none"
+    rows = {"image": [{"bytes": one, "path": None} for one in content]}
+    Dataset.from_dict(rows, features=Features(image=Image())).to_parquet(tmp_path / "train.parquet")
+    alone, shared = (Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=tmp_path / n) for n in "ab")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    expected = survey(alone, "train")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert survey(shared, "train") == expected
+    assert [i for i, error in enumerate(expected["error"]) if error] == [7, 1999]
+    monkeypatch.setattr("hf_protosphere.data.dataset.decode", lambda _: pytest.fail("decoded again"))
+    for cores in (2, 1):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert survey(shared, "train") == expected
 
 
 def test_image_folder(digits_folder):

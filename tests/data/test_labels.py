@@ -126,7 +126,7 @@ def test_numbers_are_names_where_classes_are_called_by_numbers(feature, stream, 
     split = labelled([*map(str, labels)] if feature == Value("string") else labels, feature)
     if stream:
         split = split.to_iterable_dataset(num_shards=2)
-        if not isinstance(feature, ClassLabel):
+        if feature == Value("string"):
             with pytest.raises(DataError, match="--streaming needs a label column of ClassLabel"):
                 map_labels(split, "train", names)
             return

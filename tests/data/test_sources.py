@@ -1,7 +1,9 @@
 """Splits and columns are found, or named with the flag that gives them."""
 
+import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 from contextlib import suppress
 
@@ -43,6 +45,27 @@ def test_every_local_source(tmp_path, save):
     assert len(data.splits["train"]) == 8
     assert len(data.splits["validation"]) == 4
     assert data.label_names == ["cat", "dog"]
+
+
+def test_shards_of_webdataset(tmp_path):
+    for shard in ("train-0", "train-1", "test-0"):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for i in range(6):
+                file = Image().encode_example(image(i))["bytes"]
+                more = {"png": file, "cls": b"%d" % (i % 3), "json": b'{"source": "camera"}'}
+                for ending, content in more.items():
+                    entry = tarfile.TarInfo(f"{shard}-{i}.{ending}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    data = load_image_dataset(str(tmp_path), validation_fraction=0)
+    assert data.class_counts("train") == [4, 4, 4]
+    options = {"streaming": True, "num_train_images": 12, "validation_split": "test"}
+    streamed = load_image_dataset(str(tmp_path), **options)
+    assert streamed.label_names == data.label_names == ["0", "1", "2"]
+    assert [row["label"] for row in streamed.splits["train"]] == data.splits["train"]["label"]
+    assert streamed.splits["train"].num_shards == 2
+    with pytest.raises(DataError, match="needs a label column of ClassLabel"):  # nothing tells how many classes
+        load_image_dataset(str(tmp_path), **options, roles=["train"])
 
 
 def test_columns_of_any_name_are_found_by_type_or_given(tmp_path):

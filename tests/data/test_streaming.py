@@ -176,7 +176,7 @@ def test_a_part_that_is_too_short_begins_anew(shards):
 
 
 def test_a_process_without_a_whole_batch(shards):
-    with pytest.raises(DataError, match=r"less than 64 images, a whole batch.*fewer processes"):
+    with pytest.raises(DataError, match=r"with 3 processes: less than 64 images, a whole batch.*smaller --batch_size"):
         list(batches(shards, 3, per_epoch=1, batch_size=64).epoch(0))
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
+from hf_protosphere.data.streaming import StreamedBatches
 from hf_protosphere.errors import ArgumentError, TrainingError, TrainingInterrupted
 from hf_protosphere.runs.checkpoints import newest_checkpoint
 from hf_protosphere.runs.metrics_log import read_metrics
@@ -60,6 +61,25 @@ def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path,
 
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_a_streamed_run_resumes_to_the_bit_from_where_its_readers_were(arguments, tmp_path, monkeypatch):
+    options = {"streaming": True, "validation_split": "test", "shuffle_buffer": 20, "num_workers": 2, "batch_size": 8}
+    train(arguments(**options, output_dir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=20)  # the second epoch has steps 16 to 30
+        with pytest.raises(TrainingInterrupted):
+            train(arguments(**options))
+    with monkeypatch.context() as patch:
+        read, seen = StreamedBatches.epoch, []
+        patch.setattr(
+            StreamedBatches, "epoch", lambda self, *a, **k: seen.append({**self.position}) or read(self, *a, **k)
+        )
+        train(arguments(**options, resume=True))
+    assert {name: seen[0][name] for name in ("epoch", "batches", "next")} == {"epoch": 1, "batches": 5, "next": 1}
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "run" / "metrics.jsonl")
 
