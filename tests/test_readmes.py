@@ -33,6 +33,7 @@ from hf_protosphere.cli import main
 from hf_protosphere.cli.commands import COMMANDS, _imported
 from scripts import demo
 from tests import ROOT, SCRIPTS
+from tests.data import write_shard
 
 PACKAGE = ROOT / "hf_protosphere"
 # Not to be run here: each of these two has a test that does.
@@ -363,6 +364,9 @@ def build():
         Path(name).symlink_to(demo.DATA.resolve())
     shutil.copytree(demo.DATA, "path/to/imagenet")
     Path("path/to/imagenet/test-00000-of-00001.parquet").rename("path/to/imagenet/validation-00000-of-00001.parquet")
+    Path("path/to/shards").mkdir()
+    for split in ("train", "validation"):
+        write_shard(Path(f"path/to/shards/{split}-0000.tar"), *load_dataset(str(demo.DATA), split="test")[:].values())
     save_images()
 
 

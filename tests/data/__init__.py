@@ -1,6 +1,8 @@
 """Small data sets of random images, on the disk."""
 
+import io
 import os
+import tarfile
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
@@ -40,6 +42,17 @@ def photos(folder, *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         image(i).save(folder / name, "PNG")
     return folder
+
+
+def write_shard(path, images, labels):
+    """A tar file as WebDataset has them."""
+    with tarfile.open(path, "w") as tar:
+        for i, (picture, label) in enumerate(zip(images, labels, strict=True)):
+            file = Image().encode_example(picture)["bytes"]
+            for ending, content in {"png": file, "cls": b"%d" % label, "json": b'{"seen": "today"}'}.items():
+                entry = tarfile.TarInfo(f"{path.stem}-{i}.{ending}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
 
 
 def replace_file(path, content):

@@ -1,9 +1,7 @@
 """Splits and columns are found, or named with the flag that gives them."""
 
-import io
 import json
 import shutil
-import tarfile
 from collections import Counter
 from contextlib import suppress
 
@@ -26,7 +24,7 @@ from hf_protosphere.data.streaming import stream_length
 from hf_protosphere.errors import DataError
 from hf_protosphere.evaluation.arguments import EvaluateArguments
 from hf_protosphere.open_set.detection import load_unknown_images
-from tests.data import NAMES, image, image_folder, photos, write
+from tests.data import NAMES, image, image_folder, photos, write, write_shard
 
 
 @pytest.mark.parametrize("save", ["parquet", "file", "dict_on_disk", "on_disk"])
@@ -49,14 +47,7 @@ def test_every_local_source(tmp_path, save):
 
 def test_shards_of_webdataset(tmp_path):
     for shard in ("train-0", "train-1", "test-0"):
-        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
-            for i in range(6):
-                file = Image().encode_example(image(i))["bytes"]
-                more = {"png": file, "cls": b"%d" % (i % 3), "json": b'{"source": "camera"}'}
-                for ending, content in more.items():
-                    entry = tarfile.TarInfo(f"{shard}-{i}.{ending}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+        write_shard(tmp_path / f"{shard}.tar", [*map(image, range(6))], [0, 1, 2] * 2)
     data = load_image_dataset(str(tmp_path), validation_fraction=0)
     assert data.class_counts("train") == [4, 4, 4]
     options = {"streaming": True, "num_train_images": 12, "validation_split": "test"}

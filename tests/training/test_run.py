@@ -67,6 +67,7 @@ def test_interrupted_and_resumed_is_the_same_run_to_the_bit(arguments, tmp_path,
 
 def test_a_streamed_run_resumes_to_the_bit_from_where_its_readers_were(arguments, tmp_path, monkeypatch):
     options = {"streaming": True, "validation_split": "test", "shuffle_buffer": 20, "num_workers": 2, "batch_size": 8}
+    options |= {"backbone_kwargs": {"drop_rate": 0.2}}
     train(arguments(**options, output_dir=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         stop_after(patch, step=20)  # the second epoch has steps 16 to 30
