@@ -16,9 +16,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset
+import pandas as pd
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, config
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..runs.files import whole_file
 from ..runs.processes import announce
 from .arguments import DataArguments
 from .image_cache import FeatureSplit
@@ -224,28 +229,36 @@ def without_bad_images(split: Dataset, role: str, on_bad_image: str) -> tuple[Da
 
 
 def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
-    """What every image is, by decoding it once, which the cache of datasets remembers: columns "file", its name;
+    """What every image is, by decoding it once, which a file in the cache remembers: columns "file", its name;
     "width" and "height", upright; "mode", Pillow's; "error", why it cannot be decoded; all "" or 0 where there is
     none; and "content", of `content_of`."""
-    processes = min(os.cpu_count() or 1, len(split) // 1000)  # each takes long to start
-    surveyed = undecoded(split.select_columns("image")).map(
-        _surveyed, input_columns="image", remove_columns="image", desc=f"decoding the {role} images once",
-        new_fingerprint=f"survey-{images_key(split)}", num_proc=processes if processes > 1 else None,
-    )  # fmt: skip
-    return surveyed[:]
+    path = Path(config.HF_DATASETS_CACHE) / "protosphere" / f"survey-{images_key(split)}.parquet"
+    if not path.exists():
+        images = undecoded(split.select_columns("image"))
+        workers = min(os.cpu_count() or 1, len(images) // 1000)  # each takes long to start
+        options = {"num_workers": workers if workers > 1 else 0, "generator": torch.Generator()}  # not the training's
+        loader = DataLoader(images, 50, collate_fn=_surveyed, **options)
+        bar = tqdm(loader, f"decoding the {role} images once", unit=" images", unit_scale=50, leave=False)
+        rows = pd.DataFrame([row for batch in bar for row in batch])
+        with whole_file(path) as unfinished:
+            rows.to_parquet(unfinished)
+    return pd.read_parquet(path).to_dict("list")
 
 
-def _surveyed(value: dict[str, Any] | None) -> dict[str, Any]:
-    found = {"file": (value and value["path"]) or "", "width": 0, "height": 0, "mode": "", "error": ""}
-    with suppress(OSError, TypeError):  # where there is no such file, `decode` says so
-        value = value | {"bytes": value["bytes"] or Path(value["path"]).read_bytes()}
-    try:
-        image = decode(value)
-        read(image)
-        found |= {"width": image.width, "height": image.height, "mode": image.mode}
-    except DataError as error:
-        found["error"] = reason(error)
-    return found | {"content": content_of(value)}
+def _surveyed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [{"file": "", "width": 0, "height": 0, "mode": "", "error": ""} for _ in rows]
+    for row, value in zip(found, [row["image"] for row in rows]):
+        row["file"] = (value and value["path"]) or ""
+        with suppress(OSError, TypeError):  # where there is no such file, `decode` says so
+            value = value | {"bytes": value["bytes"] or Path(value["path"]).read_bytes()}
+        try:
+            image = decode(value)
+            read(image)
+            row |= {"width": image.width, "height": image.height, "mode": image.mode}
+        except DataError as error:
+            row["error"] = reason(error)
+        row["content"] = content_of(value)
+    return found
 
 
 def load_data(arguments: DataArguments, **more: Any) -> ImageDataset:

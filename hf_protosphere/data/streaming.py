@@ -97,10 +97,10 @@ class StreamedBatches:
     def _endless(self) -> Iterator[dict[str, Tensor]]:
         at, size, device = self.position, self.batch_size, self.accelerator.device
         while True:
-            # Of its own generator: from the model's, it would draw once more where training is resumed.
-            options = {"collate_fn": tuple, "pin_memory": device.type == "cuda", "generator": torch.Generator()}
+            pinned, own = device.type == "cuda", torch.Generator()  # not the training's: resumed, it would draw again
+            options = {"num_workers": self.num_workers, "collate_fn": tuple, "pin_memory": pinned, "generator": own}
             ends = {}  # of each worker what filled no batch: together it fills more
-            for batch, worker, state in DataLoader(self.dataset.at(at), None, num_workers=self.num_workers, **options):
+            for batch, worker, state in DataLoader(self.dataset.at(at), None, **options):
                 if batch and len(batch["labels"]) < size:
                     ends[worker] = batch
                 elif batch:
