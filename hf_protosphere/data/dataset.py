@@ -236,12 +236,11 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
     if not path.exists():
         images = undecoded(split.select_columns("image"))
         workers = min(os.cpu_count() or 1, len(images) // 1000)  # each takes long to start
-        options = {"num_workers": workers if workers > 1 else 0, "generator": torch.Generator()}  # not the training's
-        loader = DataLoader(images, 50, collate_fn=_surveyed, **options)
+        own = torch.Generator()  # the training's would be another after the first start
+        loader = DataLoader(images, 50, num_workers=workers, collate_fn=_surveyed, generator=own)
         bar = tqdm(loader, f"decoding the {role} images once", unit=" images", unit_scale=50, leave=False)
-        rows = pd.DataFrame([row for batch in bar for row in batch])
         with whole_file(path) as unfinished:
-            rows.to_parquet(unfinished)
+            pd.DataFrame([row for batch in bar for row in batch]).to_parquet(unfinished)
     return pd.read_parquet(path).to_dict("list")
 
 
