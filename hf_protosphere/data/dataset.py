@@ -238,7 +238,9 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
         workers = min(os.cpu_count() or 1, len(images) // 1000)  # each takes long to start
         own = torch.Generator()  # the training's would be another after the first start
         loader = DataLoader(images, 50, num_workers=workers, collate_fn=_surveyed, generator=own)
-        bar = tqdm(loader, f"decoding the {role} images once", unit=" images", unit_scale=50, leave=False)
+        bar = tqdm(
+            loader, f"decoding the {role} images once", unit=" images", unit_scale=50, leave=False, disable=None
+        )
         with whole_file(path) as unfinished:
             pd.DataFrame([row for batch in bar for row in batch]).to_parquet(unfinished)
     return pd.read_parquet(path).to_dict("list")
