@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -56,7 +56,6 @@ class EmbeddingStore:
             self._add(rows, labels)
 
     def _add(self, rows: "Tensor | OnDisk", labels: Tensor) -> None:
-        vars(self).pop("_starts", None)
         self.rows.append(rows)
         self.labels.append(labels)
         # As one carries when counting: a block joins the one before it when it has grown as large.
@@ -108,17 +107,16 @@ class EmbeddingStore:
         counts = torch.zeros(self.num_classes, dtype=torch.int64)
         return sum((labels.bincount(minlength=len(counts)) for labels in self.labels), counts)
 
-    @cached_property
-    def _starts(self) -> list[list[int]]:
-        """Of each block, the first row of each class, and the number of rows."""
-        counts = [labels.bincount(minlength=self.num_classes) for labels in self.labels]
-        return [[0, *of_block.cumsum(0).tolist()] for of_block in counts]
-
-    def of_class(self, label: int) -> Tensor:
-        """(n_c, D) in the order in which they came, or of their ranks."""
-        parts = [b[s[label] : s[label + 1]] for b, s in zip(self.rows, self._starts)]
-        parts = [part for part in parts if len(part)]
-        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+    def of_classes(self, classes: slice) -> Tensor:
+        """(n, D) of the classes from `start` to before `stop`, by class, in the order in which they came, or of their
+        ranks."""
+        bounds = torch.tensor([classes.start, classes.stop])
+        ends = [torch.searchsorted(y, bounds).tolist() for y in self.labels]
+        parts = [(x[a:b], y[a:b]) for x, y, (a, b) in zip(self.rows, self.labels, ends) if a < b]
+        if not parts:
+            return torch.empty(0, self.dim)
+        rows, labels = (torch.cat(blocks) for blocks in zip(*parts))
+        return rows[labels.argsort(stable=True)]
 
     def settled(self) -> "EmbeddingStore":
         """Ready to be read: of a sample, no more than `size` of each class."""

@@ -1,6 +1,6 @@
 """From embeddings, or their moments, to what the formulas of neural collapse need of each class.
 
-Class by class, in float64 and in bounded memory: no K×D×D tensor and no float64 copy of all
+A range of classes at a time, in float64 and in bounded memory: no K×D×D tensor and no float64 copy of all
 embeddings exists. Over processes each one decomposes its share of the classes."""
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 from tqdm.auto import tqdm
 
-from .accumulators import ClassMoments, EmbeddingStore, places, ranks
+from .accumulators import BLOCK_BYTES, ClassMoments, EmbeddingStore, places, ranks
 
 # A deviation below this share of the vectors' norm, both root mean squares, is what sums leave of equal vectors.
 ROUNDING = 1000 * torch.finfo(torch.float64).eps
@@ -68,10 +68,10 @@ def statistics_of_embeddings(store: EmbeddingStore, device: torch.device, group:
     means, eigenvalues = torch.zeros_like(means), torch.zeros_like(means)
     variances, within = torch.zeros_like(means[:, 0]), torch.zeros_like(between)
     for c, rows in _shared_classes(store, by_process, device, group):
-        means[c], residual = centre(rows)  # (D,), (n_c, D)
-        variances[c] = residual.square().sum(1).mean()
+        means[c], residual = centre(rows)  # (B, D), (B, n, D)
+        variances[c] = residual.square().sum(2).mean(1)
         eigenvalues[c] = covariance_eigenvalues(residual)
-        within += (residual @ directions.T).square().sum(0) / counts.sum()
+        within += (residual @ directions.T).square().sum((0, 1)) / counts.sum()
     for tensor in (means, variances, eigenvalues, within):
         summed(tensor, group)
     of_classes = (tensor[classes] for tensor in (counts, means, variances, eigenvalues))
@@ -117,25 +117,34 @@ def statistics_of_moments(
 
 def _shared_classes(
     store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group
-) -> Iterator[tuple[int, Tensor]]:
-    """This process's share of the classes: label and rows (n_c, D) of all, float64; `sizes` (P, K) of each."""
-    rank = dist.get_rank(group) if group else 0
-    sizes = sizes.tolist()
-    num_processes, num_classes = len(sizes), len(sizes[0])
-    rounds = range(0, num_classes, num_processes)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of the classes, those of equal size together: labels (B,) and rows (B, n, D) of all,
+    float64; `sizes` (P, K) of each."""
+    rank, sizes = dist.get_rank(group) if group else 0, sizes.cpu()
+    num_processes, counts = len(sizes), sizes.sum(0)
+    before = counts.cumsum(0) - counts
+    ends = (8 * store.dim * before // BLOCK_BYTES).unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+    ranges = [slice(*ends) for ends in zip([0, *ends], ends)]
+    rounds = range(0, len(ranges), num_processes)
     for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
         mine = None
         # All exchange before anyone computes, or each would wait for the one before.
-        for owner in range(min(num_processes, num_classes - first)):
-            here = [of_process[first + owner] for of_process in sizes]
-            if not any(here):
+        for owner, classes in enumerate(ranges[first : first + num_processes]):
+            here = sizes[:, classes]
+            if not here.any():
                 continue
-            rows = store.of_class(first + owner).to(device).double()
+            rows = store.of_classes(classes).to(device).double()
             if group:
-                rows = _gather_rows(rows, here, owner, group)
-            mine = rows if owner == rank else mine
-        if mine is not None:
-            yield first + rank, mine
+                rows = _gather_rows(rows, here.sum(1).tolist(), owner, group)
+            mine = (classes, here, rows) if owner == rank else mine
+        if mine is None:
+            continue
+        classes, here, rows = mine
+        labels = torch.arange(len(counts))[classes]
+        order = labels.repeat(num_processes).repeat_interleave(here.flatten()).argsort(stable=True)
+        of_rows = counts[classes].repeat_interleave(counts[classes])
+        for n in of_rows.unique().tolist():
+            yield labels[counts[classes] == n].to(device), rows[order[of_rows == n].to(device)].unflatten(0, (-1, n))
 
 
 def _gather_rows(rows: Tensor, sizes: list[int], owner: int, group: dist.ProcessGroup) -> Tensor | None:
@@ -184,25 +193,29 @@ def _present(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def centre(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) of the rows (n, D) and what is left of them, exactly zero if it is rounding."""
-    mean = rows.mean(0)
+    """Means (..., D) of the rows (..., n, D) and what is left of these, exactly zero if it is rounding."""
+    mean = rows.mean(-2, keepdim=True)
     residual = rows - mean
-    equal = residual.norm() <= ROUNDING * rows.norm()
-    return mean, torch.where(equal, torch.zeros_like(residual), residual)
+    equal = torch.linalg.matrix_norm(residual) <= ROUNDING * torch.linalg.matrix_norm(rows)
+    return mean.squeeze(-2), residual.masked_fill_(equal[..., None, None], 0)
 
 
 def covariance_eigenvalues(residual: Tensor) -> Tensor:
-    """All D eigenvalues of the covariance of centred rows (n, D), from the smaller Gram matrix."""
-    n, dim = residual.shape
-    gram = residual @ residual.T if n < dim else residual.T @ residual
-    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)  # (min(n, D),)
-    return F.pad(values, (0, dim - len(values)))
+    """All D eigenvalues of the covariances of centred rows (..., n, D), from the smaller Gram matrices."""
+    n, dim = residual.shape[-2:]
+    rows = residual if n < dim else residual.mT
+    gram = rows.new_zeros(*rows.shape[:-1], rows.shape[-2])
+    for start in range(0, rows.shape[-2], 512):  # of which the lower triangle is read
+        gram[..., start:, start : start + 512] = rows[..., start:, :] @ rows[..., start : start + 512, :].mT
+    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)  # (..., min(n, D))
+    return F.pad(values, (0, dim - values.shape[-1]))
 
 
 def principal_directions(residual: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (R,) of the covariance of centred rows (n, D) above D · 2.2e-16 of the largest,
     the cut of `torch.linalg.pinv(hermitian=True)`, and their eigenvectors as rows (R, D)."""
-    _, singular_values, directions = torch.linalg.svd(residual, full_matrices=False)
+    square = torch.linalg.qr(residual, mode="r").R if len(residual) > residual.shape[1] else residual
+    _, singular_values, directions = torch.linalg.svd(square, full_matrices=False)
     values = singular_values.square() / len(residual)
     kept = values > residual.shape[1] * torch.finfo(values.dtype).eps * values[0]
     return values[kept], directions[kept]

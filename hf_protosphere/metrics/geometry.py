@@ -10,11 +10,14 @@ References:
     Koromilas et al., Neural Collapse by Design, ICML 2026, arXiv 2605.20302 (the published set)
     Papyan, Han, Donoho, PNAS 2020 (NC1 to NC4); Galanti, György, Hutter, ICLR 2022 (CDNV)
     Roy, Vetterli, EUSIPCO 2007 (effective rank); Song et al., arXiv 2406.03999 (matrix ratios)
+    Ubaru, Chen, Saad, SIMAX 2017; Meyer et al., SOSA 2021 (the entropy of a matrix too large to decompose)
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..prototypes import nonnegative_limit
@@ -28,6 +31,9 @@ COINCIDING = (
 )
 _RANK_EPSILON = 1e-7  # published: added to every normalised singular value
 _ENTROPY_FLOOR = 1e-10  # published: smallest eigenvalue that enters a matrix entropy
+DECOMPOSED = 4096  # the largest matrix that `joint_entropy` decomposes: some seconds
+_NUMBERS = 2**24  # of a block of rows against all classes
+_NEAR = 1e-4  # squared distances, in squared lengths, from which products keep too few digits
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
@@ -39,11 +45,14 @@ def effective_rank(eigenvalues: Tensor) -> float:
     >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 4)
     2.0
     """
-    if not eigenvalues.any():
-        return 0.0
-    p = eigenvalues.double() / eigenvalues.double().sum() + _RANK_EPSILON
-    p = p / p.sum()
-    return math.exp(-(p * p.log()).sum().item())
+    return _effective_ranks(eigenvalues.double()).item()
+
+
+def _effective_ranks(eigenvalues: Tensor) -> Tensor:
+    totals = eigenvalues.sum(-1, keepdim=True)
+    p = eigenvalues / totals + _RANK_EPSILON  # (..., D)
+    p = p / p.sum(-1, keepdim=True)
+    return torch.where(totals[..., 0] > 0, torch.special.entr(p).sum(-1).exp(), 0.0)
 
 
 def intra_class_effective_rank(statistics: ClassStatistics) -> float:
@@ -58,7 +67,7 @@ def intra_class_effective_rank(statistics: ClassStatistics) -> float:
     >>> round(value, 4)  # one class on a line, one of a single sample
     0.5
     """
-    return sum(effective_rank(values) for values in statistics.eigenvalues) / len(statistics.means)
+    return _effective_ranks(statistics.eigenvalues).mean().item()
 
 
 def inter_class_effective_rank(statistics: ClassStatistics) -> float:
@@ -103,44 +112,101 @@ def attained_nonnegative(attained: dict[str, float], means: Tensor, prototypes: 
     return {n: min(100.0, attained[n] / most) for n in ("instance_alignment", "class_alignment")}
 
 
-def class_mean_gram(statistics: ClassStatistics) -> Tensor:
-    """Gram matrix (K, K) of unit(unit(μ_c) − unit(mean of all h_i)) (Koromilas et al. 2026).
+def class_mean_directions(statistics: ClassStatistics) -> Tensor:
+    """Rows (K, D) unit(unit(μ_c) − unit(mean of all h_i)), of which the ratios below are (Koromilas et al. 2026).
 
-    As published, the mean of all embeddings is divided by its norm. Hence the ratios below jump at collapse, where
+    As published, the mean of all embeddings is divided by its norm. Hence the ratios jump at collapse, where
     that mean vanishes: a unit vector is subtracted however short the mean, until it counts as zero
     (`GLOBAL_MEAN_FLOOR`). Samples weigh in the mean: under imbalance the ratios miss their optimum even at collapse.
     """
     mean = statistics.counts @ statistics.means / statistics.counts.sum()  # (D,)
-    z = _unit(_unit(statistics.means) - _unit(mean, GLOBAL_MEAN_FLOOR * statistics.scale))
-    return z @ z.T
+    return _unit(_unit(statistics.means) - _unit(mean, GLOBAL_MEAN_FLOOR * statistics.scale))
 
 
-def prototype_gram(prototypes: Tensor) -> Tensor:
-    """Gram matrix (K, K) of the normalised prototypes (K, D)."""
-    return _unit(prototypes.double()) @ _unit(prototypes.double()).T
+def prototype_directions(prototypes: Tensor) -> Tensor:
+    """The normalised prototypes (K, D)."""
+    return _unit(prototypes.double())
 
 
-def matrix_entropy(gram: Tensor) -> float:
-    """H(G) = −Σ λ log λ over the eigenvalues λ of G/K, each at least 1e-10 (Song et al. 2024).
-
-    For (K, K) with a unit diagonal: 0 for equal vectors, log(K − 1) for a simplex ETF, log K for orthogonal ones."""
-    symmetric = (gram + gram.T) / (2 * len(gram))
-    values = torch.linalg.eigvalsh(symmetric.double()).clamp(min=_ENTROPY_FLOOR)
-    return -(values * values.log()).sum().item()
+def _entropy(values: Tensor, num: int) -> float:
+    """−Σ λ log λ of `num` eigenvalues, those left out of `values` zeros; each at least 1e-10."""
+    return torch.special.entr(F.pad(values, (0, num - len(values))).clamp(min=_ENTROPY_FLOOR)).sum().item()
 
 
-def mutual_information_ratio(first: Tensor, second: Tensor) -> float:
-    """(H(G₁) + H(G₂) − H(G₁ ∘ G₂)) / min(H(G₁), H(G₂)) of Gram matrices (K, K) (Song et al. 2024).
+def matrix_entropy(rows: Tensor) -> float:
+    """H(G) = −Σ λ log λ over the eigenvalues λ of G/K, each at least 1e-10 (Song et al. 2024), G the Gram matrix
+    (K, K) of the rows (K, D), from the smaller of G and (D, D).
 
+    For unit rows: 0 if they are equal, log(K − 1) for a simplex ETF, log K if they are orthogonal."""
+    return _entropy(covariance_eigenvalues(rows.double()), len(rows))
+
+
+def joint_entropy(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """H(G₁ ∘ G₂) for the Gram matrices of rows (K, D) and (K, E), and its standard error.
+
+    Exact, with error 0, where K or D·E is at most `DECOMPOSED`. Beyond, G₁ ∘ G₂ is multiplied by vectors only, in
+    O(K·D·E) each and memory O(K·D): its leading eigenvalues by a block Krylov space, and for the others, around their
+    mean, which the trace tells, stochastic Lanczos quadrature with 16 vectors of signs, always the same ones."""
+    num, products = len(first), first.shape[1] * second.shape[1]
+    first, second = first.double(), second.double()
+    if num <= min(products, DECOMPOSED):
+        return _entropy(torch.linalg.eigvalsh((first @ first.T) * (second @ second.T) / num), num), 0.0
+    if products <= DECOMPOSED:
+        gram = first.new_zeros(products, products)
+        for x, y in zip(first.split(1024), second.split(1024)):
+            rows = torch.einsum("ni,nj->nij", x, y).flatten(1)
+            gram.addmm_(rows.T, rows, alpha=1 / num)
+        return _entropy(torch.linalg.eigvalsh(gram), num), 0.0
+
+    generator = torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, (2, 16, num), generator=generator) * 2 - 1).to(first)
+    values, vectors, images = _krylov(first, second, signs[0], 6)
+    found = (images - values[:, None] * vectors).norm(dim=1) < 1e-3 * values
+    leading, vectors = values[found], vectors[found]
+    rest = num - len(leading)
+    mean = ((first.square().sum(1) @ second.square().sum(1)) / num - leading.sum()) / rest
+    mean = mean.clamp(min=_ENTROPY_FLOOR)
+    probes = signs[1] - (signs[1] @ vectors.T) @ vectors
+    values, vectors, _ = _krylov(first, second, probes, 8)
+    bent = torch.special.entr(values.clamp(min=_ENTROPY_FLOOR)) - torch.special.entr(mean)
+    bent += (mean.log() + 1) * (values - mean)  # a line through the mean tells nothing new
+    samples = (probes @ vectors.T).square() @ bent  # (16,)
+    value = _entropy(leading, len(leading)) + rest * torch.special.entr(mean) + samples.mean()
+    return value.item(), (samples.std() / math.sqrt(len(samples))).item()
+
+
+def _krylov(first: Tensor, second: Tensor, block: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ritz values (R,) of G₁ ∘ G₂ / K in the block Krylov space of (b, K), their vectors (R, K), and those's images."""
+    basis = images = block[:0]
+    for _ in range(steps):
+        q, r = torch.linalg.qr((block - (block @ basis.T) @ basis).T)
+        block = q.T[r.diagonal().abs() > 1e-13]  # less is rounding: the space is exhausted
+        if not len(block):
+            break
+        block = torch.linalg.qr((block - (block @ basis.T) @ basis).T).Q.T
+        basis = torch.cat([basis, block])
+        products = [((first @ (first.T @ (v[:, None] * second))) * second).sum(1) for v in block]
+        block = torch.stack(products) / len(first)
+        images = torch.cat([images, block])
+    projected = basis @ images.T
+    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+    return values, vectors.T @ basis, vectors.T @ images
+
+
+def mutual_information_ratio(first: Tensor, second: Tensor, joint: float | None = None) -> float:
+    """(H(G₁) + H(G₂) − H(G₁ ∘ G₂)) / min(H(G₁), H(G₂)) for Gram matrices of rows (K, D) (Song et al. 2024).
+
+    `joint` is H(G₁ ∘ G₂), if it is known: `joint_entropy`.
     Optimum: `simplex_etf_mutual_information_ratio`; range [0, 1], more than it is not better.
     K = 2: both entropies vanish at collapse. The eigenvalue floor keeps the quotient finite (1 for
     exact collapse), but close to collapse it can be anything in its range: do not read it."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
-    return (h_first + h_second - matrix_entropy(first * second)) / min(h_first, h_second)
+    joint = joint_entropy(first, second)[0] if joint is None else joint
+    return (h_first + h_second - joint) / min(h_first, h_second)
 
 
 def entropy_difference_ratio(first: Tensor, second: Tensor) -> float:
-    """|H(G₁) − H(G₂)| / max(H(G₁), H(G₂)) of Gram matrices (K, K) (Song et al. 2024).
+    """|H(G₁) − H(G₂)| / max(H(G₁), H(G₂)) for Gram matrices of rows (K, D) (Song et al. 2024).
 
     Optimum 0, range [0, 1]. K = 2: finite, but not readable close to collapse either."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
@@ -153,9 +219,10 @@ def simplex_etf_mutual_information_ratio(num_classes: int) -> float:
     >>> round(simplex_etf_mutual_information_ratio(10), 4)
     0.9524
     """
-    etf = torch.full((num_classes, num_classes), -1 / (num_classes - 1), dtype=torch.float64)
-    etf.fill_diagonal_(1)
-    return mutual_information_ratio(etf, etf)
+    # K − 1 eigenvalues of G/K are s = 1/(K − 1), and one is 0; of the elementwise square, s(1 − s) and s.
+    single = torch.full((num_classes - 1,), 1 / (num_classes - 1), dtype=torch.float64)
+    joint = torch.cat([single * (1 - single), single[:1]])
+    return 2 - _entropy(joint, num_classes) / _entropy(single, num_classes)
 
 
 def nc1_variability(statistics: ClassStatistics) -> float:
@@ -178,14 +245,24 @@ def nc1_cdnv(statistics: ClassStatistics) -> float:
     """mean over pairs c ≠ c' of (var_c + var_c') / (2 ‖μ_c − μ_c'‖²) (Galanti et al. 2022).
 
     Optimum 0, range [0, ∞]; ∞ if two class means coincide, even if both classes are points."""
-    means, variances = statistics.means, statistics.variances
-    num_classes, total = len(means), 0.0
-    for c in range(num_classes - 1):  # K(K − 1)/2 pairs would not always fit
-        distances = (means[c + 1 :] - means[c]).norm(dim=1)
-        pooled = (variances[c + 1 :] + variances[c]) / 2
-        pooled = torch.where(distances <= ROUNDING * statistics.scale, math.inf, pooled)
-        total += (pooled / distances.square()).sum().item()
-    return total / (num_classes * (num_classes - 1) / 2)
+    means, variances = statistics.centred_means, statistics.variances
+    squares, total = means.square().sum(1), 0.0  # (K,)
+    for block in _upper_triangle(means):
+        lengths = squares[block, None] + squares[block.start :]
+        distances = lengths - 2 * means[block] @ means[block.start :].T  # squared, (n, ≤ K)
+        for near in (distances <= _NEAR * lengths).triu(1).nonzero().split(_NUMBERS // means.shape[1] + 1):
+            first, second = (means[block.start + i] for i in near.unbind(1))
+            distances[near.unbind(1)] = (first - second).square().sum(1)
+        pooled = (variances[block, None] + variances[block.start :]) / 2
+        pooled[distances <= (ROUNDING * statistics.scale) ** 2] = math.inf
+        total += (pooled / distances).triu(1).sum().item()
+    return total / (len(means) * (len(means) - 1) / 2)
+
+
+def _upper_triangle(rows: Tensor) -> Iterator[slice]:
+    """Blocks of rows that are compared with themselves and with all below."""
+    size = _NUMBERS // len(rows) + 1
+    return (slice(start, start + size) for start in range(0, len(rows), size))
 
 
 def nc2_equinorm(statistics: ClassStatistics) -> float:
@@ -203,9 +280,10 @@ def nc2_equiangular(statistics: ClassStatistics) -> float:
     Optimum 0, range [0, K/(K − 1)]. K = 2: always 0. K > D + 1: never 0. A mean at μ_G: cosine 0."""
     _check_distinct_means(statistics)
     unit = _unit(statistics.centred_means, ROUNDING * statistics.scale)  # (K, D)
-    num_classes = len(unit)
-    deviations = (unit @ unit.T + 1 / (num_classes - 1)).abs().fill_diagonal_(0)  # (K, K)
-    return deviations.sum().item() / (num_classes * (num_classes - 1))
+    num, total = len(unit), 0.0
+    for block in _upper_triangle(unit):
+        total += (unit[block] @ unit[block.start :].T + 1 / (num - 1)).abs_().triu_(1).sum().item()
+    return total / (num * (num - 1) / 2)
 
 
 def nc3_self_duality(statistics: ClassStatistics, prototypes: Tensor) -> float:
@@ -221,14 +299,26 @@ def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: T
     """(N,) bool, whether argmax_c w_c·h = argmin_c ‖h − μ_c‖, of embeddings (N, D) (Papyan 2020).
 
     NC4 is their share. Optimum 1, range [0, 1]: both decide alike, right or wrong. Samples weigh."""
-    means = statistics.centred_means
-    origin = statistics.means.mean(0)  # moving it leaves distances alone, and rounding small
+    means, prototypes = statistics.centred_means, prototypes.double()
+    origin, halves = statistics.means.mean(0), means.square().sum(1) / 2
     agreeing = []
-    for chunk in embeddings.split(8192):  # float64 (N, K) similarities would not always fit
-        rows = chunk.double()
-        nearest = ((rows - origin) @ means.T - means.square().sum(1) / 2).argmax(1)
-        agreeing.append((rows @ prototypes.double().T).argmax(1) == nearest)
+    for chunk in embeddings.split(_NUMBERS // len(means) + 1):
+        rows = chunk.double()  # moving their origin leaves distances alone, and rounding small
+        nearest = _best(rows - origin, means, halves)
+        agreeing.append(_best(rows, prototypes, torch.zeros_like(halves)) == nearest)
     return torch.cat(agreeing)
+
+
+def _best(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    """argmax_c h·v_c − o_c for rows h (n, D): in float32, and once more in float64 where its rounding could decide."""
+    scores = torch.addmm(-offsets.float(), rows.float(), vectors.float().T)  # (n, K)
+    best, found = scores.max(1)
+    scale = rows.norm(dim=1) * vectors.norm(dim=1).max() + offsets.max()
+    exact = torch.get_float32_matmul_precision() == "highest"
+    rounding = (rows.shape[1] + 4) * torch.finfo(torch.float32).eps * scale if exact else torch.inf
+    unsure = (scores >= (best - 2 * rounding)[:, None]).sum(1) != 1
+    found[unsure] = (rows[unsure] @ vectors.T - offsets).argmax(1)
+    return found
 
 
 def _unit(rows: Tensor, floor: float = 1e-12) -> Tensor:

@@ -315,13 +315,13 @@ class NeuralCollapse(Metric):
     def _against(self, w: Tensor, s: ClassStatistics, kept: EmbeddingStore) -> dict[str, Callable[[], float]]:
         """The formulas of the metrics that need the prototypes (K, D)."""
         own = w[s.classes]
-        grams = cache(lambda: (geometry.prototype_gram(w), geometry.class_mean_gram(s)))
+        rows = cache(lambda: (geometry.prototype_directions(w), geometry.class_mean_directions(s)))
         formulas = {
             "prototype_effective_rank": partial(geometry.prototype_effective_rank, w),
             "instance_alignment": partial(geometry.instance_alignment, s, own),
             "class_alignment": partial(geometry.class_alignment, s, own),
-            "mutual_information_ratio": lambda: geometry.mutual_information_ratio(*grams()),
-            "entropy_difference_ratio": lambda: geometry.entropy_difference_ratio(*grams()),
+            "mutual_information_ratio": lambda: geometry.mutual_information_ratio(*rows()),
+            "entropy_difference_ratio": lambda: geometry.entropy_difference_ratio(*rows()),
             "nc3_self_duality": partial(geometry.nc3_self_duality, s, own),
         }
         if self.keep != "moments":

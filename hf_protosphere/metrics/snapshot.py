@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .accumulators import places
+
 # Numbers in the embeddings kept, over all classes: 8 MB in float32. At most so many per class.
 MAX_NUMBERS, MAX_PER_CLASS = 2_000_000, 200
 
@@ -89,14 +91,14 @@ class SnapshotCollector:
         """Embeddings (M, D), unit rows, and labels (M,) in [0, K)."""
         embeddings = embeddings.detach().float()
         self.sums.index_add_(0, labels, embeddings.double())
-        cosines = embeddings @ self.prototypes.T  # (M, K)
-        own = cosines.gather(1, labels[:, None])
-        others = cosines.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True)
-        self._cosines.append(torch.cat([own, others], 1).cpu())
+        own = (embeddings * self.prototypes[labels]).sum(1)
+        for part, of_part, y in zip(*(x.split(2**24 // len(self.room) + 1) for x in (embeddings, own, labels))):
+            others = (part @ self.prototypes.T).scatter_(1, y[:, None], -torch.inf).amax(1)  # of (M, K)
+            self._cosines.append(torch.stack([of_part, others], 1).cpu())
         if self.room.any():
             embeddings, labels = embeddings.cpu(), labels.cpu()
-            before = F.one_hot(labels, len(self.room)).cumsum(0).gather(1, labels[:, None])[:, 0]
-            fits = before <= self.room[labels]
+            order = labels.argsort(stable=True)
+            fits = torch.empty_like(labels).scatter_(0, order, places(labels[order])) < self.room[labels]
             self._kept.append((embeddings[fits], labels[fits]))
             self.room -= labels[fits].bincount(minlength=len(self.room))
 

@@ -34,7 +34,7 @@ def test_a_store_gives_back_every_row_by_class(memory_limit, batch, monkeypatch)
     store = fill(EmbeddingStore(4, 3, memory_limit=memory_limit), rows, labels, batch)
     assert store.counts.tolist() == [int((labels == c).sum()) for c in range(4)]
     for c in range(4):
-        assert torch.equal(store.of_class(c), rows[labels == c])  # in the order in which they came
+        assert torch.equal(store.of_classes(slice(c, c + 1)), rows[labels == c])  # in the order in which they came
     in_memory = sum(block.nbytes for block in store.rows if isinstance(block, torch.Tensor))
     assert in_memory + store.bytes_on_disk == rows.nbytes
     assert in_memory <= memory_limit + 240  # the last blocks still grow
@@ -66,10 +66,10 @@ def test_a_store_keeps_dtypes_and_merges(monkeypatch):
     rows, labels = draw()
     store = fill(EmbeddingStore(4, 3), rows[:20].half(), labels[:20])
     other = fill(EmbeddingStore(4, 3, memory_limit=0), rows[20:], labels[20:])
-    assert store.of_class(0).dtype == torch.float16
+    assert store.of_classes(slice(0, 1)).dtype == torch.float16
     store.merge(other)
     expected = torch.cat([rows[:20].half().double(), rows[20:]])
-    assert torch.equal(store.of_class(1), expected[labels == 1])
+    assert torch.equal(store.of_classes(slice(1, 2)), expected[labels == 1])
     assert other.bytes_on_disk > 0 == fill(EmbeddingStore(4, 3), rows, labels).bytes_on_disk
 
 
@@ -82,7 +82,7 @@ def test_a_sample_is_of_the_rows_and_no_larger_than_asked_for():
     sample = sampled(rows, labels, 7)
     assert sample.counts.tolist() == labels.bincount(minlength=4).clamp(max=9).tolist()
     for c in range(4):
-        kept = sample.of_class(c)
+        kept = sample.of_classes(slice(c, c + 1))
         assert {tuple(row) for row in kept.tolist()} <= {tuple(r) for r in rows[labels == c].tolist()}
         assert len(kept.unique(dim=0)) == len(kept)
 
@@ -106,7 +106,7 @@ def test_the_sample_is_uniform():
     for start in range(0, 10_000, 50):
         sample.append(torch.arange(start, start + 50.0)[:, None], torch.zeros(50).long())
         assert sum(map(len, sample.rows)) <= 2 * 100 + 50
-    rows = sample.settled().of_class(0).flatten()
+    rows = sample.settled().of_classes(slice(0, 1)).flatten()
     assert len(rows.unique()) == 100
     assert rows.mean() == pytest.approx(5000, abs=3 * 10_000 / math.sqrt(12 * 100))
     assert rows.std() == pytest.approx(10_000 / math.sqrt(12), rel=0.2)

@@ -81,16 +81,92 @@ def test_agreement_is_of_both_decisions_right_or_wrong():
 
 
 def test_entropies_in_closed_form():
-    assert geometry.matrix_entropy(torch.ones(6, 6)) == pytest.approx(0, abs=1e-7)
+    assert geometry.matrix_entropy(torch.ones(6, 1)) == pytest.approx(0, abs=1e-7)
     assert geometry.matrix_entropy(torch.eye(6)) == pytest.approx(math.log(6))
-    etf = torch.full((6, 6), -1 / 5, dtype=torch.float64).fill_diagonal_(1)
+    etf = torch.nn.functional.normalize(torch.eye(6, dtype=torch.float64) - 1 / 6, dim=1)
     assert geometry.matrix_entropy(etf) == pytest.approx(math.log(5), abs=1e-7)
-    orthogonal = geometry.prototype_gram(3 * torch.eye(6))
+    orthogonal = geometry.prototype_directions(3 * torch.eye(6))
     assert torch.equal(orthogonal, torch.eye(6, dtype=torch.float64))
     # H(I ∘ ETF) = H(I), so that the mutual information is H(ETF), over the smaller entropy
     assert geometry.mutual_information_ratio(orthogonal, etf) == pytest.approx(1, abs=1e-7)
     expected = 1 - math.log(5) / math.log(6)
     assert geometry.entropy_difference_ratio(orthogonal, etf) == pytest.approx(expected, abs=1e-7)
+
+
+# K < D, D < K < D², and K > D²
+@pytest.mark.parametrize(("num_classes", "dim"), [(30, 50), (90, 40), (400, 6)])
+def test_many_classes_by_the_plain_definitions(num_classes, dim, monkeypatch):
+    """From K×K matrices and all pairs at once; in blocks of a few rows, and in one."""
+    rng = np.random.default_rng(num_classes)
+    labels = np.arange(num_classes).repeat(rng.integers(1, 9, num_classes))
+    prototypes = rng.normal(size=(num_classes, dim))
+    prototypes[1] = prototypes[0] + 1e-5 * rng.normal(size=dim)  # near, and products would keep few digits
+    rows = prototypes[labels] + 0.1 * rng.normal(size=(len(labels), dim))
+    rows[labels == 1] = prototypes[1]
+    rows[labels == 0] = prototypes[0]
+    statistics = class_statistics(torch.tensor(rows), torch.tensor(labels), num_classes)
+    means = np.stack([rows[labels == c].mean(0) for c in range(num_classes)])
+    variances = np.array([rows[labels == c].var(0).sum() for c in range(num_classes)])
+
+    def unit(vectors):
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    def entropy(gram):
+        values = np.linalg.eigvalsh(gram / num_classes).clip(1e-10)
+        return -(values * np.log(values)).sum()
+
+    grams = [z @ z.T for z in (unit(prototypes), unit(unit(means) - unit(rows.mean(0))))]
+    first, second, joint = map(entropy, (*grams, grams[0] * grams[1]))
+    pairs = np.triu_indices(num_classes, 1)
+    distances = ((means[pairs[0]] - means[pairs[1]]) ** 2).sum(1)
+    cosines = unit(means - means.mean(0)) @ unit(means - means.mean(0)).T
+    ranks = []
+    for c in range(num_classes):
+        p = np.linalg.eigvalsh(np.cov(rows[labels == c].T, ddof=0)).clip(0)
+        p = p / (p.sum() or 1) + 1e-7
+        ranks.append(np.exp(-(p / p.sum() * np.log(p / p.sum())).sum()) if variances[c] > 1e-20 else 0)
+    of = geometry.prototype_directions(torch.tensor(prototypes)), geometry.class_mean_directions(statistics)
+    expected = {
+        "nc1_cdnv": ((variances[pairs[0]] + variances[pairs[1]]) / 2 / distances).mean(),
+        "nc2_equiangular": np.abs(cosines[pairs] + 1 / (num_classes - 1)).mean(),
+        "intra_class_effective_rank": np.mean(ranks),
+    }
+    for numbers in (5 * num_classes, 2**24):
+        monkeypatch.setattr(geometry, "_NUMBERS", numbers)
+        for name, value in expected.items():
+            assert getattr(geometry, name)(statistics) == pytest.approx(value, rel=1e-10), name
+    assert geometry.joint_entropy(*of) == (pytest.approx(joint, rel=1e-10), 0)
+    ratio = (first + second - joint) / min(first, second)
+    assert geometry.mutual_information_ratio(*of) == pytest.approx(ratio, rel=1e-10)
+    assert geometry.entropy_difference_ratio(*of) == pytest.approx(abs(first - second) / max(first, second), rel=1e-8)
+
+
+def of_superclasses(k, dim):
+    parents = torch.randn(10, dim).repeat(k // 10, 1)
+    return parents + 0.7 * torch.randn(k, dim)
+
+
+@pytest.mark.parametrize("draw", [torch.randn, torch.rand, of_superclasses])
+def test_the_joint_entropy_of_more_classes_is_estimated_with_its_error(draw, monkeypatch):
+    torch.manual_seed(0)
+    first, second = (geometry.prototype_directions(draw(600, 30)) for _ in range(2))
+    for pair in ((first, second), (first, first)):
+        exact, zero = geometry.joint_entropy(*pair)
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry, "DECOMPOSED", 500)
+            value, error = geometry.joint_entropy(*pair)
+            assert geometry.joint_entropy(*pair) == (value, error)  # the same vectors of signs
+        assert zero == 0 < error < 0.02 * exact
+        assert abs(value - exact) < 4 * error
+
+
+@pytest.mark.parametrize("make", [torch.eye, lambda k: torch.eye(k) - 1 / k, lambda k: torch.ones(k, k)])
+def test_the_estimate_is_exact_where_few_eigenvalues_differ(make, monkeypatch):
+    rows = geometry.prototype_directions(make(300))
+    exact, _ = geometry.joint_entropy(rows, rows)
+    monkeypatch.setattr(geometry, "DECOMPOSED", 200)
+    value, error = geometry.joint_entropy(rows, rows)
+    assert (value, error) == (pytest.approx(exact, abs=1e-6), pytest.approx(0, abs=1e-6))
 
 
 def test_etf_ratio_in_closed_form():
@@ -102,13 +178,12 @@ def test_etf_ratio_in_closed_form():
         assert geometry.simplex_etf_mutual_information_ratio(k) == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_gram_matrix_of_class_means_is_around_the_unit_global_mean():
+def test_directions_of_class_means_are_seen_from_the_unit_global_mean():
     points = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-    got = geometry.class_mean_gram(statistics_of(points.tolist(), [0, 1, 1]))
+    got = geometry.class_mean_directions(statistics_of(points.tolist(), [0, 1, 1]))
     mean = points.mean(0) / np.linalg.norm(points.mean(0))
     z = np.array([[1.0, 0.0], [0.0, 1.0]]) - mean
-    z /= np.linalg.norm(z, axis=1, keepdims=True)
-    assert np.allclose(got, z @ z.T)
+    assert np.allclose(got, z / np.linalg.norm(z, axis=1, keepdims=True))
 
 
 def test_the_most_that_alignment_attains_without_negative_entries():

@@ -252,7 +252,7 @@ def test_low_precision_is_measured_in_float64(dtype):
     embeddings = embeddings.to(dtype).requires_grad_()
     metric = NeuralCollapse(3, 6)
     metric.update(embeddings, labels)
-    rows = metric._store.of_class(0)
+    rows = metric._store.of_classes(slice(0, 1))
     assert rows.dtype == dtype
     assert not rows.requires_grad
     assert metric.compute(prototypes) == measure(embeddings.detach().double(), labels, prototypes)
