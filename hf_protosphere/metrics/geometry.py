@@ -176,7 +176,7 @@ def joint_entropy(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def _krylov(first: Tensor, second: Tensor, block: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ritz values (R,) of G₁ ∘ G₂ / K in the block Krylov space of (b, K), their vectors (R, K), and those's images."""
+    """Ritz values (R,) of G₁ ∘ G₂ / K in the block Krylov space of (b, K), their vectors (R, K), their images."""
     basis = images = block[:0]
     for _ in range(steps):
         q, r = torch.linalg.qr((block - (block @ basis.T) @ basis).T)
@@ -193,16 +193,16 @@ def _krylov(first: Tensor, second: Tensor, block: Tensor, steps: int) -> tuple[T
     return values, vectors.T @ basis, vectors.T @ images
 
 
-def mutual_information_ratio(first: Tensor, second: Tensor, joint: float | None = None) -> float:
-    """(H(G₁) + H(G₂) − H(G₁ ∘ G₂)) / min(H(G₁), H(G₂)) for Gram matrices of rows (K, D) (Song et al. 2024).
+def mutual_information_ratio(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """(H(G₁) + H(G₂) − H(G₁ ∘ G₂)) / min(H(G₁), H(G₂)) for Gram matrices of rows (K, D) (Song et al. 2024), and its
+    standard error, 0 where it is exact: see `joint_entropy`.
 
-    `joint` is H(G₁ ∘ G₂), if it is known: `joint_entropy`.
     Optimum: `simplex_etf_mutual_information_ratio`; range [0, 1], more than it is not better.
     K = 2: both entropies vanish at collapse. The eigenvalue floor keeps the quotient finite (1 for
     exact collapse), but close to collapse it can be anything in its range: do not read it."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
-    joint = joint_entropy(first, second)[0] if joint is None else joint
-    return (h_first + h_second - joint) / min(h_first, h_second)
+    joint, error = joint_entropy(first, second)
+    return (h_first + h_second - joint) / min(h_first, h_second), error / min(h_first, h_second)
 
 
 def entropy_difference_ratio(first: Tensor, second: Tensor) -> float:

@@ -277,7 +277,10 @@ class NeuralCollapse(Metric):
         Where classes have no samples, "absent_classes" lists them, and the others are measured.
         Then, and where no class has two samples, some metrics are not defined, and neither is
         "overall": they are not in the result (`undefined_metrics`). The same, with a warning, where
-        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`."""
+        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`. Of more than 4,096 classes
+        the mutual information ratio is estimated: "standard_errors" holds its own (`geometry.joint_entropy`).
+
+        All takes O(N·D² + K·D²) and, where classes are compared, O((N + K)·K·D), in memory O((N/K + K)·D)."""
         if prototypes is not None:  # before the long work
             self._check_prototypes(prototypes)
         kept, device, group = self._store, self._float64_device, self._group
@@ -299,6 +302,9 @@ class NeuralCollapse(Metric):
             undefined.add("overall")
         infos = [info for info in METRICS if info.name in formulas.keys() - undefined]
         result: dict[str, Any] = {info.name: formulas[info.name]() for info in infos}
+        if ratio := result.get("mutual_information_ratio"):
+            result["mutual_information_ratio"], error = ratio
+            result |= {"standard_errors": {"mutual_information_ratio": error}} if error else {}
         attained = {i.name: i.attained(result[i.name], self.optima[i.name], s) for i in infos}
         if "overall" not in undefined:
             readable = [info.name for info in infos if info.min_classes <= self.num_classes]

@@ -88,7 +88,7 @@ def test_entropies_in_closed_form():
     orthogonal = geometry.prototype_directions(3 * torch.eye(6))
     assert torch.equal(orthogonal, torch.eye(6, dtype=torch.float64))
     # H(I ∘ ETF) = H(I), so that the mutual information is H(ETF), over the smaller entropy
-    assert geometry.mutual_information_ratio(orthogonal, etf) == pytest.approx(1, abs=1e-7)
+    assert geometry.mutual_information_ratio(orthogonal, etf) == (pytest.approx(1, abs=1e-7), 0)
     expected = 1 - math.log(5) / math.log(6)
     assert geometry.entropy_difference_ratio(orthogonal, etf) == pytest.approx(expected, abs=1e-7)
 
@@ -137,7 +137,7 @@ def test_many_classes_by_the_plain_definitions(num_classes, dim, monkeypatch):
             assert getattr(geometry, name)(statistics) == pytest.approx(value, rel=1e-10), name
     assert geometry.joint_entropy(*of) == (pytest.approx(joint, rel=1e-10), 0)
     ratio = (first + second - joint) / min(first, second)
-    assert geometry.mutual_information_ratio(*of) == pytest.approx(ratio, rel=1e-10)
+    assert geometry.mutual_information_ratio(*of) == (pytest.approx(ratio, rel=1e-10), 0)
     assert geometry.entropy_difference_ratio(*of) == pytest.approx(abs(first - second) / max(first, second), rel=1e-8)
 
 
@@ -156,6 +156,8 @@ def test_the_joint_entropy_of_more_classes_is_estimated_with_its_error(draw, mon
             patch.setattr(geometry, "DECOMPOSED", 500)
             value, error = geometry.joint_entropy(*pair)
             assert geometry.joint_entropy(*pair) == (value, error)  # the same vectors of signs
+            least = min(map(geometry.matrix_entropy, pair))
+            assert geometry.mutual_information_ratio(*pair)[1] == pytest.approx(error / least)
         assert zero == 0 < error < 0.02 * exact
         assert abs(value - exact) < 4 * error
 
