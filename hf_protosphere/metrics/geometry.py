@@ -10,7 +10,6 @@ References:
     Koromilas et al., Neural Collapse by Design, ICML 2026, arXiv 2605.20302 (the published set)
     Papyan, Han, Donoho, PNAS 2020 (NC1 to NC4); Galanti, György, Hutter, ICLR 2022 (CDNV)
     Roy, Vetterli, EUSIPCO 2007 (effective rank); Song et al., arXiv 2406.03999 (matrix ratios)
-    Ubaru, Chen, Saad, SIMAX 2017; Meyer et al., SOSA 2021 (the entropy of a matrix too large to decompose)
 """
 
 import math
@@ -31,9 +30,8 @@ COINCIDING = (
 )
 _RANK_EPSILON = 1e-7  # published: added to every normalised singular value
 _ENTROPY_FLOOR = 1e-10  # published: smallest eigenvalue that enters a matrix entropy
-DECOMPOSED = 4096  # the largest matrix that `joint_entropy` decomposes: some seconds
+MOST_DECOMPOSED = 4096  # classes: the eigenvalues of a K×K matrix take seconds, and of 21,841 hours
 _NUMBERS = 2**24  # of a block of rows against all classes
-_NEAR = 1e-4  # squared distances, in squared lengths, from which products keep too few digits
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
@@ -123,90 +121,32 @@ def class_mean_directions(statistics: ClassStatistics) -> Tensor:
     return _unit(_unit(statistics.means) - _unit(mean, GLOBAL_MEAN_FLOOR * statistics.scale))
 
 
-def prototype_directions(prototypes: Tensor) -> Tensor:
-    """The normalised prototypes (K, D)."""
-    return _unit(prototypes.double())
-
-
-def _entropy(values: Tensor, num: int) -> float:
-    """−Σ λ log λ of `num` eigenvalues, those left out of `values` zeros; each at least 1e-10."""
-    return torch.special.entr(F.pad(values, (0, num - len(values))).clamp(min=_ENTROPY_FLOOR)).sum().item()
-
-
 def matrix_entropy(rows: Tensor) -> float:
-    """H(G) = −Σ λ log λ over the eigenvalues λ of G/K, each at least 1e-10 (Song et al. 2024), G the Gram matrix
-    (K, K) of the rows (K, D), from the smaller of G and (D, D).
+    """H(G) = −Σ λ log λ over the eigenvalues λ of G/K, each at least 1e-10, G the Gram matrix (Song et al. 2024).
 
-    For unit rows: 0 if they are equal, log(K − 1) for a simplex ETF, log K if they are orthogonal."""
+    For unit rows (K, D): 0 if they are equal, log(K − 1) for a simplex ETF, log K if they are orthogonal."""
     return _entropy(covariance_eigenvalues(rows.double()), len(rows))
 
 
-def joint_entropy(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """H(G₁ ∘ G₂) for the Gram matrices of rows (K, D) and (K, E), and its standard error.
-
-    Exact, with error 0, where K or D·E is at most `DECOMPOSED`. Beyond, G₁ ∘ G₂ is multiplied by vectors only, in
-    O(K·D·E) each and memory O(K·D): its leading eigenvalues by a block Krylov space, and for the others, around their
-    mean, which the trace tells, stochastic Lanczos quadrature with 16 vectors of signs, always the same ones."""
-    num, products = len(first), first.shape[1] * second.shape[1]
-    first, second = first.double(), second.double()
-    if num <= min(products, DECOMPOSED):
-        return _entropy(torch.linalg.eigvalsh((first @ first.T) * (second @ second.T) / num), num), 0.0
-    if products <= DECOMPOSED:
-        gram = first.new_zeros(products, products)
-        for x, y in zip(first.split(1024), second.split(1024)):
-            rows = torch.einsum("ni,nj->nij", x, y).flatten(1)
-            gram.addmm_(rows.T, rows, alpha=1 / num)
-        return _entropy(torch.linalg.eigvalsh(gram), num), 0.0
-
-    generator = torch.Generator().manual_seed(0)
-    signs = (torch.randint(0, 2, (2, 16, num), generator=generator) * 2 - 1).to(first)
-    values, vectors, images = _krylov(first, second, signs[0], 6)
-    found = (images - values[:, None] * vectors).norm(dim=1) < 1e-3 * values
-    leading, vectors = values[found], vectors[found]
-    rest = num - len(leading)
-    mean = ((first.square().sum(1) @ second.square().sum(1)) / num - leading.sum()) / rest
-    mean = mean.clamp(min=_ENTROPY_FLOOR)
-    probes = signs[1] - (signs[1] @ vectors.T) @ vectors
-    values, vectors, _ = _krylov(first, second, probes, 8)
-    bent = torch.special.entr(values.clamp(min=_ENTROPY_FLOOR)) - torch.special.entr(mean)
-    bent += (mean.log() + 1) * (values - mean)  # a line through the mean tells nothing new
-    samples = (probes @ vectors.T).square() @ bent  # (16,)
-    value = _entropy(leading, len(leading)) + rest * torch.special.entr(mean) + samples.mean()
-    return value.item(), (samples.std() / math.sqrt(len(samples))).item()
+def _entropy(values: Tensor, num: int) -> float:  # of `num` eigenvalues, zeros those that are not in `values`
+    return torch.special.entr(F.pad(values, (0, num - len(values))).clamp(min=_ENTROPY_FLOOR)).sum().item()
 
 
-def _krylov(first: Tensor, second: Tensor, block: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ritz values (R,) of G₁ ∘ G₂ / K in the block Krylov space of (b, K), their vectors (R, K), their images."""
-    basis = images = block[:0]
-    for _ in range(steps):
-        q, r = torch.linalg.qr((block - (block @ basis.T) @ basis).T)
-        block = q.T[r.diagonal().abs() > 1e-13]  # less is rounding: the space is exhausted
-        if not len(block):
-            break
-        block = torch.linalg.qr((block - (block @ basis.T) @ basis).T).Q.T
-        basis = torch.cat([basis, block])
-        products = [((first @ (first.T @ (v[:, None] * second))) * second).sum(1) for v in block]
-        block = torch.stack(products) / len(first)
-        images = torch.cat([images, block])
-    projected = basis @ images.T
-    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
-    return values, vectors.T @ basis, vectors.T @ images
+def mutual_information_ratio(first: Tensor, second: Tensor) -> float:
+    """(H(G₁) + H(G₂) − H(G₁ ∘ G₂)) / min(H(G₁), H(G₂)), of the Gram matrices of rows (K, D) (Song et al. 2024).
 
-
-def mutual_information_ratio(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """(H(G₁) + H(G₂) − H(G₁ ∘ G₂)) / min(H(G₁), H(G₂)) for Gram matrices of rows (K, D) (Song et al. 2024), and its
-    standard error, 0 where it is exact: see `joint_entropy`.
-
-    Optimum: `simplex_etf_mutual_information_ratio`; range [0, 1], more than it is not better.
+    Optimum: `simplex_etf_mutual_information_ratio`; range [0, 1], more than it is not better. It takes the eigenvalues
+    of a K×K matrix, and no detour: `NeuralCollapse` has it of at most `MOST_DECOMPOSED` classes.
     K = 2: both entropies vanish at collapse. The eigenvalue floor keeps the quotient finite (1 for
     exact collapse), but close to collapse it can be anything in its range: do not read it."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
-    joint, error = joint_entropy(first, second)
-    return (h_first + h_second - joint) / min(h_first, h_second), error / min(h_first, h_second)
+    joint = (first @ first.T).mul_(second @ second.T)
+    h_joint = _entropy(torch.linalg.eigvalsh(joint.double() / len(joint)), len(joint))
+    return (h_first + h_second - h_joint) / min(h_first, h_second)
 
 
 def entropy_difference_ratio(first: Tensor, second: Tensor) -> float:
-    """|H(G₁) − H(G₂)| / max(H(G₁), H(G₂)) for Gram matrices of rows (K, D) (Song et al. 2024).
+    """|H(G₁) − H(G₂)| / max(H(G₁), H(G₂)), of the Gram matrices of rows (K, D) (Song et al. 2024).
 
     Optimum 0, range [0, 1]. K = 2: finite, but not readable close to collapse either."""
     h_first, h_second = matrix_entropy(first), matrix_entropy(second)
@@ -250,7 +190,8 @@ def nc1_cdnv(statistics: ClassStatistics) -> float:
     for block in _upper_triangle(means):
         lengths = squares[block, None] + squares[block.start :]
         distances = lengths - 2 * means[block] @ means[block.start :].T  # squared, (n, ≤ K)
-        for near in (distances <= _NEAR * lengths).triu(1).nonzero().split(_NUMBERS // means.shape[1] + 1):
+        # Where products keep too few digits: the differences themselves.
+        for near in (distances < 1e-4 * lengths).triu(1).nonzero().split(_NUMBERS // means.shape[1] + 1):
             first, second = (means[block.start + i] for i in near.unbind(1))
             distances[near.unbind(1)] = (first - second).square().sum(1)
         pooled = (variances[block, None] + variances[block.start :]) / 2

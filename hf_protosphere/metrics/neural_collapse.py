@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.metric import CompositionalMetric
@@ -277,10 +278,8 @@ class NeuralCollapse(Metric):
         Where classes have no samples, "absent_classes" lists them, and the others are measured.
         Then, and where no class has two samples, some metrics are not defined, and neither is
         "overall": they are not in the result (`undefined_metrics`). The same, with a warning, where
-        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`. Of more than 4,096 classes
-        the mutual information ratio is estimated: "standard_errors" holds its own (`geometry.joint_entropy`).
-
-        All takes O(N·D² + K·D²) and, where classes are compared, O((N + K)·K·D), in memory O((N/K + K)·D)."""
+        all class means coincide. "attained_nonnegative" is `geometry.attained_nonnegative`. Of more
+        than 4,096 classes the mutual information ratio is left out: ask `geometry.mutual_information_ratio` for it."""
         if prototypes is not None:  # before the long work
             self._check_prototypes(prototypes)
         kept, device, group = self._store, self._float64_device, self._group
@@ -302,9 +301,6 @@ class NeuralCollapse(Metric):
             undefined.add("overall")
         infos = [info for info in METRICS if info.name in formulas.keys() - undefined]
         result: dict[str, Any] = {info.name: formulas[info.name]() for info in infos}
-        if ratio := result.get("mutual_information_ratio"):
-            result["mutual_information_ratio"], error = ratio
-            result |= {"standard_errors": {"mutual_information_ratio": error}} if error else {}
         attained = {i.name: i.attained(result[i.name], self.optima[i.name], s) for i in infos}
         if "overall" not in undefined:
             readable = [info.name for info in infos if info.min_classes <= self.num_classes]
@@ -321,7 +317,7 @@ class NeuralCollapse(Metric):
     def _against(self, w: Tensor, s: ClassStatistics, kept: EmbeddingStore) -> dict[str, Callable[[], float]]:
         """The formulas of the metrics that need the prototypes (K, D)."""
         own = w[s.classes]
-        rows = cache(lambda: (geometry.prototype_directions(w), geometry.class_mean_directions(s)))
+        rows = cache(lambda: (F.normalize(w, dim=1), geometry.class_mean_directions(s)))
         formulas = {
             "prototype_effective_rank": partial(geometry.prototype_effective_rank, w),
             "instance_alignment": partial(geometry.instance_alignment, s, own),
@@ -330,6 +326,8 @@ class NeuralCollapse(Metric):
             "entropy_difference_ratio": lambda: geometry.entropy_difference_ratio(*rows()),
             "nc3_self_duality": partial(geometry.nc3_self_duality, s, own),
         }
+        if len(w) > geometry.MOST_DECOMPOSED:
+            del formulas["mutual_information_ratio"]
         if self.keep != "moments":
             formulas["nc4_agreement"] = partial(self._agreement, kept, s, w)
         return formulas

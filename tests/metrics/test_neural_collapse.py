@@ -378,6 +378,16 @@ def test_class_mean_at_the_centre_has_cosine_zero():
     assert result["nc2_equiangular"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
 
 
+def test_the_mutual_information_of_many_classes_is_left_out(monkeypatch):
+    embeddings, labels, prototypes = random_case([9, 5, 7], 6, 0.3)
+    expected = measure(embeddings, labels, prototypes)
+    monkeypatch.setattr(geometry, "MOST_DECOMPOSED", 2)
+    result = measure(embeddings, labels, prototypes)
+    assert expected.keys() - result.keys() == {"mutual_information_ratio"}
+    least = min(value for name, value in result["attained"].items() if name != "overall")
+    assert result["attained"]["overall"] == least
+
+
 def test_table_describes_every_metric():
     names = [info.name for info in METRICS]
     assert len(set(names)) == 13
