@@ -56,8 +56,7 @@ def write_page(
     """The page, its tables and its own pictures, into a folder whose other pictures it shows too. Returns the paths of
     what it wrote. `nearest` is what `nearest_images` finds in `train`."""
     before, names = {*folder.iterdir()}, [row["class"] for row in report["classes"]]
-    if len(names) <= NAMED_CLASSES:
-        plot_confusions(outcomes, names, folder / "confusion.png")
+    plot_confusions(outcomes, names, folder / "confusion.png")
     plot_reliability({"Confidence": calibration(outcomes)}, folder / "reliability.png")
     plot_sphere(snapshot, folder / "sphere_narrow.png", stacked=True)
     if "by_layer" in report:
@@ -91,9 +90,15 @@ def _address(content: bytes, kind: str) -> str:
 
 
 def plot_confusions(outcomes: pd.DataFrame, class_names: Sequence[str], picture: Path) -> None:
-    """What share of the images of each class is taken for which."""
+    """What share of the images of each class is taken for which; of many classes, those that are confused most."""
     from sklearn.metrics import ConfusionMatrixDisplay
 
+    if len(class_names) > NAMED_CLASSES:
+        pairs = confusions(outcomes.query("given != predicted")).head(NAMED_CLASSES)[["given", "predicted"]]
+        shown = pd.unique(pairs.to_numpy().ravel())[: NAMED_CLASSES - 1]
+        rest = f"{len(class_names) - len(shown):,} other classes"
+        outcomes = outcomes[["given", "predicted"]].where(outcomes[["given", "predicted"]].isin(shown), rest)
+        class_names = [*shown, rest]
     figure = new_figure(4 + 0.42 * len(class_names), 3 + 0.42 * len(class_names))
     display = ConfusionMatrixDisplay.from_predictions(
         outcomes["given"], outcomes["predicted"], labels=class_names, display_labels=[*map(for_figure, class_names)],

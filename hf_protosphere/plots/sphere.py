@@ -1,5 +1,6 @@
 """Pictures of the sphere, drawn from a snapshot: cosines of class means, points, and margins."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..metrics.snapshot import Snapshot
-from .style import draw_shares, new_figure, save_figure
+from .style import COLORS, STYLES, draw_shares, new_figure, save_figure
 from .text import for_figure
 
 if TYPE_CHECKING:
@@ -25,14 +26,19 @@ CLASS_MARKERS = "osD^v<>phX"
 SHOWN_CLASSES = len(CLASS_COLORS)  # in pictures of points
 NAMED_CLASSES = 30  # beside matrices
 PRINTED_CLASSES = 12  # with numbers in the cells
+DRAWN_CLASSES = 400  # each with a row of its own; of more, a cell is the mean of several
+COMPARED = 2**36  # products of numbers, about a second
 QUERY_COLOR = "#FF3B00"  # unlike any class
 
 Styles = dict[int, tuple[str, str]]  # colour and marker of each class that is shown
 
 
 def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
-    """Cosines between class means, and between prototypes, beside those of the simplex ETF."""
+    """Cosines between class means, and between prototypes, beside those of the simplex ETF. Of more than
+    `DRAWN_CLASSES` sorted into clusters, with histograms and the nearest pairs, in memory of O(K·D)."""
     num_classes, dim = snapshot.prototypes.shape
+    if num_classes > DRAWN_CLASSES:
+        return _plot_many_cosines(snapshot, picture)
     ideal = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).fill_diagonal_(1)
     matrices = {
         f"Class means of the {for_figure(snapshot.split)} images": _cosines(snapshot.class_means),
@@ -63,6 +69,63 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
         title += f" (no simplex ETF of {num_classes} classes exists in {dim} dimensions)"
     figure.suptitle(title)
     save_figure(figure, picture, 110)
+
+
+def _plot_many_cosines(snapshot: Snapshot, picture: Path) -> None:
+    figure, num_classes = new_figure(20, 5.5), len(snapshot.prototypes)
+    *panels, right = figure.subplots(1, 3)
+    both = {f"class means of the {for_figure(snapshot.split)} images": snapshot.class_means}
+    both = {name: F.normalize(of, dim=1) for name, of in (both | {"prototypes": snapshot.prototypes}).items()}
+    order, size = _by_cluster(means := next(iter(both.values()))), math.ceil(num_classes / DRAWN_CLASSES)
+    for axes, (name, vectors), color, style in zip(panels, both.items(), COLORS, STYLES):
+        parts = vectors[order].split(size)
+        cells, counts = torch.stack([part.mean(0) for part in parts]), torch.tensor([*map(len, parts)])
+        matrix = cells @ cells.T
+        matrix.diagonal().mul_(counts).sub_(1).div_(counts - 1)  # without the cosine to itself
+        extent = 2 * (0, size * len(parts))
+        image = axes.imshow(matrix.numpy(), cmap="cividis", interpolation="nearest", extent=extent, origin="lower")
+        figure.colorbar(image, ax=axes, label=f"cosine, mean of {size} × {size} classes", shrink=0.8)
+        axes.set(title=name.capitalize(), xlabel="classes, similar ones side by side")
+        # Some against all are enough for a histogram; their cosines to themselves are no part of it.
+        some = vectors[:: math.ceil(num_classes / 256)]
+        shares = sum(torch.histc((part @ vectors.T).clamp_(-1, 1), 400, -1, 1) for part in some.split(64))
+        shares[-1] -= some.any(1).sum()
+        right.stairs(100 * shares / shares.sum(), np.linspace(-1, 1, 401), label=name, color=color, linestyle=style)
+    ideal = -1 / (num_classes - 1)
+    right.axvline(ideal, color="0.3", linestyle=":", label=f"simplex ETF: −1/{num_classes - 1:,}")
+    cosines, others = _nearest(means)
+    pairs = {frozenset((c, int(others[c]))): float(cosines[c]) for c in cosines.argsort(descending=True)[:40].tolist()}
+    names = [" and ".join(for_figure(snapshot.class_names[c]) for c in pair) for pair in pairs]
+    nearest = [f"{cosine:.3f}  {name}" for name, cosine in zip(names, pairs.values())][:8]
+    right.set(title="All pairs", xlabel="cosine", ylabel="share of the pairs (%)", yscale="log")
+    figure.legend(loc="outside right center", title="\n".join(["nearest class means:", *nearest]), fontsize="small")
+    figure.suptitle(f"Cosines between {num_classes:,} classes: at neural collapse all are those of the simplex ETF")
+    save_figure(figure, picture, 110)
+
+
+def _by_cluster(vectors: Tensor) -> Tensor:
+    """Of unit vectors (K, D), an order (K,) in which similar ones are side by side: that of the nearest of at most
+    1,000 of them in a hierarchical clustering by average linkage."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    some = vectors[:: math.ceil(len(vectors) / 1000)]
+    nearest = torch.cat([(part @ some.T).argmax(1) for part in vectors.split(4096)])
+    return torch.tensor(leaves_list(linkage(some, "average"))).argsort()[nearest].argsort(stable=True)
+
+
+def _nearest(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines (K,) of unit vectors (K, D) to their nearest others, and which those are, (K,): of all or, where those
+    are beyond `COMPARED`, of the thousands beside them by cluster."""
+    every = len(vectors) * vectors.numel() <= COMPARED
+    order, reach = (torch.arange(len(vectors)), len(vectors)) if every else (_by_cluster(vectors), 1024)
+    rows, cosines, others = vectors[order], vectors.new_empty(len(order)), torch.empty_like(order)
+    for start, part in zip(range(0, len(order), 512), order.split(512)):
+        first = max(start - reach, 0)
+        products = rows[start : start + 512] @ rows[first : start + 512 + reach].T
+        products.diagonal(start - first).fill_(-2)
+        cosines[part], found = products.max(1)
+        others[part] = order[first + found]
+    return cosines, others
 
 
 def plot_margins(snapshot: Snapshot, picture: Path) -> None:
@@ -141,7 +204,9 @@ def _draw_projections(left: "Axes", right: "Axes", snapshot: Snapshot, shown: li
     )
     left.legend(loc="upper left", fontsize="small")
 
-    principal = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+    centred = means - means.mean(0)
+    square = torch.linalg.qr(centred, mode="r").R if len(means) > means.shape[1] else centred
+    principal = torch.linalg.svd(square, full_matrices=False)
     variances = principal.S.square()
     _draw_circle(right)
     _draw_points(right, snapshot, styles, principal.Vh[:2].T, query)
@@ -158,12 +223,12 @@ def _classes_to_show(snapshot: Snapshot, classes: Sequence[str] | None, query: T
         return [names.index(name) for name in classes]
     if query is not None:
         return (snapshot.prototypes @ query).argsort(descending=True)[:SHOWN_CLASSES].tolist()
-    cosines = _cosines(snapshot.class_means).fill_diagonal_(-2)
-    first, second = divmod(int(cosines.argmax()), len(cosines))
+    cosines, others = _nearest(means := F.normalize(snapshot.class_means, dim=1))
     # The closest pair, and who is closest to them; then the others by their nearest neighbour.
-    pair = cosines[[first, second]].sum(0)
-    pair[[first, second]] = -torch.inf
-    order = [first, second, int(pair.argmax()), *cosines.amax(1).argsort(descending=True).tolist()]
+    closest = [first := int(cosines.argmax()), int(others[first])]
+    to_both = (means @ means[closest].T).sum(1)
+    to_both[closest] = -torch.inf
+    order = [*closest, int(to_both.argmax()), *cosines.argsort(descending=True).tolist()]
     return list(dict.fromkeys(order))[: min(SHOWN_CLASSES, len(names))]
 
 

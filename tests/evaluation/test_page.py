@@ -184,6 +184,18 @@ def test_the_matrix_has_its_shares(seen, tmp_path, figures):
     assert shown == {(p, g): f"{int(matrix[g, p]) / 10:.0%}" for g, p in matrix.nonzero().tolist()}
 
 
+def test_of_many_classes_the_matrix_has_those_that_are_confused_most(tmp_path, figures):
+    names = [f"class {c}" for c in range(500)]
+    labels, predictions = torch.arange(500).repeat(4), torch.arange(500).repeat(4)
+    predictions[[7, 507]] = 400  # half of class 7
+    predictions[[1400]] = 7
+    plot_confusions(outcome_table([(labels, predictions, torch.ones(2000))], names), names, tmp_path / "a.png")
+    axes = figures[-1].axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["class 7", "class 400", "498 other classes"]
+    shown = {tuple(map(round, t.get_position())): t.get_text() for t in axes.texts if t.get_visible()}
+    assert shown == {(0, 0): "50%", (1, 0): "50%", (0, 1): "25%", (1, 1): "75%", (2, 2): "100%"}
+
+
 def test_each_metric_has_its_line_over_the_layers(tmp_path, figures):
     layers = [{"layer": str(i), "attained": {"nc1_cdnv": 10.0 * i}} for i in range(3)]
     plot_layers(layers, tmp_path / "layers.png")

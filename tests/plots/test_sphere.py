@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_protosphere.metrics.snapshot import Snapshot, SnapshotCollector
-from hf_protosphere.plots.sphere import plot_cosines, plot_margins, plot_sphere
+from hf_protosphere.plots import sphere
+from hf_protosphere.plots.sphere import _by_cluster, _nearest, plot_cosines, plot_margins, plot_sphere
 from hf_protosphere.prototypes import simplex_etf
 
 
@@ -143,6 +144,49 @@ def test_cosines_stand_beside_the_simplex(tmp_path, figures, num_classes):
     assert torch.allclose(prototypes.diagonal(), torch.ones(num_classes))
     assert ideal[0, 1] == pytest.approx(-1 / (num_classes - 1))
     assert ("no simplex ETF" in figures[0].get_suptitle()) == (num_classes > 9)
+
+
+def of_clusters(num_classes, dim, size):
+    """Classes in clusters of `size`, numbered at random, the first two nearest to each other."""
+    generator = torch.Generator().manual_seed(0)
+    clusters = torch.arange(num_classes)[torch.randperm(num_classes, generator=generator)] // size
+    parents = torch.randn(num_classes // size + 1, dim, generator=generator)
+    prototypes = F.normalize(parents[clusters] + 0.5 * torch.randn(num_classes, dim, generator=generator), dim=1)
+    prototypes[1] = F.normalize(prototypes[0] + 0.01 * prototypes[1], dim=0)
+    names = [f"class {c}" for c in range(num_classes)]
+    return clusters, Snapshot.of_prototypes(prototypes, names)
+
+
+def test_many_classes_are_sorted_into_clusters_and_the_nearest_are_named(tmp_path, figures):
+    clusters, snapshot = of_clusters(1200, 16, 100)
+    plot_cosines(snapshot, tmp_path / "cosines.png")
+    means, prototypes, histogram = figures[0].axes[:3]
+    order = _by_cluster(snapshot.prototypes)
+    cosines = snapshot.prototypes[order] @ snapshot.prototypes[order].T
+    cosines.fill_diagonal_(torch.nan)
+    cells = cosines.view(400, 3, 400, 3).transpose(1, 2).flatten(2).nanmean(2)
+    for axes in (means, prototypes):
+        assert torch.allclose(torch.as_tensor(axes.images[0].get_array().data), cells, atol=1e-5)
+    assert (clusters[order].diff() != 0).sum() < 100  # of 1,199: similar classes are side by side
+    (legend,) = figures[0].legends
+    assert legend.get_title().get_text().split("\n")[1] in ("1.000  class 0 and class 1", "1.000  class 1 and class 0")
+    shares = [patch.get_data().values for patch in histogram.patches]
+    assert [values.sum() for values in shares] == [pytest.approx(100), pytest.approx(100)]
+    below = (snapshot.prototypes[::5] @ snapshot.prototypes.T < 0).float().mean() * 1200 / 1199
+    assert shares[0][:200].sum() == pytest.approx(100 * below.item(), abs=0.01)
+
+
+def test_the_nearest_of_very_many_classes_are_sought_beside_them(monkeypatch):
+    _, snapshot = of_clusters(6000, 16, 20)
+    cosines = (snapshot.prototypes @ snapshot.prototypes.T).fill_diagonal_(-2)
+    exact, others = _nearest(snapshot.prototypes)
+    assert torch.allclose(exact, cosines.amax(1), atol=1e-6)
+    assert torch.equal(others, cosines.argmax(1))
+    monkeypatch.setattr(sphere, "COMPARED", 0)
+    found, others = _nearest(snapshot.prototypes)
+    assert (found > exact - 1e-6).float().mean() > 0.7
+    assert torch.allclose(cosines.gather(1, others[:, None])[:, 0], found, atol=1e-6)
+    assert {*found.topk(2).indices.tolist()} == {0, 1}
 
 
 def test_margins_count_every_image(tmp_path, figures):
