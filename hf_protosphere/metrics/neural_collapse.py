@@ -130,7 +130,7 @@ class NeuralCollapse(Metric):
             n, an int: D² pooled moments and a sample of at most n embeddings of each class, drawn by a hash of their
             values: the same in any order, batches and processes. `intra_class_effective_rank` and `nc4_agreement` are
             those of the sample, and the result says so by "samples_per_class"; everything else is exact.
-        memory_limit: bytes of embeddings to hold in memory (4 GiB). Those beyond go to a temporary
+        memory_limit: bytes of embeddings to hold in memory (2 GiB). Those beyond go to a temporary
             file. "moments" that would take more are refused.
         directory: of that file; None is the system's, which may itself be memory.
 
@@ -155,7 +155,7 @@ class NeuralCollapse(Metric):
 
     def __init__(
         self, num_classes: int, embedding_dim: int, *, keep: Literal["embeddings", "moments"] | int = "embeddings",
-        memory_limit: int = 4 * 2**30, directory: str | None = None, **kwargs: Any,
+        memory_limit: int = 2 * 2**30, directory: str | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if num_classes < 2 or embedding_dim < 1:
             raise ValueError(f"num_classes must be ≥ 2 and embedding_dim ≥ 1, got {num_classes} and {embedding_dim}.")

@@ -74,10 +74,10 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
 def _plot_many_cosines(snapshot: Snapshot, picture: Path) -> None:
     figure, num_classes = new_figure(20, 5.5), len(snapshot.prototypes)
     *panels, right = figure.subplots(1, 3)
-    both = {f"class means of the {for_figure(snapshot.split)} images": snapshot.class_means}
-    both = {name: F.normalize(of, dim=1) for name, of in (both | {"prototypes": snapshot.prototypes}).items()}
-    order, size = _by_cluster(means := next(iter(both.values()))), math.ceil(num_classes / DRAWN_CLASSES)
-    for axes, (name, vectors), color, style in zip(panels, both.items(), COLORS, STYLES):
+    names = f"class means of the {for_figure(snapshot.split)} images", "prototypes"
+    both = F.normalize(snapshot.class_means, dim=1), F.normalize(snapshot.prototypes, dim=1)
+    order, size = _by_cluster(both[0]), math.ceil(num_classes / DRAWN_CLASSES)
+    for axes, name, vectors, color, style in zip(panels, names, both, COLORS, STYLES):
         parts = vectors[order].split(size)
         cells, counts = torch.stack([part.mean(0) for part in parts]), torch.tensor([*map(len, parts)])
         matrix = cells @ cells.T
@@ -91,12 +91,12 @@ def _plot_many_cosines(snapshot: Snapshot, picture: Path) -> None:
         shares = sum(torch.histc((part @ vectors.T).clamp_(-1, 1), 400, -1, 1) for part in some.split(64))
         shares[-1] -= some.any(1).sum()
         right.stairs(100 * shares / shares.sum(), np.linspace(-1, 1, 401), label=name, color=color, linestyle=style)
-    ideal = -1 / (num_classes - 1)
-    right.axvline(ideal, color="0.3", linestyle=":", label=f"simplex ETF: −1/{num_classes - 1:,}")
-    cosines, others = _nearest(means)
-    pairs = {frozenset((c, int(others[c]))): float(cosines[c]) for c in cosines.argsort(descending=True)[:40].tolist()}
-    names = [" and ".join(for_figure(snapshot.class_names[c]) for c in pair) for pair in pairs]
-    nearest = [f"{cosine:.3f}  {name}" for name, cosine in zip(names, pairs.values())][:8]
+    ideal = {"color": "0.3", "linestyle": ":", "label": f"simplex ETF: −1/{num_classes - 1:,}"}
+    right.axvline(-1 / (num_classes - 1), **ideal)
+    cosines, others = _nearest(both[0])
+    pairs = {frozenset((c, int(others[c]))): c for c in cosines.argsort(descending=True)[:40].tolist()}
+    words = {c: " and ".join(for_figure(snapshot.class_names[i]) for i in pair) for pair, c in pairs.items()}
+    nearest = [f"{cosines[c]:.3f}  {pair}" for c, pair in words.items()][:8]
     right.set(title="All pairs", xlabel="cosine", ylabel="share of the pairs (%)", yscale="log")
     figure.legend(loc="outside right center", title="\n".join(["nearest class means:", *nearest]), fontsize="small")
     figure.suptitle(f"Cosines between {num_classes:,} classes: at neural collapse all are those of the simplex ETF")
@@ -115,9 +115,9 @@ def _by_cluster(vectors: Tensor) -> Tensor:
 
 def _nearest(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines (K,) of unit vectors (K, D) to their nearest others, and which those are, (K,): of all or, where those
-    are beyond `COMPARED`, of the thousands beside them by cluster."""
+    are beyond `COMPARED`, of hundreds beside them by cluster."""
     every = len(vectors) * vectors.numel() <= COMPARED
-    order, reach = (torch.arange(len(vectors)), len(vectors)) if every else (_by_cluster(vectors), 1024)
+    order, reach = (torch.arange(len(vectors)), len(vectors)) if every else (_by_cluster(vectors), 256)
     rows, cosines, others = vectors[order], vectors.new_empty(len(order)), torch.empty_like(order)
     for start, part in zip(range(0, len(order), 512), order.split(512)):
         first = max(start - reach, 0)
@@ -181,7 +181,7 @@ def plot_sphere(
     if len(shown) < len(snapshot.class_names):
         nearest_to = "another" if query is None else "this image"
         which = f", those nearest to {nearest_to}" if classes is None else ""
-        title += f": {len(shown)} of {len(snapshot.class_names)} classes{which}"
+        title += f": {len(shown)} of {len(snapshot.class_names):,} classes{which}"
     figure.suptitle("\n".join(wrap(title, 45)) if stacked else title)
     where = {"loc": "outside lower center", "ncols": 3} if stacked else {"loc": "outside right center"}
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), **where)

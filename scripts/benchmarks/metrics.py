@@ -3,8 +3,10 @@
     python -m scripts.benchmarks.metrics              # N=1,281,167, D=2,048, K=1,000
     python -m scripts.benchmarks.metrics --samples 50000
     python -m scripts.benchmarks.metrics --keep 100   # or moments, see NeuralCollapse
+    python -m scripts.benchmarks.metrics --classes 4000 --dim 256 --samples 40000
 
-Embeddings are drawn batch by batch: unit class means on a simplex ETF, Gaussian noise, normalised.
+Embeddings are drawn batch by batch: unit class means on a simplex ETF, or anywhere where none exists,
+Gaussian noise, normalised.
 The definitions are written out plainly, an SVD of each class's D×D covariance, and timed on a few
 classes, from which the time of all follows.
 """
@@ -68,7 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     n, dim, k = arguments.samples, arguments.dim, arguments.classes
     print(f"N={n:,}, D={dim:,}, K={k:,}, {arguments.dtype}, keep={arguments.keep!r}, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    prototypes = simplex_etf(k, dim, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    anywhere = F.normalize(torch.randn(k, dim, generator=generator), dim=1)
+    prototypes = simplex_etf(k, dim, generator) if k <= dim + 1 else anywhere
     metric = NeuralCollapse(k, dim, keep=arguments.keep, directory=arguments.directory)
     updating, start = 0.0, time.perf_counter()
     for embeddings, labels in stream(arguments, prototypes):
