@@ -71,8 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"N={n:,}, D={dim:,}, K={k:,}, {arguments.dtype}, keep={arguments.keep!r}, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
     generator = torch.Generator().manual_seed(1)
-    anywhere = F.normalize(torch.randn(k, dim, generator=generator), dim=1)
-    prototypes = simplex_etf(k, dim, generator) if k <= dim + 1 else anywhere
+    if k <= dim + 1:
+        prototypes = simplex_etf(k, dim, generator)
+    else:
+        prototypes = F.normalize(torch.randn(k, dim, generator=generator), dim=1)
     metric = NeuralCollapse(k, dim, keep=arguments.keep, directory=arguments.directory)
     updating, start = 0.0, time.perf_counter()
     for embeddings, labels in stream(arguments, prototypes):
