@@ -76,6 +76,11 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
         False,
     )
     recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
+    approximate: bool | None = flag(
+        "For --evaluate: neighbours that an approximate index of faiss finds, and how many of the exact ones they are. "
+        "The mean average precision needs all ranks, and is left out. By default beyond 10^10 pairs of a query and an "
+        "image, as of 100,000 images that are queries too."
+    )
     json: bool = flag("Print JSON instead of a table.", False)
 
     def __post_init__(self) -> None:
@@ -83,7 +88,7 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
         if not self.evaluate and not self.queries:
             raise ArgumentError("give --queries, images to look for, or --evaluate.")
         of_neighbours = ("queries", "picture", "k", "labels_from_folders")
-        for name in of_neighbours if self.evaluate else ("recall_at", "dataset_name"):
+        for name in of_neighbours if self.evaluate else ("recall_at", "approximate", "dataset_name"):
             if name in self.given:
                 mode = "--queries, not for --evaluate" if self.evaluate else "--evaluate"
                 raise ArgumentError(f"--{name} is for {mode}: leave it out.")

@@ -192,14 +192,17 @@ class ImageIndex:
             if images.is_relative_to(index) or index.is_relative_to(images):
                 origin["folder"] = os.path.relpath(images, index)
         batch = batch.replace_schema_metadata({KEY: json.dumps(origin)})
-        with whole_file(folder / INDEX) as unfinished:
-            with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-                writer.write_batch(batch)
-                file.flush()
-                # Arrow has no checksums: ours comes with a second batch, of no rows.
-                written = np.memmap(unfinished, mode="r")
-                checksum = {"bytes": str(len(written)), "crc32": str(zlib.crc32(written))}
-                writer.write_batch(batch.slice(0, 0), checksum)
+        with (
+            whole_file(folder / INDEX) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as file,
+            pa.ipc.new_file(file, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
+            file.flush()
+            # Arrow has no checksums: ours comes with a second batch, of no rows.
+            written = np.memmap(unfinished, mode="r")
+            checksum = {"bytes": str(len(written)), "crc32": str(zlib.crc32(written))}
+            writer.write_batch(batch.slice(0, 0), checksum)
         (folder / OLD_INDEX).unlink(missing_ok=True)
 
     @classmethod
