@@ -77,7 +77,7 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
     )
     recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
     approximate: bool | None = flag(
-        "For --evaluate: neighbours that an approximate index of faiss finds, and how many of the exact ones they are. "
+        "For --evaluate: neighbours that an approximate index of faiss finds, and how many of the exact they are. "
         "The mean average precision needs all ranks, and is left out. By default beyond 10^10 pairs of a query and an "
         "image, as of 100,000 images that are queries too."
     )

@@ -7,9 +7,9 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,6 @@ from .neighbours import Neighbours, nearest
 
 INDEX, OLD_INDEX = "index.arrow", "index.parquet"  # the old one, of version 0.1.0, is read still
 KEY = b"protosphere_index"  # of the origin, in the metadata of the file
-COLUMNS = {  # as the fields of `IndexedImage`
-    "path": pa.string(), "row": pa.int64(), "label": pa.string(), "size": pa.int64(),
-    "modified": pa.int64(), "changed": pa.int64(),
-}  # fmt: skip
 # What leads out of the folder that a path should be in.
 OUTSIDE = r"^$|^/|\x00|(^|[/\\])\.\.([/\\]|$)" + (r"|^\\|^.?:" if os.name == "nt" else "")
 
@@ -54,19 +50,18 @@ class IndexedImage:
     changed: int | None = None  # anything of it, these two included: what nobody can set back
 
 
+COLUMNS = {own.name: pa.string() if own.type == str | None else pa.int64() for own in dataclasses.fields(IndexedImage)}
+
+
 @dataclass(frozen=True)
 class IndexedImages(Sequence[IndexedImage]):
-    """The images of an index in columns; what is asked for becomes an `IndexedImage` then, as a million take a GB."""
+    """The images of an index in columns; only what is asked for becomes an `IndexedImage`."""
 
     columns: pa.RecordBatch  # of `COLUMNS`
 
     @classmethod
-    def of(cls, images: Iterable[IndexedImage]) -> "IndexedImages":
-        return cls(pa.RecordBatch.from_pylist([vars(image) for image in images], pa.schema(COLUMNS)))
-
-    @classmethod
-    def of_columns(cls, count: int, **columns: Any) -> "IndexedImages":
-        """Of (count,) values each; the columns that are not given are of nulls."""
+    def of(cls, count: int, **columns: Any) -> "IndexedImages":
+        """Of (count,) values each; a column that is not given holds nulls."""
         arrays = [pa.array(columns[n], kind) if n in columns else pa.nulls(count, kind) for n, kind in COLUMNS.items()]
         return cls(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(COLUMNS)))
 
@@ -79,9 +74,9 @@ class IndexedImages(Sequence[IndexedImage]):
     def places_in(self, others: "IndexedImages") -> np.ndarray:
         """(N,) int64: where the others have the same files, unchanged since; -1 where they do not."""
         places = pc.index_in(self.columns["path"], others.columns["path"])
-        states = [(self.columns[name], others.columns[name].take(places)) for name in ("size", "modified", "changed")]
-        same = reduce(pc.and_, [pc.equal(*pair) for pair in states])
-        return pc.if_else(same, places, -1).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        for name in ("size", "modified", "changed"):
+            places = pc.if_else(pc.equal(self.columns[name], others.columns[name].take(places)), places, None)
+        return places.fill_null(-1).to_numpy().astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ class ImageIndex:
         labels = folder_labels(root, files, "--images") if labels_from_folders else {}
         states = ((status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in map(os.stat, files))
         size, modified, changed = np.fromiter(states, np.dtype((np.int64, 3)), len(files)).T
-        images = IndexedImages.of_columns(
+        images = IndexedImages.of(
             len(files), path=[path.relative_to(root).as_posix() for path in files],
             label=[labels.get(path) for path in files], size=size, modified=modified, changed=changed,
         )  # fmt: skip
@@ -176,7 +171,7 @@ class ImageIndex:
         if not rows:
             raise DataError(f"--dataset_name {dataset_name}: none of its images can be decoded.")
         names, labels = images.features["label"].names, labels_of(images)
-        entries = IndexedImages.of_columns(len(rows), row=rows, label=[names[label] for label in labels[rows]])
+        entries = IndexedImages.of(len(rows), row=rows, label=[names[label] for label in labels[rows]])
         return cls(embeddings, entries, _origin(embedder, dataset=source))
 
     def save(self, folder: str | Path) -> None:
@@ -201,8 +196,7 @@ class ImageIndex:
             file.flush()
             # Arrow has no checksums: ours comes with a second batch, of no rows.
             written = np.memmap(unfinished, mode="r")
-            checksum = {"bytes": str(len(written)), "crc32": str(zlib.crc32(written))}
-            writer.write_batch(batch.slice(0, 0), checksum)
+            writer.write_batch(batch.slice(0, 0), {"bytes": str(len(written)), "crc32": str(zlib.crc32(written))})
         (folder / OLD_INDEX).unlink(missing_ok=True)
 
     @classmethod
@@ -213,7 +207,7 @@ class ImageIndex:
             raise ArgumentError(f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}.")
         again = "Remove it, and write it again by `protosphere index`."
         with errors_in_one_line(f"{path} is damaged or no index", again):
-            batch = _mapped(path) if path.name == INDEX else _of_parquet(path)
+            batch = _read(path)
             origin = Origin(**json.loads(batch.schema.metadata[KEY]))
             vectors = batch["embedding"]
             embeddings = torch.from_dlpack(vectors.flatten()).view(len(vectors), vectors.type.list_size)
@@ -291,40 +285,32 @@ def _origin(embedder: Embedder, **images: Any) -> Origin:
     return Origin(embedder.name, embedder.fingerprint, layer=embedder.layer, pretrained=embedder.pretrained, **images)
 
 
-def _mapped(path: Path) -> pa.RecordBatch:
-    """What an Arrow file holds, in place; a `ValueError` where it is not what was written."""
-    # Copied on writing: whoever changes an embedding changes it for itself. Windows replaces no file that is mapped.
-    content = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, mode="c")
-    reader = pa.ipc.open_file(pa.py_buffer(content))
-    _check_kinds(reader.schema)
-    said = reader.get_batch_with_custom_metadata(1).custom_metadata
-    if zlib.crc32(content[: int(said["bytes"])]) != int(said["crc32"]):
-        raise ValueError("its checksum is another.")
-    batch = reader.get_batch(0)
+def _read(path: Path) -> pa.RecordBatch:
+    """What an index file holds, of Arrow in place; a `ValueError` where it is damaged, or no index can hold it."""
+    if is_arrow := path.name == INDEX:
+        # Written into, it is copied. Windows replaces no file that is mapped.
+        content = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, mode="c")
+        file = pa.ipc.open_file(pa.py_buffer(content))
+    else:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    kinds = {field.name: field.type for field in (file.schema if is_arrow else file.schema_arrow)}
+    embedding, changed = kinds.pop("embedding", None), {"changed": COLUMNS["changed"]}  # not in version 0.1.0
+    is_list = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
+    if not is_list or changed | kinds != COLUMNS:
+        raise ValueError(f"it has the columns {kinds} and embedding: {embedding}.")
+    if is_arrow:
+        said = file.get_batch_with_custom_metadata(1).custom_metadata
+        if zlib.crc32(content[: int(said["bytes"])]) != int(said["crc32"]):
+            raise ValueError("its checksum is another.")
+        batch = file.get_batch(0)
+    else:
+        if (numbers := file.metadata.num_rows * max(embedding.list_size, 1)) > 64 * path.stat().st_size:
+            raise ValueError(f"{numbers:,} numbers are more than the file can hold.")
+        batch = file.read().combine_chunks().to_batches()[0]
+        if "changed" not in kinds:
+            batch = batch.append_column("changed", pa.nulls(len(batch), changed["changed"]))
     batch.validate(full=True)
     return batch
-
-
-def _of_parquet(path: Path) -> pa.RecordBatch:
-    """What an index of version 0.1.0 holds, read into memory."""
-    schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
-    _check_kinds(schema)
-    dim = schema.field("embedding").type.list_size
-    if rows * max(dim, 1) > 64 * path.stat().st_size:
-        raise ValueError(f"{rows:,} rows of {dim:,} numbers are more than the file can hold.")
-    table = pq.read_table(path, page_checksum_verification=True)
-    if "changed" not in table.column_names:
-        table = table.append_column("changed", pa.nulls(rows, COLUMNS["changed"]))
-    return table.combine_chunks().to_batches()[0]
-
-
-def _check_kinds(schema: pa.Schema) -> None:
-    """Other columns than an index has are a `ValueError`; "changed" came after version 0.1.0."""
-    kinds = {field.name: field.type for field in schema}
-    embedding = kinds.pop("embedding", None)
-    is_list = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
-    if not is_list or {"changed": COLUMNS["changed"]} | kinds != COLUMNS:
-        raise ValueError(f"it has the columns {kinds} and embedding: {embedding}.")
 
 
 def _check(embeddings: Tensor, images: IndexedImages, origin: Origin) -> None:
@@ -340,10 +326,8 @@ def _check(embeddings: Tensor, images: IndexedImages, origin: Origin) -> None:
         raise ValueError("it does not say of what folder or data set it was made.")
     path, row = images.columns["path"], images.columns["row"]
     if origin.folder is not None:
-        wrong = pc.match_substring_regex(path, OUTSIDE).fill_null(True)
+        wrong, what = pc.match_substring_regex(path, OUTSIDE).fill_null(True), "path in the folder"
     else:
-        wrong = pc.or_(path.is_valid(), pc.less(row, 0).fill_null(True))
+        wrong, what = pc.or_(path.is_valid(), pc.less(row, 0).fill_null(True)), "row of the split"
     for image in IndexedImages(images.columns.filter(wrong)):
-        if origin.folder is not None:
-            raise ValueError(f"{image.path!r} is no path in the folder that it was made from.")
-        raise ValueError(f"{image} is no row of the split that it was made from.")
+        raise ValueError(f"{image} is no {what} that it was made from.")

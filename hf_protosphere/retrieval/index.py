@@ -41,7 +41,7 @@ def index(arguments: IndexArguments) -> ImageIndex:
             )  # fmt: skip
             previous = None  # a data set is embedded anew
         made.save(folder)
-        before = previous.images if previous else IndexedImages.of([])
+        before = previous.images if previous else IndexedImages.of(0)
         kept = int((made.images.places_in(before) >= 0).sum())
         say(
             f"{folder}: {len(made):,} images of {made.embeddings.shape[1]} dimensions; {len(made) - kept:,} embedded, "

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .approximate import inverted_file
-
 BLOCK_NUMBERS, QUERIES = 2**22, 2**12  # similarities, and queries, that are in memory at once
-BLOCK_COSINES = 2**24  # of whole rows: their queries share what it costs to make all embeddings wide
-SAMPLE = 256  # queries that an approximate search is compared with an exact one on
+PROBED, SAMPLE = 8, 256  # of an approximate search: candidates for each neighbour, and queries that it is tried on
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,17 @@ def nearest(queries: Tensor, embeddings: Tensor, k: int) -> Neighbours:
         keys = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
         for start, chunk in _blocks(embeddings.detach(), max(block.shape)):
             rows = torch.arange(start, start + len(chunk), device=block.device)
-            keys = torch.cat([keys, _keys(_cosines(block, chunk), rows)], 1)
+            keys = torch.cat([keys, _keys((block @ chunk.double().T).float(), rows)], 1)
             keys = keys.topk(min(k, keys.shape[1])).values
         rows = -keys & 0xFFFFFFFF
         found.append((_as_ordered((keys + rows) >> 32).int().view(torch.float32), rows))
     return Neighbours(*map(torch.cat, zip(*found)))
 
 
-def _cosines(queries: Tensor, embeddings: Tensor) -> Tensor:
-    """(B, M) float32, computed in float64, which the queries are in."""
-    return (queries @ embeddings.double().T).float() + 0.0  # no −0
-
-
 def _keys(cosines: Tensor, rows: Tensor) -> Tensor:
-    """int64 in the order of this file, greatest first: whole numbers in the order of the cosines have room for the row
-    behind, where a sort or topk takes any of equal cosines."""
-    return (_as_ordered(cosines.view(torch.int32).long()) << 32) - rows
+    """int64, greatest first in the order of this file. Of equal cosines a sort takes any: whole numbers in their order
+    have room for the row behind."""
+    return (_as_ordered((cosines + 0.0).view(torch.int32).long()) << 32) - rows  # no −0
 
 
 def _as_ordered(bits: Tensor) -> Tensor:
@@ -95,90 +87,82 @@ def retrieval_metrics(
         embeddings, labels: (N, D) unit rows, (N,) int64.
         ks: of recall@k.
         leave_one_out: queries and embeddings are the same, and no query finds itself.
-        approximate: of the nearest that `inverted_file` finds, as many as the largest k or R: O(Q·(√N + R)·D), where
-            exact ranks take O(Q·N·(D + log N)).
+        approximate: of the nearest that an inverted file of faiss finds, as many as the largest k or R, in
+            O(Q·(√N + R)·D); exact ranks take O(Q·N·(D + log N)).
 
     Returns:
         {"num_queries" (that count), "num_without_match" (that do not), "recall_at_1" and so on,
-        "mean_average_precision", "mean_average_precision_at_r"}, in [0, 1]. Of an approximate search the last but
-        one, which needs the ranks of all, is left out, and "recall_of_search" is the share of the exact neighbours
-        that it finds, of 256 of the queries.
+        "mean_average_precision", "mean_average_precision_at_r"}, in [0, 1]. Approximately without the last but one,
+        which needs all ranks, and with "recall_of_search", the share of the exact neighbours found for a sample.
 
     Raises:
         ValueError: no query has a match.
     """
     if leave_one_out and len(queries) != len(embeddings):
         raise ValueError(f"{len(queries)} queries cannot be the {len(embeddings)} embeddings themselves.")
-    order = labels.argsort(stable=True)
-    ends = (torch.searchsorted(labels[order], query_labels.contiguous(), right=right) for right in (False, True))
-    first, last = (end.cpu().numpy() for end in ends)
-    numbers = last - first - leave_one_out  # R of each query
+    sizes = dict(zip(*(part.tolist() for part in labels.unique(return_counts=True))))
+    numbers = np.array([sizes.get(label, 0) - leave_one_out for label in query_labels.tolist()])  # R
     if not (counted := int((numbers > 0).sum())):
         raise ValueError("no query has an image of its class to find.")
-    more = {}
+    more: dict[str, float | int] = {}
     if approximate:
         width = min(max(*ks, int(numbers.max())) + leave_one_out, len(embeddings))
-        index = inverted_file(embeddings, width)
-        sample = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:SAMPLE]
-        asked = queries[sample]
-        pairs = zip(nearest(asked, embeddings, width).rows.numpy(), index.search(asked.numpy(), width)[1])
-        shares = [len(np.intersect1d(*pair)) / width for pair in pairs]
-        more = {"num_searched": width, "recall_of_search": sum(shares) / len(shares)}
-        ranks = _found_ranks(index, width, queries, query_labels, labels, leave_one_out)
+        index, sample = _inverted_file(embeddings, width), queries[:: -(-len(queries) // SAMPLE)]
+        pairs = zip(nearest(sample, embeddings, width).rows, index.search(sample.numpy(), width)[1])
+        more["recall_of_search"] = float(np.mean([np.isin(*pair).mean() for pair in pairs]))
+        blocks = (index.search(block.numpy(), width)[1] for _, block in _blocks(queries, width))
+        found = (rows[rows >= 0] for block in blocks for rows in block)
     else:
-        members = order.cpu()
-        ranks = _all_ranks(queries, embeddings, [members[i:j] for i, j in zip(first, last)], leave_one_out)
+        found = _up_to_matches(queries, query_labels, embeddings, labels)
     average, at_r, recalls = 0.0, 0.0, dict.fromkeys(sorted(ks), 0)
-    for found, number in tqdm(zip(ranks, numbers), "measuring", len(queries), leave=False, delay=5):
-        if len(found):
-            precision = np.arange(1, len(found) + 1) / found  # P(i) where rank i holds the class
+    own, wanted = labels.cpu().numpy(), query_labels.cpu().numpy()
+    for query, rows in enumerate(tqdm(found, "measuring", len(queries), leave=False, delay=5)):
+        rows = rows[rows != query] if leave_one_out else rows
+        ranks, number = 1 + np.flatnonzero(own[rows] == wanted[query]), numbers[query]
+        if len(ranks):
+            precision = np.arange(1, len(ranks) + 1) / ranks  # P(i) where rank i holds the class
             average += precision.sum() / number
-            at_r += precision[found <= number].sum() / number
-            for k in recalls:
-                recalls[k] += int(found[0] <= k)
-    average_of_all = {} if approximate else {"mean_average_precision": float(average) / counted}
+            at_r += precision[ranks <= number].sum() / number
+            recalls = {k: hits + int(ranks[0] <= k) for k, hits in recalls.items()}
+    if not approximate:
+        more["mean_average_precision"] = float(average) / counted
     return {
         "num_queries": counted,
         "num_without_match": len(queries) - counted,
         **{f"recall_at_{k}": hits / counted for k, hits in recalls.items()},
-        **average_of_all,
-        "mean_average_precision_at_r": float(at_r) / counted,
         **more,
+        "mean_average_precision_at_r": float(at_r) / counted,
     }
 
 
-def _all_ranks(
-    queries: Tensor, embeddings: Tensor, matches: Sequence[Tensor], leave_one_out: bool
-) -> Iterator[np.ndarray]:
-    """For each query the ranks of its matches, rows of embeddings, among all: from 1 on, ascending."""
+def _up_to_matches(queries: Tensor, query_labels: Tensor, embeddings: Tensor, labels: Tensor) -> Iterator[np.ndarray]:
+    """For each query the rows, nearest first, that are as near as the farthest one of its class."""
 
-    def ranks(cosines: Tensor, query: int) -> np.ndarray:
-        own = matches[query]
-        own = own[own != query] if leave_one_out else own
-        if not len(own):
-            return own
-        # Of a class that lies close together these are few; no others need an order.
-        near = (cosines >= cosines[own].min()).nonzero()[:, 0]
-        near = near[near != query] if leave_one_out else near
-        keys = np.sort(_keys(cosines[near], near).numpy())  # NumPy's sort is the faster one
-        return len(keys) - np.searchsorted(keys, np.sort(_keys(cosines[own], own).numpy()))[::-1]
+    def ordered(cosines: Tensor, least: Tensor) -> np.ndarray:
+        near = (cosines >= least).nonzero()[:, 0]  # of a class that lies close together few
+        return -np.sort(_keys(cosines[near], near).numpy())[::-1] & 0xFFFFFFFF  # NumPy's sort is the faster one
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for start, block in _blocks(queries, len(embeddings) // (BLOCK_COSINES // BLOCK_NUMBERS)):
-            chunks = _blocks(embeddings, max(block.shape))
-            cosines = torch.cat([_cosines(block.double(), chunk) for _, chunk in chunks], 1).cpu()
-            yield from pool.map(ranks, cosines, range(start, start + len(block)))
+        for start, block in _blocks(queries, len(embeddings) // 4):  # many share what making chunks wide costs
+            chunks = (chunk for _, chunk in _blocks(embeddings, max(block.shape)))
+            cosines = torch.cat([(block.double() @ chunk.double().T).float() for chunk in chunks], 1)
+            others = query_labels[start : start + len(block), None] != labels
+            yield from pool.map(ordered, cosines.cpu(), cosines.masked_fill(others, 2).amin(1).cpu())
 
 
-def _found_ranks(
-    index: Any, width: int, queries: Tensor, query_labels: Tensor, labels: Tensor, leave_one_out: bool
-) -> Iterator[np.ndarray]:
-    """For each query the ranks of its class among the `width` nearest that an index of faiss finds."""
-    wanted, own = query_labels.numpy(), labels.numpy()
-    for start, block in _blocks(queries, width):
-        for query, rows in enumerate(index.search(block.numpy(), width)[1], start):
-            rows = rows[(rows >= 0) & ((rows != query) | (not leave_one_out))]
-            yield 1 + np.flatnonzero(own[rows] == wanted[query])
+def _inverted_file(embeddings: Tensor, k: int) -> Any:
+    """An index of faiss of inner products: 4·√N cells, of which a search looks at those nearest to the query that hold
+    8·k embeddings (Sivic and Zisserman, Video Google, 2003). It has the embeddings in memory, in float16."""
+    import faiss
+
+    count, dim = embeddings.shape
+    cells = max(1, min(round(4 * count**0.5), count // 39))  # faiss wants 39 embeddings to fit a cell's centre to
+    index = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.cp.max_points_per_centroid = 39
+    index.train(embeddings.numpy())
+    index.add(embeddings.numpy())
+    index.nprobe = min(cells, max(16, -(-PROBED * k * cells // count)))
+    return index
 
 
 def _blocks(queries: Tensor, numbers_each: int) -> Iterator[tuple[int, Tensor]]:

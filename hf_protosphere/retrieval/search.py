@@ -22,7 +22,6 @@ from .image_index import ImageIndex
 from .neighbours import retrieval_metrics
 from .plots import PicturedImage, plot_neighbours
 
-
 EXACT_PAIRS = 10**10  # of a query and an image: minutes
 
 
@@ -104,14 +103,11 @@ def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
         if not pc.any(pc.is_in(query_names, names)).as_py():
             raise ArgumentError(f"--dataset_name {arguments.dataset_name} and the index have no class in common.")
     numbers = torch.from_dlpack(pa.concat_arrays([query_names, names]).dictionary_encode().indices).long()
-    approximate = arguments.approximate
+    approximate, pairs = arguments.approximate, len(queries) * len(names)
     if approximate is None:
-        approximate = len(queries) * len(names) > EXACT_PAIRS
+        approximate = pairs > EXACT_PAIRS
     if approximate and find_spec("faiss") is None:
-        raise ArgumentError(
-            f"--evaluate by {len(queries):,} queries among {len(names):,} images, approximately, needs faiss: pip "
-            "install faiss-cpu, or give --approximate false and time."
-        )
+        raise ArgumentError(f"--approximate, of {pairs:,} pairs, needs faiss: pip install faiss-cpu, or give false.")
     metrics = retrieval_metrics(
         queries, numbers[: len(queries)], found.embeddings, numbers[-len(names) :],
         ks=arguments.recall_at, leave_one_out=of is None, approximate=approximate,
@@ -126,10 +122,9 @@ def _metrics_table(report: dict[str, Any]) -> str:
     titles["mean_average_precision_at_r"] = "mean average precision at R"
     rows = [[title, f"{report[name]:.2%}"] for name, title in titles.items() if name in report]
     table = format_table([[images, "value"], *rows])
-    if "recall_of_search" in report:
+    if found := report.get("recall_of_search"):
         table += (
-            f"\n(approximate: it found {report['recall_of_search']:.2%} of the {report['num_searched']:,} nearest, "
-            "measured on a sample; no mean average precision, which needs the ranks of all)"
+            f"\n(approximate, by a search that finds {found:.2%} of the nearest; --approximate false measures more)"
         )
     if left_out := report["num_without_match"]:
         table += f"\n({left_out:,} queries left out: no other image has their class)"

@@ -91,7 +91,8 @@ def test_a_damaged_index_is_refused(built, how, old):
 
 
 def images(**values):
-    return lambda index: {"images": IndexedImages.of(dataclasses.replace(i, **values) for i in index.images)}
+    given = {name: [value] * 4 for name, value in values.items()}
+    return lambda index: {"images": IndexedImages.of(4, **index.images.columns.to_pydict() | given)}
 
 
 def origin(**values):
@@ -101,13 +102,13 @@ def origin(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (images(path="../secret.png"), "'../secret.png' is no path in the folder"),
+        (images(path="../secret.png"), "path='../secret.png', .* is no path in the folder"),
         (images(path="a/../../secret.png"), "is no path in the folder"),
         (images(path="..\\\\secret.png"), "is no path in the folder"),
         (images(path="/etc/secret.png"), "is no path in the folder"),
         (images(path="a\0b.png"), "is no path in the folder"),
-        (images(path=None), "None is no path in the folder"),
-        (images(path=None, row=3), "None is no path in the folder"),
+        (images(path=None), "path=None, .* is no path in the folder"),
+        (images(path=None, row=3), "path=None, .* is no path in the folder"),
         (origin(folder=None), "does not say of what"),
         (
             origin(folder=None, dataset={"dataset_name": "x", "split": "y"}),
@@ -124,7 +125,7 @@ def origin(**values):
         (lambda index: {"embeddings": index.embeddings * torch.nan}, "not finite"),
         (lambda index: {"embeddings": index.embeddings * torch.inf}, "not finite"),
         (lambda index: {"embeddings": index.embeddings * 2}, "not of unit norm"),
-        (lambda index: {"embeddings": index.embeddings[:0], "images": IndexedImages.of([])}, "are none"),
+        (lambda index: {"embeddings": index.embeddings[:0], "images": IndexedImages.of(0)}, "are none"),
         (lambda index: {"embeddings": index.embeddings.double()}, "has the columns"),
     ],
 )
