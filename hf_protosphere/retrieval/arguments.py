@@ -77,9 +77,8 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
     )
     recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
     approximate: bool | None = flag(
-        "For --evaluate: neighbours that an approximate index of faiss finds, and how many of the exact they are. "
-        "The mean average precision needs all ranks, and is left out. By default beyond 10^10 pairs of a query and an "
-        "image, as of 100,000 images that are queries too."
+        "Measure by neighbours that faiss finds, and by how many of the exact ones they are, without the mean average "
+        "precision, which needs all ranks. By default where query times images exceed 10^10: beyond 100,000 images."
     )
     json: bool = flag("Print JSON instead of a table.", False)
 

@@ -62,8 +62,8 @@ class IndexedImages(Sequence[IndexedImage]):
     @classmethod
     def of(cls, count: int, **columns: Any) -> "IndexedImages":
         """Of (count,) values each; a column that is not given holds nulls."""
-        arrays = [pa.array(columns[n], kind) if n in columns else pa.nulls(count, kind) for n, kind in COLUMNS.items()]
-        return cls(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(COLUMNS)))
+        given = dict.fromkeys(COLUMNS, [None] * count) | columns
+        return cls(pa.RecordBatch.from_pydict(given, pa.schema(COLUMNS)))
 
     def __len__(self) -> int:
         return self.columns.num_rows
@@ -145,9 +145,8 @@ class ImageIndex:
         places[new[rows]] = len(known) + np.arange(len(rows))
         if not (good := places >= 0).any():
             raise ArgumentError(f"--images {folder} holds no image that can be decoded.")
-        images = IndexedImages(images.columns.filter(pa.array(good)))
-        origin = _origin(embedder, folder=str(root.resolve()))
-        return cls(torch.cat([known, embeddings])[torch.from_numpy(places[good])], images, origin)
+        images, origin = images.columns.filter(pa.array(good)), _origin(embedder, folder=str(root.resolve()))
+        return cls(torch.cat([known, embeddings])[places[good]], IndexedImages(images), origin)
 
     @classmethod
     def of_dataset(
@@ -177,9 +176,8 @@ class ImageIndex:
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        flat = pa.array(self.embeddings.flatten().numpy())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1])
-        batch = self.images.columns.append_column("embedding", vectors)
+        flat, dim = pa.array(self.embeddings.flatten().numpy()), self.embeddings.shape[1]
+        batch = self.images.columns.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, dim))
         origin = dataclasses.asdict(self.origin)
         if self.origin.folder is not None:
             images, index = Path(self.origin.folder), folder.resolve()

@@ -2,6 +2,7 @@
 
 One order everywhere: by cosine, computed in float64 and rounded to float32, and among equal cosines by row number."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,8 +58,7 @@ def nearest(queries: Tensor, embeddings: Tensor, k: int) -> Neighbours:
 
 
 def _keys(cosines: Tensor, rows: Tensor) -> Tensor:
-    """int64, greatest first in the order of this file. Of equal cosines a sort takes any: whole numbers in their order
-    have room for the row behind."""
+    """int64, greatest first: of equal cosines a sort takes any, and whole numbers have room for the row behind."""
     return (_as_ordered((cosines + 0.0).view(torch.int32).long()) << 32) - rows  # no −0
 
 
@@ -87,8 +87,7 @@ def retrieval_metrics(
         embeddings, labels: (N, D) unit rows, (N,) int64.
         ks: of recall@k.
         leave_one_out: queries and embeddings are the same, and no query finds itself.
-        approximate: of the nearest that an inverted file of faiss finds, as many as the largest k or R, in
-            O(Q·(√N + R)·D); exact ranks take O(Q·N·(D + log N)).
+        approximate: by max(k, R) neighbours of faiss, in O(Q·(√N + R)·D) for O(Q·N·(D + log N)).
 
     Returns:
         {"num_queries" (that count), "num_without_match" (that do not), "recall_at_1" and so on,
@@ -100,38 +99,34 @@ def retrieval_metrics(
     """
     if leave_one_out and len(queries) != len(embeddings):
         raise ValueError(f"{len(queries)} queries cannot be the {len(embeddings)} embeddings themselves.")
-    sizes = dict(zip(*(part.tolist() for part in labels.unique(return_counts=True))))
-    numbers = np.array([sizes.get(label, 0) - leave_one_out for label in query_labels.tolist()])  # R
+    own, wanted = labels.cpu().numpy(), query_labels.cpu().numpy()
+    sizes = Counter(own.tolist())
+    numbers = np.array([sizes[label] - leave_one_out for label in wanted.tolist()])  # R
     if not (counted := int((numbers > 0).sum())):
         raise ValueError("no query has an image of its class to find.")
-    more: dict[str, float | int] = {}
     if approximate:
         width = min(max(*ks, int(numbers.max())) + leave_one_out, len(embeddings))
         index, sample = _inverted_file(embeddings, width), queries[:: -(-len(queries) // SAMPLE)]
         pairs = zip(nearest(sample, embeddings, width).rows, index.search(sample.numpy(), width)[1])
-        more["recall_of_search"] = float(np.mean([np.isin(*pair).mean() for pair in pairs]))
-        blocks = (index.search(block.numpy(), width)[1] for _, block in _blocks(queries, width))
-        found = (rows[rows >= 0] for block in blocks for rows in block)
+        share = float(np.mean([np.isin(*pair).mean() for pair in pairs]))
+        found = (rows for _, block in _blocks(queries, width) for rows in index.search(block.numpy(), width)[1])
     else:
         found = _up_to_matches(queries, query_labels, embeddings, labels)
-    average, at_r, recalls = 0.0, 0.0, dict.fromkeys(sorted(ks), 0)
-    own, wanted = labels.cpu().numpy(), query_labels.cpu().numpy()
+    totals, recalls = np.zeros(2), dict.fromkeys(sorted(ks), 0)
     for query, rows in enumerate(tqdm(found, "measuring", len(queries), leave=False, delay=5)):
-        rows = rows[rows != query] if leave_one_out else rows
+        rows = rows[(rows >= 0) & (rows != query)] if leave_one_out else rows[rows >= 0]  # −1: none found
         ranks, number = 1 + np.flatnonzero(own[rows] == wanted[query]), numbers[query]
         if len(ranks):
             precision = np.arange(1, len(ranks) + 1) / ranks  # P(i) where rank i holds the class
-            average += precision.sum() / number
-            at_r += precision[ranks <= number].sum() / number
+            totals += precision.sum() / number, precision[ranks <= number].sum() / number
             recalls = {k: hits + int(ranks[0] <= k) for k, hits in recalls.items()}
-    if not approximate:
-        more["mean_average_precision"] = float(average) / counted
+    average, at_r = (totals / counted).tolist()
     return {
         "num_queries": counted,
         "num_without_match": len(queries) - counted,
         **{f"recall_at_{k}": hits / counted for k, hits in recalls.items()},
-        **more,
-        "mean_average_precision_at_r": float(at_r) / counted,
+        **({"recall_of_search": share} if approximate else {"mean_average_precision": average}),
+        "mean_average_precision_at_r": at_r,
     }
 
 

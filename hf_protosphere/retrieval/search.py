@@ -103,11 +103,9 @@ def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
         if not pc.any(pc.is_in(query_names, names)).as_py():
             raise ArgumentError(f"--dataset_name {arguments.dataset_name} and the index have no class in common.")
     numbers = torch.from_dlpack(pa.concat_arrays([query_names, names]).dictionary_encode().indices).long()
-    approximate, pairs = arguments.approximate, len(queries) * len(names)
-    if approximate is None:
-        approximate = pairs > EXACT_PAIRS
-    if approximate and find_spec("faiss") is None:
-        raise ArgumentError(f"--approximate, of {pairs:,} pairs, needs faiss: pip install faiss-cpu, or give false.")
+    wanted, many = arguments.approximate, len(queries) * len(names) > EXACT_PAIRS
+    if (approximate := many if wanted is None else wanted) and find_spec("faiss") is None:
+        raise ArgumentError("--approximate, which so many images need, needs faiss: pip install faiss-cpu, or false.")
     metrics = retrieval_metrics(
         queries, numbers[: len(queries)], found.embeddings, numbers[-len(names) :],
         ks=arguments.recall_at, leave_one_out=of is None, approximate=approximate,
@@ -123,9 +121,7 @@ def _metrics_table(report: dict[str, Any]) -> str:
     rows = [[title, f"{report[name]:.2%}"] for name, title in titles.items() if name in report]
     table = format_table([[images, "value"], *rows])
     if found := report.get("recall_of_search"):
-        table += (
-            f"\n(approximate, by a search that finds {found:.2%} of the nearest; --approximate false measures more)"
-        )
+        table += f"\n(approximate: the search found {found:.2%} of the nearest; exactly by --approximate false)"
     if left_out := report["num_without_match"]:
         table += f"\n({left_out:,} queries left out: no other image has their class)"
     return table

@@ -18,7 +18,6 @@ import argparse
 import io
 import math
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -109,6 +108,8 @@ def measured(step: str, a: argparse.Namespace, images: int, folder: str) -> Resu
     with redirect_stdout(io.StringIO()):
         found = STEPS[step](a, images, folder)
     seconds = {"clock": time.perf_counter() - started, "processor": time.process_time() - used}
+    import resource  # which Windows lacks
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return found | seconds | {"memory": (peak - before) / 2**20}
 

@@ -15,6 +15,8 @@ from hf_protosphere.retrieval.arguments import IndexArguments, SearchArguments
         ({"evaluate": True, "k": 10}, r"--k is for --queries, not for --evaluate"),
         ({"queries": ["."], "recall_at": [1]}, r"--recall_at is for --evaluate: leave it out"),
         ({"queries": ["."], "split": "train"}, r"--split train is for --dataset_name only"),
+        ({"queries": ["."], "approximate": True}, r"--approximate is for --evaluate: leave it out"),
+        ({"evaluate": True, "approximate": "yes"}, r"--approximate must be true or false"),
         ({"evaluate": True, "recall_at": [0]}, r"--recall_at must be"),
         ({"evaluate": True, "k": 0}, r"k must be"),
         ({"queries": ["."], "dataset_name": "x"}, r"--dataset_name is for --evaluate"),

@@ -1,10 +1,12 @@
 """The command `search`: neighbours as a table, a picture and JSON, and how good they are."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
+import hf_protosphere.retrieval.search as job
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.retrieval.arguments import SearchArguments
@@ -45,6 +47,37 @@ def test_retrieval_of_a_data_set_is_measured(digits_folder, model, tmp_path, cap
     assert loaded.name(7) == "train 7"
     assert loaded.images[7].label == "digit_0"
     assert loaded.image(7).size == (32, 32)
+
+
+def test_measured_approximately_on_request_and_beyond_so_many_pairs(
+    digits_folder, model, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("faiss")
+    folder = str(tmp_path / "i")
+    ImageIndex.of_dataset(str(digits_folder), model, split="train", num_workers=0).save(folder)
+    exact = search(SearchArguments(index=folder, evaluate=True))
+    assert exact["mean_average_precision"] > 1 / 3
+    capsys.readouterr()
+    found = search(SearchArguments(index=folder, evaluate=True, approximate=True))
+    said = f"(approximate: the search found {found['recall_of_search']:.2%} of the nearest; exactly by --approximate"
+    assert said in capsys.readouterr().out
+    assert 0.99 < found["recall_of_search"] <= 1
+    assert "mean_average_precision" not in found
+    assert found["mean_average_precision_at_r"] == pytest.approx(exact["mean_average_precision_at_r"], abs=0.01)
+    monkeypatch.setattr(job, "EXACT_PAIRS", 120 * 120 - 1)
+    assert search(SearchArguments(index=folder, evaluate=True)) == found
+    assert search(SearchArguments(index=folder, evaluate=True, approximate=False)) == exact
+    monkeypatch.setattr(job, "find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"--approximate, which so many images need, needs faiss"):
+        search(SearchArguments(index=folder, evaluate=True))
+
+
+def test_a_query_of_the_indexed_folder_has_the_label_that_the_index_says(photos, model, tmp_path):
+    ImageIndex.of_folder(photos, model, labels_from_folders=True).save(tmp_path / "i")
+    shutil.copy(photos / "a/0.png", tmp_path / "0.png")
+    given = SearchArguments(index=str(tmp_path / "i"), queries=[str(photos / "b"), str(tmp_path / "0.png")])
+    paths, labels, _ = job._embedded_queries(ImageIndex.load(given.index), given)
+    assert dict(zip(paths, labels)) == {photos / "b/2.png": "b", tmp_path / "0.png": None}
 
 
 def test_measuring_needs_labels(built):
