@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 BLOCK_NUMBERS, QUERIES = 2**22, 2**12  # similarities, and queries, that are in memory at once
-PROBED, SAMPLE = 8, 256  # of an approximate search: candidates for each neighbour, and queries that it is tried on
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def _as_ordered(bits: Tensor) -> Tensor:
 
 def retrieval_metrics(
     queries: Tensor, query_labels: Tensor, embeddings: Tensor, labels: Tensor, *,
-    ks: Sequence[int] = (1, 5, 10), leave_one_out: bool = False, approximate: bool = False,
+    ks: Sequence[int] = (1, 5, 10), leave_one_out: bool = False, num_queries: int | None = None,
 ) -> dict[str, float | int]:  # fmt: skip
     """How well the nearest neighbours of labelled queries have their class.
 
@@ -87,35 +85,31 @@ def retrieval_metrics(
         embeddings, labels: (N, D) unit rows, (N,) int64.
         ks: of recall@k.
         leave_one_out: queries and embeddings are the same, and no query finds itself.
-        approximate: by max(k, R) neighbours of faiss, in O(Q·(√N + R)·D) for O(Q·N·(D + log N)).
+        num_queries: measure so many of them, drawn by a fixed seed, exactly: in O(N·D) each.
 
     Returns:
         {"num_queries" (that count), "num_without_match" (that do not), "recall_at_1" and so on,
-        "mean_average_precision", "mean_average_precision_at_r"}, in [0, 1]. Approximately without the last but one,
-        which needs all ranks, and with "recall_of_search", the share of the exact neighbours found for a sample.
+        "mean_average_precision", "mean_average_precision_at_r"}, in [0, 1].
 
     Raises:
         ValueError: no query has a match.
     """
     if leave_one_out and len(queries) != len(embeddings):
         raise ValueError(f"{len(queries)} queries cannot be the {len(embeddings)} embeddings themselves.")
+    chosen = np.arange(len(queries))
+    if num_queries is not None and num_queries < len(queries):
+        chosen = np.sort(np.random.default_rng(0).choice(chosen, num_queries, replace=False))
+    queries, query_labels = queries[chosen], query_labels[chosen]
     own, wanted = labels.cpu().numpy(), query_labels.cpu().numpy()
     sizes = Counter(own.tolist())
     numbers = np.array([sizes[label] - leave_one_out for label in wanted.tolist()])  # R
     if not (counted := int((numbers > 0).sum())):
         raise ValueError("no query has an image of its class to find.")
-    if approximate:
-        width = min(max(*ks, int(numbers.max())) + leave_one_out, len(embeddings))
-        index, sample = _inverted_file(embeddings, width), queries[:: -(-len(queries) // SAMPLE)]
-        pairs = zip(nearest(sample, embeddings, width).rows, index.search(sample.numpy(), width)[1])
-        share = float(np.mean([np.isin(*pair).mean() for pair in pairs]))
-        found = (rows for _, block in _blocks(queries, width) for rows in index.search(block.numpy(), width)[1])
-    else:
-        found = _up_to_matches(queries, query_labels, embeddings, labels)
+    found = _up_to_matches(queries, query_labels, embeddings, labels)
     totals, recalls = np.zeros(2), dict.fromkeys(sorted(ks), 0)
-    for query, rows in enumerate(tqdm(found, "measuring", len(queries), leave=False, delay=5)):
-        rows = rows[(rows >= 0) & (rows != query)] if leave_one_out else rows[rows >= 0]  # −1: none found
-        ranks, number = 1 + np.flatnonzero(own[rows] == wanted[query]), numbers[query]
+    bar = tqdm(found, "measuring", len(queries), leave=False, delay=5)
+    for row, label, number, rows in zip(chosen, wanted, numbers, bar):
+        ranks = 1 + np.flatnonzero(own[rows[rows != row] if leave_one_out else rows] == label)
         if len(ranks):
             precision = np.arange(1, len(ranks) + 1) / ranks  # P(i) where rank i holds the class
             totals += precision.sum() / number, precision[ranks <= number].sum() / number
@@ -125,7 +119,7 @@ def retrieval_metrics(
         "num_queries": counted,
         "num_without_match": len(queries) - counted,
         **{f"recall_at_{k}": hits / counted for k, hits in recalls.items()},
-        **({"recall_of_search": share} if approximate else {"mean_average_precision": average}),
+        "mean_average_precision": average,
         "mean_average_precision_at_r": at_r,
     }
 
@@ -143,21 +137,6 @@ def _up_to_matches(queries: Tensor, query_labels: Tensor, embeddings: Tensor, la
             cosines = torch.cat([(block.double() @ chunk.double().T).float() for chunk in chunks], 1)
             others = query_labels[start : start + len(block), None] != labels
             yield from pool.map(ordered, cosines.cpu(), cosines.masked_fill(others, 2).amin(1).cpu())
-
-
-def _inverted_file(embeddings: Tensor, k: int) -> Any:
-    """An index of faiss of inner products: 4·√N cells, of which a search looks at those nearest to the query that hold
-    8·k embeddings (Sivic and Zisserman, Video Google, 2003). It has the embeddings in memory, in float16."""
-    import faiss
-
-    count, dim = embeddings.shape
-    cells = max(1, min(round(4 * count**0.5), count // 39))  # faiss wants 39 embeddings to fit a cell's centre to
-    index = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid = 39
-    index.train(embeddings.numpy())
-    index.add(embeddings.numpy())
-    index.nprobe = min(cells, max(16, -(-PROBED * k * cells // count)))
-    return index
 
 
 def _blocks(queries: Tensor, numbers_each: int) -> Iterator[tuple[int, Tensor]]:

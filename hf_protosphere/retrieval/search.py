@@ -1,7 +1,6 @@
 """The command `protosphere search`: the nearest images of an index, or how good they are."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .image_index import ImageIndex
 from .neighbours import retrieval_metrics
 from .plots import PicturedImage, plot_neighbours
 
-EXACT_PAIRS = 10**10  # of a query and an image: minutes
+MOST_PAIRS, FEWEST = 4 * 10**9, 1000  # of a query and an image, minutes; queries
 
 
 def search(arguments: SearchArguments) -> dict[str, Any]:
@@ -103,12 +102,10 @@ def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
         if not pc.any(pc.is_in(query_names, names)).as_py():
             raise ArgumentError(f"--dataset_name {arguments.dataset_name} and the index have no class in common.")
     numbers = torch.from_dlpack(pa.concat_arrays([query_names, names]).dictionary_encode().indices).long()
-    wanted, many = arguments.approximate, len(queries) * len(names) > EXACT_PAIRS
-    if (approximate := many if wanted is None else wanted) and find_spec("faiss") is None:
-        raise ArgumentError("--approximate, which so many images need, needs faiss: pip install faiss-cpu, or false.")
+    number = arguments.num_queries or max(FEWEST, MOST_PAIRS // len(names))
     metrics = retrieval_metrics(
         queries, numbers[: len(queries)], found.embeddings, numbers[-len(names) :],
-        ks=arguments.recall_at, leave_one_out=of is None, approximate=approximate,
+        ks=arguments.recall_at, leave_one_out=of is None, num_queries=number,
     )  # fmt: skip
     return {"index": arguments.index, "num_images": len(found), "queries": of, **metrics}
 
@@ -118,10 +115,8 @@ def _metrics_table(report: dict[str, Any]) -> str:
     titles = {name: name.replace("recall_at_", "recall@") for name in report if "recall_at" in name}
     titles["mean_average_precision"] = "mean average precision"
     titles["mean_average_precision_at_r"] = "mean average precision at R"
-    rows = [[title, f"{report[name]:.2%}"] for name, title in titles.items() if name in report]
+    rows = [[title, f"{report[name]:.2%}"] for name, title in titles.items()]
     table = format_table([[images, "value"], *rows])
-    if found := report.get("recall_of_search"):
-        table += f"\n(approximate: the search found {found:.2%} of the nearest; exactly by --approximate false)"
     if left_out := report["num_without_match"]:
         table += f"\n({left_out:,} queries left out: no other image has their class)"
     return table

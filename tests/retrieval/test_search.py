@@ -49,27 +49,18 @@ def test_retrieval_of_a_data_set_is_measured(digits_folder, model, tmp_path, cap
     assert loaded.image(7).size == (32, 32)
 
 
-def test_measured_approximately_on_request_and_beyond_so_many_pairs(
-    digits_folder, model, tmp_path, capsys, monkeypatch
-):
-    pytest.importorskip("faiss")
+def test_of_so_many_pairs_a_sample_of_the_queries_is_measured(digits_folder, model, tmp_path, monkeypatch):
     folder = str(tmp_path / "i")
     ImageIndex.of_dataset(str(digits_folder), model, split="train", num_workers=0).save(folder)
-    exact = search(SearchArguments(index=folder, evaluate=True))
-    assert exact["mean_average_precision"] > 1 / 3
-    capsys.readouterr()
-    found = search(SearchArguments(index=folder, evaluate=True, approximate=True))
-    said = f"(approximate: the search found {found['recall_of_search']:.2%} of the nearest; exactly by --approximate"
-    assert said in capsys.readouterr().out
-    assert 0.99 < found["recall_of_search"] <= 1
-    assert "mean_average_precision" not in found
-    assert found["mean_average_precision_at_r"] == pytest.approx(exact["mean_average_precision_at_r"], abs=0.01)
-    monkeypatch.setattr(job, "EXACT_PAIRS", 120 * 120 - 1)
+    whole = search(SearchArguments(index=folder, evaluate=True))
+    assert whole["num_queries"] == 120
+    found = search(SearchArguments(index=folder, evaluate=True, num_queries=60))
+    assert found["num_queries"] == 60
+    assert found["mean_average_precision"] == pytest.approx(whole["mean_average_precision"], abs=0.1)
+    monkeypatch.setattr(job, "MOST_PAIRS", 60 * 120)
+    monkeypatch.setattr(job, "FEWEST", 10)
     assert search(SearchArguments(index=folder, evaluate=True)) == found
-    assert search(SearchArguments(index=folder, evaluate=True, approximate=False)) == exact
-    monkeypatch.setattr(job, "find_spec", lambda name: None)
-    with pytest.raises(ArgumentError, match=r"--approximate, which so many images need, needs faiss"):
-        search(SearchArguments(index=folder, evaluate=True))
+    assert search(SearchArguments(index=folder, evaluate=True, num_queries=120)) == whole
 
 
 def test_a_query_of_the_indexed_folder_has_the_label_that_the_index_says(photos, model, tmp_path):
