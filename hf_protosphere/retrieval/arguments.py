@@ -76,6 +76,10 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
         False,
     )
     recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
+    num_queries: Count | None = flag(
+        "With --evaluate: measure so many queries, drawn at random. By default all, or where query times images exceeds "
+        "4·10^9, as of more than 63,000 images, as many as stay below."
+    )
     json: bool = flag("Print JSON instead of a table.", False)
 
     def __post_init__(self) -> None:
@@ -83,7 +87,7 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
         if not self.evaluate and not self.queries:
             raise ArgumentError("give --queries, images to look for, or --evaluate.")
         of_neighbours = ("queries", "picture", "k", "labels_from_folders")
-        for name in of_neighbours if self.evaluate else ("recall_at", "dataset_name"):
+        for name in of_neighbours if self.evaluate else ("recall_at", "num_queries", "dataset_name"):
             if name in self.given:
                 mode = "--queries, not for --evaluate" if self.evaluate else "--evaluate"
                 raise ArgumentError(f"--{name} is for {mode}: leave it out.")

@@ -1,19 +1,21 @@
 """An index of images on disk: their embeddings, and where each image is.
 
-One Parquet file, which 🤗 datasets and pandas read too. It is written beside the old one and
-renamed: whatever ends the process, one of the two is there, whole."""
+One Arrow file, which 🤗 datasets and pandas read too, and which is mapped into memory, not read into it. It is
+written beside the old one and renamed: whatever ends the process, one of the two is there, whole."""
 
 import dataclasses
 import json
 import os
-import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -30,12 +32,10 @@ from ..runs.files import whole_file
 from .embedding import Embedder
 from .neighbours import Neighbours, nearest
 
-INDEX = "index.parquet"
+INDEX, OLD_INDEX = "index.arrow", "index.parquet"  # the old one, of version 0.1.0, is read still
 KEY = b"protosphere_index"  # of the origin, in the metadata of the file
-COLUMNS = {  # as the fields of `IndexedImage`
-    "path": pa.string(), "row": pa.int64(), "label": pa.string(), "size": pa.int64(),
-    "modified": pa.int64(), "changed": pa.int64(),
-}  # fmt: skip
+# What leads out of the folder that a path should be in.
+OUTSIDE = r"^$|^/|\x00|(^|[/\\])\.\.([/\\]|$)" + (r"|^\\|^.?:" if os.name == "nt" else "")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,34 @@ class IndexedImage:
     modified: int | None = None  # the file, in nanoseconds
     changed: int | None = None  # anything of it, these two included: what nobody can set back
 
-    @property
-    def file_state(self) -> tuple[str | int | None, ...]:
-        """What tells whether a file changed."""
-        return self.path, self.size, self.modified, self.changed
+
+COLUMNS = {own.name: pa.string() if own.type == str | None else pa.int64() for own in dataclasses.fields(IndexedImage)}
+
+
+@dataclass(frozen=True)
+class IndexedImages(Sequence[IndexedImage]):
+    """The images of an index in columns; only what is asked for becomes an `IndexedImage`."""
+
+    columns: pa.RecordBatch  # of `COLUMNS`
+
+    @classmethod
+    def of(cls, count: int, **columns: Any) -> "IndexedImages":
+        """Of (count,) values each; a column that is not given holds nulls."""
+        given = dict.fromkeys(COLUMNS, [None] * count) | columns
+        return cls(pa.RecordBatch.from_pydict(given, pa.schema(COLUMNS)))
+
+    def __len__(self) -> int:
+        return self.columns.num_rows
+
+    def __getitem__(self, row: int) -> IndexedImage:
+        return IndexedImage(**self.columns.slice(int(row), 1).to_pylist()[0])
+
+    def places_in(self, others: "IndexedImages") -> np.ndarray:
+        """(N,) int64: where the others have the same files, unchanged since; -1 where they do not."""
+        places = pc.index_in(self.columns["path"], others.columns["path"])
+        for name in ("size", "modified", "changed"):
+            places = pc.if_else(pc.equal(self.columns[name], others.columns[name].take(places)), places, None)
+        return places.fill_null(-1).to_numpy().astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,7 @@ class ImageIndex:
     """
 
     embeddings: Tensor  # (N, D) float32, unit rows
-    images: list[IndexedImage]
+    images: IndexedImages
     origin: Origin
 
     def __len__(self) -> int:
@@ -106,25 +130,23 @@ class ImageIndex:
         embedder = Embedder.load(model) if isinstance(model, str) else model
         root, files = Path(folder), image_files(Path(folder))
         labels = folder_labels(root, files, "--images") if labels_from_folders else {}
-        images = [
-            IndexedImage(
-                path=path.relative_to(root).as_posix(), label=labels.get(path), size=(status := path.stat()).st_size,
-                modified=status.st_mtime_ns, changed=status.st_ctime_ns,
-            )
-            for path in files
-        ]  # fmt: skip
-        known: dict[tuple, Tensor] = {}
+        states = ((status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in map(os.stat, files))
+        size, modified, changed = np.fromiter(states, np.dtype((np.int64, 3)), len(files)).T
+        images = IndexedImages.of(
+            len(files), path=[path.relative_to(root).as_posix() for path in files],
+            label=[labels.get(path) for path in files], size=size, modified=modified, changed=changed,
+        )  # fmt: skip
+        known, places = torch.empty(0, embedder.dim), np.full(len(files), -1)
         if previous is not None:
             previous.check_model(embedder)
-            known = {i.file_state: e for i, e in zip(previous.images, previous.embeddings)}
-        new = [image for image in images if image.file_state not in known]
-        embeddings, rows = embedder.embed_all([root / image.path for image in new], **options)
-        known |= {new[row].file_state: e for row, e in zip(rows, embeddings)}
-        images = [image for image in images if image.file_state in known]
-        if not images:
+            known, places = previous.embeddings, images.places_in(previous.images)
+        new = np.flatnonzero(places < 0)
+        embeddings, rows = embedder.embed_all([files[row] for row in new], **options)
+        places[new[rows]] = len(known) + np.arange(len(rows))
+        if not (good := places >= 0).any():
             raise ArgumentError(f"--images {folder} holds no image that can be decoded.")
-        origin = _origin(embedder, folder=str(root.resolve()))
-        return cls(torch.stack([known[image.file_state] for image in images]), images, origin)
+        images, origin = images.columns.filter(pa.array(good)), _origin(embedder, folder=str(root.resolve()))
+        return cls(torch.cat([known, embeddings])[places[good]], IndexedImages(images), origin)
 
     @classmethod
     def of_dataset(
@@ -148,43 +170,46 @@ class ImageIndex:
         if not rows:
             raise DataError(f"--dataset_name {dataset_name}: none of its images can be decoded.")
         names, labels = images.features["label"].names, labels_of(images)
-        entries = [IndexedImage(row=row, label=names[labels[row]]) for row in rows]
+        entries = IndexedImages.of(len(rows), row=rows, label=[names[label] for label in labels[rows]])
         return cls(embeddings, entries, _origin(embedder, dataset=source))
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        flat = pa.array(self.embeddings.flatten().numpy())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1])
-        table = pa.Table.from_pylist([vars(image) for image in self.images], pa.schema(COLUMNS))
-        table = table.append_column("embedding", vectors)
+        flat, dim = pa.array(self.embeddings.flatten().numpy()), self.embeddings.shape[1]
+        batch = self.images.columns.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, dim))
         origin = dataclasses.asdict(self.origin)
         if self.origin.folder is not None:
             images, index = Path(self.origin.folder), folder.resolve()
             # Relative where one holds the other, so that they can be moved together.
             if images.is_relative_to(index) or index.is_relative_to(images):
                 origin["folder"] = os.path.relpath(images, index)
-        table = table.replace_schema_metadata({KEY: json.dumps(origin)})
-        with whole_file(folder / INDEX) as unfinished:
-            pq.write_table(table, unfinished, write_page_checksum=True)
+        batch = batch.replace_schema_metadata({KEY: json.dumps(origin)})
+        with (
+            whole_file(folder / INDEX) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as file,
+            pa.ipc.new_file(file, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
+            file.flush()
+            # Arrow has no checksums: ours comes with a second batch, of no rows.
+            written = np.memmap(unfinished, mode="r")
+            writer.write_batch(batch.slice(0, 0), {"bytes": str(len(written)), "crc32": str(zlib.crc32(written))})
+        (folder / OLD_INDEX).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImageIndex":
         """The index in a folder; an `ArgumentError` where there is none, or it is damaged."""
-        path = Path(folder) / INDEX
+        path = index_file(Path(folder))
         if not path.is_file():
             raise ArgumentError(f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}.")
         again = "Remove it, and write it again by `protosphere index`."
         with errors_in_one_line(f"{path} is damaged or no index", again):
-            _refuse_giants(path)
-            table = pq.read_table(path, page_checksum_verification=True)
-            origin = Origin(**json.loads(table.schema.metadata[KEY]))
-            vectors = table["embedding"].combine_chunks()
-            flat = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).copy())
-            embeddings = flat.view(len(table), vectors.type.list_size)
-            # Version 0.1.0 did not write the last one.
-            columns = [c for c in COLUMNS if c != "changed" or c in table.column_names]
-            images = [IndexedImage(**row) for row in table.select(columns).to_pylist()]
+            batch = _read(path)
+            origin = Origin(**json.loads(batch.schema.metadata[KEY]))
+            vectors = batch["embedding"]
+            embeddings = torch.from_dlpack(vectors.flatten()).view(len(vectors), vectors.type.list_size)
+            images = IndexedImages(batch.select([*COLUMNS]).replace_schema_metadata())
             _check(embeddings, images, origin)
         if origin.folder is not None:
             origin = dataclasses.replace(origin, folder=os.path.normpath(Path(folder).resolve() / origin.folder))
@@ -240,10 +265,16 @@ class ImageIndex:
         return undecoded(load_split(**self.origin.dataset))
 
 
+def index_file(folder: Path) -> Path:
+    """Where the index of a folder is, or is to be."""
+    return next((folder / name for name in (INDEX, OLD_INDEX) if (folder / name).exists()), folder / INDEX)
+
+
 def is_index(path: Path) -> bool:
     """Whether a file is one that `ImageIndex.save` wrote, by its header."""
     try:
-        return KEY in (pq.read_schema(path).metadata or {})
+        schema = pa.ipc.open_file(pa.OSFile(str(path))).schema if path.name == INDEX else pq.read_schema(path)
+        return KEY in (schema.metadata or {})
     except (pa.ArrowException, OSError):
         return False
 
@@ -252,22 +283,38 @@ def _origin(embedder: Embedder, **images: Any) -> Origin:
     return Origin(embedder.name, embedder.fingerprint, layer=embedder.layer, pretrained=embedder.pretrained, **images)
 
 
-def _refuse_giants(path: Path) -> None:
-    """Other columns, or more numbers than fit into a file of this size, are a `ValueError`."""
-    kinds = {field.name: field.type for field in pq.read_schema(path)}
-    embedding = kinds.pop("embedding", None)
+def _read(path: Path) -> pa.RecordBatch:
+    """What an index file holds, of Arrow in place; a `ValueError` where it is damaged, or no index can hold it."""
+    if is_arrow := path.name == INDEX:
+        # Written into, it is copied. Windows replaces no file that is mapped.
+        content = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, mode="c")
+        file = pa.ipc.open_file(pa.py_buffer(content))
+    else:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    kinds = {field.name: field.type for field in (file.schema if is_arrow else file.schema_arrow)}
+    embedding, changed = kinds.pop("embedding", None), {"changed": COLUMNS["changed"]}  # not in version 0.1.0
     is_list = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
-    if not is_list or {"changed": COLUMNS["changed"]} | kinds != COLUMNS:
+    if not is_list or changed | kinds != COLUMNS:
         raise ValueError(f"it has the columns {kinds} and embedding: {embedding}.")
-    rows, dim = pq.read_metadata(path).num_rows, embedding.list_size
-    if rows * max(dim, 1) > 64 * path.stat().st_size:
-        raise ValueError(f"{rows:,} rows of {dim:,} numbers are more than the file can hold.")
+    if is_arrow:
+        said = file.get_batch_with_custom_metadata(1).custom_metadata
+        if zlib.crc32(content[: int(said["bytes"])]) != int(said["crc32"]):
+            raise ValueError("its checksum is another.")
+        batch = file.get_batch(0)
+    else:
+        if (numbers := file.metadata.num_rows * max(embedding.list_size, 1)) > 64 * path.stat().st_size:
+            raise ValueError(f"{numbers:,} numbers are more than the file can hold.")
+        batch = file.read().combine_chunks().to_batches()[0]
+        if "changed" not in kinds:
+            batch = batch.append_column("changed", pa.nulls(len(batch), changed["changed"]))
+    batch.validate(full=True)
+    return batch
 
 
-def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> None:
+def _check(embeddings: Tensor, images: IndexedImages, origin: Origin) -> None:
     """Vectors that are no points of the sphere, and an image that is none of the folder or split
     that the index was made from, are a `ValueError`."""
-    if not images or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
+    if not len(images) or not ((embeddings.norm(dim=1) - 1).abs() < 0.01).all():  # NaN is no match
         raise ValueError("its embeddings are none, or not finite, or not of unit norm.")
     source, known = origin.dataset, {"dataset_name", "split", *LabelledImages().columns}
     texts = [origin.model, origin.fingerprint, origin.layer]
@@ -275,10 +322,10 @@ def _check(embeddings: Tensor, images: list[IndexedImage], origin: Origin) -> No
     named = origin.folder is not None or {"dataset_name", "split"} <= {*source}
     if not named or not {*source} <= known or not all(isinstance(text, str) for text in texts):
         raise ValueError("it does not say of what folder or data set it was made.")
-    for image in images:
-        path, row = PurePath(image.path or ""), image.row
-        outside = path.is_absolute() or path.drive or ".." in re.split(r"[/\\]", image.path or "")
-        if origin.folder is not None and (not image.path or outside or "\0" in image.path):
-            raise ValueError(f"{image.path!r} is no path in the folder that it was made from.")
-        if origin.folder is None and (image.path is not None or row is None or row < 0):
-            raise ValueError(f"{image} is no row of the split that it was made from.")
+    path, row = images.columns["path"], images.columns["row"]
+    if origin.folder is not None:
+        wrong, what = pc.match_substring_regex(path, OUTSIDE).fill_null(True), "path in the folder"
+    else:
+        wrong, what = pc.or_(path.is_valid(), pc.less(row, 0).fill_null(True)), "row of the split"
+    for image in IndexedImages(images.columns.filter(wrong)):
+        raise ValueError(f"{image} is no {what} that it was made from.")

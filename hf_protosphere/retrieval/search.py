@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from .embedding import Embedder
 from .image_index import ImageIndex
 from .neighbours import retrieval_metrics
 from .plots import PicturedImage, plot_neighbours
+
+MOST_PAIRS, FEWEST = 4 * 10**9, 1000  # of a query and an image, minutes; queries
 
 
 def search(arguments: SearchArguments) -> dict[str, Any]:
@@ -65,12 +69,13 @@ def _embedded_queries(found: ImageIndex, arguments: SearchArguments) -> tuple[li
         raise ArgumentError(f"--queries {' '.join(arguments.queries)}: no images there.")
     embeddings, rows = _embedder(found, arguments).embed_all(paths, **arguments.embedding_options)
     paths = [paths[row] for row in rows]
-    root = found.origin.folder
-    own = {Path(root) / image.path: image.label for image in found.images} if root else {}
-    labels = [own.get(path.resolve()) for path in paths]
     if arguments.labels_from_folders:
-        labels = [known[path] for path in paths]
-    return paths, labels, embeddings
+        return paths, [known[path] for path in paths], embeddings
+    root, images = found.origin.folder, found.images.columns
+    whole = [path.resolve() for path in paths]
+    own = [path.relative_to(root).as_posix() if root and path.is_relative_to(root) else None for path in whole]
+    places = pc.index_in(pa.array(own, pa.string()), images["path"])
+    return paths, images["label"].take(places).to_pylist(), embeddings
 
 
 def _embedder(found: ImageIndex, arguments: SearchArguments) -> Embedder:
@@ -80,8 +85,8 @@ def _embedder(found: ImageIndex, arguments: SearchArguments) -> Embedder:
 
 
 def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
-    names = [image.label for image in found.images]
-    if None in names:
+    names = found.images.columns["label"]
+    if names.null_count:
         raise ArgumentError(
             f"--evaluate needs labels, and --index {arguments.index} has none: index a data set, "
             "or a folder with --labels_from_folders."
@@ -92,15 +97,15 @@ def _evaluate(found: ImageIndex, arguments: SearchArguments) -> dict[str, Any]:
             arguments.dataset_name, _embedder(found, arguments), split=arguments.split,
             columns=arguments.columns, **arguments.embedding_options,
         )  # fmt: skip
-        queries, query_names = asked.embeddings, [image.label for image in asked.images]
+        queries, query_names = asked.embeddings, asked.images.columns["label"]
         of = f"{arguments.dataset_name}, {arguments.split}"
-        if not {*names} & {*query_names}:
+        if not pc.any(pc.is_in(query_names, names)).as_py():
             raise ArgumentError(f"--dataset_name {arguments.dataset_name} and the index have no class in common.")
-    numbers = {name: i for i, name in enumerate(sorted({*names, *query_names}))}
+    numbers = torch.from_dlpack(pa.concat_arrays([query_names, names]).dictionary_encode().indices).long()
+    number = arguments.num_queries or max(FEWEST, MOST_PAIRS // len(names))
     metrics = retrieval_metrics(
-        queries, torch.tensor([numbers[name] for name in query_names]),
-        found.embeddings, torch.tensor([numbers[name] for name in names]),
-        ks=arguments.recall_at, leave_one_out=of is None,
+        queries, numbers[: len(queries)], found.embeddings, numbers[-len(names) :],
+        ks=arguments.recall_at, leave_one_out=of is None, num_queries=number,
     )  # fmt: skip
     return {"index": arguments.index, "num_images": len(found), "queries": of, **metrics}
 

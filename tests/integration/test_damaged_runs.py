@@ -57,11 +57,11 @@ COMMANDS = {
     "export": (["export", "run", "--format", "torch_export"], MODEL),
     "index": (
         ["index", DATA / "test", "--model", "run", "--index_dir", "index", "--num_workers", "0"],
-        [*MODEL, "index/index.parquet", "index/index.parquet"],
+        [*MODEL, "index/index.arrow", "index/index.arrow"],
     ),
     "search": (
         ["search", "index", DATA / "test" / "class_0" / "1.png", "--model", "run"],
-        [*MODEL, "index/index.parquet", "index/index.parquet"],
+        [*MODEL, "index/index.arrow", "index/index.arrow"],
     ),
     "finetune": (FINETUNE, [*MODEL, "rows/transfer.yaml", "rows/rows.jsonl"]),
     "add-class": (

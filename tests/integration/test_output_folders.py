@@ -33,7 +33,7 @@ COMMANDS = {
         "evaluate --model MODEL --dataset_name DATA --num_workers 0", "--pictures", "cosines.png",
     ),
     "export": ("export MODEL", "--output_dir", "README.md"),
-    "index": ("index IMAGES --model MODEL --overwrite", "--index_dir", "index.parquet"),
+    "index": ("index IMAGES --model MODEL --overwrite", "--index_dir", "index.arrow"),
     "transfer-suite": (
         "transfer-suite SUITE --models MODEL --modes knn", "--output_dir", "table.md",
     ),

@@ -19,7 +19,7 @@ from hf_protosphere.data.transforms import EvaluationImages, TrainingImages, Tra
 from hf_protosphere.hub.demo import _uploaded
 from hf_protosphere.open_set.threshold import OpenSetClassifier
 from hf_protosphere.retrieval.embedding import Embedder
-from hf_protosphere.retrieval.image_index import ImageIndex, IndexedImage, Origin
+from hf_protosphere.retrieval.image_index import ImageIndex, IndexedImages, Origin
 from hf_protosphere.robustness.corrupted_data import ResizedImages
 from tests.open_set.test_threshold import save_checkpoint
 from tests.pictures import PICTURES, SENSELESS, write_picture
@@ -38,7 +38,9 @@ def readers(tmp_path_factory):
         with_kwargs=True,
     )
     embedder = Embedder(str(folder), model.protosphere, processor, "fingerprint")
-    found = ImageIndex(torch.zeros(1, embedder.dim), [IndexedImage("x")], Origin(str(folder), "fingerprint"))
+    found = ImageIndex(
+        torch.zeros(1, embedder.dim), IndexedImages.of(1, path=["x"]), Origin(str(folder), "fingerprint")
+    )
     task = "open-set-image-classification"
     classify = pipeline(task, model=model, image_processor=processor)
     transform = TrainTransform(config, BatchOptions())

@@ -15,6 +15,8 @@ from hf_protosphere.retrieval.arguments import IndexArguments, SearchArguments
         ({"evaluate": True, "k": 10}, r"--k is for --queries, not for --evaluate"),
         ({"queries": ["."], "recall_at": [1]}, r"--recall_at is for --evaluate: leave it out"),
         ({"queries": ["."], "split": "train"}, r"--split train is for --dataset_name only"),
+        ({"queries": ["."], "num_queries": 9}, r"--num_queries is for --evaluate: leave it out"),
+        ({"evaluate": True, "num_queries": 0}, r"--num_queries must be a whole number of at least 1"),
         ({"evaluate": True, "recall_at": [0]}, r"--recall_at must be"),
         ({"evaluate": True, "k": 0}, r"k must be"),
         ({"queries": ["."], "dataset_name": "x"}, r"--dataset_name is for --evaluate"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import hf_protosphere.retrieval
 from hf_protosphere.data.arguments import LabelledImages
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.retrieval.embedding import Embedder
-from hf_protosphere.retrieval.image_index import INDEX, KEY, ImageIndex
+from hf_protosphere.retrieval.image_index import INDEX, KEY, OLD_INDEX, ImageIndex, IndexedImages
 
 
 def test_images_at_any_depth_are_embedded_as_the_model_does(photos, model, built):
@@ -48,15 +49,40 @@ def test_search_finds_the_image_itself_first(photos, built):
     assert torch.equal(loaded.search(loaded.embeddings, k=1).rows[:, 0], torch.arange(4))
 
 
-@pytest.mark.parametrize("how", ["cut", "changed", "other"])
-def test_a_damaged_index_is_refused(built, how):
+def of_version_0_1_0(folder, table=None, **options):
+    """Turn the index of a folder into the Parquet file that version 0.1.0 wrote; or write that table into it."""
+    if table is None:
+        table = pa.ipc.open_file(pa.py_buffer((folder / INDEX).read_bytes())).read_all()
+    (folder / INDEX).unlink(missing_ok=True)
+    pq.write_table(table, folder / OLD_INDEX, write_page_checksum=True, **options)
+    return table
+
+
+def test_a_loaded_index_is_mapped_and_what_is_written_into_it_stays_in_memory(built):
     folder, made = built
-    path = folder / INDEX
+    loaded = ImageIndex.load(folder)
+    if (maps := Path("/proc/self/maps")).exists():
+        spans = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(folder / INDEX) in line]
+        place = loaded.embeddings.data_ptr()
+        assert any(int(first, 16) <= place < int(last, 16) for first, last in spans)
+    loaded.embeddings[0] = 0
+    assert torch.equal(ImageIndex.load(folder).embeddings, made.embeddings)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["arrow", "parquet"])
+@pytest.mark.parametrize("how", ["cut", "changed", "label", "other"])
+def test_a_damaged_index_is_refused(built, how, old):
+    folder, made = built
+    if old:
+        of_version_0_1_0(folder, use_dictionary=False, compression="none")
+    path = folder / (OLD_INDEX if old else INDEX)
     content = bytearray(path.read_bytes())
     if how == "cut":
         content = content[:-100]
     elif how == "changed":  # a bit of an embedding
         content[content.index(made.embeddings[0].numpy().tobytes()[:8])] ^= 1
+    elif how == "label":  # a letter of a path
+        content[content.index(b"deep")] ^= 1
     else:
         content = b"something else"
     path.write_bytes(content)
@@ -65,7 +91,8 @@ def test_a_damaged_index_is_refused(built, how):
 
 
 def images(**values):
-    return lambda index: {"images": [dataclasses.replace(i, **values) for i in index.images]}
+    given = {name: [value] * 4 for name, value in values.items()}
+    return lambda index: {"images": IndexedImages.of(4, **index.images.columns.to_pydict() | given)}
 
 
 def origin(**values):
@@ -75,13 +102,13 @@ def origin(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (images(path="../secret.png"), "'../secret.png' is no path in the folder"),
+        (images(path="../secret.png"), "path='../secret.png', .* is no path in the folder"),
         (images(path="a/../../secret.png"), "is no path in the folder"),
         (images(path="..\\\\secret.png"), "is no path in the folder"),
         (images(path="/etc/secret.png"), "is no path in the folder"),
         (images(path="a\0b.png"), "is no path in the folder"),
-        (images(path=None), "None is no path in the folder"),
-        (images(path=None, row=3), "None is no path in the folder"),
+        (images(path=None), "path=None, .* is no path in the folder"),
+        (images(path=None, row=3), "path=None, .* is no path in the folder"),
         (origin(folder=None), "does not say of what"),
         (
             origin(folder=None, dataset={"dataset_name": "x", "split": "y"}),
@@ -98,7 +125,7 @@ def origin(**values):
         (lambda index: {"embeddings": index.embeddings * torch.nan}, "not finite"),
         (lambda index: {"embeddings": index.embeddings * torch.inf}, "not finite"),
         (lambda index: {"embeddings": index.embeddings * 2}, "not of unit norm"),
-        (lambda index: {"embeddings": index.embeddings[:0], "images": []}, "are none"),
+        (lambda index: {"embeddings": index.embeddings[:0], "images": IndexedImages.of(0)}, "are none"),
         (lambda index: {"embeddings": index.embeddings.double()}, "has the columns"),
     ],
 )
@@ -106,10 +133,9 @@ def test_what_an_index_says_is_not_believed(built, change, message):
     folder, made = built
     changes = change(made)
     if isinstance(getattr(changes.get("origin"), "folder", ""), list):
-        made.save(folder)  # which would not write this
-        table = pq.read_table(folder / INDEX)
+        table = of_version_0_1_0(folder)  # as `save` would not write this
         said = json.dumps(dataclasses.asdict(changes["origin"]))
-        pq.write_table(table.replace_schema_metadata({KEY: said}), folder / INDEX)
+        of_version_0_1_0(folder, table.replace_schema_metadata({KEY: said}))
     else:
         dataclasses.replace(made, **changes).save(folder)
     with pytest.raises(ArgumentError, match=rf"is damaged or no index: .*{message}"):
@@ -118,13 +144,13 @@ def test_what_an_index_says_is_not_believed(built, change, message):
 
 def test_ragged_and_giant_tables_are_refused(built):
     folder, _ = built
-    whole = pq.read_table(folder / INDEX)
+    whole = of_version_0_1_0(folder)
     for embedding, message in (
         (pa.array([[1.0], [1.0, 0.0], [], None], pa.list_(pa.float32())), "has the columns"),
         (pa.nulls(4, pa.list_(pa.float32(), 10**7)), "are more than the file can hold"),
     ):
         column = whole.schema.get_field_index("embedding")
-        pq.write_table(whole.set_column(column, "embedding", embedding), folder / INDEX)
+        of_version_0_1_0(folder, whole.set_column(column, "embedding", embedding))
         with pytest.raises(ArgumentError, match=message):
             ImageIndex.load(folder)
 
@@ -173,7 +199,7 @@ def test_of_a_previous_index_files_that_stayed_are_taken(photos, model, built):
     images, embeddings = built[1].images, built[1].embeddings + 1  # not what the model says
     previous = dataclasses.replace(built[1], embeddings=embeddings)
     again = ImageIndex.of_folder(photos, model, previous=previous)
-    assert again.images == images[1:]
+    assert [*again.images] == [*images][1:]
     assert torch.equal(again.embeddings, embeddings[1:])
 
 

@@ -1,5 +1,6 @@
 """Exact search and its metrics, against loops and pytorch-metric-learning."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +127,24 @@ def test_metrics_are_those_of_pytorch_metric_learning(leave_one_out):
     for name in names[1:]:
         # Theirs orders by distances in float32: neighbours that are nearly as far change places.
         assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
+
+
+def test_a_sample_of_the_queries_is_measured_exactly():
+    embeddings, labels = clustered(600, classes=40, spread=0.3)
+    given = embeddings, labels, embeddings, labels
+    found = retrieval_metrics(*given, leave_one_out=True, num_queries=200)
+    rows = torch.from_numpy(np.sort(np.random.default_rng(0).choice(600, 200, replace=False)))
+    precisions = []
+    for row in rows.tolist():
+        order = (embeddings @ embeddings[row]).argsort(descending=True)
+        hits = labels[order[order != row]] == labels[row]
+        ranks = 1 + hits.nonzero()[:, 0]
+        precisions.append((torch.arange(1, len(ranks) + 1) / ranks).mean().item())
+    assert found["num_queries"] == 200
+    assert found["mean_average_precision"] == pytest.approx(np.mean(precisions), abs=1e-6)
+    assert retrieval_metrics(*given, leave_one_out=True, num_queries=600) == retrieval_metrics(
+        *given, leave_one_out=True
+    )
 
 
 def test_a_collapsed_model_retrieves_perfectly():

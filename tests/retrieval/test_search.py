@@ -1,10 +1,12 @@
 """The command `search`: neighbours as a table, a picture and JSON, and how good they are."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
+import hf_protosphere.retrieval.search as job
 from hf_protosphere.cli import main
 from hf_protosphere.errors import ArgumentError
 from hf_protosphere.retrieval.arguments import SearchArguments
@@ -45,6 +47,28 @@ def test_retrieval_of_a_data_set_is_measured(digits_folder, model, tmp_path, cap
     assert loaded.name(7) == "train 7"
     assert loaded.images[7].label == "digit_0"
     assert loaded.image(7).size == (32, 32)
+
+
+def test_of_so_many_pairs_a_sample_of_the_queries_is_measured(digits_folder, model, tmp_path, monkeypatch):
+    folder = str(tmp_path / "i")
+    ImageIndex.of_dataset(str(digits_folder), model, split="train", num_workers=0).save(folder)
+    whole = search(SearchArguments(index=folder, evaluate=True))
+    assert whole["num_queries"] == 120
+    found = search(SearchArguments(index=folder, evaluate=True, num_queries=60))
+    assert found["num_queries"] == 60
+    assert found["mean_average_precision"] == pytest.approx(whole["mean_average_precision"], abs=0.1)
+    monkeypatch.setattr(job, "MOST_PAIRS", 60 * 120)
+    monkeypatch.setattr(job, "FEWEST", 10)
+    assert search(SearchArguments(index=folder, evaluate=True)) == found
+    assert search(SearchArguments(index=folder, evaluate=True, num_queries=120)) == whole
+
+
+def test_a_query_of_the_indexed_folder_has_the_label_that_the_index_says(photos, model, tmp_path):
+    ImageIndex.of_folder(photos, model, labels_from_folders=True).save(tmp_path / "i")
+    shutil.copy(photos / "a/0.png", tmp_path / "0.png")
+    given = SearchArguments(index=str(tmp_path / "i"), queries=[str(photos / "b"), str(tmp_path / "0.png")])
+    paths, labels, _ = job._embedded_queries(ImageIndex.load(given.index), given)
+    assert dict(zip(paths, labels)) == {photos / "b/2.png": "b", tmp_path / "0.png": None}
 
 
 def test_measuring_needs_labels(built):
