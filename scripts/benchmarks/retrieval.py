@@ -9,8 +9,8 @@ least. Every step is a process of its own: its seconds are of a clock and of the
 needs at most beyond Python and its libraries, the mapped file included.
 
 - growth: an index is written, loaded, searched by 100 queries, brought up to date where one image of a hundred is
-  new, and measured by `protosphere search --evaluate`, on all queries and on a sample of them. From one size to the next, time
-  grows as their ratio to the power of the exponent.
+  new, and measured by `protosphere search --evaluate`, on all queries and on a sample of them.
+  From one size to the next, time grows as their ratio to the power of the exponent.
 - storage: what 8 bits for each number, or one, would save of the memory, and cost of the recall, by faiss.
 """
 
