@@ -77,7 +77,7 @@ def classes_in_common(config: ProtoSphereConfig, class_names: list[str]) -> dict
 def first_prototypes(
     model: ProtoSphereForImageClassification, means: Tensor, source: ProtoSphereConfig | None
 ) -> Tensor:
-    """(K, D) class means, but the model's own prototypes of classes that its source knew; beside them, centred."""
+    """(K, D) class means, but the model's own prototypes of classes its source knew, beside which they are centred."""
     has_prototypes = source is not None and source.has_prototypes
     rows = list(classes_in_common(source, model.config.class_names)) if has_prototypes else []
     if not rows:
@@ -131,8 +131,8 @@ def parameter_groups(
     model: ProtoSphereForImageClassification, learning_rate: float, weight_decay: float,
     layer_decay: float | None, *, decay_all: bool = False, fallback: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Groups for an optimiser: no weight decay of biases, norms and prototypes but with `decay_all`; with
-    `layer_decay` a learning rate for each layer of the backbone; apart what matches `fallback`, as timm's Muon takes it."""
+    """Groups for an optimiser: weight decay of biases, norms and prototypes only with `decay_all`; with `layer_decay`
+    a learning rate for each layer of the backbone; names that match `fallback` apart, as timm's Muon takes them."""
     # Decay would only shrink the prototypes' norm, which is not used.
     spared = ("head.log_temperature", *(() if decay_all else ("head.weight",)))
     of_all = timm.optim.param_groups_weight_decay(

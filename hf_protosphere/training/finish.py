@@ -96,14 +96,12 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
     title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
     reached = results["first_reached"].get("validation", {})
     parts = [format_report(results[split], title, reached=reached, target=target, class_names=run.images.label_names)]
-    collapse, training = results["neural_collapse_seconds"], results["training_seconds"]
-    if training:
-        parts.append(f"Measuring neural collapse took {collapse / (collapse + training):.1%} of the training's time.")
+    collapse, spent = results["neural_collapse_seconds"], results["training_seconds"]
+    if spent:
+        parts.append(f"Measuring neural collapse took {collapse / (collapse + spent):.1%} of the training's time.")
     if run.on_features:
         took = results["feature_seconds"]
-        parts.append(
-            f"The features of the training images took {took:.1f} s, once; training on them {training:.1f} s."
-        )
+        parts.append(f"The features of the training images took {took:.1f} s, once; training on them {spent:.1f} s.")
     written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
     parts.append(f"{run.output_dir}: the model, {', '.join(written)}")
     best, of_best = run.progress.best_epoch, "validation_accuracy"

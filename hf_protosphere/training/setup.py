@@ -229,13 +229,14 @@ def with_synchronized_batchnorm(model: nn.Module, accelerator: Accelerator) -> n
 
 def hold_output_dir(arguments: TrainArguments, model: nn.Module, accelerator: Accelerator, held: ExitStack) -> None:
     """Keep the run's folder, with as much room as it needs, until `held` is closed."""
-    path, weights = Path(arguments.output_dir), sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    path = Path(arguments.output_dir)
+    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     # Checkpoints, one more meanwhile, hold weights and at most twice their size of an optimiser; two models are there.
     needed = (3 * (arguments.keep_checkpoints + 1) + 2) * weights + 2**24
     folder = run_folder(path, resume=arguments.resume, overwrite=arguments.overwrite, bytes_needed=needed)
     on_main_process(accelerator, lambda: held.enter_context(folder))
     if not path.is_dir():
-        raise ArgumentError(f"--output_dir {path} must be shared: {gethostname()} does not see it.")
+        raise ArgumentError(f"--output_dir {arguments.output_dir} must be shared: {gethostname()} does not see it.")
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrainArguments, run_id: str) -> None:

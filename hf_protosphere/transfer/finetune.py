@@ -185,7 +185,7 @@ class Transfer:
         if self.arguments.is_ladder and mode == LADDER[-1]:
             training = self.training(mode, start=ladder.start_of(self.folder / ladder.best_rung(done)))
             training = ladder.affordable(training, self.images, self.arguments.seconds, self.started)
-        return training and self._trained(training, mode, shots, trial)
+        return None if training is None else self._trained(training, mode, shots, trial)
 
     def keep(self, mode: str) -> None:
         """Make a rung the run of the folder itself: a frozen one by no epochs of training on its features."""
