@@ -51,7 +51,7 @@ class TransferArguments:
         "Of auto: as many epochs of layerwise as fit, beside what went before; such as 90s, 30m or 2h.", "30m"
     )
     compare: str | None = flag(
-        "Several modes, by commas, or all: one table of accuracy, time, trained parameters and neural collapse."
+        "Several modes, comma-separated, or all: one table of accuracy, time, trained parameters, neural collapse."
     )
     shots: Annotated[str, int] | None = flag("Few-shot: training images of each class, such as 1,2,5,10.")
     trials: Annotated[Count, Beside("shots")] = flag("Draws for each number of shots.", 10)
@@ -79,7 +79,9 @@ class TransferArguments:
         False,
     )
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
-    min_steps: Annotated[Count, Beside("shots")] = flag("As many epochs more as give so many optimiser steps.", 100)
+    min_steps: Annotated[Count, Beside("shots")] = flag(
+        "With --shots: epochs for so many optimiser steps or more.", 100
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
