@@ -79,9 +79,7 @@ class TransferArguments:
         False,
     )
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
-    min_steps: Annotated[Count, Beside("shots")] = flag(
-        "With --shots: epochs for so many optimiser steps or more.", 100
-    )
+    min_steps: Annotated[Count, Beside("shots")] = flag("With --shots: epochs for so many optimiser steps.", 100)
 
 
 @dataclass(frozen=True, kw_only=True)
