@@ -21,12 +21,8 @@ class PredictArguments(Images, Arguments):
     )
     output: PathName = flag("The table to write: .csv, .jsonl or .parquet.", "predictions.csv")
     top_k: Count = flag("So many classes of each image, with their scores.", 1)
-    on_bad_image: Literal["row", "error"] = flag(
-        "An image that cannot be decoded: a row that says why, or stop and name it.", "row"
-    )
-    resume: bool = flag(
-        "Keep the rows of a table that is there, finished or interrupted: only new images are predicted.", False
-    )
+    on_bad_image: Literal["row", "error"] = flag("Of a broken image: a row that says why, or stop and name it.", "row")
+    resume: bool = flag("Keep the rows of a table, finished or interrupted: only new images are predicted.", False)
     sort_into: PathName | None = flag("Also link each image into a folder of its class in this folder.")
     copy: Annotated[bool, Beside("sort_into")] = flag("Copy the images, not link them.", False)
     batch_size: Count = flag("Images in a step.", 64)

@@ -46,8 +46,7 @@ def with_backbone(model: ProtoSphereForImageClassification, backbone: nn.Module)
 
 
 def on_features(model: ProtoSphereForImageClassification) -> ProtoSphereForImageClassification:
-    """The same model for features (M[, V], F, 1, 1) of its backbone in place of images, as batches
-    of a `FeatureSplit` hold them; its projection and head are shared."""
+    """The same model, projection and head shared, for features (M[, V], F, 1, 1) in batches as of `FeatureSplit`."""
     passed = nn.Flatten()
     # Without any parameter, behind no projection, transformers would know no dtype.
     passed.none = nn.Parameter(torch.empty(0, dtype=model.dtype), requires_grad=False)
@@ -64,9 +63,8 @@ def embedded(model: ProtoSphereForImageClassification, split: FeatureSplit) -> t
 def passed_once(
     model: nn.Module, processor: BaseImageProcessor, splits: dict[str, Dataset], accelerator: Accelerator, sizes: Any
 ) -> tuple[nn.Module, Mapping[str, Dataset | FeatureSplit]]:  # fmt: skip
-    """A checkpoint `on_features`, and those of its images, so that nothing passes through its backbone twice, here or
-    by the next command; a classifier of another kind, and images that are too many for the memory, as they are.
-    `sizes` has `batch_size` and `num_workers`."""
+    """A checkpoint `on_features`, and those of its images, so that none passes through its backbone twice; another
+    classifier, and images too many for the memory, as they are. `sizes` has `batch_size` and `num_workers`."""
     if max(map(len, splits.values())) > MOST_IN_MEMORY or not isinstance(model, ProtoSphereForImageClassification):
         return model, splits
     options = BatchOptions(batch_size=sizes.batch_size, num_workers=sizes.num_workers)
@@ -87,8 +85,7 @@ def with_features(
         images: no stream.
         network: whose backbone makes the features; on the accelerator's device.
         options: `num_workers`, `batch_size` where it is less than 64, and how training images are augmented.
-        versions: of each training image: 1, the plain one, under the evaluation transform; then,
-            with `horizontal_flip`, its mirror image; the others are augmented, by fixed seeds.
+        versions: of each training image: plain, mirrored (with `horizontal_flip`), then augmented, by fixed seeds.
         sample: the features of so many images stand for those of all, and their time too.
         processor: of plain images; by default as the configuration says.
     """

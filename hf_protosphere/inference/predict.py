@@ -129,8 +129,7 @@ def _write(rows: Path, path: Path, columns: pa.Schema) -> dict[str, int]:
 
 
 def image_paths(names: list[str]) -> list[str]:
-    """The files that names mean, as `--images` has them, each once; an `ArgumentError` where there
-    are none. Those in a list may be missing."""
+    """The files that names mean, as of `--images`, each once; `ArgumentError` if none. Listed ones may be missing."""
     found: list[Any] = []
     for name in names:
         if name == "-" or name.endswith(".txt"):
@@ -201,8 +200,7 @@ def _rows(model: Any, processor: Any, images: Any, options: Any, done: Any = ())
 
 
 def _sort(rows: Path, root: Path, copy: bool) -> None:
-    """Link or copy each image into the folder of its class, or unknown, numbered if need be; what an
-    earlier call has placed stays."""
+    """Link or copy each image into the folder of its class, or unknown, numbered if need be; what is there stays."""
     used: Counter[Path] = Counter()
     with replacing_files(root) as new, rows.open("rb") as lines:
         for row in (row for row in map(json.loads, lines) if row["error"] is None):

@@ -36,7 +36,6 @@ def inferred(
     Meanwhile the models are in evaluation mode, without gradients, under autocast.
 
     Args:
-        models: that `compute` calls.
         description: of the pass, for the progress bar and the message.
         compute: of `parts_of` a process's batch, m images → tensors (m, ...), which come back gathered.
 

@@ -49,11 +49,10 @@ def held_out_pairs(train: FeatureSplit, validation: FeatureSplit | None = None, 
     features, each class in all of them (not of `joined` labels, which one image may have alone); none of one shot."""
     if validation is not None:
         return [(train, validation)]
-    smallest = train.labels.unique(return_counts=True)[1].min().item()
-    if smallest < 2 and not joined:
-        return []
     if joined:
         folds = KFold(min(FOLDS, len(train)), shuffle=True, random_state=0)
+    elif (smallest := train.labels.unique(return_counts=True)[1].min().item()) < 2:
+        return []
     elif len(train) > MANY:
         folds = StratifiedShuffleSplit(1, test_size=0.1, random_state=0)
     else:

@@ -1,8 +1,7 @@
 """Transfer of a trained network: its weights for other classes, and which of them are trained.
 
-What the backbone already knows is kept whole (`--freeze_backbone`), changed less the nearer a layer
-is to the image (`--layer_decay`), or changed by low-rank adapters only (`--lora_rank`; Hu et al.
-2021, by peft). Nothing of that is left in what is saved: it is a ProtoSphere model like any other."""
+What the backbone knows is kept whole (`--freeze_backbone`), changed less the nearer a layer is to the image
+(`--layer_decay`), or by low-rank adapters only (`--lora_rank`; Hu et al. 2021, by peft), merged when it is saved."""
 
 import copy
 import math
@@ -31,19 +30,17 @@ NETWORK = {
 PREPROCESSING = ("image_mean", "image_std", "interpolation", "crop_pct")
 # And of its head, as long as its classes stay.
 HEAD = {
-    "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature",
-    "reserved_classes": "reserve_classes",
-    "learned_temperature": "learn_temperature", "margin": "margin", "margin_type": "margin_type",
+    "objective": "objective", "prototypes": "prototypes", "softmax_temperature": "temperature", "margin": "margin",
+    "reserved_classes": "reserve_classes", "learned_temperature": "learn_temperature", "margin_type": "margin_type",
 }  # fmt: skip
 
 
 def with_new_classes(
     source: ProtoSphereForImageClassification, class_names: list[str], **config: Any
 ) -> ProtoSphereForImageClassification:
-    """The network of a trained classifier, for other classes: backbone and projection are copied,
-    and what the source's head knows of classes of the same name, where both heads are of a kind.
-    Objective, prototypes and the like may be others, as in `ProtoSphereConfig`; the temperature
-    stays that of the source, if none is given, for the same objective and number of classes."""
+    """The network of a trained classifier, for other classes: backbone and projection are copied, and what the head
+    knows of classes of the same name, where both heads are of a kind. `config` is as of `ProtoSphereConfig`; without a
+    temperature it stays that of the source, for the same objective and number of classes."""
     config = {name: getattr(source.config, name) for name in (*NETWORK, *PREPROCESSING)} | config
     if config["image_size"] != source.config.image_size:
         kwargs = config["backbone_kwargs"].items()
@@ -56,10 +53,10 @@ def with_new_classes(
     network, trained = model.protosphere, source.protosphere
     load_weights(network.backbone, trained.backbone.state_dict())
     shapes = [{name: x.shape for name, x in of.projection.state_dict().items()} for of in (network, trained)]
-    another_space = shapes[0] != shapes[1]
-    if not another_space:
-        network.projection.load_state_dict(trained.projection.state_dict())
-    if another_space or model.config.has_prototypes != source.config.has_prototypes:
+    if shapes[0] != shapes[1]:
+        return model
+    network.projection.load_state_dict(trained.projection.state_dict())
+    if model.config.has_prototypes != source.config.has_prototypes:
         return model
     known = classes_in_common(source.config, class_names)
     rows, theirs = list(known), list(known.values())
@@ -80,11 +77,9 @@ def classes_in_common(config: ProtoSphereConfig, class_names: list[str]) -> dict
 def first_prototypes(
     model: ProtoSphereForImageClassification, means: Tensor, source: ProtoSphereConfig | None
 ) -> Tensor:
-    """(K, D) class means, but the model's own prototypes of the classes that its source knew.
-    Beside those the means are centred, as in `EditableClasses.add_classes`."""
-    if source is None or not source.has_prototypes:
-        return means
-    rows = list(classes_in_common(source, model.config.class_names))
+    """(K, D) class means, but the model's own prototypes of classes its source knew, beside which they are centred."""
+    has_prototypes = source is not None and source.has_prototypes
+    rows = list(classes_in_common(source, model.config.class_names)) if has_prototypes else []
     if not rows:
         return means
     prototypes = F.normalize(means - means.mean(0), dim=1)
@@ -136,9 +131,8 @@ def parameter_groups(
     model: ProtoSphereForImageClassification, learning_rate: float, weight_decay: float,
     layer_decay: float | None, *, decay_all: bool = False, fallback: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Groups for an optimiser: no weight decay of biases, norms and prototypes but with
-    `decay_all`; where `layer_decay` is given, a learning rate for each layer of the backbone; and
-    apart from the others parameters whose names match `fallback`, as timm's Muon takes them."""
+    """Groups for an optimiser: weight decay of biases, norms and prototypes only with `decay_all`; with `layer_decay`
+    a learning rate for each layer of the backbone; names that match `fallback` apart, as timm's Muon takes them."""
     # Decay would only shrink the prototypes' norm, which is not used.
     spared = ("head.log_temperature", *(() if decay_all else ("head.weight",)))
     of_all = timm.optim.param_groups_weight_decay(

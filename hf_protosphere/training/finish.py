@@ -79,8 +79,8 @@ def _measured(
         results["feature_seconds"] = run.images.splits["train"].seconds
     if run.train_counts is not None:
         results["train_counts"] = dict(zip(run.images.label_names, run.train_counts))
-    means, alone = None, accelerator.num_processes == 1
-    with at_no_cost("classifying by class means", alone=alone):
+    means = None
+    with at_no_cost("classifying by class means", alone=accelerator.num_processes == 1):
         means = training_class_means(model, run.eval_loaders["train"], accelerator)
     for split in held_out:
         last, loader = collector if split == held_out[-1] else None, run.eval_loaders[split]
@@ -96,13 +96,12 @@ def _summary(run: TrainingRun, results: dict[str, Any], records: list[dict[str, 
     title, target = f"{split}, epoch {run.progress.best_epoch}", run.arguments.nc_target
     reached = results["first_reached"].get("validation", {})
     parts = [format_report(results[split], title, reached=reached, target=target, class_names=run.images.label_names)]
-    seconds = results["neural_collapse_seconds"]
-    if results["training_seconds"]:
-        share = seconds / (seconds + results["training_seconds"])
-        parts.append(f"Measuring neural collapse took {share:.1%} of the training's time.")
+    collapse, spent = results["neural_collapse_seconds"], results["training_seconds"]
+    if spent:
+        parts.append(f"Measuring neural collapse took {collapse / (collapse + spent):.1%} of the training's time.")
     if run.on_features:
-        took, head = results["feature_seconds"], results["training_seconds"]
-        parts.append(f"The features of the training images took {took:.1f} s, once; training on them {head:.1f} s.")
+        took = results["feature_seconds"]
+        parts.append(f"The features of the training images took {took:.1f} s, once; training on them {spent:.1f} s.")
     written = ["results.json", "metrics.jsonl", *(path.name for path in pictures)]
     parts.append(f"{run.output_dir}: the model, {', '.join(written)}")
     best, of_best = run.progress.best_epoch, "validation_accuracy"

@@ -18,8 +18,7 @@ START = "validation_class_means_accuracy"  # of epoch 0
 
 @dataclass
 class CollapseMonitor:
-    """Evaluates on the validation split, and now and then measures neural collapse with it, which
-    then costs the metrics alone; and on a sample of the training images, where there is one."""
+    """Evaluates on the validation split, now and then with neural collapse, of a sample of training images too."""
 
     model: ProtoSphereForImageClassification
     validation: DataLoader
@@ -53,8 +52,7 @@ def is_due(every: int, count: int) -> bool:
 
 
 def score(record: Mapping[str, Any], metric: str) -> float:
-    """What epochs are compared by, from a record of `CollapseMonitor`: higher is better. A metric
-    of neural collapse counts by the percentage of its optimum that it attains."""
+    """What epochs are compared by, the higher the better: of neural collapse the percentage of the optimum."""
     if metric in ("accuracy", "mean_class_accuracy"):
         return record[f"validation_{metric}"]
     metric = "overall" if metric == "neural_collapse" else metric

@@ -38,12 +38,9 @@ SAMPLE = 64  # images of each split whose features a dry run computes
 def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfig | None]:
     """The arguments of a run with all that is not theirs to decide; nothing changes them later.
 
-    The checkpoint of `--resume_from` or `--finetune_from` decides the network, and the first also the objective and,
-    in their order, the classes. A dry run keeps nothing, and decodes no more images than its two steps take.
-
-    Returns:
-        The arguments, and the checkpoint's configuration, if there is one.
-    """
+    The checkpoint of `--resume_from` or `--finetune_from`, whose configuration comes beside them, decides the network,
+    and the first also the objective and, in their order, the classes. A dry run keeps nothing, and decodes no more
+    images than its two steps take."""
     if isinstance(arguments.pretrained, str) and not Path(arguments.pretrained).exists():
         raise ArgumentError(f"--pretrained {arguments.pretrained}: there is no such file or folder.")
     decided: dict[str, Any] = {}
@@ -60,9 +57,8 @@ def resolve(arguments: TrainArguments) -> tuple[TrainArguments, ProtoSphereConfi
             if name == "backbone" and arguments.backbone_source == "timm":
                 asked = timm_name(asked)
             if option in arguments.given and asked not in (value, "auto"):
-                raise ArgumentError(
-                    f"--{option} {asked} does not fit {flag} {checkpoint}, which has {value}: leave it out."
-                )
+                why = f"does not fit {flag} {checkpoint}, which has {value}"
+                raise ArgumentError(f"--{option} {asked} {why}: leave it out.")
             decided[option] = value
     # That of `accelerate launch` comes by the environment.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -138,17 +134,15 @@ def training_images(
 
 
 def features_and_head(
-    arguments: TrainArguments, images: ImageDataset, model: ProtoSphereForImageClassification,
-    accelerator: Accelerator,
-) -> tuple[ImageDataset, ProtoSphereForImageClassification]:  # fmt: skip
-    """What is trained on, and what is trained: the images and the model; or, with `--feature_views`
-    or where features were given, those of the backbone, and all that comes behind it."""
-    is_given = isinstance(images.splits["train"], FeatureSplit)
-    if is_given and not arguments.freeze_backbone:
-        raise ArgumentError("features are those of a frozen backbone: give --freeze_backbone.")
-    if not (is_given or arguments.feature_views):
+    arguments: TrainArguments, images: ImageDataset, model: ProtoSphereForImageClassification, accelerator: Accelerator
+) -> tuple[ImageDataset, ProtoSphereForImageClassification]:
+    """What is trained on, and what is trained: images and model; or features, made or given, and what is behind."""
+    if isinstance(images.splits["train"], FeatureSplit):
+        if not arguments.freeze_backbone:
+            raise ArgumentError("features are those of a frozen backbone: give --freeze_backbone.")
+    elif not arguments.feature_views:
         return images, model
-    if not is_given:
+    else:
         made_by = model.to(accelerator.device), accelerator, BatchOptions.of(arguments)
         sample = SAMPLE if arguments.dry_run else None
         images = with_features(images, *made_by, versions=arguments.feature_views, sample=sample)
@@ -224,9 +218,7 @@ def profits_from_channels_last(model: nn.Module, accelerator: Accelerator) -> bo
     return overlap and not sharded and accelerator.device.type in ("cpu", "cuda")
 
 
-def with_synchronized_batchnorm(
-    model: ProtoSphereForImageClassification, accelerator: Accelerator
-) -> ProtoSphereForImageClassification:
+def with_synchronized_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Batch norm over the images of all processes, where there are several."""
     if accelerator.num_processes == 1:
         return model
@@ -237,15 +229,13 @@ def with_synchronized_batchnorm(
 
 def hold_output_dir(arguments: TrainArguments, model: nn.Module, accelerator: Accelerator, held: ExitStack) -> None:
     """Keep the run's folder, with as much room as it needs, until `held` is closed."""
-    # Checkpoints, one more meanwhile, hold weights and at most twice their size of an optimiser; two models are there.
-    copies = 3 * (arguments.keep_checkpoints + 1) + 2
+    path = Path(arguments.output_dir)
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
-    folder = run_folder(
-        Path(arguments.output_dir), resume=arguments.resume, overwrite=arguments.overwrite,
-        bytes_needed=copies * weights + 2**24,
-    )  # fmt: skip
+    # Checkpoints, one more meanwhile, hold weights and at most twice their size of an optimiser; two models are there.
+    needed = (3 * (arguments.keep_checkpoints + 1) + 2) * weights + 2**24
+    folder = run_folder(path, resume=arguments.resume, overwrite=arguments.overwrite, bytes_needed=needed)
     on_main_process(accelerator, lambda: held.enter_context(folder))
-    if not Path(arguments.output_dir).is_dir():
+    if not path.is_dir():
         raise ArgumentError(f"--output_dir {arguments.output_dir} must be shared: {gethostname()} does not see it.")
 
 

@@ -1,3 +1,1 @@
-"""A trained network for other classes: `protosphere finetune` and `add-class`.
-
-Imports `training` and below. Start at `finetune.py`."""
+"""A trained network for other classes: `protosphere finetune` and `add-class`. Start at `finetune.py`."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,7 @@ from .arguments import AddClassArguments
 def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification:
     """Add classes to a checkpoint, as `protosphere add-class` does.
 
-    A run's metrics stay those of the classes that it was trained on, and its results.json says
-    which ones were added; its snapshot gets their prototypes and means.
+    A run's metrics stay those of the classes it was trained on; its results.json and snapshot get the new ones.
 
     Raises:
         ArgumentError: no checkpoint, one that takes no classes, a name that it knows, no images.
@@ -47,7 +46,7 @@ def add_class(arguments: AddClassArguments) -> ProtoSphereForImageClassification
 
 def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> ProtoSphereForImageClassification:
     model, processor = load_classifier(arguments.folder, "--folder")
-    images = _images_of(arguments, model)
+    images = _images_of(arguments, {*map(class_name, model.config.class_names)})
     snapshot = snapshot_of(arguments.folder)
     if snapshot is not None and snapshot.class_names != model.config.class_names:
         raise ArgumentError(
@@ -63,14 +62,13 @@ def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> Prot
     known = snapshot.known if arguments.leave_one_out else None
     bar = tqdm(total=sum(map(len, images.values())), desc="embedding", unit=" images", leave=False)
 
-    def opened(loaders: list[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
-        for load in loaders:
-            yield load()
-            bar.update()
+    def opened(load: Callable[[], Image.Image]) -> Image.Image:
+        bar.update()
+        return load()
 
     with bar, errors_in_one_line(f"--folder {arguments.folder}", of=ValueError):
         means = model.to(own_device()).add_classes(
-            {name: opened(of_class) for name, of_class in images.items()}, processor,
+            {name: map(opened, of_class) for name, of_class in images.items()}, processor,
             center=center, known=known, shrinkage=arguments.shrinkage, batch_size=arguments.batch_size,
         )  # fmt: skip
     model = model.cpu()
@@ -84,11 +82,8 @@ def _add_class(arguments: AddClassArguments, source: Path, folder: Path) -> Prot
         processor.save_pretrained(unfinished)
         if snapshot is not None:
             means = torch.cat([snapshot.class_means, means.to(snapshot.class_means)])
-            taken = dataclasses.replace(
-                snapshot, class_names=model.config.class_names, class_means=means,
-                prototypes=model.prototypes.detach().float(),
-            )  # fmt: skip
-            save_snapshot(taken, unfinished / SNAPSHOT)
+            taken = {"class_names": model.config.class_names, "prototypes": model.prototypes.detach().float()}
+            save_snapshot(dataclasses.replace(snapshot, class_means=means, **taken), unfinished / SNAPSHOT)
         if (results := source / "results.json").exists():
             content = read_json(results, "Remove it, or give --output_dir.")
             content["added_classes"] = content.get("added_classes", {}) | {n: len(of) for n, of in images.items()}
@@ -113,11 +108,8 @@ def _placing(config: ProtoSphereConfig, names: list[str], reserved: int) -> str:
     return f"By leaving out each image in turn: margin {some([f'{m:.2f} of {name}' for m, name in margins])}{taken}"
 
 
-def _images_of(
-    arguments: AddClassArguments, model: ProtoSphereForImageClassification
-) -> dict[str, list[Callable[[], Image.Image]]]:
-    """Functions that load the images of each new class."""
-    known = {*map(class_name, model.config.class_names)}
+def _images_of(arguments: AddClassArguments, known: set[str]) -> dict[str, list[Callable[[], Image.Image]]]:
+    """Functions that load the images of each class that is not known."""
     if arguments.dataset_name is None:
         paths: list[Path] = []
         for given in map(Path, arguments.images or []):
@@ -139,10 +131,8 @@ def _images_of(
     labels = labels_of(split)
     new = {i: name for i, name in enumerate(loaded.label_names) if name not in known}
     if not new:
-        raise ArgumentError(
-            f"--dataset_name {arguments.dataset_name}: the checkpoint knows all of its classes, "
-            f"{some(loaded.label_names)}."
-        )
+        why = f"the checkpoint knows all of its classes, {some(loaded.label_names)}."
+        raise ArgumentError(f"--dataset_name {arguments.dataset_name}: {why}")
     announce_cases(new.values(), known)
 
     def image(row: int) -> Image.Image:

@@ -48,17 +48,12 @@ class TransferArguments:
         "auto",
     )
     time_budget: str = flag(
-        "Of auto: as many epochs of layerwise as fit, beside what went before, none where that is less than one; "
-        "such as 90s, 30m or 2h.",
-        "30m",
+        "Of auto: as many epochs of layerwise as fit, beside what went before; such as 90s, 30m or 2h.", "30m"
     )
     compare: str | None = flag(
-        "Several modes, separated by commas, or all: one table of accuracy, time, trained "
-        "parameters and neural collapse."
+        "Several modes, comma-separated, or all: one table of accuracy, time, trained parameters, neural collapse."
     )
-    shots: Annotated[str, int] | None = flag(
-        "Few-shot: so many training images of each class, such as 1,2,5,10, with --trials each."
-    )
+    shots: Annotated[str, int] | None = flag("Few-shot: training images of each class, such as 1,2,5,10.")
     trials: Annotated[Count, Beside("shots")] = flag("Draws for each number of shots.", 10)
     several_labels: bool = flag(
         "The label column lists the classes of each image: a linear classifier of each class "
@@ -67,12 +62,10 @@ class TransferArguments:
     )
     objective: ObjectiveName | None = flag("By default the checkpoint's, else ntce.")
     temperature: fields.Positive | None = flag(
-        "Cosines are divided by it. By default the checkpoint's, for as many classes and the same "
-        "objective; else as of train."
+        "Divides cosines. By default the checkpoint's, for as many classes and the same objective; else as of train."
     )
     image_size: Count | None = flag(
-        "Side of the square input; by default what the model was trained with. At another one "
-        "the position embeddings of a transformer are resampled."
+        "Side of the square input, by default the model's; to another, position embeddings are resampled."
     )
     decay: Annotated[float, "(0, 1]"] = flag("Of layerwise: learning rate by layer.", 0.75)
     rank: Count = flag("Of the adapters of lora.", 8)
@@ -86,9 +79,7 @@ class TransferArguments:
         False,
     )
     neighbors: Count = flag("Training images that vote, weighted by nearness, with knn.", 20)
-    min_steps: Annotated[Count, Beside("shots")] = flag(
-        "With --shots: as many epochs more as give so many optimiser steps.", 100
-    )
+    min_steps: Annotated[Count, Beside("shots")] = flag("With --shots: epochs for so many optimiser steps.", 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +128,7 @@ class FinetuneArguments(
         for name, value in OF_FEW_SHOTS.items() if self.shots else ():
             if name in self.given and getattr(self, name) != value:
                 raise ArgumentError(
-                    f"--{name} {getattr(self, name)} is not for --shots, whose models are measured "
-                    "once, at their end, and not kept: leave it out."
+                    f"--{name} {getattr(self, name)} is not for --shots: its models are not kept. Leave it out."
                 )
 
     @property
@@ -166,11 +156,8 @@ class FinetuneArguments(
         """Images per class of each few-shot row; empty without --shots."""
         if self.shots is None:
             return []
-        try:
-            counts = [int(part) for part in str(self.shots).split(",")]
-        except ValueError:
-            counts = []
-        if not counts or min(counts) < 1:
+        counts = [int(part) if part.strip().isdecimal() else 0 for part in str(self.shots).split(",")]
+        if min(counts) < 1:
             raise ArgumentError(f"--shots takes whole numbers of at least 1, such as 1,5,10, but got {self.shots}.")
         return counts
 
@@ -202,8 +189,7 @@ class AddClassArguments(Arguments):
     name: str | None = flag("Of the new class.")
     images: list[PathName] | None = flag("Images of the new class: files and folders of them.")
     dataset_name: PathName | None = flag(
-        "In place of a name and images: a data set, on the Hub or local. Those of its classes that "
-        "the checkpoint does not know are added, in one pass."
+        "In place of a name and images: a data set, on the Hub or local. Those of its classes that are new are added."
     )
     split: Annotated[str, Beside("dataset_name")] = flag("Of the data set.", "train")
     shrinkage: Annotated[float, "[0, inf)"] = flag(

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
 from transformers.utils import logging as transformers_logging
 
 from ..data.arguments import BatchOptions
 from ..data.dataset import ImageDataset
-from ..data.image_cache import FeatureSplit
 from ..data.labels import memberships
 from ..data.subsets import few_shot
 from ..data.transforms import build_image_processor
@@ -58,17 +56,15 @@ ROW_AGAIN = "Remove the line, or the file: what it held is measured again."
 def finetune(arguments: FinetuneArguments, *, images: ImageDataset | None = None, last: bool = True) -> dict[str, Any]:
     """Transfer a model to a data set, as `protosphere finetune` does.
 
-    `mode` with all images leaves its model in `output_dir`, a run of training like any other.
-    The modes of `compare` leave theirs in sub-folders, and comparison.json; few-shot models are
-    measured, not kept. With --resume what is finished is not done again.
+    `mode` leaves its model in `output_dir`, a run of training like any other; `compare` several, in sub-folders, and
+    comparison.json; few-shot models are measured, not kept. With --resume what is finished is not done again.
 
     Args:
         images: what `transfer_images` gives, if it was loaded before.
         last: nothing else is trained in these processes: they part.
 
     Returns:
-        {"rows": one for each mode, number of shots and trial, "summary": means over the trials}, as
-        in comparison.json.
+        As comparison.json: {"rows": one for each mode, shots and trial, "summary": means over the trials}.
 
     Raises:
         ArgumentError, DataError: before any work.
@@ -113,16 +109,14 @@ def _finetune(job: "Transfer", last: bool) -> dict[str, Any]:
 
 
 def transfer_images(arguments: FinetuneArguments, accelerator: Accelerator) -> ImageDataset:
-    """The data set, for all modes, shots and trials. Of few shots no image is held out: that would
-    be many more than those that are trained on."""
+    """The data set, for all rows. Of few shots none is held out: that would be more than those trained on."""
     with processes.main_process_first(accelerator):
         options = {"several_labels": arguments.several_labels, "need_all_classes": not arguments.several_labels}
         return load_training_data(arguments, hold_out=not arguments.shot_counts, **options)
 
 
 class Transfer:
-    """Everything that a transfer is made of, checked by the constructor before any work. The
-    output folder is its own until `held` is closed."""
+    """A transfer, checked by the constructor before any work. The folder is its own until `held` is closed."""
 
     def __init__(self, arguments: FinetuneArguments, images: ImageDataset | None, held: ExitStack) -> None:
         self.arguments = arguments
@@ -144,13 +138,9 @@ class Transfer:
             )
         if not arguments.dry_run and not (self.is_single and arguments.mode in TRAINED_MODES):
             if arguments.resume and read_run_arguments(self.folder) and not (self.folder / "transfer.yaml").exists():
-                raise ArgumentError(
-                    f"--resume: {self.folder} is a run of one --mode: give it too, such as --mode full."
-                )
-            folder = run_folder(
-                self.folder, resume=arguments.resume, overwrite=arguments.overwrite,
-                bytes_needed=2**24, writes=self.writes,
-            )  # fmt: skip
+                raise ArgumentError(f"--resume: {self.folder} is a run of one --mode: give it too, as --mode full.")
+            wanted = {"resume": arguments.resume, "overwrite": arguments.overwrite, "writes": self.writes}
+            folder = run_folder(self.folder, bytes_needed=2**24, **wanted)
             processes.on_main_process(self.accelerator, lambda: held.enter_context(folder))
             if arguments.resume:
                 refuse_changed_transfer(self.folder, vars(arguments))
@@ -177,10 +167,9 @@ class Transfer:
             for shots in self.arguments.shot_counts or [None]:
                 for trial in range(self.arguments.trials if shots else 1):
                     if (key := (mode, shots, trial)) not in done:
-                        row = {"mode": mode, "shots": shots, "trial": trial}
                         if (made := self._row(mode, shots, trial, [*done.values()])) is None:
                             continue
-                        done[key] = row | made
+                        done[key] = {"mode": mode, "shots": shots, "trial": trial} | made
                         if self.accelerator.is_main_process and not self.is_single:
                             append_json(self.folder / ROWS, done[key])
                     yield done[key]
@@ -195,14 +184,11 @@ class Transfer:
         training = self.training(mode, shots, trial)
         if self.arguments.is_ladder and mode == LADDER[-1]:
             training = self.training(mode, start=ladder.start_of(self.folder / ladder.best_rung(done)))
-            clock = self.arguments.seconds, self.started
-            if (training := ladder.affordable(training, self.images, *clock)) is None:
-                return None
-        return self._trained(training, mode, shots, trial)
+            training = ladder.affordable(training, self.images, self.arguments.seconds, self.started)
+        return None if training is None else self._trained(training, mode, shots, trial)
 
     def keep(self, mode: str) -> None:
-        """Make a rung of the ladder the run of the folder itself; one that was not trained by training
-        it for no epochs, on the features that are there."""
+        """Make a rung the run of the folder itself: a frozen one by no epochs of training on its features."""
         source = self.folder / mode
         if mode in FROZEN_MODES:
             start = ladder.start_of(source) | {"prototypes": load_config(str(source)).prototypes}
@@ -242,14 +228,12 @@ class Transfer:
         return arguments.training(mode, **options)
 
     def _sizes(self, mode: str, images: int, few: bool) -> dict[str, Any]:
-        """Batch and epochs for so many training images, where they were not given; and whether batches
-        are so small that batch norms keep the statistics they have."""
+        """Batch and epochs for so many training images, where not given; of small batches batch norms are frozen."""
         arguments, given = self.arguments, self.arguments.given
         whole = mode in ("full", "layerwise")
-        most = max(1, images // self.batches_per_step)
         batch = given.get("batch_size", WHOLE_BATCH if whole else arguments.batch_size)
         if few or "batch_size" not in given:  # else what is too large is refused
-            batch = min(batch, most)
+            batch = min(batch, max(1, images // self.batches_per_step))
         steps = max(1, images // (batch * self.batches_per_step))
         epochs = arguments.epochs
         if few:
@@ -277,12 +261,11 @@ class Transfer:
     @cached_property
     def _network(self) -> ProtoSphereForImageClassification:
         torch.manual_seed(self.arguments.seed)
-        # A projection that nothing has trained is none of the network.
-        new = {"projection": "none", "prototypes": "class_means"}
-        if "finetune_from" in self.start or self.arguments.objective == "cross_entropy":
-            new = {}  # of a linear head there is none anyway
-        training, _ = resolve(self.training("prototypes").but(**new))
-        return build_model(training, self.images).to(self.accelerator.device)
+        training = self.training("prototypes")
+        # A projection that nothing has trained is none of the network; a linear head has none anyway.
+        if "finetune_from" not in self.start and self.arguments.objective != "cross_entropy":
+            training = training.but(projection="none", prototypes="class_means")
+        return build_model(resolve(training)[0], self.images).to(self.accelerator.device)
 
     @cached_property
     def _features(self) -> ImageDataset:
@@ -297,39 +280,31 @@ class Transfer:
         split, seed = images.splits["train"], self.arguments.seed + trial
         return split if shots is None else few_shot(split, images.num_labels, shots, seed)
 
-    @cached_property
-    def _members(self) -> Tensor | None:
-        """Of images of several labels: (S, K), which of K classes are in each of S joined ones."""
-        if not self.arguments.several_labels:
-            return None
-        return memberships(self.images.label_names).to(self.accelerator.device)
-
-    def _held_out(self, shots: int | None) -> FeatureSplit | None:
-        """What a frozen classifier is chosen by; of few shots, by themselves."""
-        return None if shots is not None else self._features.splits.get("validation")
-
     def _frozen_row(self, mode: str, shots: int | None, trial: int) -> dict[str, Any]:
         arguments, images, network = self.arguments, self.images, self._network
         split = next(role for role in ("test", "validation", "train") if role in images.splits)
         train, evaluation = self._shots(self._features, shots, trial), self._features.splits[split]
+        held_out = self._features.splits.get("validation") if shots is None else None  # few are chosen by themselves
         device, model, reached = self.accelerator.device, None, None
         passing, parameters = train.seconds / len(train.versions), 0  # of the plain images
         labels, started = evaluation.labels.to(device), time.perf_counter()
         if mode.endswith("_probe"):
-            num_classes = images.num_labels if self._members is None else self._members.shape[1]
-            options = {"temperature": arguments.temperature, "members": self._members, "device": device}
-            options["validation"] = self._held_out(shots)
+            # (S, K): which of K classes are in each of S joined labels.
+            members = memberships(images.label_names).to(device) if arguments.several_labels else None
+            num_classes = images.num_labels if members is None else members.shape[1]
+            options = {"temperature": arguments.temperature, "members": members, "device": device}
+            options["validation"] = held_out
             probe, reached = fit_probe(mode.removesuffix("_probe"), train, num_classes, **options)
             parameters = count_trained_parameters(probe)
-            if self._members is not None:
+            if members is not None:
                 logits = probe(evaluation.versions[0].to(device)).detach()
                 precision = MultilabelAveragePrecision(logits.shape[1]).to(device)
-                value = precision(logits, self._members[labels].long()).item()
+                value = precision(logits, members[labels].long()).item()
                 report = {"num_images": len(labels), "mean_average_precision": value}
                 return _row(split, report, time.perf_counter() - started, passing, parameters)
             model = of_probe(probe, network, images.label_names)
         elif mode == "prototypes":
-            model, reached = of_class_means(network, train, images.label_names, self._held_out(shots))
+            model, reached = of_class_means(network, train, images.label_names, held_out)
         if model is not None:
             space, logits = embedded(model, evaluation)
         else:
@@ -355,9 +330,7 @@ def head_epochs(steps_per_epoch: int) -> int:
 def rows_on_disk(folder: Path) -> dict[tuple[str, int | None, int], dict[str, Any]]:
     """The finished rows of a transfer with --compare or --shots: by mode, shots and trial."""
     path = folder / ROWS
-    if not path.exists():
-        return {}
-    rows = read_json_lines(path, ROW_AGAIN)
+    rows = read_json_lines(path, ROW_AGAIN) if path.exists() else []
     with errors_in_one_line(f"{path} is damaged", ROW_AGAIN):
         return {(row["mode"], row["shots"], row["trial"]): row for row in rows}
 
@@ -373,15 +346,12 @@ def _start(arguments: FinetuneArguments) -> dict[str, Any]:
         return {"backbone": name, "backbone_source": kind, "pretrained": weights or True, "image_size": size}
     config = load_config(name)
     objective = arguments.objective or config.objective
-    start = {"finetune_from": name, "objective": objective}
-    if objective == config.objective:
-        start["prototypes"] = config.prototypes
-    return start
+    prototypes = {"prototypes": config.prototypes} if objective == config.objective else {}
+    return {"finetune_from": name, "objective": objective} | prototypes
 
 
 def _row(split: str, report: dict[str, Any], training: float, features: float, parameters: int) -> dict[str, Any]:
     """What a mode came to on a split, and its price in seconds and trained parameters."""
-    names = ("num_images", *MEASURES, "neural_collapse")
-    seconds = {"training_seconds": training, "feature_seconds": features}
-    row = {"split": split} | {n: report[n] for n in names if n in report} | seconds
-    return row | {"seconds": training + features, "trainable_parameters": parameters}
+    measured = {name: report[name] for name in ("num_images", *MEASURES, "neural_collapse") if name in report}
+    price = {"training_seconds": training, "feature_seconds": features, "seconds": training + features}
+    return {"split": split} | measured | price | {"trainable_parameters": parameters}

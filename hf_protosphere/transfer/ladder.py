@@ -38,8 +38,7 @@ def start_of(folder: Path) -> dict[str, Any]:
 def affordable(
     training: TrainArguments, images: ImageDataset, seconds: float, started: float
 ) -> TrainArguments | None:
-    """The training with as many of its epochs as fit into what is left of so many seconds since
-    `started`, by the pace of two steps; None where that is less than one."""
+    """With as many epochs as fit into so many seconds since `started`, by the pace of two steps; None if none does."""
     if begun := read_run_arguments(training.output_dir):  # and stopped: it goes on as it was planned
         return training.but(epochs=begun.epochs, warmup_epochs=begun.warmup_epochs)
     if (left := seconds - (time.perf_counter() - started)) > 0:

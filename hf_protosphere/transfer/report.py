@@ -36,9 +36,8 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """A row for each mode and number of shots, of the rows of `Transfer`: means over the trials,
-    and by f"{name}_interval" half the widths of their intervals, or None. "collapse" is the least
-    attained metric of neural collapse, in per cent."""
+    """A row for each mode and number of shots, of those of `Transfer`: means over the trials, and f"{name}_interval",
+    half the widths of their intervals, or None; "collapse" is the least attained of its metrics, in per cent."""
     groups: dict[tuple[str, int | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["mode"], row["shots"]), []).append(row)
