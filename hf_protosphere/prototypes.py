@@ -176,8 +176,7 @@ def class_means(
     for embeddings, batch_labels in batches:
         if embeddings.dim() != 2 or batch_labels.shape != embeddings.shape[:1]:
             raise ValueError(
-                "expected embeddings (N, D) and labels (N,), but got "
-                f"{tuple(embeddings.shape)} and {tuple(batch_labels.shape)}."
+                f"expected embeddings (N, D), labels (N,), got {tuple(embeddings.shape)}, {tuple(batch_labels.shape)}."
             )
         if len(outside := batch_labels[(batch_labels < 0) | (batch_labels >= num_classes)]):
             raise ValueError(f"labels must be in [0, {num_classes}), but got {int(outside[0])}.")

@@ -78,8 +78,7 @@ class Evaluation:
         report = {"model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split}
         if arguments.by_layer:  # first: a network may have no layers to show
             report["by_layer"] = collapse_by_layer(self.model, self.loader(self.measured), self.accelerator)
-        passed = passed_once(self.model, self.processor, self.splits, self.accelerator, arguments)
-        self.on_features, self.seen = passed
+        self.on_features, self.seen = passed_once(self.model, self.processor, self.splits, self.accelerator, arguments)
         ours, theirs = [], []
         options = {"means": self._means(), "snapshot": snapshot, "outcomes": ours}
         report |= evaluate_model(self.on_features, self.loader(self.seen["test"]), self.accelerator, **options)
@@ -124,9 +123,8 @@ class Evaluation:
         return outputs_of(self.on_features, self.loader(images), self.accelerator, "nearest images").embeddings
 
     def _robustness(self) -> dict[str, Any]:
-        arguments, baseline = self.arguments, None
-        if arguments.baseline is not None:
-            baseline = load_classifier(arguments.baseline, "--baseline")
+        arguments = self.arguments
+        baseline = None if arguments.baseline is None else load_classifier(arguments.baseline, "--baseline")
         report = corruption_errors(
             self.model, self.measured, self.processor, self.accelerator, corruptions=arguments.corruptions or "all",
             severities=arguments.severities, baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,

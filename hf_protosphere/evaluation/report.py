@@ -42,8 +42,8 @@ def format_report(
         values = [f"{of[name]:.4g}" if name in of else "" for of in (collapse, collapse["optima"])]
         epoch = f"epoch {reached[name]['epoch']:.4g}" if name in (reached or {}) else "-"
         rows.append([titles[name], *values, f"{percentage:.1f} %", epoch])
-    header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
-    header.append(f"validation at {target:g} %")
+    attained = f"validation at {target:g} %"
+    header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained", attained]
     table = format_table([row[: 5 if reached is not None else 4] for row in [header, *rows]])
     if limited := collapse.get("attained_nonnegative"):
         shares = (f"{titles[name]} {share:.1f} %" for name, share in limited.items())

@@ -36,8 +36,7 @@ RELATIVE = "Relative scores of the known classes, not calibrated probabilities"
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 CSS = Path(__file__).with_name("demo.css")
 ANGLES_CSS = Path(__file__).with_name("demo_angles.css")
-_HTML = Path(__file__).with_name("demo.html").read_text(encoding="utf-8")
-HTML = Template(_HTML, autoescape=True).module
+HTML = Template(Path(__file__).with_name("demo.html").read_text("utf-8"), autoescape=True).module
 # By the command, whose arguments stay; modules of the package may move.
 SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
 
@@ -123,9 +122,7 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
         ArgumentError: no Hub id, or a folder that has such files already.
     """
     if Path(model).is_dir():
-        raise ArgumentError(
-            f"--space shows a model of the Hub, but --model {model} is a folder: upload it, give its id."
-        )
+        raise ArgumentError(f"--space shows a model of the Hub, but --model {model} is a folder: upload it.")
     with errors_in_one_line(f"--model {model} is no id of the Hub"):
         validate_repo_id(model)
     arguments = ["demo", model, "--host", "0.0.0.0", "--port", "7860"]

@@ -53,10 +53,7 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
         ArgumentError: no images but those of training, or too few; a folder that cannot be written.
     """
     if arguments.output_dir is None and not Path(arguments.model).is_dir():
-        raise ArgumentError(
-            f"--output_dir is needed for --model {arguments.model}, which is no folder here to "
-            "save the calibrated model in."
-        )
+        raise ArgumentError(f"--model {arguments.model} is no folder here: give --output_dir, for the result.")
     folder = writable_folder(arguments.output_dir or arguments.model, "--output_dir")
     accelerator = Accelerator()
     check_processes(accelerator)
@@ -195,9 +192,7 @@ def calibration_images(
         flags={"validation": "--split"},
     )  # fmt: skip
     if "validation" not in images.splits:
-        reason = "has no arguments.yaml that tells which training images it held out"
-        if run:
-            reason = "held none of its training images out"
+        reason = "held none of its training images out" if run else "has no arguments.yaml that tells what it held out"
         raise ArgumentError(
             f"--dataset_name {arguments.dataset_name} has no validation split, and --model "
             f"{arguments.model} {reason}: give --split, one that was not trained on."
@@ -215,8 +210,7 @@ def calibration_images(
 
 def _trained_on(split: str) -> ArgumentError:
     return ArgumentError(
-        f"--split {split}: images of training are nearer to their prototypes than others, and "
-        "tell nothing of those. Give a split that was not trained on."
+        f"--split {split}: training images are nearer to their prototypes than others: give one not trained on."
     )
 
 

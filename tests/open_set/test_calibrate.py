@@ -121,7 +121,7 @@ def test_another_folder_gets_a_whole_model(checkpoint, digits_folder, tmp_path):
     assert (checkpoint / "config.json").read_bytes() == config
     model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "calibrated")
     assert model.config.rejection_threshold is not None
-    with pytest.raises(ArgumentError, match="--output_dir is needed for --model user/pets"):
+    with pytest.raises(ArgumentError, match="--model user/pets is no folder here: give --output_dir"):
         calibrate(arguments("user/pets", digits_folder))
 
 
