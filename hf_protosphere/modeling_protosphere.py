@@ -47,8 +47,7 @@ class ProtoSphereModelOutput(ModelOutput):
         embeddings: (M, D) or (M, V, D), unit norm, float32 or wider.
         pooler_output: (M, F) or (M, V, F), the backbone's pooled features.
         projected: (M, D) or (M, V, D), the projection before normalisation.
-        hidden_states, attentions: of all layers, as the backbone's library gives them for M images
-            or M·V; None where they are not asked for.
+        hidden_states, attentions: of all layers, of M or M·V images, as the backbone's library gives them, if asked.
     """
 
     embeddings: Tensor | None = None
@@ -223,8 +222,7 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         if images.dim() != 4:
             raise ValueError(f"expected pixel_values (M[, V], C, H, W), but got {tuple(pixel_values.shape)}.")
         if images.shape[1] == 3 and self.config.num_channels == 1:
-            weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
-            images = (images * weights).sum(1, keepdim=True)
+            images = (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
         # All views in one forward: two would break DistributedDataParallel with batch norm.
         asked = [
             getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
@@ -313,10 +311,8 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 logits = F.linear(*(x.to(embeddings.dtype) for x in operands))
             else:
                 prototypes = self.prototypes.to(embeddings.dtype)
-                if self.training:  # one product is faster than many that promise the last bit
-                    cosines = embeddings @ prototypes.T
-                else:
-                    cosines = cosines_to(embeddings, prototypes)
+                # In training one product, which is faster than many that promise the last bit.
+                cosines = embeddings @ prototypes.T if self.training else cosines_to(embeddings, prototypes)
                 if self.config.class_margins is not None:
                     cosines = cosines - cosines.new_tensor(self.config.class_margins)
                 logits = cosines / self.temperature  # (M[, V], K)
@@ -369,8 +365,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             **config_kwargs: anything else of `ProtoSphereConfig`. Image size, mean, std,
                 interpolation and crop default to what the backbone was trained with.
         """
-        if backbone_source is None:
-            backbone_source = source_of(name)
+        backbone_source = backbone_source or source_of(name)
         load = load_timm if backbone_source == "timm" else load_transformers
         if pretrained is True and backbone_source == "timm" and Path(name).is_dir():
             pretrained = Path(name, "model.safetensors")

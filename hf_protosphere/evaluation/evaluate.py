@@ -79,8 +79,10 @@ class Evaluation:
         if arguments.by_layer:  # first: a network may have no layers to show
             report["by_layer"] = collapse_by_layer(self.model, self.loader(self.measured), self.accelerator)
         self.on_features, self.seen = passed_once(self.model, self.processor, self.splits, self.accelerator, arguments)
-        ours, theirs = [], []
-        options = {"means": self._means(), "snapshot": snapshot, "outcomes": ours}
+        ours, theirs, means = [], [], None
+        if arguments.class_means and self.train is not None and not self.images.classes_without_images("train"):
+            means = training_class_means(self.on_features, self.loader(self.seen["train"]), self.accelerator)
+        options = {"means": means, "snapshot": snapshot, "outcomes": ours}
         report |= evaluate_model(self.on_features, self.loader(self.seen["test"]), self.accelerator, **options)
         outcomes = outcome_table(ours, names)
         report["accuracy_interval"] = interval(round(report["accuracy"] * len(outcomes)), len(outcomes))
@@ -113,11 +115,6 @@ class Evaluation:
                 for path in () if arguments.json else paths:
                     say(path)
         return report
-
-    def _means(self) -> Tensor | None:
-        if not self.arguments.class_means or self.train is None or self.images.classes_without_images("train"):
-            return None
-        return training_class_means(self.on_features, self.loader(self.seen["train"]), self.accelerator)
 
     def _embed(self, images: Dataset | FeatureSplit) -> Tensor:
         return outputs_of(self.on_features, self.loader(images), self.accelerator, "nearest images").embeddings

@@ -61,8 +61,7 @@ def demo(arguments: DemoArguments) -> None:
     flags = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
     with errors_in_one_line(f"{flags} cannot be listened on"):
         socket.create_server((arguments.host, arguments.port or 0)).close()
-    classifier = OpenSetClassifier.load(arguments.model, arguments.unknown_angle)
-    page = build_page(classifier, arguments.model)
+    page = build_page(OpenSetClassifier.load(arguments.model, arguments.unknown_angle), arguments.model)
     _, url, _ = page.launch(
         server_name=arguments.host, server_port=arguments.port, css=CSS.read_text(),
         share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False, max_file_size=MAX_BYTES,
@@ -138,9 +137,8 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
         "README.md": str(SpaceCard(f"---\n{card.to_yaml()}\n---\n\nThe page of {model}.\n")),
     }
     folder = writable_folder(folder, "--space")
-    for name in files:
-        if (folder / name).exists():
-            raise ArgumentError(f"--space {folder} has a {name} already: give a new folder.")
+    if there := [name for name in files if (folder / name).exists()]:
+        raise ArgumentError(f"--space {folder} has a {there[0]} already: give a new folder.")
     with replacing_files(folder) as new:
         for name, text in files.items():
             (new / name).write_text(text)

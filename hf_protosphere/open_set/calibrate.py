@@ -86,15 +86,14 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     known, unknown = (x and replace(x, logits=x.logits / config.calibration_temperature) for x in (known, unknown))
     both = {"before": undivided, "after": known.logits}
     bins = {when: confidence.reliability(logits, labels) for when, logits in both.items()}
+    likelihoods = {when: confidence.negative_log_likelihood(logits, labels) for when, logits in both.items()}
     report = {
         "model": arguments.model, "source": source, "num_images": len(labels),
         "classes_without_images": images.classes_without_images("validation"),
         **_decide(model, known, unknown, arguments),
         "calibration_temperature": config.calibration_temperature, "has_best_temperature": temperature is not None,
         "expected_calibration_error": {when: of_bins.expected_calibration_error for when, of_bins in bins.items()},
-        "negative_log_likelihood": {
-            when: confidence.negative_log_likelihood(logits, labels) for when, logits in both.items()
-        },
+        "negative_log_likelihood": likelihoods,
     }  # fmt: skip
     if accelerator.is_main_process:
         save_model(model.cpu(), processor, folder)
@@ -113,10 +112,8 @@ def _decide(
     scores = fit_scores(prototypes)[name](known).clamp(*REJECTION_SCORES[name])
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
     threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
-    rejection = {
-        "rejection_score": name, "rejection_threshold": threshold,
-        "false_rejection_rate": arguments.false_rejection_rate,
-    }  # fmt: skip
+    rejection = {"rejection_score": name, "rejection_threshold": threshold}
+    rejection["false_rejection_rate"] = arguments.false_rejection_rate
     sets = {"set_score": arguments.sets, "set_coverage": arguments.coverage, "set_thresholds": of_sets}
     config.update(rejection | (sets if of_sets else {}))
     right, accepted = known.logits.argmax(-1) == labels, scores >= threshold
@@ -173,10 +170,10 @@ def calibration_images(
     # What it held out is counted as it was then.
     of_run = WHAT_A_RUN_HELD_OUT[: None if fraction else 1] if run else ()
     for name in of_run:
-        if name in arguments.given and getattr(arguments, name) != getattr(run, name):
+        asked, had = getattr(arguments, name), getattr(run, name)
+        if name in arguments.given and asked != had:
             raise ArgumentError(
-                f"--{name} {getattr(arguments, name)} does not fit the run in --model "
-                f"{arguments.model}, which had {getattr(run, name)}: leave it out."
+                f"--{name} {asked} does not fit the run in --model {arguments.model}, which had {had}: leave it out."
             )
     if split == train_split:
         raise _trained_on(split)

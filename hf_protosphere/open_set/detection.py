@@ -71,8 +71,7 @@ def outputs_of(
 ) -> Outputs:
     """Of all images, the same on every process."""
     parts = zip(*((x.cpu() for x in batch) for batch in predictions(model, loader, accelerator, description)))
-    embeddings, logits, labels = map(torch.cat, parts)
-    return Outputs(embeddings, logits, labels)
+    return Outputs(*map(torch.cat, parts))
 
 
 def detect_unknown(

@@ -74,8 +74,7 @@ def make_corrupted(images: ResizedImages, corruptions: list[str], severities: li
     """A data set for each corruption and severity, severities within corruptions; too small images are refused."""
     load_library()
     check_side(min(input_size(images.processor)))
-    pairs = itertools.product(corruptions, severities)
-    return [CorruptedImages(images, name, severity, seed) for name, severity in pairs]
+    return [CorruptedImages(images, name, s, seed) for name, s in itertools.product(corruptions, severities)]
 
 
 def read_corrupted(
