@@ -57,13 +57,13 @@ class ExportArguments(LabelledImages, Arguments):
 
     model: PathName = required("Folder or Hub id of a ProtoSphere checkpoint.")
     format: Literal["onnx", "torch_export"] = flag(
-        "onnx, for onnxruntime and others; torch_export, for torch.", "onnx"
+        "onnx, for onnxruntime and many others; or torch_export, for torch alone.", "onnx"
     )
     output_dir: PathName | None = flag(
         "Folder for the exported model and its README; by default one called as the format, in that of the model."
     )
     num_images: Annotated[Count, Beside("dataset_name")] = flag(
-        "Images, balanced by class, to compare the two models on; without a data set noise.", 64
+        "Images, balanced by class, to compare it with the checkpoint on; without a data set noise.", 64
     )
 
     def __post_init__(self) -> None:

@@ -207,7 +207,7 @@ def calibration_images(
 
 def _trained_on(split: str) -> ArgumentError:
     return ArgumentError(
-        f"--split {split}: training images are nearer to their prototypes than others: give one not trained on."
+        f"--split {split}: training images are nearer to their prototypes than others. Give one not trained on."
     )
 
 
