@@ -161,9 +161,9 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
     def chosen(data=digits_folder, **more):
         return calibration_images(arguments(model_folder, data, **more), model)
 
-    with pytest.raises(ArgumentError, match=r"--split train: images of training"):
+    with pytest.raises(ArgumentError, match=r"--split train: training images"):
         chosen(split="train")
-    with pytest.raises(ArgumentError, match=r"no arguments.yaml that tells which .* give --split"):
+    with pytest.raises(ArgumentError, match=r"no arguments.yaml that tells what it held out: give --split"):
         chosen(split=None)
     with pytest.raises(DataError, match=r"--split dev: .* no such split, but train, test"):
         chosen(split="dev")
