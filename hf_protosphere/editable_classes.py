@@ -136,9 +136,8 @@ class EditableClasses:
             raise ValueError(f"class {self.config.class_names[twice[0]]!r} is merged twice.")
         rows, names = self.head.weight.detach().clone(), self.config.class_names
         for new, indices in groups.items():
-            rows[indices[0]] = class_means(
-                self.prototypes[indices], torch.zeros_like(torch.tensor(indices)).to(rows.device), group="local"
-            )[0]
+            one_class = torch.zeros(len(indices), dtype=torch.int64, device=rows.device)
+            rows[indices[0]] = class_means(self.prototypes[indices], one_class, group="local")[0]
             names[indices[0]] = str(new)
         gone = {i for indices in groups.values() for i in indices[1:]}
         kept = [i for i in range(len(names)) if i not in gone]
@@ -161,8 +160,7 @@ class EditableClasses:
         self._require_prototypes("set_prototypes")
         if prototypes.shape != self.head.weight.shape:
             raise ValueError(
-                f"expected prototypes (K, D) = {tuple(self.head.weight.shape)}, one row per class, "
-                f"but got {tuple(prototypes.shape)}."
+                f"expected prototypes (K, D) = {tuple(self.head.weight.shape)}, but got {tuple(prototypes.shape)}."
             )
         norms = prototypes.double().norm(dim=-1)
         if wrong := (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist():
@@ -205,8 +203,7 @@ class EditableClasses:
     def _require_prototypes(self, method: str) -> None:
         if not self.config.has_prototypes:
             raise ValueError(
-                f"{method} needs prototypes, but a cross_entropy model has a linear head: make a "
-                "prototype classifier of it by `protosphere finetune --mode prototypes`."
+                f"{method} needs prototypes: make them of the linear head by `protosphere finetune --mode prototypes`."
             )
 
     def _indices(self, names: Sequence[str]) -> list[int]:

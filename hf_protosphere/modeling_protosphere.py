@@ -47,8 +47,7 @@ class ProtoSphereModelOutput(ModelOutput):
         embeddings: (M, D) or (M, V, D), unit norm, float32 or wider.
         pooler_output: (M, F) or (M, V, F), the backbone's pooled features.
         projected: (M, D) or (M, V, D), the projection before normalisation.
-        hidden_states, attentions: of all layers, as the backbone's library gives them for M images
-            or M·V; None where they are not asked for.
+        hidden_states, attentions: of all layers, of M or M·V images, as the backbone's library gives them, if asked.
     """
 
     embeddings: Tensor | None = None
@@ -106,8 +105,7 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         except (AssertionError, ValueError) as error:
             if enable:
                 raise ValueError(
-                    f"gradient checkpointing is not for backbone {self.config.backbone!r}: leave "
-                    "it out, or take another backbone."
+                    f"backbone {self.config.backbone!r} has no gradient checkpointing: leave it out, or take another."
                 ) from error
 
     def _check_and_adjust_attn_implementation(self, asked: Any, *args: Any, **kwargs: Any) -> Any:
@@ -222,13 +220,9 @@ class ProtoSphereModel(ProtoSpherePreTrainedModel):
         views = pixel_values.shape[1] if pixel_values.dim() == 5 else None
         images = pixel_values.flatten(0, 1) if views else pixel_values
         if images.dim() != 4:
-            raise ValueError(
-                "expected pixel_values (M, C, H, W), or (M, V, C, H, W) for views, but got "
-                f"{tuple(pixel_values.shape)}."
-            )
+            raise ValueError(f"expected pixel_values (M[, V], C, H, W), but got {tuple(pixel_values.shape)}.")
         if images.shape[1] == 3 and self.config.num_channels == 1:
-            weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
-            images = (images * weights).sum(1, keepdim=True)
+            images = (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
         # All views in one forward: two would break DistributedDataParallel with batch norm.
         asked = [
             getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
@@ -265,10 +259,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
         if not config.num_labels or config.num_labels < 2:
             raise ValueError(f"num_labels must be at least 2, but got {config.num_labels}.")
         if config.problem_type not in (None, "single_label_classification"):
-            raise ValueError(
-                f"problem_type must be 'single_label_classification', but got "
-                f"{config.problem_type!r}: an image is of one class here."
-            )
+            raise ValueError(f"problem_type must be 'single_label_classification', but got {config.problem_type!r}.")
         if config.softmax_temperature is None:
             config.softmax_temperature = default_temperature(config.objective, config.num_labels)
         self.protosphere = ProtoSphereModel(config)
@@ -377,8 +368,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             **config_kwargs: anything else of `ProtoSphereConfig`. Image size, mean, std,
                 interpolation and crop default to what the backbone was trained with.
         """
-        if backbone_source is None:
-            backbone_source = source_of(name)
+        backbone_source = backbone_source or source_of(name)
         load = load_timm if backbone_source == "timm" else load_transformers
         if pretrained is True and backbone_source == "timm" and Path(name).is_dir():
             pretrained = Path(name, "model.safetensors")

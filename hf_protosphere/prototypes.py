@@ -61,18 +61,13 @@ def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = 
 
 
 def nonnegative_limit(num_classes: int) -> float:
-    """2 − 2·√(1 − 1/K): how near prototypes can come to class means without a negative entry.
+    """2 − 2·√(1 − 1/K), of K ≥ 2 classes: the least squared distance of prototypes to class means without a negative
+    entry, where signed embeddings can bring it to 0.
 
     Such means have no negative cosine, so that at best they are orthonormal, e_1 … e_K. There the
     unit prototypes that separate them best, maximising w_c·e_c − w_c·e_j for all j alike, are the
     simplex ETF of that frame, √(K/(K − 1))·(e_c − ē), whose cosine with e_c is √(1 − 1/K). (That
     non-negative features end orthogonal is known of SCL: Kini et al., ICLR 2024.)
-
-    Args:
-        num_classes: K ≥ 2.
-
-    Returns:
-        The squared distance, which signed embeddings can bring to 0.
 
     Example:
         >>> round(nonnegative_limit(10), 3), round(nonnegative_limit(1000), 4)
@@ -162,13 +157,11 @@ def class_means(
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    if isinstance(embeddings_or_batches, Tensor):
+    batches = embeddings_or_batches
+    if isinstance(batches, Tensor):
         if labels is None:
             raise ValueError("class_means needs the labels (N,) of the embeddings (N, D).")
-        batches = [(embeddings_or_batches, labels)]
-        num_classes = num_classes or int(labels.max()) + 1
-    else:
-        batches = embeddings_or_batches
+        batches, num_classes = [(batches, labels)], num_classes or int(labels.max()) + 1
     if num_classes is None:
         raise ValueError("class_means needs num_classes when it is given batches.")
 
@@ -176,8 +169,7 @@ def class_means(
     for embeddings, batch_labels in batches:
         if embeddings.dim() != 2 or batch_labels.shape != embeddings.shape[:1]:
             raise ValueError(
-                "expected embeddings (N, D) and labels (N,), but got "
-                f"{tuple(embeddings.shape)} and {tuple(batch_labels.shape)}."
+                f"expected embeddings (N, D), labels (N,), got {tuple(embeddings.shape)}, {tuple(batch_labels.shape)}."
             )
         if len(outside := batch_labels[(batch_labels < 0) | (batch_labels >= num_classes)]):
             raise ValueError(f"labels must be in [0, {num_classes}), but got {int(outside[0])}.")

@@ -70,8 +70,7 @@ def _run(argv: list[str]) -> None:
         if (reason := disk_refusal(error)) is None:
             raise
         place = getattr(error, "filename", None) or "a file of a library, such as a cache,"
-        then = "Make room, and run the same command again."
-        _refuse(f" {command}", f"{place} cannot be written: {reason}. {then}")
+        _refuse(f" {command}", f"{place} cannot be written: {reason}. Make room, and run the same command again.")
 
 
 def _refuse(command: str, reason: object) -> NoReturn:

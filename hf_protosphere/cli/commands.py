@@ -82,13 +82,11 @@ def _imported(path: str) -> Any:
     if not is_here(module):
         folder = module.rpartition(".")[0].replace(".", "/")
         raise ArgumentError(
-            f"this command is in {folder}/ of the repository, which is not beside the package here: clone the "
-            "repository and install it by `pip install -e .` there."
+            f"this command is in {folder}/ of the repository: clone that, and install it by `pip install -e .` there."
         )
     return getattr(module_at(module), name)
 
 
-ENTRIES, TEXTS = (
-    yaml.safe_load(Path(__file__).with_name(name).read_text("utf-8")) for name in ("commands.yaml", "texts.yaml")
-)
+ENTRIES = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf-8"))
+TEXTS = yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text("utf-8"))
 COMMANDS = {name: Command(name, **command) for name, command in ENTRIES.items()}

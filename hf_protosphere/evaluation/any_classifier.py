@@ -101,8 +101,7 @@ class AnyClassifier(nn.Module):
     def forward(self, pixel_values: Tensor, **options: bool) -> SimpleNamespace:
         """Images (M, 3, S, S) to "embeddings" (M, D), "logits" (M, K) and, if asked for, "hidden_states"."""
         embeddings, output = self._layer.watch(lambda: self.network(pixel_values, return_dict=True, **options))
-        hidden = output.get("hidden_states")
-        return SimpleNamespace(embeddings=embeddings, logits=output.logits, hidden_states=hidden)
+        return SimpleNamespace(embeddings=embeddings, logits=output.logits, hidden_states=output.get("hidden_states"))
 
 
 def load_any(

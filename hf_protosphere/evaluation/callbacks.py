@@ -34,21 +34,18 @@ class NeuralCollapseCallback(TrainerCallback):
     to neural_collapse.jsonl in its output folder. When training ends pictures are drawn beside it, which
     `protosphere plot OUTPUT_DIR` draws again.
 
-    Of a ProtoSphere model the embeddings and prototypes are measured. Of any other model, the
-    embeddings are what enters its classification layer and the prototypes are the rows of that
-    layer's weight, both scaled to unit norm. Measuring draws no random numbers from the training.
-    Of classes that the sample or the evaluation set misses it warns once, and measures the others.
+    Of a ProtoSphere model the embeddings and prototypes are measured; of any other what enters its classification
+    layer and the rows of that layer's weight, both scaled to unit norm. Measuring draws no random numbers from the
+    training. Of classes that the sample or the evaluation set misses it warns once, and measures the others.
 
     Args:
         trainer: whose model, data sets, collator and devices are used.
         every: "epoch", or a number of optimiser steps.
         train_samples: images of the training set to measure on, drawn once at random; 0 for none.
-            If that set augments its images, they are measured augmented, always in the same way;
-            give `train_dataset` to measure them as they are.
-        train_dataset: measured, all of it, instead of a sample of the Trainer's training set.
-        classification_layer: the `nn.Linear`, or its name among `model.named_modules()`. By default
-            the only linear layer with as many outputs as the model's configuration has labels (of
-            a model without one, the only linear layer).
+            If that set augments its images, they are measured augmented, always in the same way.
+        train_dataset: measured, all of it, instead of such a sample.
+        classification_layer: the `nn.Linear`, or its name among `model.named_modules()`; by default the only one with
+            as many outputs as the model's configuration has labels (without a configuration, the only one).
         class_names: for pictures; by default those of the model's configuration.
         target: percentage of an optimum whose first attainment `first_reached` tells.
         seed: of the sample.
@@ -84,8 +81,6 @@ class NeuralCollapseCallback(TrainerCallback):
         """{"eval": {"nc1_cdnv": {"step": 120, "epoch": 4.0}}}: when each first attained `target` % of its optimum."""
         return first_reached(self.records, self.target)
 
-    # Events
-
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         self._layer = ClassificationLayer(self.trainer.model, self.classification_layer)
         self._datasets = self._choose_datasets()
@@ -100,8 +95,8 @@ class NeuralCollapseCallback(TrainerCallback):
             self._measure(state)
 
     def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        last = state.global_step == state.max_steps
-        if self.every != "epoch" and (state.global_step % self.every == 0 or last):
+        step = state.global_step
+        if self.every != "epoch" and (step % self.every == 0 or step == state.max_steps):
             self._measure(state)
 
     def on_epoch_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -115,13 +110,10 @@ class NeuralCollapseCallback(TrainerCallback):
             for embeddings, labels in self._batches(dataset):
                 collector.update(embeddings, labels)
         if state.is_world_process_zero:
-            names = self.class_names or self._layer.class_names
-            folder = Path(args.output_dir)
+            folder, names = Path(args.output_dir), self.class_names or self._layer.class_names
             with at_no_cost(f"drawing (`protosphere plot {folder}` draws again)"):
                 save_snapshot(collector.snapshot(names, split), folder / SNAPSHOT)
                 draw_run(folder, target=self.target)
-
-    # Measuring
 
     def _choose_datasets(self) -> dict[str, Dataset]:
         """By split, the training images first."""
@@ -132,8 +124,7 @@ class NeuralCollapseCallback(TrainerCallback):
         elif self.train_samples:
             if not isinstance(train, Sized):
                 raise ArgumentError(
-                    f"a sample cannot be drawn from a {type(train).__name__}, which has no length: "
-                    "give NeuralCollapseCallback(train_dataset=...) or train_samples=0."
+                    f"a {type(train).__name__} has no length to draw from: give train_dataset=... or train_samples=0."
                 )
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
             sample = order[: self.train_samples].sort().values.tolist()
@@ -152,8 +143,7 @@ class NeuralCollapseCallback(TrainerCallback):
         logs: dict[str, float] = {}
         with self.stopwatch:
             for split, dataset in self._datasets.items():
-                metrics = self._metrics(dataset)
-                record[split + COLLAPSE] = metrics
+                record[split + COLLAPSE] = metrics = self._metrics(dataset)
                 if absent := metrics.get("absent_classes"):
                     warnings.warn(
                         f"no {split} image of {len(absent)} classes ({some(absent)}): neural "

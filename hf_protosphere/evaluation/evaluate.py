@@ -78,10 +78,11 @@ class Evaluation:
         report = {"model": arguments.model, "dataset": arguments.dataset_name, "split": arguments.split}
         if arguments.by_layer:  # first: a network may have no layers to show
             report["by_layer"] = collapse_by_layer(self.model, self.loader(self.measured), self.accelerator)
-        passed = passed_once(self.model, self.processor, self.splits, self.accelerator, arguments)
-        self.on_features, self.seen = passed
-        ours, theirs = [], []
-        options = {"means": self._means(), "snapshot": snapshot, "outcomes": ours}
+        self.on_features, self.seen = passed_once(self.model, self.processor, self.splits, self.accelerator, arguments)
+        ours, theirs, means = [], [], None
+        if arguments.class_means and self.train is not None and not self.images.classes_without_images("train"):
+            means = training_class_means(self.on_features, self.loader(self.seen["train"]), self.accelerator)
+        options = {"means": means, "snapshot": snapshot, "outcomes": ours}
         report |= evaluate_model(self.on_features, self.loader(self.seen["test"]), self.accelerator, **options)
         outcomes = outcome_table(ours, names)
         report["accuracy_interval"] = interval(round(report["accuracy"] * len(outcomes)), len(outcomes))
@@ -115,18 +116,12 @@ class Evaluation:
                     say(path)
         return report
 
-    def _means(self) -> Tensor | None:
-        if not self.arguments.class_means or self.train is None or self.images.classes_without_images("train"):
-            return None
-        return training_class_means(self.on_features, self.loader(self.seen["train"]), self.accelerator)
-
     def _embed(self, images: Dataset | FeatureSplit) -> Tensor:
         return outputs_of(self.on_features, self.loader(images), self.accelerator, "nearest images").embeddings
 
     def _robustness(self) -> dict[str, Any]:
-        arguments, baseline = self.arguments, None
-        if arguments.baseline is not None:
-            baseline = load_classifier(arguments.baseline, "--baseline")
+        arguments = self.arguments
+        baseline = None if arguments.baseline is None else load_classifier(arguments.baseline, "--baseline")
         report = corruption_errors(
             self.model, self.measured, self.processor, self.accelerator, corruptions=arguments.corruptions or "all",
             severities=arguments.severities, baseline=baseline, corrupted_dataset=arguments.corrupted_dataset,

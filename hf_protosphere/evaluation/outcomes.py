@@ -12,6 +12,7 @@ from torch import Tensor
 from ..open_set.confidence import Reliability, reliability_of
 
 LEVEL, RESAMPLES = 0.95, 10_000  # of intervals
+SHARES = ["precision", "recall", "f1"]
 
 
 def outcome_table(batches: Iterable[tuple[Tensor, ...]], class_names: Sequence[str]) -> pd.DataFrame:
@@ -47,16 +48,13 @@ def by_class(outcomes: pd.DataFrame, class_names: Sequence[str]) -> list[dict[st
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = outcomes["given"], outcomes["predicted"]
-    measures = precision_recall_fscore_support(*columns, labels=class_names, zero_division=np.nan)
-    wrong = confusions(outcomes).query("given != predicted").drop_duplicates("given")
-    taken, rows = {pair["given"]: pair for pair in wrong.to_dict("records")}, []
-    for name, precision, recall, f1, images in zip(class_names, *(measure.tolist() for measure in measures)):
-        shares = {"precision": precision, "recall": recall, "f1": f1}
-        shares = {key: None if np.isnan(share) or not images else share for key, share in shares.items()}
-        most = taken.get(name, {"predicted": None, "images": None})
-        most = {"confused_with": most["predicted"], "confused_images": most["images"]}
-        rows.append({"class": name, "images": int(images), **shares, **most})
-    return rows
+    *shares, images = precision_recall_fscore_support(*columns, labels=class_names, zero_division=np.nan)
+    table = pd.DataFrame({"class": class_names, "images": images.astype(int), **dict(zip(SHARES, shares))})
+    table.loc[images == 0, SHARES] = np.nan
+    wrong = confusions(outcomes).query("given != predicted").drop_duplicates("given").set_index("given")
+    wrong = wrong.set_axis(["confused_with", "confused_images"], axis=1).astype({"confused_images": "Int64"})
+    table = table.join(wrong, on="class").astype(object)
+    return table.where(table.notna(), None).to_dict("records")
 
 
 def compare(outcomes: pd.DataFrame) -> dict[str, Any]:

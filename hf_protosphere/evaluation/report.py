@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from transformers.utils import flatten_dict
+
 from ..data.labels import some
 from ..metrics.neural_collapse import METRICS
 from ..plots.table import format_table
@@ -42,8 +44,8 @@ def format_report(
         values = [f"{of[name]:.4g}" if name in of else "" for of in (collapse, collapse["optima"])]
         epoch = f"epoch {reached[name]['epoch']:.4g}" if name in (reached or {}) else "-"
         rows.append([titles[name], *values, f"{percentage:.1f} %", epoch])
-    header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained"]
-    header.append(f"validation at {target:g} %")
+    attained = f"validation at {target:g} %"
+    header = [f"{title} ({report['num_images']} images)", "value", "optimum", "attained", attained]
     table = format_table([row[: 5 if reached is not None else 4] for row in [header, *rows]])
     if limited := collapse.get("attained_nonnegative"):
         shares = (f"{titles[name]} {share:.1f} %" for name, share in limited.items())
@@ -88,14 +90,7 @@ def format_layers(layers: Sequence[dict[str, Any]]) -> str:
     return format_table([["layer", "dim", *LAYER_TITLES.values()], *rows])
 
 
-def flat_record(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested records as trackers want them: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
-    flat: dict[str, float] = {}
-    for name, value in record.items():
-        if name in ("optima", "absent_classes"):  # constants
-            continue
-        if isinstance(value, dict):
-            flat |= flat_record(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def flat_record(record: dict[str, Any]) -> dict[str, float]:
+    """Nested records as trackers want them, without constants: {"validation_neural_collapse/nc1_cdnv": 0.1}."""
+    flat = flatten_dict(record, delimiter="/")
+    return {k: v for k, v in flat.items() if v != {} and not {"optima", "absent_classes"} & {*k.split("/")}}

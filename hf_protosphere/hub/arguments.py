@@ -63,9 +63,7 @@ class ExportArguments(LabelledImages, Arguments):
         "Folder for the exported model and its README; by default one called as the format, in that of the model."
     )
     num_images: Annotated[Count, Beside("dataset_name")] = flag(
-        "Images, balanced by class, that the exported model is compared with the checkpoint on; "
-        "without a data set noise.",
-        64,
+        "Images, balanced by class, to compare it with the checkpoint on; without a data set noise.", 64
     )
 
     def __post_init__(self) -> None:

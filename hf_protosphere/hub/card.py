@@ -85,8 +85,7 @@ def render_evaluation_results(folder: str | Path, task_id: str) -> str:
         raise ArgumentError(f"{folder} was trained on a local data set, but a benchmark is a data set on the Hub.")
     if run.is_drawn_from_training(run.reported):
         raise ArgumentError(
-            f"{folder} was evaluated on training data of {run.dataset_id} only: train with "
-            "--test_split to evaluate on a split of its own."
+            f"{folder} was evaluated on training data of {run.dataset_id} only: train with --test_split."
         )
     report, revision = run.results[run.reported], run.arguments.dataset_revision
     entry = EvalResultEntry(
@@ -143,10 +142,8 @@ def _evaluation_results(run: FinishedRun) -> list[EvalResult]:
     config, revision = arguments.dataset_config, arguments.dataset_revision
     for split in run.held_out:
         report = run.results[split]
-        metrics = {
-            "accuracy": ("Accuracy", report["accuracy"]),
-            "top_5_accuracy": ("Top-5 accuracy", report.get("top5_accuracy")),
-        }
+        metrics = {"accuracy": ("Accuracy", report["accuracy"])}
+        metrics["top_5_accuracy"] = "Top-5 accuracy", report.get("top5_accuracy")
         if arguments.imbalance:
             metrics["mean_class_accuracy"] = ("Mean class accuracy", report["mean_class_accuracy"])
         if split == run.reported:

@@ -65,5 +65,4 @@ def overall_collapse(run: FinishedRun) -> float | None:
 def applicable_metrics(run: FinishedRun) -> list[MetricInfo]:
     """The metrics of neural collapse that apply to the run's classifier and images."""
     attained = run.results[run.reported]["neural_collapse"]["attained"]
-    linear = run.classifier == "linear"
-    return [m for m in METRICS if m.name in attained and not (linear and m.needs_prototypes)]
+    return [m for m in METRICS if m.name in attained and not (run.classifier == "linear" and m.needs_prototypes)]

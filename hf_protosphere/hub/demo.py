@@ -36,8 +36,7 @@ RELATIVE = "Relative scores of the known classes, not calibrated probabilities"
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 CSS = Path(__file__).with_name("demo.css")
 ANGLES_CSS = Path(__file__).with_name("demo_angles.css")
-_HTML = Path(__file__).with_name("demo.html").read_text(encoding="utf-8")
-HTML = Template(_HTML, autoescape=True).module
+HTML = Template(Path(__file__).with_name("demo.html").read_text("utf-8"), autoescape=True).module
 # By the command, whose arguments stay; modules of the package may move.
 SPACE_APP = """# Upload an image, see where it falls on the sphere: the page of `protosphere demo`.
 
@@ -62,8 +61,7 @@ def demo(arguments: DemoArguments) -> None:
     flags = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
     with errors_in_one_line(f"{flags} cannot be listened on"):
         socket.create_server((arguments.host, arguments.port or 0)).close()
-    classifier = OpenSetClassifier.load(arguments.model, arguments.unknown_angle)
-    page = build_page(classifier, arguments.model)
+    page = build_page(OpenSetClassifier.load(arguments.model, arguments.unknown_angle), arguments.model)
     _, url, _ = page.launch(
         server_name=arguments.host, server_port=arguments.port, css=CSS.read_text(),
         share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False, max_file_size=MAX_BYTES,
@@ -123,9 +121,7 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
         ArgumentError: no Hub id, or a folder that has such files already.
     """
     if Path(model).is_dir():
-        raise ArgumentError(
-            f"--space shows a model of the Hub, but --model {model} is a folder: upload it, give its id."
-        )
+        raise ArgumentError(f"--space shows a model of the Hub, but --model {model} is a folder: upload it.")
     with errors_in_one_line(f"--model {model} is no id of the Hub"):
         validate_repo_id(model)
     arguments = ["demo", model, "--host", "0.0.0.0", "--port", "7860"]
@@ -141,9 +137,8 @@ def write_space(model: str, folder: str | Path, unknown_angle: float | None = No
         "README.md": str(SpaceCard(f"---\n{card.to_yaml()}\n---\n\nThe page of {model}.\n")),
     }
     folder = writable_folder(folder, "--space")
-    for name in files:
-        if (folder / name).exists():
-            raise ArgumentError(f"--space {folder} has a {name} already: give a new folder.")
+    if there := [name for name in files if (folder / name).exists()]:
+        raise ArgumentError(f"--space {folder} has a {there[0]} already: give a new folder.")
     with replacing_files(folder) as new:
         for name, text in files.items():
             (new / name).write_text(text)

@@ -53,10 +53,7 @@ def calibrate(arguments: CalibrateArguments) -> dict[str, Any]:
         ArgumentError: no images but those of training, or too few; a folder that cannot be written.
     """
     if arguments.output_dir is None and not Path(arguments.model).is_dir():
-        raise ArgumentError(
-            f"--output_dir is needed for --model {arguments.model}, which is no folder here to "
-            "save the calibrated model in."
-        )
+        raise ArgumentError(f"--model {arguments.model} is no folder here: give --output_dir, for the result.")
     folder = writable_folder(arguments.output_dir or arguments.model, "--output_dir")
     accelerator = Accelerator()
     check_processes(accelerator)
@@ -89,15 +86,14 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
     known, unknown = (x and replace(x, logits=x.logits / config.calibration_temperature) for x in (known, unknown))
     both = {"before": undivided, "after": known.logits}
     bins = {when: confidence.reliability(logits, labels) for when, logits in both.items()}
+    likelihoods = {when: confidence.negative_log_likelihood(logits, labels) for when, logits in both.items()}
     report = {
         "model": arguments.model, "source": source, "num_images": len(labels),
         "classes_without_images": images.classes_without_images("validation"),
         **_decide(model, known, unknown, arguments),
         "calibration_temperature": config.calibration_temperature, "has_best_temperature": temperature is not None,
         "expected_calibration_error": {when: of_bins.expected_calibration_error for when, of_bins in bins.items()},
-        "negative_log_likelihood": {
-            when: confidence.negative_log_likelihood(logits, labels) for when, logits in both.items()
-        },
+        "negative_log_likelihood": likelihoods,
     }  # fmt: skip
     if accelerator.is_main_process:
         save_model(model.cpu(), processor, folder)
@@ -116,10 +112,8 @@ def _decide(
     scores = fit_scores(prototypes)[name](known).clamp(*REJECTION_SCORES[name])
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
     threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
-    rejection = {
-        "rejection_score": name, "rejection_threshold": threshold,
-        "false_rejection_rate": arguments.false_rejection_rate,
-    }  # fmt: skip
+    rejection = {"rejection_score": name, "rejection_threshold": threshold}
+    rejection["false_rejection_rate"] = arguments.false_rejection_rate
     sets = {"set_score": arguments.sets, "set_coverage": arguments.coverage, "set_thresholds": of_sets}
     config.update(rejection | (sets if of_sets else {}))
     right, accepted = known.logits.argmax(-1) == labels, scores >= threshold
@@ -176,10 +170,10 @@ def calibration_images(
     # What it held out is counted as it was then.
     of_run = WHAT_A_RUN_HELD_OUT[: None if fraction else 1] if run else ()
     for name in of_run:
-        if name in arguments.given and getattr(arguments, name) != getattr(run, name):
+        asked, had = getattr(arguments, name), getattr(run, name)
+        if name in arguments.given and asked != had:
             raise ArgumentError(
-                f"--{name} {getattr(arguments, name)} does not fit the run in --model "
-                f"{arguments.model}, which had {getattr(run, name)}: leave it out."
+                f"--{name} {asked} does not fit the run in --model {arguments.model}, which had {had}: leave it out."
             )
     if split == train_split:
         raise _trained_on(split)
@@ -195,9 +189,7 @@ def calibration_images(
         flags={"validation": "--split"},
     )  # fmt: skip
     if "validation" not in images.splits:
-        reason = "has no arguments.yaml that tells which training images it held out"
-        if run:
-            reason = "held none of its training images out"
+        reason = "held none of its training images out" if run else "has no arguments.yaml that tells what it held out"
         raise ArgumentError(
             f"--dataset_name {arguments.dataset_name} has no validation split, and --model "
             f"{arguments.model} {reason}: give --split, one that was not trained on."
@@ -215,8 +207,7 @@ def calibration_images(
 
 def _trained_on(split: str) -> ArgumentError:
     return ArgumentError(
-        f"--split {split}: images of training are nearer to their prototypes than others, and "
-        "tell nothing of those. Give a split that was not trained on."
+        f"--split {split}: training images are nearer to their prototypes than others. Give one not trained on."
     )
 
 

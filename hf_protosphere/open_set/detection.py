@@ -54,10 +54,7 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
     if name is None:
         name = "test" if "test" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
     if name not in loaded:
-        raise DataError(
-            f"--ood_split {name}: {arguments.ood_dataset} has no such split, but "
-            f"{', '.join(loaded)}: give one of them."
-        )
+        raise DataError(f"--ood_split {name}: {arguments.ood_dataset} has no such split, but {', '.join(loaded)}.")
     column = find_image_column(loaded[name], arguments.ood_image_column, "--ood_image_column")
     split = two_columns(loaded[name], column, None, arguments.ood_dataset)
     if arguments.check_images:
@@ -74,8 +71,7 @@ def outputs_of(
 ) -> Outputs:
     """Of all images, the same on every process."""
     parts = zip(*((x.cpu() for x in batch) for batch in predictions(model, loader, accelerator, description)))
-    embeddings, logits, labels = map(torch.cat, parts)
-    return Outputs(embeddings, logits, labels)
+    return Outputs(*map(torch.cat, parts))
 
 
 def detect_unknown(

@@ -29,8 +29,7 @@ def plot_reliability(bins: Mapping[str, Reliability], picture: Path) -> None:
         gap, style = (confidence - accuracy)[seen], {"color": "none", "edgecolor": COLORS[1], "hatch": "///"}
         diagram.bar(centres[seen], gap, width, accuracy[seen], label="to the mean confidence", **style)
         diagram.plot((0, 1), (0, 1), color="0.3", linewidth=1, linestyle="--", label="calibrated")
-        error = reliability.expected_calibration_error
-        diagram.set(title=f"{title}: ECE {error:.2%}", xlim=(0, 1), ylim=(0, 1))
+        diagram.set(title=f"{title}: ECE {reliability.expected_calibration_error:.2%}", xlim=(0, 1), ylim=(0, 1))
         bars = histogram.bar(centres, counts, width, color="0.6", edgecolor="white")
         histogram.bar_label(bars, [f"{count:.0f}" if count else "" for count in counts], fontsize=7)
         histogram.set(xlabel="confidence (largest score)")

@@ -87,8 +87,7 @@ def neco(known: Outputs) -> Score:
     There are K − 1 of them, the dimension of the simplex that K classes collapse to; half of all where that is
     less. Not multiplied by the largest logit, as the paper does for some networks."""
     mean, count = known.embeddings.mean(0), min(known.logits.shape[1] - 1, max(known.embeddings.shape[1] // 2, 1))
-    axes = _principal_axes(known.embeddings - mean)
-    inside = axes[:, :count]  # (D, K − 1)
+    inside = _principal_axes(known.embeddings - mean)[:, :count]  # (D, K − 1)
 
     def score(images: Outputs) -> Tensor:
         centred = images.embeddings - mean

@@ -64,8 +64,7 @@ class OpenSetClassifier:
         config = model.config
         if not config.has_prototypes:
             raise ArgumentError(
-                f"--model {name} was trained with cross_entropy: its linear head has no prototypes "
-                "that an image could be near to or far from. Give a model of another objective."
+                f"--model {name} was trained with cross_entropy, without prototypes: give one of another objective."
             )
         snapshot = snapshot_of(name)
         if snapshot is None:
@@ -74,8 +73,7 @@ class OpenSetClassifier:
             snapshot.prototypes, model.prototypes.detach(), atol=0.01
         ):
             raise ArgumentError(
-                f"--model {name}: its {SNAPSHOT} is that of other prototypes. Remove it, or write "
-                "it again with `protosphere evaluate --pictures`."
+                f"--model {name}: its {SNAPSHOT} is of other prototypes: remove it, or `evaluate --pictures` again."
             )
         if unknown_angle is None and config.rejection_threshold is not None:
             return cls(model.eval(), processor, snapshot, calibrated_threshold(config))

@@ -77,8 +77,8 @@ class SearchArguments(LabelledImages, EmbeddingArguments, Arguments):
     )
     recall_at: list[Count] = flag("The k of recall@k.", [1, 5, 10])
     num_queries: Count | None = flag(
-        "With --evaluate: measure so many queries, drawn at random. By default all, or where query times images exceeds "
-        "4·10^9, as of more than 63,000 images, as many as stay below."
+        "With --evaluate: measure so many queries, drawn at random. By default all; of more than 63,000 images, where "
+        "these are the queries too, fewer: 4·10^9 pairs of a query and an image."
     )
     json: bool = flag("Print JSON instead of a table.", False)
 

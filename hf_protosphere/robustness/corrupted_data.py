@@ -57,8 +57,7 @@ class CorruptedImages(Dataset):
     An image has one seed for all corruptions and severities: these differ by their strength, not by their luck."""
 
     def __init__(self, images: ResizedImages, corruption: str, severity: int, seed: int) -> None:
-        self.images, self.seed = images, seed
-        self.corruption, self.severity = corruption, severity
+        self.images, self.corruption, self.severity, self.seed = images, corruption, severity, seed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,8 +74,7 @@ def make_corrupted(images: ResizedImages, corruptions: list[str], severities: li
     """A data set for each corruption and severity, severities within corruptions; too small images are refused."""
     load_library()
     check_side(min(input_size(images.processor)))
-    pairs = itertools.product(corruptions, severities)
-    return [CorruptedImages(images, name, severity, seed) for name, severity in pairs]
+    return [CorruptedImages(images, name, s, seed) for name, s in itertools.product(corruptions, severities)]
 
 
 def read_corrupted(
@@ -105,8 +103,7 @@ def read_corrupted(
         )
     data_sets: list[Dataset] = []
     for part, severity in parts:
-        path = folder / part
-        split = _array_split(path, severity) if arrays else _folder_split(path)
+        split = _array_split(folder / part, severity) if arrays else _folder_split(folder / part)
         split = map_labels(split, f"corrupted ({part})", label_names)
         if max_images is not None:
             split = balanced_sample(split, max_images, seed=0)
@@ -129,8 +126,7 @@ def _folder_split(path: Path) -> datasets.Dataset:
 
 
 def _array_split(path: Path, severity: int) -> datasets.Dataset:
-    labels_file = path.with_name("labels.npy")
-    labels, pixels = _array(labels_file, 1), _array(path, 4)
+    labels, pixels = _array(path.with_name("labels.npy"), 1), _array(path, 4)
     if not np.issubdtype(labels.dtype, np.integer) or pixels.dtype != np.uint8:
         raise DataError(f"--corrupted_dataset: {path} must be uint8, labels whole: {pixels.dtype}, {labels.dtype}.")
     count = len(pixels)

@@ -44,8 +44,7 @@ def parse_corruptions(names: str | Iterable[str]) -> list[str]:
     Raises:
         ArgumentError: an unknown name, or none at all.
     """
-    given = " ".join([names] if isinstance(names, str) else map(str, names))
-    asked = [name for name in re.split(r"[,\s]+", given) if name]
+    asked = re.findall(r"[^,\s]+", names if isinstance(names, str) else " ".join(map(str, names)))
     groups = {"all": BENCHMARK, **GROUPS}
     check_known(asked, [*groups, *CORRUPTIONS], "--corruptions: there is no")
     if not asked:
@@ -82,8 +81,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
 
     Args:
         image: (H, W, 3) uint8, of at least 32 pixels a side; it stays as it is.
-        corruption: one of `CORRUPTIONS`.
-        severity: from 1 to 5.
+        corruption, severity: one of `CORRUPTIONS`, from 1 to 5.
         seed: from 0 to 2³² − 1. numpy's global generator, which the library draws from, is put back to where it was.
 
     Returns:

@@ -173,8 +173,7 @@ def _errors(
         return torch.stack(labels, 1) != batch["labels"][:, None], batch["resized"]
 
     models = [classifier.model for classifier in classifiers]
-    loader = DataLoader(images, batch_size, num_workers=num_workers)
-    loader = accelerator.prepare_data_loader(loader)
+    loader = accelerator.prepare_data_loader(DataLoader(images, batch_size, num_workers=num_workers))
     batches = inferred(models, loader, accelerator, "corruptions", compute)
     wrong, resized = zip(*((errs.cpu(), int(was.sum())) for errs, was in batches))
     # In the order of the images: each part's are together.

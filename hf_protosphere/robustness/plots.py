@@ -24,8 +24,7 @@ def draw_robustness(report: dict[str, Any], split: Dataset, processor: BaseImage
     if "num_corrupted_images" not in report:  # those are read from a folder
         pictures.append(folder / "corrupted_images.png")
         image = ResizedImages(split, processor)[0]["pixel_values"].permute(1, 2, 0).numpy()
-        names, severity = list(report["errors"]), report["severities"][-1]
-        plot_corrupted_images(image, names, severity, pictures[1])
+        plot_corrupted_images(image, list(report["errors"]), report["severities"][-1], pictures[1])
     return pictures
 
 
@@ -40,10 +39,8 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
         _draw(axes, baseline, 0.15, "s", COLORS[1], for_figure(f"baseline {baseline.get('model', '')}", 60))
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     shown = ", ".join(map(str, report["severities"]))
-    axes.set(
-        ylabel="error (%)", ylim=(0, None),
-        title=f"Errors on corrupted images: severities {shown}, darker is more severe",
-    )  # fmt: skip
+    axes.set(ylabel="error (%)", ylim=(0, None))
+    axes.set_title(f"Errors on corrupted images: severities {shown}, darker is more severe")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="best")
     save_figure(figure, picture, 120)
@@ -51,8 +48,7 @@ def plot_corruption_errors(report: dict[str, Any], picture: Path) -> None:
 
 def plot_corrupted_images(image: np.ndarray, corruptions: list[str], severity: int, picture: Path) -> None:
     """An image (H, W, 3) uint8, clean and under each corruption."""
-    corrupted = {name: corrupt(image, name, severity, seed=0) for name in corruptions}
-    shown = {"clean": image} | corrupted
+    shown = {"clean": image} | {name: corrupt(image, name, severity, seed=0) for name in corruptions}
     columns = min(5, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(2 * columns, 2.25 * rows + 0.4)
@@ -72,7 +68,6 @@ def _draw(axes: "Axes", report: dict[str, Any], shift: float, marker: str, color
     axes.vlines(places, errors.min(1), errors.max(1), color=color, alpha=0.4, linewidth=1)
     for severity, column in zip(report["severities"], errors.T):
         name = label if severity == report["severities"][-1] else None
-        alpha = 0.1 + 0.18 * severity
-        axes.scatter(places, column, marker=marker, color=color, alpha=alpha, label=name)
+        axes.scatter(places, column, marker=marker, color=color, alpha=0.1 + 0.18 * severity, label=name)
     style = {"linestyle": "--" if marker == "o" else ":", "linewidth": 1}
     axes.axhline(100 * report["clean_error"], color=color, label=f"{label}, clean images", **style)

@@ -202,7 +202,7 @@ def test_what_cannot_work_is_said_before_the_first_step(make_trainer):
     refused(vit, r"ViTForImageClassification has \d linear layers with 10 outputs.*classifier")
     refused(vit, r"'head' is not a linear layer.*classifier", classification_layer="head")
     refused(vit, r"one vector per image.*\(8, 5, 10\)", classification_layer=_attention_layer(vit))
-    refused(resnet(), "Stream, which has no length.*train_samples=0", train=Stream())
+    refused(resnet(), "Stream has no length.*train_samples=0", train=Stream())
     with pytest.raises(ArgumentError, match="every must be 'epoch' or a number"):
         NeuralCollapseCallback(None, every="step")
     with pytest.raises(ArgumentError, match="train_samples must be at least 0, but got -1"):

@@ -121,7 +121,7 @@ def test_another_folder_gets_a_whole_model(checkpoint, digits_folder, tmp_path):
     assert (checkpoint / "config.json").read_bytes() == config
     model = ProtoSphereForImageClassification.from_pretrained(tmp_path / "calibrated")
     assert model.config.rejection_threshold is not None
-    with pytest.raises(ArgumentError, match="--output_dir is needed for --model user/pets"):
+    with pytest.raises(ArgumentError, match="--model user/pets is no folder here: give --output_dir"):
         calibrate(arguments("user/pets", digits_folder))
 
 
@@ -161,9 +161,9 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
     def chosen(data=digits_folder, **more):
         return calibration_images(arguments(model_folder, data, **more), model)
 
-    with pytest.raises(ArgumentError, match=r"--split train: images of training"):
+    with pytest.raises(ArgumentError, match=r"--split train: training images"):
         chosen(split="train")
-    with pytest.raises(ArgumentError, match=r"no arguments.yaml that tells which .* give --split"):
+    with pytest.raises(ArgumentError, match=r"no arguments.yaml that tells what it held out: give --split"):
         chosen(split=None)
     with pytest.raises(DataError, match=r"--split dev: .* no such split, but train, test"):
         chosen(split="dev")

@@ -130,7 +130,7 @@ def test_what_has_no_prototypes_or_those_of_another_model_is_refused(tmp_path):
     model = save_checkpoint(tmp_path / "other")
     model.set_prototypes(-model.prototypes)
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ArgumentError, match=r"snapshot.safetensors is that of other prototypes"):
+    with pytest.raises(ArgumentError, match=r"snapshot.safetensors is of other prototypes"):
         OpenSetClassifier.load(str(tmp_path / "other"))
     with pytest.raises(ArgumentError, match=r"there is no such folder"):
         OpenSetClassifier.load(str(tmp_path / "nothing"))
