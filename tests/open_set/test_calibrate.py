@@ -180,7 +180,7 @@ def test_images_of_training_are_never_taken(model_folder, digits_folder, tmp_pat
     assert isinstance(test, Dataset)
     DatasetDict({"train": test, "val": test}).save_to_disk(tmp_path / "with_val")
     assert chosen(tmp_path / "with_val", split=None)[1] == "val"
-    with pytest.raises(ArgumentError, match=r"--split val: images of training"):
+    with pytest.raises(ArgumentError, match=r"--split val: training images"):
         chosen(tmp_path / "with_val", split=None, train_split="val")
 
 
