@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -180,6 +179,8 @@ def child(step: str, k: int, dim: int, folder: Path) -> None:
 
 
 def _peak() -> float:
+    import resource  # which Windows lacks
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -205,7 +206,10 @@ def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
         if not (folder / "model").exists():
             make_model(folder / "model")
         out.mkdir(exist_ok=True)
-        places = {"model": folder / "model", "folder": data / "files", "train": data / "train", "test": data / "test", "out": out}
+        places = {
+            "model": folder / "model", "folder": data / "files", "train": data / "train", "test": data / "test",
+            "out": out,
+        }  # fmt: skip
         words = COMMANDS[name].format(**places).split()
         return run([sys.executable, "-m", "hf_protosphere.cli", *words], log)
     k, dim = (size, 256) if axis == "classes" else (1000, size)
@@ -222,7 +226,13 @@ def exponent(sizes: list[int], seconds: list[float]) -> float | None:
 
 
 def table(axis: str, rows: list[dict], sizes: list[int]) -> str:
-    header = [axis, *(f"{size:,}: s" for size in sizes), "exponent (bar)", "met", *(f"{size:,}: MiB" for size in sizes)]
+    header = [
+        axis,
+        *(f"{size:,}: s" for size in sizes),
+        "exponent (bar)",
+        "met",
+        *(f"{size:,}: MiB" for size in sizes),
+    ]
     lines = [header]
     for name in dict.fromkeys(row["name"] for row in rows):
         own = {row["size"]: row for row in rows if row["name"] == name}
