@@ -3,7 +3,7 @@
 Travels to the Hub with every checkpoint, beside the files it imports."""
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,7 +312,7 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 operands = (output.projected, self.classifier.weight, self.classifier.bias)
                 logits = F.linear(*(x.to(embeddings.dtype) for x in operands))
             else:
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_logits):
+                with torch.no_grad() if detach_logits else nullcontext():
                     cosines = self.head.cosines(embeddings, exact=not self.training)
                     if self.config.class_margins is not None:
                         cosines = cosines - cosines.new_tensor(self.config.class_margins)

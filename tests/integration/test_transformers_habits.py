@@ -230,7 +230,7 @@ def test_gradient_checkpointing_changes_no_gradient(backbone):
 )
 def test_a_backbone_that_cannot_checkpoint_is_named(config):
     model = ProtoSphereModel(ProtoSphereConfig(**config, image_size=32))
-    with pytest.raises(ValueError, match=f"not for backbone '{config['backbone']}'"):
+    with pytest.raises(ValueError, match=f"'{config['backbone']}' has no gradient checkpointing"):
         model.activation_checkpointing_enable()
     model.activation_checkpointing_disable()
 

@@ -108,6 +108,6 @@ def test_what_is_of_the_repository_is_refused_in_one_line(command, room, run_ins
     refused = run(f"from {PACKAGE}.cli import main; main()", command, "--help")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"protosphere {command}: error: this command is in scripts/{room}/ of the repository, which is not beside "
-        "the package here: clone the repository and install it by `pip install -e .` there.\n"
+        f"protosphere {command}: error: this command is in scripts/{room}/ of the repository: clone that, and "
+        "install it by `pip install -e .` there.\n"
     )
