@@ -202,7 +202,10 @@ def test_quiet_leaves_results_warnings_and_errors(capsys, monkeypatch):
     assert "invalid int value" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("is_terminal", "flags", "bars"), [(False, "", 0), (True, "--quiet", 0), (True, "", 4)])
+@pytest.mark.parametrize(
+    ("is_terminal", "flags", "bars"),
+    [(False, "", 0), pytest.param(True, "--quiet", 0, marks=pytest.mark.slow), (True, "", 4)],  # each starts libraries
+)
 def test_bars_are_for_terminals(is_terminal, flags, bars):
     """Those of all libraries: each makes one, which says whether it is shown."""
     code = f"""
