@@ -504,6 +504,7 @@ def test_a_data_set_by_its_name(hub, digits_folder):
     assert hub.api().dataset_info("user/digits").card_data["dataset_info"]["features"]
 
 
+@pytest.mark.slow  # processes that import everything anew
 def test_a_model_by_its_name_in_a_fresh_process(hub, python, tmp_path):
     config = ProtoSphereConfig(backbone="test_resnet", image_size=32, num_labels=3)
     model = ProtoSphereForImageClassification(config).eval()
