@@ -92,7 +92,8 @@ class EditableClasses:
         first, unshifted, spare = rows, [], None if spare is None else spare.double()
         known = known and (known[0].to(rows), known[1].to(rows.device))
         for name, own in zip(names, map(torch.stack, found)):  # (n, D)
-            left_out = F.pad(own, (0, 0, 1, 0))[: 1 if len(own) == 1 else None]  # none, then each
+            # None, and to be placed then each.
+            left_out = F.pad(own, (0, 0, 1, 0))[: 1 if known is None or len(own) == 1 else None]
             counts = len(own) - left_out.any(1, keepdim=True).to(own)
             means = (own.sum(0) - left_out) / counts
             unshifted.append(F.normalize(means[0], dim=0))
@@ -252,11 +253,11 @@ def _placed(
     """(D,) the prototype of a new class, its margin, and the spare vertices that are left of (N, D).
 
     Args:
-        means: (1 + n, D) of all of its `embeddings` (n, D), then without each of them; (1, D) of one image.
+        means: (1 + n, D) of all of its `embeddings` (n, D), then without each; or (1, D), where none is left out.
         rows, margins: (K, D) and (K,), of the classes before, as are `known`.
     """
     candidates = [F.normalize(means, dim=1)]
-    if known is None or len(means) == 1:
+    if len(means) == 1:
         return candidates[0][0], 0.0, spare
     if spare is not None and len(spare):
         nearest = int((spare @ means[0]).argmax())

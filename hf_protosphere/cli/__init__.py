@@ -3,12 +3,14 @@
 Start at `commands.yaml`, the table of all commands. Nothing imports this room."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 from ..arguments.fields import did_you_mean
+from ..arguments.help import TRUTH
 from ..errors import TrainingInterrupted, UserError
 from ..plots import text
 from ..plots.text import say
@@ -24,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 for what the user can mend, 128 + signal for an interruption."""
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's may be known to its own Python only
-    text.is_quiet = "--quiet" in argv
+    flags = (word.partition("=") for word in argv)
+    said = (value or then for (flag, _, value), then in zip(flags, [*argv[1:], ""]) if flag == "--quiet")
+    text.is_quiet = any(TRUTH.get(word, True) for word in said)
     if text.is_quiet or not sys.stderr.isatty():  # read by tqdm, and by those who do not leave it to tqdm
         os.environ |= dict.fromkeys(BARS, "1")
     if hasattr(sys.stdout, "reconfigure"):  # ASCII, say, lacks letters that are printed
@@ -54,10 +58,10 @@ def _run(argv: list[str]) -> None:
         _refuse("", f"there is no command {command!r}.{near}")
     try:
         jobs[command](rest)
-    except TrainingInterrupted as interruption:  # of all processes together
+    except (TrainingInterrupted, KeyboardInterrupt) as interruption:  # the first of all processes together
         if LOCAL_RANK == 0:
-            say(f"protosphere {command}: {interruption}", file=sys.stderr)
-        raise SystemExit(128 + interruption.signal) from None
+            say(f"protosphere {command}: {str(interruption) or 'interrupted'}", file=sys.stderr)
+        raise SystemExit(128 + getattr(interruption, "signal", signal.SIGINT)) from None
     except UserError as error:
         if LOCAL_RANK > 0:
             # Mostly all processes fail alike. The first one says why, and the launcher ends the

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, config
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, at_no_cost
 from ..runs.files import whole_file
 from ..runs.processes import announce
 from .arguments import DataArguments
@@ -233,17 +233,18 @@ def survey(split: Dataset, role: str) -> dict[str, list[Any]]:
     "width" and "height", upright; "mode", Pillow's; "error", why it cannot be decoded; all "" or 0 where there is
     none; and "content", of `content_of`."""
     path = Path(config.HF_DATASETS_CACHE) / "protosphere" / f"survey-{images_key(split)}.parquet"
-    if not path.exists():
-        images = undecoded(split.select_columns("image"))
-        workers = min(os.cpu_count() or 1, len(images) // 1000)  # each takes long to start
-        own = torch.Generator()  # the training's would be another after the first start
-        loader = DataLoader(images, 50, num_workers=workers, collate_fn=_surveyed, generator=own)
-        bar = tqdm(
-            loader, f"decoding the {role} images once", unit=" images", unit_scale=50, leave=False, disable=None
-        )
-        with whole_file(path) as unfinished:
-            pd.DataFrame([row for batch in bar for row in batch]).to_parquet(unfinished)
-    return pd.read_parquet(path).to_dict("list")
+    with suppress(OSError, ValueError):  # there is none, or a damaged one
+        return pd.read_parquet(path).to_dict("list")
+    images = undecoded(split.select_columns("image"))
+    workers = min(os.cpu_count() or 1, len(images) // 1000)  # each takes long to start
+    own = torch.Generator()  # the training's would be another after the first start
+    loader = DataLoader(images, 50, num_workers=workers, collate_fn=_surveyed, generator=own)
+    words = f"decoding the {role} images once"
+    bar = tqdm(loader, words, unit=" images", unit_scale=50, leave=False, disable=None)
+    table = pd.DataFrame([row for batch in bar for row in batch])
+    with at_no_cost("remembering what the images are"), whole_file(path) as unfinished:
+        table.to_parquet(unfinished)
+    return table.to_dict("list")
 
 
 def _surveyed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ def compare(run: FinishedRun, siblings: Sequence[FinishedRun]) -> list[ComparedO
                 f"{run.folder} on {run.reported} images of {run.dataset_name}: leave it out."
             )
         if (first := seen.setdefault((other.config.objective, other.arguments.seed), other)) is not other:
-            raise ArgumentError(f"--compare_with: {first.folder} and {other.folder} have the same objective and seed.")
+            both = f"--compare_with: {first.folder} and {other.folder}"
+            raise ArgumentError(f"{both} have the same objective and seed: leave out one.")
     by_seed = sorted(seen.values(), key=lambda run: run.arguments.seed)
     groups = {name: [r for r in by_seed if r.config.objective == name] for name in WORDS}
     return [ComparedObjective(WORDS[name]["title"], g) for name, g in groups.items() if g]

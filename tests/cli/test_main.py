@@ -111,6 +111,9 @@ def test_of_several_processes_the_first_one_speaks(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(cli, "LOCAL_RANK", 0)
     assert exit_code("train") == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "protosphere train: stopped\n"
+    monkeypatch.setitem(COMMANDS, "train", failing(KeyboardInterrupt()))
+    assert exit_code("train") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "protosphere train: interrupted\n"
 
 
 def test_a_launcher_is_told_of_an_error_but_not_of_what_the_user_can_mend(tmp_path, monkeypatch):
@@ -194,9 +197,10 @@ def test_quiet_leaves_results_warnings_and_errors(capsys, monkeypatch):
         text.say("results")
 
     monkeypatch.setitem(COMMANDS, "plot", job)
-    for argv, said in ((["plot", "--quiet"], ("results\n", "")), (["plot"], ("results\n", "lines\n"))):
-        cli.main(argv)
-        assert (*capsys.readouterr(),) == said
+    quiet, loud = (["--quiet"], ["--quiet=true"], ["--quiet", "run"]), ([], ["--quiet", "false"], ["--quiet=no"])
+    for words in (*quiet, *loud):
+        cli.main(["plot", *words])
+        assert (*capsys.readouterr(),) == ("results\n", "" if words in quiet else "lines\n")
         assert not text.is_quiet  # of what Python calls next
     assert exit_code("train", "--quiet", "--epochs", "x") == 2
     assert "invalid int value" in capsys.readouterr().err

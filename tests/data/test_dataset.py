@@ -208,6 +208,20 @@ def test_a_survey_tells_what_images_are(tmp_path):
     assert found["content"] == [f"sha256:{digest}" for digest in digests]
 
 
+def test_a_survey_is_made_anew_where_it_is_damaged_and_told_where_it_cannot_be_kept(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = load_image_dataset(str(image_folder(tmp_path / "data", train={"ant": 3})), validation_fraction=0)
+    expected = survey(data.splits["train"], "train")
+    (kept,) = (tmp_path / "cache" / "protosphere").glob("survey-*.parquet")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert survey(data.splits["train"], "train") == expected
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("a file in its place")
+    assert survey(data.splits["train"], "train") == expected
+    assert "remembering what the images are failed; the results are kept" in caplog.text
+
+
 def test_corrections_come_before_anything_is_held_out_or_left_out(tmp_path):
     folder = image_folder(tmp_path / "data", train={"ant": 10, "bee": 10}, val={"ant": 2, "bee": 2})
     (folder / "train" / "ant" / "4.png").write_bytes(b"no image")
