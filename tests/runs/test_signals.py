@@ -43,7 +43,15 @@ def test_one_process_of_several_speaks(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_second_ctrl_c_insists_but_a_second_sigterm_does_not():
+@pytest.fixture
+def heard():
+    """SIGINT as Python has it: a shell's `&` has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_insists_but_a_second_sigterm_does_not(heard):
     with stop_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # the launcher passes it on
