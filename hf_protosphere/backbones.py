@@ -38,7 +38,7 @@ def _build_timm(config: ProtoSphereConfig) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         raise ValueError(_unknown(name, timm.list_models(), "timm", "timm.list_models()"))
     if not kwargs.get("global_pool", "avg") or kwargs.get("features_only"):
-        raise ValueError(f"backbone_kwargs {kwargs} must leave out global_pool and features_only, and so the pooling.")
+        raise ValueError(f"backbone_kwargs {kwargs} must leave the pooling to the backbone (no features_only).")
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size:  # transformers with position embeddings
         kwargs.setdefault("img_size", config.image_size)

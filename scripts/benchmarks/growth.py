@@ -49,14 +49,14 @@ COMMANDS = {
     "train, an epoch": "train --dataset_name {train} --backbone test_resnet --image_size 16 --epochs 1 "
     "--nc_train_samples 0 --output_dir {out}/run --overwrite --report_to none",
     "train --streaming, an epoch": "train --dataset_name {train} --backbone test_resnet --image_size 16 --epochs 1 "
-    "--nc_train_samples 0 --output_dir {out}/stream --overwrite --report_to none --streaming",
+    "--nc_train_samples 0 --output_dir {out}/stream --overwrite --report_to none --streaming "
+    "--num_train_images {size}",
 }  # fmt: skip
 
 
 def make_images(folder: Path, n: int) -> None:
     """Of noise around a colour for each class; as files, and the same files in Parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import datasets
 
     rng, files, labels = np.random.default_rng(0), [], []
     colors = rng.integers(0, 200, (CLASSES, 3))
@@ -67,10 +67,13 @@ def make_images(folder: Path, n: int) -> None:
         path = folder / "files" / "train" / f"class{i % CLASSES}" / f"{i:07}.bmp"
         Image.fromarray(pixels.astype(np.uint8)).save(path)
         files.append({"bytes": path.read_bytes(), "path": path.name})
-        labels.append(f"class{i % CLASSES}")
-    for split in ("train", "test"):
-        (folder / split).mkdir()
-        pq.write_table(pa.table({"image": files, "label": labels}), folder / split / f"{split}.parquet")
+        labels.append(i % CLASSES)
+    names = datasets.ClassLabel(names=[f"class{c}" for c in range(CLASSES)])
+    features = datasets.Features(image=datasets.Image(), label=names)
+    table = datasets.Dataset.from_dict({"image": files, "label": labels}, features)
+    table.to_parquet(folder / "train" / "train.parquet")
+    table.select(range(100)).to_parquet(folder / "train" / "validation.parquet")  # a stream holds none out
+    table.to_parquet(folder / "test" / "test.parquet")
 
 
 def make_model(folder: Path) -> None:
@@ -208,7 +211,7 @@ def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
         out.mkdir(exist_ok=True)
         places = {
             "model": folder / "model", "folder": data / "files", "train": data / "train", "test": data / "test",
-            "out": out,
+            "out": out, "size": size,
         }  # fmt: skip
         words = COMMANDS[name].format(**places).split()
         return run([sys.executable, "-m", "hf_protosphere.cli", *words], log)
