@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := hf_protosphere scripts tests
+# Or each of the many processes compiles torch and transformers anew: ten seconds of every start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo hub test test-slow fuzz test-gpu study quality style clean
 

@@ -24,7 +24,10 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -163,7 +166,7 @@ def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterat
     numbers += 2 * new_head * max((max(t.shape, default=0) for t in stored.values()), default=0)
     tensors = 4 * len(stored) + 1000
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         nonlocal numbers, tensors
         if parameter is not None:
             numbers, tensors = numbers - parameter.numel(), tensors - 1
@@ -173,11 +176,12 @@ def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterat
                 f"are stored, from {type(module).__name__}.{name} {(*parameter.shape,)} on."
             )
 
-    hook = register_module_parameter_registration_hook(count) if stored else None
+    kinds = (register_module_parameter_registration_hook, register_module_buffer_registration_hook)
+    hooks = [register(count) for register in kinds] if stored else []
     try:
         yield
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
 
 

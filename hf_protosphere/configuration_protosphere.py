@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 # What tells unknown images, and between what values each lies; and how sets of classes are made.
-REJECTION_SCORES = {"cosine": (-1.0, 1.0), "max_softmax": (0.0, 1.0), "energy": (-math.inf, math.inf)}
+REJECTION_SCORES = {
+    "cosine": (-1.0, 1.0), "max_softmax": (0.0, 1.0), "energy": (-math.inf, math.inf),
+    "mahalanobis": (-math.inf, 0.0), "knn": (-2.0, 0.0), "vim": (-math.inf, math.inf), "neco": (0.0, 1.0),
+}  # fmt: skip
+FITTED_SCORES = ("mahalanobis", "knn", "vim", "neco")  # which take tensors beside the weights
 SET_SCORES = ("lac", "aps", "raps")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pillow's names, numbered as by `PIL.Image.Resampling`.
@@ -85,8 +89,10 @@ class ProtoSphereConfig(PretrainedConfig):
         crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and crops the centre.
         rejection_threshold: an image whose `rejection_score` is below it is unknown. None, the default, knows
             every image. `protosphere calibrate` chooses it.
-        rejection_score: "cosine" (to the nearest prototype, the default), "max_softmax" or "energy", as
-            `prototypes.known_score` has them.
+        rejection_score: one of `REJECTION_SCORES`, as `prototypes.known_score` has them; by default "cosine", to the
+            nearest prototype.
+        rejection_sizes: [R, C] of the `rejection_axes` (D, R) and `rejection_centers` (C, D) that a classifier holds
+            for a score of `FITTED_SCORES`; else None.
         false_rejection_rate: in (0, 1), the share of known images that the threshold may reject.
             None where that was not measured, or not since classes came or went.
         calibration_temperature: > 0; the logits that a classifier returns are divided by it, after
@@ -132,6 +138,7 @@ class ProtoSphereConfig(PretrainedConfig):
     rejection_threshold: float | None = None
     false_rejection_rate: float | None = None
     rejection_score: str = "cosine"
+    rejection_sizes: list[int] | None = None
     calibration_temperature: float = 1.0
     set_score: str | None = None
     set_coverage: float | None = None
@@ -173,7 +180,7 @@ class ProtoSphereConfig(PretrainedConfig):
 
     def forget_calibration(self) -> None:
         """For a model that changes: its thresholds and temperature are those of what it was."""
-        self.rejection_threshold = self.false_rejection_rate = None
+        self.rejection_threshold = self.false_rejection_rate = self.rejection_sizes = None
         self.rejection_score, self.calibration_temperature = "cosine", 1.0
         self.set_score = self.set_coverage = self.set_thresholds = None
 
@@ -228,6 +235,9 @@ class ProtoSphereConfig(PretrainedConfig):
             value = getattr(self, name)
             fits = value is None or (_is_finite(value) and low <= value <= high)
             self._require(name, fits, f"in [{low:g}, {high:g}] or None")
+        sizes = [size for size in self.rejection_sizes or () if type(size) is int and 0 <= size <= 2**20]
+        fits = self.rejection_sizes == (sizes or None) and len(sizes) == 2 * (self.rejection_score in FITTED_SCORES)
+        self._require("rejection_sizes", fits, f"two whole numbers for {', '.join(FITTED_SCORES)}, else None")
         sets, of = self.set_thresholds, (self.set_score, self.set_coverage)
         fits = sets is None or (isinstance(sets, list) and sets and all(map(_is_finite, sets)) and None not in of)
         self._require("set_thresholds", fits, "numbers, for a set_score and a set_coverage, or None")

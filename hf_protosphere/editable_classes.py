@@ -167,7 +167,7 @@ class EditableClasses:
         if wrong := (~(norms.isfinite() & (norms > 0))).nonzero().flatten().tolist():
             raise ValueError(f"prototypes must be finite and not zero, but rows {wrong[:5]} are.")
         self.head.weight.copy_(F.normalize(prototypes.double(), dim=-1))
-        self.config.forget_calibration()
+        self.forget_calibration()
         self.config.class_margins = None
 
     def set_class_counts(self, counts: Sequence[int], *, balanced: bool = True, logit_adjustment: float = 0.0) -> None:
@@ -185,6 +185,20 @@ class EditableClasses:
             raise ValueError(f"expected {self.config.num_labels} counts, but got {len(counts)}.")
         terms = class_terms(self.config.objective, counts, balanced=balanced, logit_adjustment=logit_adjustment)
         self.class_weight, self.class_bias = (x if x is None else x.to(self.device) for x in terms)
+
+    def forget_calibration(self) -> None:
+        """As `ProtoSphereConfig.forget_calibration`, and what the score of unknown images was fitted to."""
+        self.config.forget_calibration()
+        self.hold_score("cosine")
+
+    def hold_score(self, name: str, axes: Tensor | None = None, centers: Tensor | None = None) -> None:
+        """Tell unknown images by a score of `prototypes.known_score`, one of `FITTED_SCORES` with its (D, R) and
+        (C, D). Its threshold is the configuration's."""
+        self.config.rejection_score = name
+        self.config.rejection_sizes = None if axes is None else [axes.shape[1], len(centers)]
+        self.rejection_axes, self.rejection_centers = (
+            x if x is None else x.detach().to(self.device, torch.float32).clone() for x in (axes, centers)
+        )
 
     def _pixels(self, images: Mapping[str, Any], processor: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixel values and labels (m,) of all classes, in batches that cross their borders."""
@@ -243,6 +257,9 @@ class EditableClasses:
         config.id2label = dict(enumerate(names))
         # What was measured for the classes as they were.
         config.false_rejection_rate = config.set_score = config.set_coverage = config.set_thresholds = None
+        if config.rejection_sizes:  # to which a new class is unknown
+            config.rejection_threshold = None
+            self.hold_score("cosine")
         self.class_weight = self.class_bias = None
 
 

@@ -157,7 +157,7 @@ class ProtoSpherePreTrainedModel(PreTrainedModel):
         any_head = ignore_mismatched_sizes or model.base_model is model
         check_fit(model, name, info, stored, any_head=any_head)
         if has_new_head(info):
-            model.config.forget_calibration()
+            model.forget_calibration()
             model.config.class_margins = None
             if model.config.reserved_classes and model.config.has_prototypes:
                 model.head.start()  # all vertices of one frame
@@ -272,6 +272,10 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             if config.prototypes == "simplex_etf" and vertices > dim + 1:
                 simplex_etf(vertices, dim)  # raises, also on the meta device
             self.head = PrototypeHead(config.num_labels, dim, config.prototypes, config.learned_temperature, reserved)
+        num_axes, num_centers = config.rejection_sizes or (0, 0)
+        fitted = config.rejection_sizes is not None
+        self.register_buffer("rejection_axes", torch.empty(dim, num_axes) if fitted else None)
+        self.register_buffer("rejection_centers", torch.empty(num_centers, dim) if fitted else None)
         # For training only. A queue is of one process: no module, which others would be told.
         self.register_buffer("class_weight", None, persistent=False)
         self.register_buffer("class_bias", None, persistent=False)
@@ -325,11 +329,15 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
                 logits = logits / self.config.calibration_temperature
             is_unknown, threshold = None, self.config.rejection_threshold
             if threshold is not None:
-                score = known_score(self.config.rejection_score, embeddings, logits, self.prototypes)
-                is_unknown = score < threshold
+                is_unknown = self.known_score(embeddings, logits) < threshold
         return ProtoSphereImageClassifierOutput(
             loss, logits, embeddings, is_unknown, output.hidden_states, output.attentions
         )
+
+    def known_score(self, embeddings: Tensor, logits: Tensor) -> Tensor:
+        """(M,) the configured `rejection_score` of what `forward` returns, as `prototypes.known_score`."""
+        of_model = (self.prototypes.detach().to(embeddings), self.rejection_axes, self.rejection_centers)
+        return known_score(self.config.rejection_score, embeddings, logits, *of_model)
 
     def objective(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of embeddings (M[, V], D) and logits (M[, V], K) that `forward` computes when it

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import ImageClassificationPipeline
 from transformers.image_utils import httpx
 
-from .prototypes import known_score
 from .rgb import formats, narrowed, rgb
 
 UNKNOWN = "unknown"
@@ -63,7 +62,7 @@ class OpenSetImageClassificationPipeline(ImageClassificationPipeline):
         prediction sets also {"in_set": bool}, whether the class is in the image's."""
         config, logits = self.model.config, model_outputs["logits"]  # (1, K)
         name, threshold = config.rejection_score, torch.tensor(config.rejection_threshold).double()
-        known = known_score(name, model_outputs["embeddings"], logits, self.model.prototypes.detach().cpu()).double()
+        known = self.model.known_score(model_outputs["embeddings"], logits).double()
         lacking = threshold.log() - known.log() if name == "max_softmax" else threshold - known  # (1,)
         if name == "cosine":  # whose logits are divided by these
             lacking = lacking / (config.softmax_temperature * config.calibration_temperature)

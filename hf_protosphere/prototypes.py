@@ -17,6 +17,8 @@ TILE = 128
 # Between which one is learned. Below, logits would exceed 100, as in CLIP (Radford et al. 2021);
 # above, the softmax of cosines is nearly flat: t*(K) of K ≥ 5 is less.
 TEMPERATURES = (0.01, 1.0)
+NEIGHBOURS = 10
+TINY = 1e-12  # in place of a length of 0
 
 
 def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
@@ -193,10 +195,23 @@ def class_means(
     return F.normalize(means, dim=1).to(dtype)
 
 
-def known_score(name: str, embeddings: Tensor, logits: Tensor, prototypes: Tensor) -> Tensor:
-    """(M,) larger for images that look more like those of the classes, by a score that needs only the model:
-    "cosine", to the nearest prototype; "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017); or
-    "energy", logsumexp of the logits, the negative free energy (Liu et al. 2020).
+def known_score(
+    name: str, embeddings: Tensor, logits: Tensor, prototypes: Tensor, axes: Tensor | None = None,
+    centers: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(M,) larger for images that look more like those of the classes. By a score that needs only the model:
+
+    - "cosine", to the nearest prototype;
+    - "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017);
+    - "energy", logsumexp of the logits, the negative free energy (Liu et al. 2020);
+
+    or by one that needs axes A (D, R) and centers (C, D), which `open_set.scores` fits to known images:
+
+    - "mahalanobis", minus the squared distance to the nearest center c, ‖(u − c) A‖² (Lee et al. 2018);
+    - "knn", minus the distance to the k-th nearest center (Sun et al. 2022): k = 10, or as many as there are for a
+      class where those are fewer;
+    - "vim", the energy less ‖u A‖ (Wang et al. 2022);
+    - "neco", ‖(u − c) A‖ / ‖u − c‖ (Ben Ammar et al. 2024).
 
     Args:
         embeddings: (M, D), unit rows; or (M, V, D), V views, of which the mean direction counts.
@@ -213,7 +228,19 @@ def known_score(name: str, embeddings: Tensor, logits: Tensor, prototypes: Tenso
         return logits.logsumexp(-1)
     if embeddings.dim() == 3:
         embeddings = F.normalize(embeddings.mean(1), dim=-1)
-    return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
+    if name == "cosine":
+        return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
+    axes, centers = axes.to(embeddings), centers.to(embeddings)
+    if name == "mahalanobis":  # by differences: in the square of a sum what is near would drown
+        distances = torch.cdist(embeddings @ axes, centers @ axes, compute_mode="donot_use_mm_for_euclid_dist")
+        return -distances.amin(-1).square()
+    if name == "knn":
+        nearest = (embeddings @ centers.T).topk(min(NEIGHBOURS, max(len(centers) // len(prototypes), 1)), dim=-1)
+        return -(2 - 2 * nearest.values[:, -1]).clamp(min=0).sqrt()
+    if name == "vim":
+        return logits.to(embeddings).logsumexp(-1) - (embeddings @ axes).norm(dim=-1)
+    centred = embeddings - centers
+    return (centred @ axes).norm(dim=-1) / centred.norm(dim=-1).clamp(min=TINY)
 
 
 class PrototypeHead(nn.Module):

@@ -281,6 +281,7 @@ BOMBS = {
     "names": ({"id2label": dict.fromkeys(range(10**6 + 1), "")}, "at most 1,000,000 classes"),
     "projection_dim": ({"projection": "mlp", "projection_dim": 2 * 10**7}, "whole number up to"),
     "projection": ({"projection": "mlp", "projection_dim": 2**20}, r"much larger.*\(1048576, 96\)"),
+    "fitted": ({"rejection_score": "vim", "rejection_sizes": [2**20, 2**20]}, r"much larger.*\(96, 1048576\)"),
     "image_size": ({"image_size": 10**9}, "image_size must be a whole number up to 16384"),
     "crop_pct": ({"crop_pct": 1e-9}, "crop_pct must be larger"),
     "layers": ({"backbone_kwargs": {"layers": [10**5] * 4}}, "much larger than the weights"),

@@ -83,20 +83,25 @@ def test_unknown_is_one_more_class_at_the_threshold(saved):
     assert scores["unknown"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+@pytest.mark.parametrize("score", ["max_softmax", "energy", "mahalanobis"])
 def test_by_other_scores_too_unknown_is_first_where_the_model_says_so(saved, tmp_path, score):
     folder, model = saved
     images, config = [*map(noise, range(6))], model.config
     logits = model(pixels_of(images, build_image_processor(config))).logits
-    scores = logits.logsumexp(-1) if score == "energy" else logits.softmax(-1).amax(-1)
     again = ProtoSphereForImageClassification.from_pretrained(folder)
-    again.config.rejection_score, again.config.rejection_threshold = score, scores.median().item()
+    tensors, scores = (), {"energy": logits.logsumexp(-1), "max_softmax": logits.softmax(-1).amax(-1)}.get(score)
+    if scores is None:
+        embeddings = model(pixels_of(images, build_image_processor(config))).embeddings
+        tensors = (torch.randn(96, 5), embeddings[:2].detach())
+        scores = -torch.cdist(embeddings @ tensors[0], tensors[1] @ tensors[0]).amin(1).square()
+    again.hold_score(score, *tensors)
+    again.config.rejection_threshold = scores.median().item()
     again.save_pretrained(tmp_path)
     answers = pipeline(TASK, model=str(tmp_path))(images)
     unknown = [answer[0]["label"] == "unknown" for answer in answers]
     assert unknown == (scores < scores.median()).tolist()
     assert 0 < sum(unknown) < 6
-    again.config.rejection_threshold = 0.0  # below all of these
+    again.config.rejection_threshold = scores.min().item() - 1e-3
     again.save_pretrained(tmp_path)
     assert all(answer[0]["label"] != "unknown" for answer in pipeline(TASK, model=str(tmp_path))(images))
 

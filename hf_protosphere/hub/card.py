@@ -19,6 +19,7 @@ from ..errors import ArgumentError, errors_in_one_line
 from ..evaluation.report import FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
 from ..objectives import OBJECTIVES
+from ..open_set.scores import SCORES
 from ..plots.text import one_line
 from ..runs.files import write_text
 from ..runs.finished_run import RELIABILITY, FinishedRun
@@ -67,7 +68,7 @@ def render_card(
         comparison=compare(run, list(map(FinishedRun.read, others))) if compare_with else [],
         repositories={path: _checked_repo_id(f"{user}/{path.resolve().name}") for path in others},
         inline=inline, listed=listed, percent=percent, duration=duration,
-        degrees=lambda cosine: math.degrees(math.acos(cosine)), frequencies=FREQUENCIES,
+        degrees=lambda cosine: math.degrees(math.acos(cosine)), frequencies=FREQUENCIES, scores=SCORES,
     )  # fmt: skip
 
 

@@ -38,10 +38,11 @@ class CalibrateArguments(OpenSetArguments, DataArguments, Arguments):
     false_rejection_rate: Annotated[float, "(0, 1)"] = flag(
         "Share of known images that may be called unknown: the threshold is chosen for it.", 0.05
     )
-    score: Literal["auto", "cosine", "max_softmax", "energy"] = flag(
+    score: Literal["auto", "cosine", "max_softmax", "energy", "mahalanobis", "knn", "vim", "neco"] = flag(
         "What tells unknown images: the cosine to the nearest prototype, the maximum softmax, the energy of the "
-        "logits; auto: what does it best on --ood_dataset, else on classes that are left out in turn, and the cosine "
-        "where none is better by a point. A table shows them all.",
+        "logits; mahalanobis, knn, vim or neco, which one half of the images are for; auto: what does it best on "
+        "--ood_dataset, else on classes that are left out in turn, and the cosine where none is better by a point. "
+        "A table shows them all.",
         "auto",
     )
     coverage: Annotated[float, "(0, 1)"] | None = flag(

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..configuration_protosphere import REJECTION_SCORES
+from ..configuration_protosphere import FITTED_SCORES, REJECTION_SCORES
 from ..data.dataset import ImageDataset, load_data
 from ..data.labels import labels_of, some
 from ..data.loaders import evaluation_loader
@@ -30,10 +30,9 @@ from . import confidence
 from .arguments import CalibrateArguments
 from .detection import best_score, compare_scores, format_detection, load_unknown_images, outputs_of
 from .plots import plot_reliability
-from .scores import SCORES, Outputs, fit_scores
+from .scores import FITTED, SCORES, Outputs, halves, score_by
 
 CALIBRATION, PICTURE = CALIBRATION_FILES
-HELD = f"(A checkpoint can hold {', '.join(REJECTION_SCORES)}; the others need more than its weights.)"
 WHAT_A_RUN_HELD_OUT = ("train_split", "on_bad_image", "check_images", "labels", "exclude")  # follows from them
 
 
@@ -68,8 +67,10 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
         others = None if arguments.ood_dataset is None else load_unknown_images(arguments)
     split, config = images.splits["validation"], model.config
     # On zeros: so that too few images are said before they are looked at.
-    _thresholds(arguments, config.class_names, *torch.zeros(2, len(split)), torch.tensor(labels_of(split)))
-    config.forget_calibration()  # an earlier one plays no part
+    labels = torch.tensor(labels_of(split))
+    judged = torch.zeros(len(labels) // (2 if arguments.score in FITTED_SCORES else 1))
+    _thresholds(arguments, config.class_names, judged, torch.zeros(len(labels)), labels)
+    model.forget_calibration()  # an earlier one plays no part
     model.to(accelerator.device)
 
     splits = {"calibration": split} | ({} if others is None else {"unknown": others})
@@ -108,21 +109,33 @@ def _decide(
     """Give the model its score and threshold for unknown images, and its sets; what they are like."""
     config, prototypes, labels = model.config, model.prototypes.detach().cpu(), known.labels
     compared = compare_scores(known, prototypes, unknown) if arguments.score == "auto" else {}
-    name = best_score(compared) if arguments.score == "auto" else arguments.score
-    scores = fit_scores(prototypes)[name](known).clamp(*REJECTION_SCORES[name])
+    name = arguments.score
+    if name == "auto":
+        # What has to be fitted takes two images of each class, and half of all for the promise.
+        enough = labels.bincount(minlength=config.num_labels).min() > 1
+        enough = enough and len(labels) // 2 >= 1 / arguments.false_rejection_rate - 1
+        name = best_score({of: compared[of] for of in compared if enough or of not in FITTED_SCORES})
+    judged = known
+    if name in FITTED_SCORES:
+        first, judged = halves(known)
+        model.hold_score(name, *FITTED[name](first))
+    tensors = [x.cpu().double() for x in (model.rejection_axes, model.rejection_centers) if x is not None]
+    scores = score_by(name, prototypes, tensors)(judged).clamp(*REJECTION_SCORES[name])
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
     threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
     rejection = {"rejection_score": name, "rejection_threshold": threshold}
     rejection["false_rejection_rate"] = arguments.false_rejection_rate
     sets = {"set_score": arguments.sets, "set_coverage": arguments.coverage, "set_thresholds": of_sets}
     config.update(rejection | (sets if of_sets else {}))
-    right, accepted = known.logits.argmax(-1) == labels, scores >= threshold
+    accepted = scores >= threshold
+    right, right_of_judged = (x.logits.argmax(-1) == x.labels for x in (known, judged))
     others = {"dataset": arguments.ood_dataset, "num_images": len((unknown or known).labels)}
     if of_sets:
         sets["mean_size"] = prediction_sets(known.logits, config).sum(1).double().mean().item()
     return rejection | {
         "rejected": (~accepted).double().mean().item(),
-        "accuracy": right.double().mean().item(), "accuracy_of_accepted": right[accepted].double().mean().item(),
+        "accuracy": right.double().mean().item(),
+        "accuracy_of_accepted": right_of_judged[accepted].double().mean().item(),
         "ood": others | {"scores": compared, "rejected": None} if compared else None,
         "prediction_sets": sets if of_sets else None,
     }  # fmt: skip
@@ -238,7 +251,7 @@ def format_calibration(report: dict[str, Any]) -> str:
     if (compared := report["ood"]) is None:
         return format_table(rows)
     comparison = format_detection(compared | {"dataset": compared["dataset"] or "classes left out in turn"})
-    return f"{format_table(rows)}\n\n{comparison}\nChosen: {SCORES[score]}. {HELD}"
+    return f"{format_table(rows)}\n\n{comparison}\nChosen: {SCORES[score]}."
 
 
 def _write(report: dict[str, Any], bins: dict[str, confidence.Reliability], folder: Path, as_json: bool) -> None:

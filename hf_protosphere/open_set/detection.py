@@ -13,7 +13,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..configuration_protosphere import REJECTION_SCORES
 from ..data.dataset import without_bad_images
 from ..data.sources import find_image_column, load_splits, two_columns
 from ..data.subsets import balanced_sample
@@ -22,7 +21,7 @@ from ..inference.predictions import predictions
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
 from .arguments import OpenSetArguments
-from .scores import SCORES, Outputs, fit_scores
+from .scores import SCORES, Outputs, fit_scores, halves
 
 KNOWN_ACCEPTED = 0.95  # where the false positive rate is read
 FITTED_IMAGES = 20_000  # of the training images, balanced by class: bounded memory
@@ -133,8 +132,9 @@ def compare_scores(known: Outputs, prototypes: Tensor, unknown: Outputs | None =
         inside, outside = images[stays[known.labels]], unknown or images[~stays[known.labels]]
         if len(inside.labels) < 2 or not len(outside.labels):
             continue
-        for half in (0, 1):
-            scores, measured = fit_scores(prototypes[stays], inside[half::2]), inside[1 - half :: 2]
+        first, second = halves(inside)
+        for fitted_on, measured in ((first, second), (second, first)):
+            scores = fit_scores(prototypes[stays], fitted_on)
             found.append({name: detection_metrics(of(measured), of(outside)) for name, of in scores.items()})
     if not found:
         return {}
@@ -142,11 +142,9 @@ def compare_scores(known: Outputs, prototypes: Tensor, unknown: Outputs | None =
 
 
 def best_score(compared: Mapping[str, Mapping[str, float]]) -> str:
-    """The score of the largest AUROC among those that a checkpoint can hold; the cosine, whose threshold is an
-    angle on the sphere, unless another one is better by more than a point."""
-    if not compared:
-        return "cosine"
-    return max(REJECTION_SCORES, key=lambda name: compared[name]["auroc"] + MARGIN * (name == "cosine"))
+    """The score of the largest AUROC; the cosine, whose threshold is an angle on the sphere, unless another one is
+    better by more than a point."""
+    return max(compared, key=lambda name: compared[name]["auroc"] + MARGIN * (name == "cosine"), default="cosine")
 
 
 def detection_metrics(known: Tensor, unknown: Tensor) -> dict[str, float]:

@@ -76,7 +76,7 @@ def build_model(arguments: TrainArguments, images: ImageDataset) -> ProtoSphereF
     """The model that the arguments and the data describe, with gradients for what they train."""
     if arguments.resume_from is not None:
         model, _ = load_classifier(arguments.resume_from, "--resume_from")
-        model.config.forget_calibration()
+        model.forget_calibration()
         model.config.class_margins = None
     else:
         model = _model_of(arguments, images)

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, load_dataset
+from safetensors.torch import load_file
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from hf_protosphere.configuration_protosphere import SET_SCORES
+from hf_protosphere.configuration_protosphere import FITTED_SCORES, REJECTION_SCORES, SET_SCORES
 from hf_protosphere.data import dataset, pixels
 from hf_protosphere.data.pixels import decode, pixels_of
 from hf_protosphere.data.transforms import build_image_processor
@@ -22,7 +23,7 @@ from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.open_set.arguments import CalibrateArguments
 from hf_protosphere.open_set.calibrate import calibrate, calibration_images
 from hf_protosphere.open_set.detection import best_score
-from hf_protosphere.open_set.scores import SCORES
+from hf_protosphere.open_set.scores import SCORES, Outputs, fit_scores
 from hf_protosphere.pipeline_protosphere import prediction_sets
 from hf_protosphere.prototypes import class_means
 from hf_protosphere.runs.files import write_yaml
@@ -66,7 +67,7 @@ def test_what_is_saved_is_what_the_model_does(model_folder, digits_folder, capsy
     (model_folder / "notes.txt").write_text("mine")
     weights = (model_folder / "model.safetensors").read_bytes()
     before = ProtoSphereForImageClassification.from_pretrained(model_folder).eval()
-    report = calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.2))
+    report = calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.2, score="cosine"))
     assert "rejected" in (printed := capsys.readouterr().out)
     assert str(model_folder / "reliability.png") in printed
     assert json.loads((model_folder / "calibration.json").read_text()) == report
@@ -93,8 +94,42 @@ def test_what_is_saved_is_what_the_model_does(model_folder, digits_folder, capsy
     assert report["negative_log_likelihood"]["after"] == pytest.approx(likelihood, rel=1e-5)
     assert likelihood <= report["negative_log_likelihood"]["before"]
 
-    again = calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.2))
+    again = calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.2, score="cosine"))
     assert again == report
+
+
+@pytest.mark.parametrize("score", FITTED_SCORES)
+def test_what_a_score_was_fitted_to_is_kept_with_the_weights(model_folder, digits_folder, tmp_path, score):
+    options = {"false_rejection_rate": 0.2, "score": score, "output_dir": str(tmp_path)}
+    report = calibrate(arguments(model_folder, digits_folder, **options))
+    model, before = (ProtoSphereForImageClassification.from_pretrained(x).eval() for x in (tmp_path, model_folder))
+    test = load_dataset(str(digits_folder), split="test")[:]
+    pixels, labels = pixels_of(test["image"], build_image_processor(model.config)), torch.tensor(test["label"])
+    with torch.no_grad():
+        output, plain = model(pixels), before(pixels)
+    assert torch.equal(output.embeddings, plain.embeddings)
+    order = labels.argsort(stable=True)
+    known = Outputs(output.embeddings, output.logits, labels)
+    expected = fit_scores(model.prototypes.detach(), known[order[::2]])[score](known)
+    found = model.known_score(output.embeddings, output.logits).detach().double()
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+    assert report["rejected"] == output.is_unknown[order[1::2]].double().mean().item() == 3 / 22  # ⌊0.2 · 23⌋ − 1
+    assert report["accuracy"] == (output.logits.argmax(1) == labels).double().mean().item()
+
+    calibrate(arguments(tmp_path, digits_folder, score="cosine"))  # the earlier one plays no part
+    assert {*load_file(tmp_path / "model.safetensors")} == {*load_file(model_folder / "model.safetensors")}
+    model.add_classes({"new": test["image"][:3]})
+    assert model.config.rejection_threshold is model.rejection_axes is model.rejection_centers is None
+    model.save_pretrained(tmp_path)
+    assert ProtoSphereForImageClassification.from_pretrained(tmp_path).config.rejection_score == "cosine"
+
+
+def test_a_score_that_has_to_be_fitted_takes_twice_the_images(model_folder, digits_folder):
+    with pytest.raises(ArgumentError, match=r"--false_rejection_rate 0.03.*at least 33, but there are 22"):
+        calibrate(arguments(model_folder, digits_folder, score="vim", false_rejection_rate=0.03))
+    assert calibrate(arguments(model_folder, digits_folder, false_rejection_rate=0.03))["rejection_score"] in (
+        REJECTION_SCORES.keys() - {*FITTED_SCORES}
+    )
 
 
 def test_json_is_all_that_is_printed(model_folder, digits_folder, capsys):
