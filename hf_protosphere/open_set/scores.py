@@ -72,8 +72,8 @@ def vim(known: Outputs) -> Tensors:
     """What is outside the principal space, times α, which gives that on average the size of the largest logit.
 
     The origin is 0, where the cosines to all prototypes are; the principal space has half of the dimensions (the
-    paper's 512 of 768, and 1,000 of 2,048)."""
-    outside = _principal_axes(known.embeddings)[:, known.embeddings.shape[1] // 2 :]
+    paper's 512 of 768, and 1,000 of 2,048) that so many images can span."""
+    outside = _principal_axes(known.embeddings)[:, min(known.embeddings.shape) // 2 :]
     scale = known.logits.amax(1).mean() / (known.embeddings @ outside).norm(dim=1).mean().clamp(min=ROUNDING)
     return scale * outside, known.embeddings[:0]
 
