@@ -132,17 +132,23 @@ def _features(
         contents = [f"{content} {row}" for row, content in enumerate(contents)]  # by which it is augmented
     path = cache_path(split, processor, key, how, kind="features.npz")
     sweep(path.parent)
-    known, seconds = {}, 0.0  # by row, and what it took
+    features, known, seconds = (
+        torch.empty(len(split), 0),
+        np.zeros(len(split), bool),
+        0.0,
+    )  # which rows, what they took
     for other in path.parent.glob(f"*-{path.name.partition('-')[2]}") if contents else ():
         with suppress(OSError), np.load(other) as kept:  # gone in the meantime, or of others
             places = {content: place for place, content in enumerate(kept.get("contents", np.array([])).tolist())}
-            if new := [row for row, content in enumerate(contents) if content in places and row not in known]:
-                known |= zip(new, torch.from_numpy(kept["features"][[places[contents[row]] for row in new]]))
+            if new := [row for row in (~known).nonzero()[0].tolist() if contents[row] in places]:
+                stored = torch.from_numpy(kept["features"])
+                features = features if known.any() else stored.new_empty(len(split), stored.shape[1])
+                features[new], known[new] = stored[[places[contents[row]] for row in new]], True
                 seconds += float(kept["seconds"]) * len(new) / len(places)
                 other.touch()  # the longest unused go first
-    if any(others != [*known] for others in gather_object([[*known]])):  # each machine has a cache of its own
-        known, seconds = {}, 0.0
-    if rows := [row for row in range(len(split)) if row not in known]:
+    if any((others != known).any() for others in gather_object([known])):  # each machine has a cache of its own
+        known, seconds = np.zeros_like(known), 0.0
+    if rows := (~known).nonzero()[0].tolist():
         size, started = min(BATCH_SIZE, options.batch_size), time.perf_counter()
         loader = DataLoader(Subset(dataset, rows), size, num_workers=options.num_workers, collate_fn=collate)
 
@@ -152,9 +158,9 @@ def _features(
 
         words = f"features of the {description}, version {version + 1}"
         parts = inferred([network], accelerator.prepare_data_loader(loader), accelerator, words, compute)
-        known |= zip(rows, torch.cat([part.cpu() for (part,) in parts]))
+        new = torch.cat([part.cpu() for (part,) in parts])
+        features = new if len(rows) == len(split) else features.index_copy(0, torch.tensor(rows), new)
         seconds += time.perf_counter() - started
-    features = torch.stack([known[row] for row in range(len(split))])
     if rows and contents and accelerator.is_local_main_process:
         with at_no_cost("keeping the features for another run"):
             path.parent.mkdir(parents=True, exist_ok=True)
