@@ -24,10 +24,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules import module as registering
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -176,8 +173,8 @@ def no_larger_than(stored: dict[str, StoredTensor], new_head: int = 0) -> Iterat
                 f"are stored, from {type(module).__name__}.{name} {(*parameter.shape,)} on."
             )
 
-    kinds = (register_module_parameter_registration_hook, register_module_buffer_registration_hook)
-    hooks = [register(count) for register in kinds] if stored else []
+    kinds = ("parameter", "buffer") if stored else ()
+    hooks = [getattr(registering, f"register_module_{kind}_registration_hook")(count) for kind in kinds]
     try:
         yield
     finally:

@@ -18,7 +18,6 @@ TILE = 128
 # above, the softmax of cosines is nearly flat: t*(K) of K ≥ 5 is less.
 TEMPERATURES = (0.01, 1.0)
 NEIGHBOURS = 10
-TINY = 1e-12  # in place of a length of 0
 
 
 def simplex_etf(num_classes: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
@@ -199,17 +198,12 @@ def known_score(
     name: str, embeddings: Tensor, logits: Tensor, prototypes: Tensor, axes: Tensor | None = None,
     centers: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(M,) larger for images that look more like those of the classes. By a score that needs only the model:
-
-    - "cosine", to the nearest prototype;
-    - "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017);
-    - "energy", logsumexp of the logits, the negative free energy (Liu et al. 2020);
-
-    or by one that needs axes A (D, R) and centers (C, D), which `open_set.scores` fits to known images:
+    """(M,) larger for images that look more like those of the classes, by "cosine", to the nearest prototype;
+    "max_softmax", the largest softmax probability (Hendrycks & Gimpel 2017); "energy", logsumexp of the logits, the
+    negative free energy (Liu et al. 2020); or with axes A (D, R) and centers (C, D), which `open_set.scores` fits:
 
     - "mahalanobis", minus the squared distance to the nearest center c, ‖(u − c) A‖² (Lee et al. 2018);
-    - "knn", minus the distance to the k-th nearest center (Sun et al. 2022): k = 10, or as many as there are for a
-      class where those are fewer;
+    - "knn", minus the distance to the k-th nearest (Sun et al. 2022): k = 10, or as few as there are for a class;
     - "vim", the energy less ‖u A‖ (Wang et al. 2022);
     - "neco", ‖(u − c) A‖ / ‖u − c‖ (Ben Ammar et al. 2024).
 
@@ -240,7 +234,7 @@ def known_score(
     if name == "vim":
         return logits.to(embeddings).logsumexp(-1) - (embeddings @ axes).norm(dim=-1)
     centred = embeddings - centers
-    return (centred @ axes).norm(dim=-1) / centred.norm(dim=-1).clamp(min=TINY)
+    return (centred @ axes).norm(dim=-1) / centred.norm(dim=-1).clamp(min=1e-12)
 
 
 class PrototypeHead(nn.Module):

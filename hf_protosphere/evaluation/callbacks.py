@@ -19,7 +19,8 @@ from ..errors import ArgumentError, at_no_cost
 from ..metrics.monitoring import COLLAPSE, Stopwatch, first_reached
 from ..metrics.neural_collapse import NeuralCollapse
 from ..metrics.snapshot import SnapshotCollector
-from ..runs.metrics_log import MetricsLog, read_metrics
+from ..runs.files import append_json
+from ..runs.metrics_log import begin_metrics, read_metrics
 from ..runs.plot import TRAINER_RECORDS, draw_run
 from ..runs.snapshots import SNAPSHOT, save_snapshot
 from .any_classifier import ClassificationLayer
@@ -89,7 +90,7 @@ class NeuralCollapseCallback(TrainerCallback):
         if state.is_world_process_zero:
             log.parent.mkdir(parents=True, exist_ok=True)
             # Of an earlier run, or from after the checkpoint that this one resumes from.
-            self._log = MetricsLog(log, last_step=state.global_step if state.global_step else -1)
+            self._log = begin_metrics(log, state.global_step or -1)
             self.records = read_metrics(log)
         if state.global_step == 0:
             self._measure(state)
@@ -155,7 +156,7 @@ class NeuralCollapseCallback(TrainerCallback):
                 logs |= {f"{split}{COLLAPSE}/{name}": value for name, value in numbers.items()}
         self.records.append(record)
         if state.is_world_process_zero:
-            self._log.append(record)
+            append_json(self._log, record)
         share = self.stopwatch.seconds / (time.perf_counter() - self._started)
         self.trainer.log(logs | {"neural_collapse_share_of_time": share})
 

@@ -98,10 +98,6 @@ class EmbeddingStore:
             ) from error
 
     @property
-    def bytes_on_disk(self) -> int:
-        return sum(block.nbytes for block in self.rows if isinstance(block, OnDisk))
-
-    @property
     def counts(self) -> Tensor:
         """(K,) of those kept."""
         counts = torch.zeros(self.num_classes, dtype=torch.int64)

@@ -67,9 +67,8 @@ def _calibrate(arguments: CalibrateArguments, accelerator: Accelerator, folder: 
         others = None if arguments.ood_dataset is None else load_unknown_images(arguments)
     split, config = images.splits["validation"], model.config
     # On zeros: so that too few images are said before they are looked at.
-    labels = torch.tensor(labels_of(split))
-    judged = torch.zeros(len(labels) // (2 if arguments.score in FITTED_SCORES else 1))
-    _thresholds(arguments, config.class_names, judged, torch.zeros(len(labels)), labels)
+    zeros, half = torch.zeros(len(split)), arguments.score in FITTED_SCORES
+    _thresholds(arguments, config.class_names, zeros[half :: 1 + half], zeros, torch.tensor(labels_of(split)))
     model.forget_calibration()  # an earlier one plays no part
     model.to(accelerator.device)
 
@@ -124,7 +123,7 @@ def _decide(
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
     threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
     rejection = {"rejection_score": name, "rejection_threshold": threshold}
-    rejection["false_rejection_rate"] = arguments.false_rejection_rate
+    rejection |= {"false_rejection_rate": arguments.false_rejection_rate}
     sets = {"set_score": arguments.sets, "set_coverage": arguments.coverage, "set_thresholds": of_sets}
     config.update(rejection | (sets if of_sets else {}))
     accepted = scores >= threshold

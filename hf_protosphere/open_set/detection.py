@@ -61,8 +61,7 @@ def load_unknown_images(arguments: OpenSetArguments) -> Dataset:
     if len(split) == 0:
         raise DataError(f"split {name!r} of --ood_dataset {arguments.ood_dataset} has no images.")
     split = split.add_column("label", [-1] * len(split))
-    limit = arguments.max_eval_samples
-    return split if limit is None else balanced_sample(split, limit, 0)
+    return split if (limit := arguments.max_eval_samples) is None else balanced_sample(split, limit, 0)
 
 
 def outputs_of(
@@ -92,9 +91,7 @@ def detect_unknown(
     def outputs(images: Dataset, what: str) -> Outputs:
         return outputs_of(model, loader(images), accelerator, what)
 
-    fitted_on = None
-    if train_images is not None:
-        fitted_on = outputs(balanced_sample(train_images, FITTED_IMAGES, seed=0), "fitting of scores")
+    fitted_on = train_images and outputs(balanced_sample(train_images, FITTED_IMAGES, seed=0), "fitting of scores")
     both = outputs(known_images, "known images"), outputs(unknown_images, "unknown images")
     scores = fit_scores(model.prototypes.detach().cpu(), fitted_on)
     known, unknown = ({name: score(images) for name, score in scores.items()} for images in both)

@@ -106,7 +106,8 @@ def angles_to_prototypes(embedding: Tensor, prototypes: Tensor) -> Tensor:
         tensor([ 90., 180.], dtype=torch.float64)
     """
     # In double precision: the arc cosine turns an error of 1e-7 near 1 into 0.03 degrees.
-    return _degrees(F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0))
+    cosines = F.normalize(prototypes.double(), dim=1) @ F.normalize(embedding.double(), dim=0)
+    return cosines.clamp(-1, 1).acos().rad2deg()
 
 
 def calibrated_threshold(config: ProtoSphereConfig) -> Threshold:
@@ -126,10 +127,6 @@ def default_threshold(snapshot: Snapshot) -> Threshold:
         angle = math.degrees(math.acos(-1 / (len(snapshot.prototypes) - 1)))
         why = f"as the checkpoint has no {SNAPSHOT} of images to tell it from"
         return Threshold(angle / 2, f"half the angle between two prototypes at neural collapse, {why}")
-    nearest = _degrees(torch.maximum(snapshot.own_cosines, snapshot.nearest_other_cosines))
+    nearest = torch.maximum(snapshot.own_cosines, snapshot.nearest_other_cosines).clamp(-1, 1).acos().rad2deg()
     images = f"{KNOWN_SHARE:.0%} of the {len(nearest):,} {snapshot.split} images"
     return Threshold(nearest.quantile(KNOWN_SHARE).item(), f"{images} are nearer to a prototype")
-
-
-def _degrees(cosines: Tensor) -> Tensor:
-    return cosines.clamp(-1, 1).acos().rad2deg()

@@ -7,20 +7,15 @@ from typing import Any
 
 from ..errors import ArgumentError, errors_in_one_line
 from ..metrics.monitoring import first_reached
-from .files import append_json, write_text
+from .files import write_text
 from .reading import read_json_lines
 
 
-class MetricsLog:
-    """One JSON object a line; on resuming, what came after the checkpoint is dropped."""
-
-    def __init__(self, path: Path, *, last_step: float = math.inf) -> None:
-        self.path = path
-        records = [record for record in read_metrics(path) if record["step"] <= last_step]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-
-    def append(self, record: dict[str, Any]) -> None:
-        append_json(self.path, record)
+def begin_metrics(path: Path, last_step: float = math.inf) -> Path:
+    """The path, of a file that holds nothing of after the step that a run goes on from."""
+    records = [record for record in read_metrics(path) if record["step"] <= last_step]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    return path
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

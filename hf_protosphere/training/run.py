@@ -30,8 +30,8 @@ from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots import text
 from ..runs import checkpoints
 from ..runs.checkpoints import DamagedCheckpoint, Progress
-from ..runs.files import write_yaml
-from ..runs.metrics_log import MetricsLog
+from ..runs.files import append_json, write_yaml
+from ..runs.metrics_log import begin_metrics
 from ..runs.processes import announce, main_process_first
 from ..runs.signals import Stop
 from . import setup
@@ -109,7 +109,7 @@ class TrainingRun:
             write_yaml(self.output_dir / "arguments.yaml", self.record)
             run_id = record_start(self.output_dir, self.arguments, self.images, self.accelerator)
             last_step = self.progress.step or -1  # also epoch 0 comes again
-            self.log = MetricsLog(self.output_dir / "metrics.jsonl", last_step=last_step)
+            self.log = begin_metrics(self.output_dir / "metrics.jsonl", last_step)
         setup.start_trackers(self.accelerator, self.arguments, run_id)
 
     def _training_batches(self) -> TrainingBatches | StreamedBatches:
@@ -337,7 +337,7 @@ class TrainingRun:
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            self.log.append(record)
+            append_json(self.log, record)
             if not text.is_quiet:
                 tqdm.write(epoch_line(record))
         setup.tell_trackers(self.accelerator, record)

@@ -19,6 +19,7 @@ from hf_protosphere.metrics import accumulators, geometry
 from hf_protosphere.metrics.class_statistics import class_statistics
 from hf_protosphere.metrics.neural_collapse import METRICS, NeuralCollapse
 from tests import FIXTURES
+from tests.metrics.test_accumulators import bytes_on_disk
 
 PUBLISHED = FIXTURES / "metrics.npz"
 METRIC_TITLES = {info.name for info in METRICS}
@@ -501,7 +502,7 @@ def test_beyond_the_memory_limit_a_file_holds_the_embeddings(monkeypatch, dtype)
         for batch in range(0, 60, 7):
             metric.update(embeddings[batch : batch + 7], labels[batch : batch + 7])
         results.append(metric.compute(prototypes))
-        assert (metric._store.bytes_on_disk > 0) == (memory_limit < 10**9)
+        assert (bytes_on_disk(metric._store) > 0) == (memory_limit < 10**9)
         metric.update(embeddings[:7], labels[:7])  # and on after a look
     assert results[0] == results[1] == results[2]
 
@@ -726,7 +727,7 @@ def test_the_figures_are_the_same_whatever_torchmetrics_does_with_it(make, journ
     for _ in range(2):  # and computing changes nothing
         assert kept(metric.compute(prototypes)) == pytest.approx(expected, rel=1e-9)
     if journey in ("called", "saved", "merged", "cloned"):
-        assert (metric._store.bytes_on_disk > 0) == (metric.memory_limit == 0)
+        assert (bytes_on_disk(metric._store) > 0) == (metric.memory_limit == 0)
 
 
 def test_a_bootstrap_is_of_one_of_the_metrics(make):
