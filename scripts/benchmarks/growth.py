@@ -3,8 +3,8 @@
     python -m scripts.benchmarks.growth outputs/growth
     python -m scripts.benchmarks.growth outputs/growth --only images --sizes 300 3000 30000
 
-Each cell is a process of its own on data that are made here: images of 16 pixels in a folder and in a
-Parquet file, or points on a sphere. At three sizes, each `r` times the one before, the seconds of the
+Each cell is a process of its own, or several, on data that are made here: images of 16 pixels in a folder and in
+a Parquet file, or points on a sphere. At three sizes, each `r` times the one before, the seconds of the
 processor t₁, t₂, t₃ are a + b·nᵉ, with the exponent e = log((t₃ - t₂) / (t₂ - t₁)) / log r, whatever
 it costs to start. Below a second of growth an exponent would be noise. A row is written when it is
 measured, and the same command goes on.
@@ -21,14 +21,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-
 from ..markdown import markdown_table
 
+# Libraries are imported where they are used, in processes of their own: of the memory of what starts a process
+# Linux counts the most as that of the process.
+
 CLASSES, SIDE = 10, 16
+MAKE = "make images"
 NOISE = 1.0  # seconds of growth that an exponent needs
 BAR = 1.1
 
@@ -53,10 +52,22 @@ COMMANDS = {
     "--num_train_images {size}",
 }  # fmt: skip
 
+# Axis "processes": the same on IMAGES images, by so many.
+IMAGES = 10_000
+LAUNCHED = {
+    "train, an epoch": "scripts/train.py --dataset_name {train} --backbone test_resnet --image_size 16 --epochs 1 "
+    "--nc_train_samples 0 --output_dir {out}/together --overwrite --report_to none",
+    "train --streaming, an epoch": "scripts/train.py --dataset_name {train} --backbone test_resnet --image_size 16 "
+    "--epochs 1 --nc_train_samples 0 --output_dir {out}/streamed --overwrite --report_to none --streaming "
+    f"--num_train_images {IMAGES}",
+}  # fmt: skip
+
 
 def make_images(folder: Path, n: int) -> None:
-    """Of noise around a colour for each class; as files, and the same files in Parquet."""
+    """Of noise around a colour for each class; as files, and the same files in Parquet; and a model of them."""
     import datasets
+    import numpy as np
+    from PIL import Image
 
     rng, files, labels = np.random.default_rng(0), [], []
     colors = rng.integers(0, 200, (CLASSES, 3))
@@ -74,6 +85,7 @@ def make_images(folder: Path, n: int) -> None:
     table.to_parquet(folder / "train" / "train.parquet")
     table.select(range(100)).to_parquet(folder / "train" / "validation.parquet")  # a stream holds none out
     table.to_parquet(folder / "test" / "test.parquet")
+    make_model(folder / "model")
 
 
 def make_model(folder: Path) -> None:
@@ -98,6 +110,8 @@ def head_of(k: int, dim: int):
 
 
 def training(k: int, dim: int, folder: Path) -> Callable[[], object]:
+    import torch
+
     model = head_of(k, dim)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     pixels, labels = torch.rand(256, 3, SIDE, SIDE), torch.randint(k, (256,))
@@ -119,6 +133,9 @@ def loading(k: int, dim: int, folder: Path) -> Callable[[], object]:
 
 
 def predicting(k: int, dim: int, folder: Path) -> Callable[[], object]:
+    import numpy as np
+    from PIL import Image
+
     from hf_protosphere import predict
 
     model = head_of(k, dim).eval()
@@ -127,11 +144,16 @@ def predicting(k: int, dim: int, folder: Path) -> Callable[[], object]:
 
 
 def adding(k: int, dim: int, folder: Path) -> Callable[[], object]:
+    import torch
+
     model, images = head_of(k, dim).eval(), torch.rand(100, 3, SIDE, SIDE)
     return lambda: model.add_classes({"new": images})
 
 
 def collapse(k: int, dim: int, folder: Path) -> Callable[[], object]:
+    import torch
+    import torch.nn.functional as F
+
     from hf_protosphere.metrics.neural_collapse import NeuralCollapse
 
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +171,9 @@ def collapse(k: int, dim: int, folder: Path) -> Callable[[], object]:
 
 
 def pictures(k: int, dim: int, folder: Path) -> Callable[[], object]:
+    import torch
+    import torch.nn.functional as F
+
     from hf_protosphere.metrics.snapshot import SnapshotCollector
     from hf_protosphere.runs.plot import draw_snapshot
     from hf_protosphere.runs.snapshots import SNAPSHOT, save_snapshot
@@ -173,6 +198,10 @@ STEPS = {
 
 def child(step: str, k: int, dim: int, folder: Path) -> None:
     """In a process of its own: prints seconds, and MiB above those before."""
+    import torch
+
+    if step == MAKE:
+        return make_images(folder, k)
     torch.manual_seed(0)
     work = STEPS[step](k, dim, folder)
     before, start, used = _peak(), time.perf_counter(), sum(os.times()[:4])
@@ -200,23 +229,29 @@ def run(command: list[str], log: Path) -> dict[str, float]:
 
 
 def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
-    log = folder / "log.txt"
-    if axis == "images":
-        data, out = folder / f"images-{size}", folder / f"out-{size}"
+    log, python = folder / "log.txt", [sys.executable, "-m"]
+    step = [*python, "scripts.benchmarks.growth", str(folder), "--step"]
+    if axis in ("images", "processes"):
+        images, processes = (size, 1) if axis == "images" else (IMAGES, size)
+        data, out = folder / f"images-{images}", folder / f"out-{size}"
         if not data.exists():
-            make_images(data.with_suffix(".unfinished"), size)
-            data.with_suffix(".unfinished").rename(data)
-        if not (folder / "model").exists():
-            make_model(folder / "model")
+            unfinished = data.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            step[3] = str(unfinished)
+            run([*step, MAKE, str(images), "0"], log)
+            unfinished.rename(data)
         out.mkdir(exist_ok=True)
         places = {
-            "model": folder / "model", "folder": data / "files", "train": data / "train", "test": data / "test",
+            "model": data / "model", "folder": data / "files", "train": data / "train", "test": data / "test",
             "out": out, "size": size,
         }  # fmt: skip
-        words = COMMANDS[name].format(**places).split()
-        return run([sys.executable, "-m", "hf_protosphere.cli", *words], log)
+        words = (COMMANDS if axis == "images" else LAUNCHED)[name].format(**places).split()
+        if axis == "images":
+            return run([*python, "hf_protosphere.cli", *words], log)
+        launcher = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+        return run([*python, *launcher, "--num_processes", str(processes), *words], log)
     k, dim = (size, 256) if axis == "classes" else (1000, size)
-    run([sys.executable, "-m", "scripts.benchmarks.growth", str(folder), "--step", name, str(k), str(dim)], log)
+    run([*step, name, str(k), str(dim)], log)
     return json.loads(log.read_text().splitlines()[-1])
 
 
@@ -248,7 +283,10 @@ def table(axis: str, rows: list[dict], sizes: list[int]) -> str:
     return markdown_table(lines)
 
 
-SIZES = {"images": [1_000, 10_000, 100_000], "classes": [10, 1_000, 100_000], "width": [16, 128, 1024]}
+SIZES = {
+    "images": [1_000, 10_000, 100_000], "classes": [10, 1_000, 100_000], "width": [16, 128, 1024],
+    "processes": [1, 2, 4],
+}  # fmt: skip
 
 
 def main() -> None:
@@ -272,7 +310,7 @@ def main() -> None:
     done = {(row["axis"], row["name"], row["size"]) for row in rows}
     for axis in asked.only:
         sizes = asked.sizes or SIZES[axis]
-        names = COMMANDS if axis == "images" else STEPS
+        names = {"images": COMMANDS, "processes": LAUNCHED}.get(axis, STEPS)
         for size in sizes:
             for name in names:
                 wanted = not asked.names or name.startswith(tuple(asked.names))
@@ -284,8 +322,8 @@ def main() -> None:
                 with path.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
         print(f"\n{table(axis, [row for row in rows if row['axis'] == axis], sizes)}\n", flush=True)
-    for size in SIZES["images"]:
-        shutil.rmtree(asked.folder / f"out-{size}", ignore_errors=True)
+    for out in asked.folder.glob("out-*"):
+        shutil.rmtree(out)
 
 
 if __name__ == "__main__":
