@@ -242,22 +242,23 @@ def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: T
     NC4 is their share. Optimum 1, range [0, 1]: both decide alike, right or wrong. Samples weigh."""
     means, prototypes = statistics.centred_means, prototypes.double()
     origin, halves = statistics.means.mean(0), means.square().sum(1) / 2
-    agreeing = []
-    for chunk in embeddings.split(_NUMBERS // len(means) + 1):
+    agreeing, singles = [], (means.float(), prototypes.float())
+    for chunk in embeddings.split(max(_NUMBERS // len(means), means.shape[1])):  # K·D numbers, or those
         rows = chunk.double()  # moving their origin leaves distances alone, and rounding small
-        nearest = _best(rows - origin, means, halves)
-        agreeing.append(_best(rows, prototypes, torch.zeros_like(halves)) == nearest)
+        nearest = _best(rows - origin, means, halves, singles[0])
+        agreeing.append(_best(rows, prototypes, torch.zeros_like(halves), singles[1]) == nearest)
     return torch.cat(agreeing)
 
 
-def _best(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
-    """argmax_c h·v_c − o_c for rows h (n, D): in float32, and once more in float64 where its rounding could decide."""
-    scores = torch.addmm(-offsets.float(), rows.float(), vectors.float().T)  # (n, K)
-    best, found = scores.max(1)
+def _best(rows: Tensor, vectors: Tensor, offsets: Tensor, single: Tensor) -> Tensor:
+    """argmax_c h·v_c − o_c for rows h (n, D): in float32, `single` of the vectors, and once more in float64 where its
+    rounding could decide."""
+    scores = torch.addmm(-offsets.float(), rows.float(), single.T)  # (n, K)
+    best, places = scores.topk(min(2, len(vectors)))
     scale = rows.norm(dim=1) * vectors.norm(dim=1).max() + offsets.max()
     exact = torch.get_float32_matmul_precision() == "highest"
     rounding = (rows.shape[1] + 4) * torch.finfo(torch.float32).eps * scale if exact else torch.inf
-    unsure = (scores >= (best - 2 * rounding)[:, None]).sum(1) != 1
+    found, unsure = places[:, 0].clone(), best[:, -1] >= best[:, 0] - 2 * rounding
     found[unsure] = (rows[unsure] @ vectors.T - offsets).argmax(1)
     return found
 

@@ -114,9 +114,8 @@ def _decide(
         enough = labels.bincount(minlength=config.num_labels).min() > 1
         enough = enough and len(labels) // 2 >= 1 / arguments.false_rejection_rate - 1
         name = best_score({of: compared[of] for of in compared if enough or of not in FITTED_SCORES})
-    judged = known
-    if name in FITTED_SCORES:
-        first, judged = halves(known)
+    first, judged = halves(known) if name in FITTED_SCORES else (None, known)
+    if first is not None:
         model.hold_score(name, *FITTED[name](first))
     tensors = [x.cpu().double() for x in (model.rejection_axes, model.rejection_centers) if x is not None]
     scores = score_by(name, prototypes, tensors)(judged).clamp(*REJECTION_SCORES[name])

@@ -27,7 +27,7 @@ from ..markdown import markdown_table
 # Linux counts the most as that of the process.
 
 CLASSES, SIDE = 10, 16
-MAKE = "make images"
+MAKE, COLLAPSE = "make images", "neural collapse, 5 images a class"
 NOISE = 1.0  # seconds of growth that an exponent needs
 BAR = 1.1
 
@@ -192,7 +192,7 @@ def pictures(k: int, dim: int, folder: Path) -> Callable[[], object]:
 
 STEPS = {
     "train, 10 steps of 256": training, "load": loading, "predict 1,024 images": predicting, "add a class": adding,
-    "neural collapse": collapse, "pictures": pictures,
+    COLLAPSE: collapse, "pictures": pictures,
 }  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
             return run([*python, "hf_protosphere.cli", *words], log)
         launcher = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
         return run([*python, *launcher, "--num_processes", str(processes), *words], log)
-    k, dim = (size, 256) if axis == "classes" else (1000, size)
+    k, dim = (1000, size) if axis == "width" else (size, 256)
     run([*step, name, str(k), str(dim)], log)
     return json.loads(log.read_text().splitlines()[-1])
 
@@ -284,8 +284,12 @@ def table(axis: str, rows: list[dict], sizes: list[int]) -> str:
 
 
 SIZES = {
-    "images": [1_000, 10_000, 100_000], "classes": [10, 1_000, 100_000], "width": [16, 128, 1024],
-    "processes": [1, 2, 4],
+    "images": [1_000, 10_000, 100_000], "classes": [10, 1_000, 100_000], "classes of the metric": [100, 1_000, 10_000],
+    "width": [16, 128, 1024], "processes": [1, 2, 4],
+}  # fmt: skip
+OF_AXIS = {
+    "images": COMMANDS, "processes": LAUNCHED, "width": STEPS, "classes of the metric": {COLLAPSE: collapse},
+    "classes": {name: step for name, step in STEPS.items() if name != COLLAPSE},
 }  # fmt: skip
 
 
@@ -310,9 +314,8 @@ def main() -> None:
     done = {(row["axis"], row["name"], row["size"]) for row in rows}
     for axis in asked.only:
         sizes = asked.sizes or SIZES[axis]
-        names = {"images": COMMANDS, "processes": LAUNCHED}.get(axis, STEPS)
         for size in sizes:
-            for name in names:
+            for name in OF_AXIS[axis]:
                 wanted = not asked.names or name.startswith(tuple(asked.names))
                 if not wanted or (axis, name, size) in done:
                     continue

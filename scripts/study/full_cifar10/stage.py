@@ -2,27 +2,36 @@
 
 `airnet` (1.2 M parameters) on 45,000 training images, 16 epochs of shifted and mirrored ones in
 batches of 512; the other 5,000 choose the settings. The run folder of each row stays beside its
-figures, and the task "uses" asks the models in them what else they are good for.
+figures, and the tasks "uses" and "transfer" ask the models in them what else they are good for. The
+task "tail" trains on a long tail, the rarest class with a fiftieth of the images of the most frequent.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from hf_protosphere.configuration_protosphere import build_image_processor
 from hf_protosphere.data.dataset import ImageDataset, load_split
+from hf_protosphere.data.image_cache import FeatureSplit
+from hf_protosphere.data.subsets import drawn
+from hf_protosphere.inference.features import on_features
 from hf_protosphere.modeling_protosphere import ProtoSphereForImageClassification
+from hf_protosphere.prototypes import class_means
 from hf_protosphere.robustness.measure import corruption_errors
 from hf_protosphere.training.arguments import TrainArguments
 from hf_protosphere.training.train import train
-from hf_protosphere.transfer.features import features_of
+from hf_protosphere.transfer.features import embedded, features_of
 
 from ..measures import classification, of_training, retrieval, unknown
 from ..rows import Measured, Row, Work
@@ -70,6 +79,15 @@ SETTINGS: dict[str, Options] = {  # that were tried, with one seed
     "CE, ResNet-18": _options("cross_entropy", 0.4, 5e-4, optimizer="sgd", backbone="resnet18", small_images=True),
 }
 SEVERAL = ("CE", "CE, decay 1", *PROTOTYPES)  # of which there are more than two seeds
+TAIL = {"imbalance": "exp", "imbalance_factor": 0.02, "batch_size": 256}
+PRIORS: dict[str, dict[str, Options]] = {  # how each loss can be told of the classes' shares
+    "CE": {}, "CE, logit adjustment": {"logit_adjustment": 1.0},
+    "NormFace": {}, "NormFace, logit adjustment": {"logit_adjustment": 1.0},
+    "NTCE": {}, "NTCE, balanced": {"class_weights": "balanced"},
+    "NONL": {}, "NONL, balanced": {"class_weights": "balanced"},
+}  # fmt: skip
+TAILED = {name: METHODS[name.split(",")[0]] | prior for name, prior in PRIORS.items()}
+SHOTS, DRAWS = (1, 5, 20), 10  # of each class, drawn so often
 
 
 def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
@@ -80,15 +98,18 @@ def rows(data: list[str], seeds: range = SEEDS) -> list[Row]:
         for method in METHODS
         if seed < 2 or method in SEVERAL
     ]
-    uses = [Row("uses", "cifar10", method, 0) for method in (*SEVERAL, "SCL + FP")]
-    return settings + classify + (uses if "clothing" in data else [])
+    asked = [(task, method) for task in ("uses", "transfer") for method in (*SEVERAL, "SCL + FP")]
+    tail = [Row("tail", "cifar10", method, 0) for method in TAILED]
+    uses = [Row(task, "cifar10", method, 0) for task, method in asked]
+    return settings + classify + (uses if "clothing" in data else []) + tail
 
 
 def measure(row: Row, work: Work) -> Measured:
-    if row.task == "uses":
-        return _uses(row, work)
+    if row.task in ("uses", "transfer"):
+        return (_uses if row.task == "uses" else _transfer)(row, work)
     folder = row.path(work.folder).with_suffix("")
-    options = (SETTINGS if row.task == "settings" else METHODS)[row.method]
+    options = {"settings": SETTINGS, "tail": TAILED}.get(row.task, METHODS)[row.method]
+    options = options | (TAIL if row.task == "tail" else {})
     arguments = {
         "dataset_name": work.data[row.data], "output_dir": str(folder), "seed": row.seed,
         "resume": folder.exists(), "num_workers": 0, "check_images": False, "nc_every": 0,
@@ -97,16 +118,12 @@ def measure(row: Row, work: Work) -> Measured:
     }  # fmt: skip
     arguments = RECIPE | arguments | options
     results = train(TrainArguments(**arguments), last=False)
-    return of_training(results, folder)
+    return of_training(results, folder) | {"class_accuracies": results["test"]["class_accuracies"]}
 
 
 def _uses(row: Row, work: Work) -> Measured:
     """What the trained network is good for beside its accuracy; it is trained where it is not."""
-    trained = Row("classify", row.data, row.method, row.seed)
-    folder = trained.path(work.folder).with_suffix("")
-    if not (folder / "results.json").exists():
-        measure(trained, work)
-    model = ProtoSphereForImageClassification.from_pretrained(folder)
+    folder, model = _trained(row, work)
     features = {name: _features(folder, work.data[name], max_train_samples=SAMPLE) for name in ("cifar10", "clothing")}
     known = features["cifar10"]
     far = features["clothing"].splits["test"]
@@ -122,6 +139,63 @@ def _uses(row: Row, work: Work) -> Measured:
         "corruption_error": 100 * errors["mean_corruption_error"],
         "errors": errors["errors"],
     }
+
+
+def _trained(row: Row, work: Work) -> tuple[Path, ProtoSphereForImageClassification]:
+    trained = Row("classify", row.data, row.method, row.seed)
+    folder = trained.path(work.folder).with_suffix("")
+    if not (folder / "results.json").exists():
+        measure(trained, work)
+    return folder, ProtoSphereForImageClassification.from_pretrained(folder).eval()
+
+
+def _transfer(row: Row, work: Work) -> Measured:
+    """What its frozen encoder is worth for other images, by few of each class; and ten classes of clothing beside its
+    own ten, one after the other."""
+    folder, model = _trained(row, work)
+    names = [name for name in ("clothing", "digits") if name in work.data]
+    features = {name: _features(folder, work.data[name], max_train_samples=SAMPLE) for name in ("cifar10", *names)}
+    measured: Measured = {}
+    for name in names:
+        measured[f"{name}_probe"] = _linear_probe(features[name])
+        for space in ("embeddings", "features"):
+            x = {role: _space(model, split, space) for role, split in features[name].splits.items()}
+            for shots in SHOTS:
+                found = [_few_shots(x, features[name], shots, seed) for seed in range(DRAWS)]
+                measured[f"{name}_{space}_{shots}"] = 100 * fmean(found)
+    if model.config.has_prototypes:
+        for shots in SHOTS:
+            found = [_added(model, features["cifar10"], features["clothing"], shots, seed) for seed in range(DRAWS)]
+            measured |= {f"{k}_{shots}": 100 * fmean(of[k] for of in found) for k in found[0]}
+    return measured
+
+
+def _space(model: ProtoSphereForImageClassification, split: FeatureSplit, space: str) -> Tensor:
+    return embedded(model, split)[0] if space == "embeddings" else F.normalize(split.versions[0], dim=1)
+
+
+def _few_shots(x: dict[str, Tensor], images: ImageDataset, shots: int, seed: int) -> float:
+    """Accuracy on the test images by the means of so many training images of each class."""
+    labels = {role: split.labels for role, split in images.splits.items()}
+    rows = drawn(labels["train"].numpy(), [shots] * images.num_labels, seed)
+    means = class_means(x["train"][rows] - x["train"][rows].mean(0), labels["train"][rows], images.num_labels)
+    return ((x["test"] @ means.T).argmax(1) == labels["test"]).double().mean().item()
+
+
+def _added(
+    model: ProtoSphereForImageClassification, known: ImageDataset, new: ImageDataset, shots: int, seed: int
+) -> dict[str, float]:
+    """Mean accuracies over the old classes and the new ones, and their harmonic mean."""
+    model, train, old = copy.deepcopy(on_features(model)).eval(), new.splits["train"], known.num_labels
+    rows = drawn(train.labels.numpy(), [shots] * new.num_labels, seed)
+    x, y = train.versions[0][rows, :, None, None], train.labels[rows]
+    center = class_means(embedded(model, known.splits["train"])[0], known.splits["train"].labels).mean(0)
+    model.add_classes({f"new {name}": x[y == c] for c, name in enumerate(new.label_names)}, center=center)
+    accuracies = {}
+    for name, split, first in (("known", known.splits["test"], 0), ("new", new.splits["test"], old)):
+        right = embedded(model, split)[1].argmax(1) == split.labels + first
+        accuracies[name] = fmean(right[split.labels == c].double().mean().item() for c in split.labels.unique())
+    return accuracies | {"both": harmonic_mean(accuracies.values())}
 
 
 def _features(folder: Path, data: str, **more: Any) -> ImageDataset:
