@@ -6,8 +6,8 @@
 Each cell is a process of its own, or several, on data that are made here: images of 16 pixels in a folder and in
 a Parquet file, or points on a sphere. At three sizes, each `r` times the one before, the seconds of the
 processor t₁, t₂, t₃ are a + b·nᵉ, with the exponent e = log((t₃ - t₂) / (t₂ - t₁)) / log r, whatever
-it costs to start. Below a second of growth an exponent would be noise. A row is written when it is
-measured, and the same command goes on.
+it costs to start. Below a second of growth from t₁ to t₂ that would be noise, and it
+is log(t₃ / t₂) / log r. A row is written when it is measured, and the same command goes on.
 """
 
 import argparse
@@ -53,7 +53,7 @@ COMMANDS = {
 }  # fmt: skip
 
 # Axis "processes": the same on IMAGES images, by so many.
-IMAGES = 10_000
+IMAGES, CPUS = 10_000, "scripts/accelerate/two_processes_cpu.yaml"
 LAUNCHED = {
     "train, an epoch": "scripts/train.py --dataset_name {train} --backbone test_resnet --image_size 16 --epochs 1 "
     "--nc_train_samples 0 --output_dir {out}/together --overwrite --report_to none",
@@ -248,19 +248,23 @@ def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
         words = (COMMANDS if axis == "images" else LAUNCHED)[name].format(**places).split()
         if axis == "images":
             return run([*python, "hf_protosphere.cli", *words], log)
-        launcher = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-        return run([*python, *launcher, "--num_processes", str(processes), *words], log)
+        if processes == 1:
+            return run([sys.executable, *words], log)
+        launcher = [*python, "accelerate.commands.launch", "--config_file", CPUS, "--num_processes", str(processes)]
+        return run([*launcher, *words], log)
     k, dim = (1000, size) if axis == "width" else (size, 256)
     run([*step, name, str(k), str(dim)], log)
     return json.loads(log.read_text().splitlines()[-1])
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float | None:
-    """Of t = a + b·nᵉ at three sizes in geometric progression; None where the growth is lost in noise."""
+    """Of t = a + b·nᵉ at three sizes in geometric progression; where the first growth is lost in noise, of t = b·nᵉ
+    at the last two; None where the second is."""
     first, second = seconds[1] - seconds[0], seconds[2] - seconds[1]
-    if second < NOISE or first <= 0:
+    if second < NOISE:
         return None
-    return math.log(second / first) / math.log(sizes[2] / sizes[1])
+    growth = second / first if first >= NOISE else seconds[2] / seconds[1]
+    return math.log(growth) / math.log(sizes[2] / sizes[1])
 
 
 def table(axis: str, rows: list[dict], sizes: list[int]) -> str:
@@ -308,7 +312,7 @@ def main() -> None:
         return
     asked.folder.mkdir(parents=True, exist_ok=True)
     # The caches of data sets are part of what is measured: here, and empty at first.
-    os.environ["HF_DATASETS_CACHE"] = str(asked.folder.absolute() / "cache")
+    os.environ |= {"HF_DATASETS_CACHE": str(asked.folder.absolute() / "cache"), "ACCELERATE_USE_CPU": "true"}
     path = asked.folder / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["axis"], row["name"], row["size"]) for row in rows}
