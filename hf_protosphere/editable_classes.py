@@ -192,8 +192,7 @@ class EditableClasses:
         self.hold_score("cosine")
 
     def hold_score(self, name: str, axes: Tensor | None = None, centers: Tensor | None = None) -> None:
-        """Tell unknown images by a score of `prototypes.known_score`, one of `FITTED_SCORES` with its (D, R) and
-        (C, D). Its threshold is the configuration's."""
+        """Tell unknown images by this score of `prototypes.known_score`, with its (D, R) and (C, D), if it has any."""
         self.config.rejection_score = name
         self.config.rejection_sizes = None if axes is None else [axes.shape[1], len(centers)]
         self.rejection_axes, self.rejection_centers = (

@@ -272,10 +272,9 @@ class ProtoSphereForImageClassification(EditableClasses, ProtoSpherePreTrainedMo
             if config.prototypes == "simplex_etf" and vertices > dim + 1:
                 simplex_etf(vertices, dim)  # raises, also on the meta device
             self.head = PrototypeHead(config.num_labels, dim, config.prototypes, config.learned_temperature, reserved)
-        num_axes, num_centers = config.rejection_sizes or (0, 0)
-        fitted = config.rejection_sizes is not None
-        self.register_buffer("rejection_axes", torch.empty(dim, num_axes) if fitted else None)
-        self.register_buffer("rejection_centers", torch.empty(num_centers, dim) if fitted else None)
+        fitted = config.rejection_sizes
+        self.register_buffer("rejection_axes", fitted and torch.empty(dim, fitted[0]))
+        self.register_buffer("rejection_centers", fitted and torch.empty(fitted[1], dim))
         # For training only. A queue is of one process: no module, which others would be told.
         self.register_buffer("class_weight", None, persistent=False)
         self.register_buffer("class_bias", None, persistent=False)

@@ -139,8 +139,7 @@ def compare_scores(known: Outputs, prototypes: Tensor, unknown: Outputs | None =
 
 
 def best_score(compared: Mapping[str, Mapping[str, float]]) -> str:
-    """The score of the largest AUROC; the cosine, whose threshold is an angle on the sphere, unless another one is
-    better by more than a point."""
+    """Of the largest AUROC; the cosine, whose threshold is an angle, unless another is better by more than a point."""
     return max(compared, key=lambda name: compared[name]["auroc"] + MARGIN * (name == "cosine"), default="cosine")
 
 

@@ -47,9 +47,12 @@ def nearest(queries: Tensor, embeddings: Tensor, k: int) -> Neighbours:
     for block in queries.detach().double().split(QUERIES):
         keys = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
         for start, chunk in _blocks(embeddings.detach(), max(block.shape)):
-            rows = torch.arange(start, start + len(chunk), device=block.device)
-            keys = torch.cat([keys, _keys((block @ chunk.double().T).float(), rows)], 1)
-            keys = keys.topk(min(k, keys.shape[1])).values
+            cosines = (block @ chunk.double().T).float()
+            most, places = cosines.topk(min(k + 1, len(chunk)))
+            near, tied = _keys(most, start + places), (most[:, k:] == most[:, k - 1 : k]).any(1)
+            if tied.any():  # their rows say which are among the k
+                near[tied] = _keys(cosines[tied], start + torch.arange(len(chunk)).to(places)).topk(k + 1).values
+            keys = torch.cat([keys, near], 1).topk(min(k, keys.shape[1] + near.shape[1])).values
         rows = -keys & 0xFFFFFFFF
         found.append((_as_ordered((keys + rows) >> 32).int().view(torch.float32), rows))
     return Neighbours(*map(torch.cat, zip(*found)))
