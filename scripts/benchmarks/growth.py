@@ -280,8 +280,10 @@ def table(axis: str, rows: list[dict], sizes: list[int]) -> str:
         own = {row["size"]: row for row in rows if row["name"] == name}
         if not {*sizes} <= {*own}:
             continue
-        cpu, e = [own[size]["cpu"] for size in sizes], None
+        cpu = [own[size]["cpu"] for size in sizes]
         e = exponent(sizes, cpu)
+        if axis == "processes":  # whose start is what grows
+            e = math.log(cpu[2] / cpu[0]) / math.log(sizes[2] / sizes[0])
         cells = ["flat", "yes"] if e is None else [f"{e:.2f} (≤ {BAR})", "yes" if e <= BAR else "NO"]
         lines.append([name, *(f"{s:.1f}" for s in cpu), *cells, *(f"{own[size]['mib']:,.0f}" for size in sizes)])
     return markdown_table(lines)

@@ -79,7 +79,7 @@ SETTINGS: dict[str, Options] = {  # that were tried, with one seed
     "CE, ResNet-18": _options("cross_entropy", 0.4, 5e-4, optimizer="sgd", backbone="resnet18", small_images=True),
 }
 SEVERAL = ("CE", "CE, decay 1", *PROTOTYPES)  # of which there are more than two seeds
-TAIL = {"imbalance": "exp", "imbalance_factor": 0.02, "batch_size": 256}
+TAIL = {"imbalance": "exp", "imbalance_factor": 0.02, "batch_size": 128, "epochs": 8, "evaluate_every": 8}
 PRIORS: dict[str, dict[str, Options]] = {  # how each loss can be told of the classes' shares
     "CE": {}, "CE, logit adjustment": {"logit_adjustment": 1.0},
     "NormFace": {}, "NormFace, logit adjustment": {"logit_adjustment": 1.0},
