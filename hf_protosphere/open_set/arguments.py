@@ -41,8 +41,8 @@ class CalibrateArguments(OpenSetArguments, DataArguments, Arguments):
     score: Literal["auto", "cosine", "max_softmax", "energy", "mahalanobis", "knn", "vim", "neco"] = flag(
         "What tells unknown images: the cosine to the nearest prototype, the maximum softmax, the energy of the "
         "logits; mahalanobis, knn, vim or neco, which one half of the images are for; auto: what does it best on "
-        "--ood_dataset, else on classes that are left out in turn, and the cosine where none is better by a point. "
-        "A table shows them all.",
+        "--ood_dataset, else, of the first three, on classes that are left out in turn, and the cosine where none is "
+        "better by a point. A table shows them all.",
         "auto",
     )
     coverage: Annotated[float, "(0, 1)"] | None = flag(

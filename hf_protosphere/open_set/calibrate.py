@@ -110,8 +110,8 @@ def _decide(
     compared = compare_scores(known, prototypes, unknown) if arguments.score == "auto" else {}
     name = arguments.score
     if name == "auto":
-        # What has to be fitted takes two images of each class, and half of all for the promise.
-        enough = labels.bincount(minlength=config.num_labels).min() > 1
+        # What has to be fitted takes unknown images to tell, two of each class, and half of all for the promise.
+        enough = unknown is not None and labels.bincount(minlength=config.num_labels).min() > 1
         enough = enough and len(labels) // 2 >= 1 / arguments.false_rejection_rate - 1
         name = best_score({of: compared[of] for of in compared if enough or of not in FITTED_SCORES})
     first, judged = halves(known) if name in FITTED_SCORES else (None, known)

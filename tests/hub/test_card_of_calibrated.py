@@ -85,6 +85,14 @@ def test_the_card_tells_what_was_calibrated(calibrated):
     assert "the threshold above finds some of those" in sections(card)["Intended use and limits"]
 
 
+def test_the_card_names_the_score(calibrated, digits_folder, tmp_path):
+    folder = shutil.copytree(calibrated, tmp_path / "run")
+    options = {"false_rejection_rate": 0.1, "num_workers": 0, "score": "mahalanobis"}
+    report = calibrate(CalibrateArguments(model=str(folder), dataset_name=str(digits_folder), **options))
+    section = sections(render_card(folder))[HEADING]
+    assert f"when its score (Mahalanobis) is below {report['rejection_threshold']:.4f}." in section
+
+
 def strangest_digit(folder):
     """Of the digits 3 to 9, which the model does not know, the farthest from all prototypes."""
     model, processor = load_classifier(str(folder))
