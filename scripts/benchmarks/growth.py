@@ -294,8 +294,8 @@ SIZES = {
     "width": [16, 128, 1024], "processes": [1, 2, 4],
 }  # fmt: skip
 OF_AXIS = {
-    "images": COMMANDS, "processes": LAUNCHED, "width": STEPS, "classes of the metric": {COLLAPSE: collapse},
-    "classes": {name: step for name, step in STEPS.items() if name != COLLAPSE},
+    "images": COMMANDS, "processes": LAUNCHED, "classes of the metric": [COLLAPSE],
+    "classes": [name for name in STEPS if name != COLLAPSE], "width": ["train, 10 steps of 256", "predict 1,024 images", COLLAPSE],
 }  # fmt: skip
 
 
