@@ -295,7 +295,8 @@ SIZES = {
 }  # fmt: skip
 OF_AXIS = {
     "images": COMMANDS, "processes": LAUNCHED, "classes of the metric": [COLLAPSE],
-    "classes": [name for name in STEPS if name != COLLAPSE], "width": ["train, 10 steps of 256", "predict 1,024 images", COLLAPSE],
+    "classes": [name for name in STEPS if name != COLLAPSE],
+    "width": ["train, 10 steps of 256", "predict 1,024 images", COLLAPSE],
 }  # fmt: skip
 
 
