@@ -235,8 +235,9 @@ class ProtoSphereConfig(PretrainedConfig):
             value = getattr(self, name)
             fits = value is None or (_is_finite(value) and low <= value <= high)
             self._require(name, fits, f"in [{low:g}, {high:g}] or None")
-        sizes = [size for size in self.rejection_sizes or () if type(size) is int and 0 <= size <= 2**20]
-        fits = self.rejection_sizes == (sizes or None) and len(sizes) == 2 * (self.rejection_score in FITTED_SCORES)
+        sizes = self.rejection_sizes
+        whole = [type(size) is int and 0 <= size <= 2**20 for size in sizes] if isinstance(sizes, list) else []
+        fits = whole == [True, True] if self.rejection_score in FITTED_SCORES else sizes is None
         self._require("rejection_sizes", fits, f"two whole numbers for {', '.join(FITTED_SCORES)}, else None")
         sets, of = self.set_thresholds, (self.set_score, self.set_coverage)
         fits = sets is None or (isinstance(sets, list) and sets and all(map(_is_finite, sets)) and None not in of)

@@ -81,6 +81,7 @@ def test_label_maps_never_disagree(tmp_path):
         ({"rejection_threshold": float("nan")}, "rejection_threshold must be in .*nan"),
         ({"rejection_score": "angle"}, "rejection_score must be one of 'cosine', .*, 'neco', but got 'angle'"),
         ({"rejection_score": "vim"}, "rejection_sizes must be two whole numbers for mahalanobis, .*, but got None"),
+        ({"rejection_score": "vim", "rejection_sizes": 7}, "rejection_sizes must be two .*, but got 7"),
         ({"rejection_sizes": [2, 3]}, r"rejection_sizes must be two .*, else None, but got \[2, 3\]"),
         ({"rejection_score": "vim", "rejection_sizes": [-1, 3]}, r"rejection_sizes must be .*\[-1, 3\]"),
         ({"rejection_score": "max_softmax", "rejection_threshold": -0.5}, r"rejection_threshold must be in \[0, 1\]"),

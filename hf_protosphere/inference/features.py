@@ -132,11 +132,8 @@ def _features(
         contents = [f"{content} {row}" for row, content in enumerate(contents)]  # by which it is augmented
     path = cache_path(split, processor, key, how, kind="features.npz")
     sweep(path.parent)
-    features, known, seconds = (
-        torch.empty(len(split), 0),
-        np.zeros(len(split), bool),
-        0.0,
-    )  # which rows, what they took
+    features, seconds = torch.empty(len(split), 0), 0.0
+    known = np.zeros(len(split), bool)  # which rows the cache has
     for other in path.parent.glob(f"*-{path.name.partition('-')[2]}") if contents else ():
         with suppress(OSError), np.load(other) as kept:  # gone in the meantime, or of others
             places = {content: place for place, content in enumerate(kept.get("contents", np.array([])).tolist())}
