@@ -246,7 +246,7 @@ def changed_arguments(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
     if arguments["classes_per_batch"] or arguments["streaming"]:
         may_differ -= {"batch_size", "gradient_accumulation_steps"}
     changed = []
-    if "decay_all:" not in file.read_text():  # of a version whose defaults were others
+    if b"decay_all:" not in file.read_bytes():  # of a version whose defaults were others
         for name, value in BEFORE.items():
             if arguments[name] is None:
                 changed.append(f"--{name} is no longer what it was by default: give {value}")

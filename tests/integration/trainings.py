@@ -65,7 +65,7 @@ def interfere(stop_at, fail_at, kills):
 
 
 def run(trainings, stop_at=None, fail_at=None, kills=()):
-    print("process", os.getpid(), flush=True)
+    os.write(1, b"process %d\n" % os.getpid())  # at once, whole
     assembly.build_model, finishing.draw_run = in_float64, no_pictures
     # The end of a training destroys the process group, which the next one needs.
     PartialState.destroy_process_group = lambda *_, **__: None
