@@ -194,7 +194,7 @@ def test_an_error_on_one_process_ends_all(flags, launch_forking, tmp_path):
 @pytest.mark.slow  # eleven starts: a minute
 def test_ten_killed_processes_change_nothing(flags, python, launch_forking, tmp_path):
     """By torchrun's restarts and --resume, which is there from the start."""
-    more = (*STOPPED, "--epochs", "30")
+    more = (*STOPPED, "--epochs", "90")
     launch_forking([flags(tmp_path / "whole", 2, *more)])
     chance = random.Random(0)
     kills = [[chance.randrange(2), chance.uniform(0, 1.5)] for _ in range(10)]
