@@ -47,6 +47,7 @@ def test_the_pipeline_applies_exactly_the_evaluation_transform(trained, digits_f
             assert scores[model.config.id2label[i]] == pytest.approx(score, abs=1e-6)
 
 
+@pytest.mark.slow  # a fresh process; tests/integration/test_publish.py has one too
 def test_images_are_classified_where_the_package_is_missing(trained, digits_folder, python, tmp_path):
     files = sorted((digits_folder / "test").rglob("*.png"))[::15]
     result = python(SCRIPTS / "load_without_package.py", trained, *files, cwd=tmp_path)

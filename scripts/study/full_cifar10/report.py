@@ -69,18 +69,19 @@ CORRUPTED = {"clean error (%)": value("clean_error"), "corrupted": value("corrup
 
 
 def write(results: Results, folder: Path) -> None:
-    tasks = {row.task for row in results.rows}
+    tasks, added = {row.task for row in results.rows}, "Ten classes of clothing added to the ten (accuracy, %)"
     sections = [
         ("Accuracy and collapse", "classify", accuracy_and_collapse(), "CE"),
         ("Retrieval, transfer, calibration", "uses", ACCURACY | USES, None),
         ("Unknown images and corruptions", "uses", UNKNOWN | CORRUPTED, None),
         ("A long tail: the rarest class with 90 images, the most frequent with 4,500; one seed", "tail", TAIL, None),
         ("The frozen encoder on other images (test accuracy, %), by few of each class", "transfer", TRANSFER, None),
-        ("Ten classes of clothing added to the ten (accuracy, %)", "transfer", ADDED, None),
+        (added, "transfer", ADDED, None),  # to prototypes
         ("Settings that were tried, one seed", "settings", accuracy_and_collapse(), None),
     ]
+    of = {added: [name for name in results.methods("transfer", WHERE) if not name.startswith("CE")]}
     parts = [
-        f"### {title}\n\n{table(results, task, WHERE, columns, against=against)}"
+        f"### {title}\n\n{table(results, task, WHERE, columns, against=against, methods=of.get(title))}"
         for title, task, columns, against in sections
         if task in tasks
     ]
