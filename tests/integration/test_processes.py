@@ -261,10 +261,13 @@ def test_four_processes_train_what_one_does(one, flags, environment, tmp_path):
         (("--batch_size", "999"), "--batch_size 999, 2 of them per step, is larger"),
         (("--no_such_flag",), "unrecognized arguments: --no_such_flag. Did you mean"),
         (("--dataset_name", "/no/such"), "--dataset_name /no/such: there is no such file"),
-        (("--output_dir", str(ROOT)), "is not empty: --resume goes on"),
+        (("--output_dir", "mine"), "is not empty: --resume goes on"),
     ],
 )
 def test_what_the_user_can_mend_is_said_once(flags, environment, tmp_path, more, message):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    more = [str(tmp_path / word) if word == "mine" else word for word in more]
     script = ROOT / "scripts" / "train.py"
     result = launch(environment, *TORCHRUN, 2, script, *flags(tmp_path / "run", 2, *more))
     assert result.returncode == 1
