@@ -89,8 +89,7 @@ class ProtoSphereConfig(PretrainedConfig):
         crop_pct: the evaluation transform resizes the shorter side to image_size / crop_pct and crops the centre.
         rejection_threshold: an image whose `rejection_score` is below it is unknown. None, the default, knows
             every image. `protosphere calibrate` chooses it.
-        rejection_score: one of `REJECTION_SCORES`, as `prototypes.known_score` has them; by default "cosine", to the
-            nearest prototype.
+        rejection_score: one of `REJECTION_SCORES`, as `prototypes.known_score` has them; by default "cosine".
         rejection_sizes: [R, C] of the `rejection_axes` (D, R) and `rejection_centers` (C, D) that a classifier holds
             for a score of `FITTED_SCORES`; else None.
         false_rejection_rate: in (0, 1), the share of known images that the threshold may reject.

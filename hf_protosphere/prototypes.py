@@ -225,8 +225,9 @@ def known_score(
     if name == "cosine":
         return cosines_to(embeddings, prototypes.to(embeddings)).amax(-1)
     axes, centers = axes.to(embeddings), centers.to(embeddings)
-    if name == "mahalanobis":  # by differences: in the square of a sum what is near would drown
-        distances = torch.cdist(embeddings @ axes, centers @ axes, compute_mode="donot_use_mm_for_euclid_dist")
+    if name == "mahalanobis":  # from the centers' mean and by differences: what all share would drown what is near
+        points = [(x - centers.mean(0)) @ axes for x in (embeddings, centers)]
+        distances = torch.cdist(*points, compute_mode="donot_use_mm_for_euclid_dist")
         return -distances.amin(-1).square()
     if name == "knn":
         nearest = (embeddings @ centers.T).topk(min(NEIGHBOURS, max(len(centers) // len(prototypes), 1)), dim=-1)

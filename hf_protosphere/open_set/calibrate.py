@@ -110,17 +110,18 @@ def _decide(
     compared = compare_scores(known, prototypes, unknown) if arguments.score == "auto" else {}
     name = arguments.score
     if name == "auto":
-        # What has to be fitted takes unknown images to tell, two of each class, and half of all for the promise.
-        enough = unknown is not None and labels.bincount(minlength=config.num_labels).min() > 1
+        # What has to be fitted takes unknown images to tell, images of each class, and half of all for the promise.
+        enough = unknown is not None and len(halves(known)[0].labels.unique()) == config.num_labels
         enough = enough and len(labels) // 2 >= 1 / arguments.false_rejection_rate - 1
         name = best_score({of: compared[of] for of in compared if enough or of not in FITTED_SCORES})
     first, judged = halves(known) if name in FITTED_SCORES else (None, known)
     if first is not None:
         model.hold_score(name, *FITTED[name](first))
-    tensors = [x.cpu().double() for x in (model.rejection_axes, model.rejection_centers) if x is not None]
-    scores = score_by(name, prototypes, tensors)(judged).clamp(*REJECTION_SCORES[name])
+    held = score_by(name, prototypes, (model.rejection_axes, model.rejection_centers))
+    scores = held(judged).clamp(*REJECTION_SCORES[name])
     misfit = nonconformity(known.logits, arguments.sets).gather(1, labels[:, None])[:, 0]
-    threshold, of_sets = _thresholds(arguments, config.class_names, scores, misfit, labels)
+    room = 1e-4 * scores.abs() if first is not None else 0.0  # what axes make of float32's rounding
+    threshold, of_sets = _thresholds(arguments, config.class_names, scores - room, misfit, labels)
     rejection = {"rejection_score": name, "rejection_threshold": threshold}
     rejection |= {"false_rejection_rate": arguments.false_rejection_rate}
     sets = {"set_score": arguments.sets, "set_coverage": arguments.coverage, "set_thresholds": of_sets}

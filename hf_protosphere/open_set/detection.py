@@ -21,7 +21,7 @@ from ..inference.predictions import predictions
 from ..modeling_protosphere import ProtoSphereForImageClassification
 from ..plots.table import format_table
 from .arguments import OpenSetArguments
-from .scores import SCORES, Outputs, fit_scores, halves
+from .scores import SCORES, Outputs, fit_scores, halves, score_by
 
 KNOWN_ACCEPTED = 0.95  # where the false positive rate is read
 FITTED_IMAGES = 20_000  # of the training images, balanced by class: bounded memory
@@ -93,15 +93,16 @@ def detect_unknown(
 
     fitted_on = train_images and outputs(balanced_sample(train_images, FITTED_IMAGES, seed=0), "fitting of scores")
     both = outputs(known_images, "known images"), outputs(unknown_images, "unknown images")
-    scores = fit_scores(model.prototypes.detach().cpu(), fitted_on)
+    prototypes, config, rejected = model.prototypes.detach().cpu(), model.config, None
+    scores, own_name, threshold = fit_scores(prototypes, fitted_on), config.rejection_score, config.rejection_threshold
+    if config.rejection_sizes:  # as the model holds it, whose threshold is no other's
+        scores[own_name] = score_by(own_name, prototypes, (model.rejection_axes, model.rejection_centers))
     known, unknown = ({name: score(images) for name, score in scores.items()} for images in both)
-    name, threshold, rejected = model.config.rejection_score, model.config.rejection_threshold, None
     if threshold is not None:
-        own = {"known": known[name], "unknown": unknown[name]}
+        own = {"known": known[own_name], "unknown": unknown[own_name]}
         rejected = {what: (scores < threshold).double().mean().item() for what, scores in own.items()}
     metrics = {name: detection_metrics(known[name], unknown[name]) if name in known else None for name in SCORES}
-    report = {"num_images": len(unknown_images), "scores": metrics, "rejected": rejected}
-    return Detection(known, unknown, report)
+    return Detection(known, unknown, {"num_images": len(unknown_images), "scores": metrics, "rejected": rejected})
 
 
 def compare_scores(known: Outputs, prototypes: Tensor, unknown: Outputs | None = None) -> dict[str, dict[str, float]]:

@@ -27,7 +27,7 @@ from ..markdown import markdown_table
 # Linux counts the most as that of the process.
 
 CLASSES, SIDE = 10, 16
-MAKE, COLLAPSE = "make images", "neural collapse, 5 images a class"
+THIS, MAKE, COLLAPSE = "scripts.benchmarks.growth", "make images", "neural collapse, 5 images a class"
 NOISE = 1.0  # seconds of growth that an exponent needs
 BAR = 1.1
 
@@ -83,7 +83,7 @@ def make_images(folder: Path, n: int) -> None:
     features = datasets.Features(image=datasets.Image(), label=names)
     table = datasets.Dataset.from_dict({"image": files, "label": labels}, features)
     table.to_parquet(folder / "train" / "train.parquet")
-    table.select(range(100)).to_parquet(folder / "train" / "validation.parquet")  # a stream holds none out
+    table.select(range(min(n, 100))).to_parquet(folder / "train" / "validation.parquet")  # a stream holds none out
     table.to_parquet(folder / "test" / "test.parquet")
     make_model(folder / "model")
 
@@ -230,15 +230,13 @@ def run(command: list[str], log: Path) -> dict[str, float]:
 
 def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
     log, python = folder / "log.txt", [sys.executable, "-m"]
-    step = [*python, "scripts.benchmarks.growth", str(folder), "--step"]
     if axis in ("images", "processes"):
         images, processes = (size, 1) if axis == "images" else (IMAGES, size)
         data, out = folder / f"images-{images}", folder / f"out-{size}"
         if not data.exists():
             unfinished = data.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            step[3] = str(unfinished)
-            run([*step, MAKE, str(images), "0"], log)
+            run([*python, THIS, str(unfinished), "--step", MAKE, str(images), "0"], log)
             unfinished.rename(data)
         out.mkdir(exist_ok=True)
         places = {
@@ -253,7 +251,7 @@ def measure(axis: str, name: str, size: int, folder: Path) -> dict[str, float]:
         launcher = [*python, "accelerate.commands.launch", "--config_file", CPUS, "--num_processes", str(processes)]
         return run([*launcher, *words], log)
     k, dim = (1000, size) if axis == "width" else (size, 256)
-    run([*step, name, str(k), str(dim)], log)
+    run([*python, THIS, str(folder), "--step", name, str(k), str(dim)], log)
     return json.loads(log.read_text().splitlines()[-1])
 
 

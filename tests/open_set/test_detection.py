@@ -115,6 +115,23 @@ def test_the_report_holds_every_score_side_by_side(checkpoint, digits_folder, no
     assert rejected["unknown"] == unknown.is_unknown.double().mean().item()
 
 
+@pytest.mark.parametrize("score", ["mahalanobis", "vim"])
+def test_the_score_of_the_model_is_what_it_holds(checkpoint, digits_folder, noise_folder, tmp_path, score):
+    """Not what it would be fitted to on the training images, of which the threshold knows nothing."""
+    model = ProtoSphereForImageClassification.from_pretrained(checkpoint).eval()
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(3, 96, generator=generator) if score == "mahalanobis" else torch.empty(0, 96)
+    model.hold_score(score, torch.randn(96, 5, generator=generator), centers)
+    test = load_dataset(str(digits_folder), split="test")[:]["image"]
+    with torch.no_grad():
+        output = model(pixels_of(test, build_image_processor(model.config)))
+        known = model.known_score(output.embeddings, output.logits).sort().values
+        model.config.rejection_threshold = known[9:11].mean().item()
+    model.save_pretrained(tmp_path)
+    report = run(tmp_path, digits_folder, ood_dataset=str(noise_folder))
+    assert report["ood"]["rejected"]["known"] == 10 / len(test)
+
+
 def test_without_training_images_nothing_is_fitted(checkpoint, digits_folder, noise_folder, tmp_path, capsys):
     test = load_dataset(str(digits_folder), split="test")
     DatasetDict({"test": test}).save_to_disk(tmp_path / "data")
@@ -159,9 +176,9 @@ def auroc(score, known, unknown):
 
 
 def halved(known):
-    """Every class in both, whatever the order of the images."""
-    rows = sorted(range(len(known.labels)), key=lambda i: int(known.labels[i]))
-    first, second = known[torch.tensor(rows[::2])], known[torch.tensor(rows[1::2])]
+    """Of so many images every class is in both, whatever their order."""
+    rows = torch.randperm(len(known.labels), generator=torch.Generator().manual_seed(0))
+    first, second = known[rows[::2]], known[rows[1::2]]
     assert {*first.labels.tolist()} == {*second.labels.tolist()} == {*known.labels.tolist()}
     return first, second
 

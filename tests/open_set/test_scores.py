@@ -10,8 +10,20 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from hf_protosphere.open_set import scores as module
+from hf_protosphere.open_set.confidence import conformal_threshold
 from hf_protosphere.open_set.detection import detection_metrics
-from hf_protosphere.open_set.scores import FITTED, SCORES, Outputs, fit_scores, knn, mahalanobis, neco, vim
+from hf_protosphere.open_set.scores import (
+    FITTED,
+    SCORES,
+    Outputs,
+    fit_scores,
+    halves,
+    knn,
+    mahalanobis,
+    neco,
+    score_by,
+    vim,
+)
 from hf_protosphere.prototypes import known_score, simplex_etf
 
 NUM_CLASSES, DIM = 5, 12
@@ -117,3 +129,17 @@ def test_scores_are_in_float64_of_a_part_of_the_images_at_a_time(monkeypatch):
     far = Outputs(known.embeddings.float(), torch.tensor([[30.0, 0.0], [40.0, 0.0]]), known.labels[:2])
     first, second = fit_scores(prototypes)["max_softmax"](Outputs(far.embeddings[:2], far.logits, far.labels)).tolist()
     assert first < second  # in float32 both are 1
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_half_of_the_images_promises_as_much(name):
+    """Over draws, what is fitted to one half and judged by the other rejects no more new images than was promised."""
+    images, prototypes = outputs(600, noise=1.0)
+    rejected = []
+    for seed in range(150):
+        order = torch.randperm(600, generator=torch.Generator().manual_seed(seed))
+        first, judged = halves(images[order[:158]])
+        score = score_by(name, prototypes, FITTED[name](first))
+        threshold = -conformal_threshold(-score(judged), 0.9)  # the 72nd of 79: 8 of 80 below, on average
+        rejected.append((score(images[order[158:]]) < threshold).double().mean().item())
+    assert np.mean(rejected) == pytest.approx(0.1, abs=4 * np.std(rejected) / 150**0.5)
