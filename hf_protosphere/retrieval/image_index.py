@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from PIL import Image as PILImage
@@ -32,7 +31,7 @@ from ..runs.files import whole_file
 from .embedding import Embedder
 from .neighbours import Neighbours, nearest
 
-INDEX, OLD_INDEX = "index.arrow", "index.parquet"  # the old one, of version 0.1.0, is read still
+INDEX = "index.arrow"
 KEY = b"protosphere_index"  # of the origin, in the metadata of the file
 # What leads out of the folder that a path should be in.
 OUTSIDE = r"^$|^/|\x00|(^|[/\\])\.\.([/\\]|$)" + (r"|^\\|^.?:" if os.name == "nt" else "")
@@ -195,12 +194,11 @@ class ImageIndex:
             # Arrow has no checksums: ours comes with a second batch, of no rows.
             written = np.memmap(unfinished, mode="r")
             writer.write_batch(batch.slice(0, 0), {"bytes": str(len(written)), "crc32": str(zlib.crc32(written))})
-        (folder / OLD_INDEX).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImageIndex":
         """The index in a folder; an `ArgumentError` where there is none, or it is damaged."""
-        path = index_file(Path(folder))
+        path = Path(folder) / INDEX
         if not path.is_file():
             raise ArgumentError(f"--index {folder} is no index: `protosphere index` writes one, with {INDEX}.")
         again = "Remove it, and write it again by `protosphere index`."
@@ -265,16 +263,10 @@ class ImageIndex:
         return undecoded(load_split(**self.origin.dataset))
 
 
-def index_file(folder: Path) -> Path:
-    """Where the index of a folder is, or is to be."""
-    return next((folder / name for name in (INDEX, OLD_INDEX) if (folder / name).exists()), folder / INDEX)
-
-
 def is_index(path: Path) -> bool:
     """Whether a file is one that `ImageIndex.save` wrote, by its header."""
     try:
-        schema = pa.ipc.open_file(pa.OSFile(str(path))).schema if path.name == INDEX else pq.read_schema(path)
-        return KEY in (schema.metadata or {})
+        return KEY in (pa.ipc.open_file(pa.OSFile(str(path))).schema.metadata or {})
     except (pa.ArrowException, OSError):
         return False
 
@@ -284,29 +276,19 @@ def _origin(embedder: Embedder, **images: Any) -> Origin:
 
 
 def _read(path: Path) -> pa.RecordBatch:
-    """What an index file holds, of Arrow in place; a `ValueError` where it is damaged, or no index can hold it."""
-    if is_arrow := path.name == INDEX:
-        # Written into, it is copied. Windows replaces no file that is mapped.
-        content = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, mode="c")
-        file = pa.ipc.open_file(pa.py_buffer(content))
-    else:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    kinds = {field.name: field.type for field in (file.schema if is_arrow else file.schema_arrow)}
-    embedding, changed = kinds.pop("embedding", None), {"changed": COLUMNS["changed"]}  # not in version 0.1.0
+    """What an index file holds, in place; a `ValueError` where it is damaged, or no index can hold it."""
+    # Written into, it is copied. Windows replaces no file that is mapped.
+    content = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, mode="c")
+    file = pa.ipc.open_file(pa.py_buffer(content))
+    kinds = {field.name: field.type for field in file.schema}
+    embedding = kinds.pop("embedding", None)
     is_list = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
-    if not is_list or changed | kinds != COLUMNS:
+    if not is_list or kinds != COLUMNS:
         raise ValueError(f"it has the columns {kinds} and embedding: {embedding}.")
-    if is_arrow:
-        said = file.get_batch_with_custom_metadata(1).custom_metadata
-        if zlib.crc32(content[: int(said["bytes"])]) != int(said["crc32"]):
-            raise ValueError("its checksum is another.")
-        batch = file.get_batch(0)
-    else:
-        if (numbers := file.metadata.num_rows * max(embedding.list_size, 1)) > 64 * path.stat().st_size:
-            raise ValueError(f"{numbers:,} numbers are more than the file can hold.")
-        batch = file.read().combine_chunks().to_batches()[0]
-        if "changed" not in kinds:
-            batch = batch.append_column("changed", pa.nulls(len(batch), changed["changed"]))
+    said = file.get_batch_with_custom_metadata(1).custom_metadata
+    if zlib.crc32(content[: int(said["bytes"])]) != int(said["crc32"]):
+        raise ValueError("its checksum is another.")
+    batch = file.get_batch(0)
     batch.validate(full=True)
     return batch
 

@@ -8,7 +8,7 @@ from ..plots.text import say
 from ..runs.folders import held_folder
 from .arguments import IndexArguments
 from .embedding import Embedder
-from .image_index import INDEX, ImageIndex, IndexedImages, index_file, is_index
+from .image_index import INDEX, ImageIndex, IndexedImages, is_index
 
 
 def index(arguments: IndexArguments) -> ImageIndex:
@@ -18,13 +18,13 @@ def index(arguments: IndexArguments) -> ImageIndex:
         ArgumentError: no such model, no images, or an index of another model or other images.
         DataError: no such data set, or images cannot be decoded.
     """
-    own = is_index(index_file(Path(arguments.index_dir)))
+    own = is_index(Path(arguments.index_dir) / INDEX)
     with held_folder(arguments.index_dir, "--index_dir", () if own else (INDEX,)) as folder:
         model = Path(arguments.model)  # of a folder the whole path, to be found from anywhere
         name = str(model.resolve()) if model.is_dir() else arguments.model
         embedder = Embedder.load(name, arguments.layer, arguments.pretrained)
         previous = None
-        if not arguments.overwrite and index_file(folder).exists():
+        if not arguments.overwrite and (folder / INDEX).exists():
             previous = ImageIndex.load(folder)
             _check_same_source(previous, arguments)
             previous.check_model(embedder)

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -17,7 +17,7 @@ import hf_protosphere.retrieval
 from hf_protosphere.data.arguments import LabelledImages
 from hf_protosphere.errors import ArgumentError, DataError
 from hf_protosphere.retrieval.embedding import Embedder
-from hf_protosphere.retrieval.image_index import INDEX, KEY, OLD_INDEX, ImageIndex, IndexedImages
+from hf_protosphere.retrieval.image_index import INDEX, KEY, ImageIndex, IndexedImages
 
 
 def test_images_at_any_depth_are_embedded_as_the_model_does(photos, model, built):
@@ -49,13 +49,15 @@ def test_search_finds_the_image_itself_first(photos, built):
     assert torch.equal(loaded.search(loaded.embeddings, k=1).rows[:, 0], torch.arange(4))
 
 
-def of_version_0_1_0(folder, table=None, **options):
-    """Turn the index of a folder into the Parquet file that version 0.1.0 wrote; or write that table into it."""
-    if table is None:
-        table = pa.ipc.open_file(pa.py_buffer((folder / INDEX).read_bytes())).read_all()
-    (folder / INDEX).unlink(missing_ok=True)
-    pq.write_table(table, folder / OLD_INDEX, write_page_checksum=True, **options)
-    return table
+def forge(folder, change):
+    """Write what `change` makes of the batch in an index, with the checksum of a whole file."""
+    path = folder / INDEX
+    batch = change(pa.ipc.open_file(pa.py_buffer(path.read_bytes())).get_batch(0))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+        file.flush()
+        content = path.read_bytes()
+        writer.write_batch(batch.slice(0, 0), {"bytes": str(len(content)), "crc32": str(zlib.crc32(content))})
 
 
 def test_a_loaded_index_is_mapped_and_what_is_written_into_it_stays_in_memory(built):
@@ -69,13 +71,10 @@ def test_a_loaded_index_is_mapped_and_what_is_written_into_it_stays_in_memory(bu
     assert torch.equal(ImageIndex.load(folder).embeddings, made.embeddings)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["arrow", "parquet"])
 @pytest.mark.parametrize("how", ["cut", "changed", "label", "other"])
-def test_a_damaged_index_is_refused(built, how, old):
+def test_a_damaged_index_is_refused(built, how):
     folder, made = built
-    if old:
-        of_version_0_1_0(folder, use_dictionary=False, compression="none")
-    path = folder / (OLD_INDEX if old else INDEX)
+    path = folder / INDEX
     content = bytearray(path.read_bytes())
     if how == "cut":
         content = content[:-100]
@@ -133,26 +132,26 @@ def test_what_an_index_says_is_not_believed(built, change, message):
     folder, made = built
     changes = change(made)
     if isinstance(getattr(changes.get("origin"), "folder", ""), list):
-        table = of_version_0_1_0(folder)  # as `save` would not write this
-        said = json.dumps(dataclasses.asdict(changes["origin"]))
-        of_version_0_1_0(folder, table.replace_schema_metadata({KEY: said}))
+        said = json.dumps(dataclasses.asdict(changes["origin"]))  # as `save` would not write this
+        forge(folder, lambda batch: batch.replace_schema_metadata({KEY: said}))
     else:
         dataclasses.replace(made, **changes).save(folder)
     with pytest.raises(ArgumentError, match=rf"is damaged or no index: .*{message}"):
         ImageIndex.load(folder)
 
 
-def test_ragged_and_giant_tables_are_refused(built):
-    folder, _ = built
-    whole = of_version_0_1_0(folder)
-    for embedding, message in (
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
         (pa.array([[1.0], [1.0, 0.0], [], None], pa.list_(pa.float32())), "has the columns"),
-        (pa.nulls(4, pa.list_(pa.float32(), 10**7)), "are more than the file can hold"),
-    ):
-        column = whole.schema.get_field_index("embedding")
-        of_version_0_1_0(folder, whole.set_column(column, "embedding", embedding))
-        with pytest.raises(ArgumentError, match=message):
-            ImageIndex.load(folder)
+        (pa.nulls(4, pa.list_(pa.float32(), 2)), "is damaged or no index"),
+    ],
+)
+def test_ragged_and_empty_embeddings_are_refused(built, embedding, message):
+    folder, _ = built
+    forge(folder, lambda batch: batch.set_column(batch.schema.get_field_index("embedding"), "embedding", embedding))
+    with pytest.raises(ArgumentError, match=message):
+        ImageIndex.load(folder)
 
 
 def test_no_index(tmp_path):

@@ -19,7 +19,6 @@ from hf_protosphere.retrieval.index import index
 from hf_protosphere.retrieval.search import search
 from tests.data import replace_file
 from tests.open_set.test_threshold import noise, save_checkpoint
-from tests.retrieval.test_image_index import of_version_0_1_0
 
 
 def arguments(photos, model, folder, **more):
@@ -133,16 +132,6 @@ def test_a_file_replaced_under_its_name_size_and_time_is_embedded_again(photos, 
     row = [image.path for image in after.images].index("a.bmp")
     assert not torch.equal(after.embeddings[row], before.embeddings[row])
     assert after.embeddings[row] @ Embedder.load(model)([noise(6)])[0] == pytest.approx(1, abs=1e-5)
-
-
-def test_an_index_of_version_0_1_0_is_read_and_brought_up_to_date(photos, model, built):
-    folder, made = built
-    of_version_0_1_0(folder, of_version_0_1_0(folder).drop_columns(["changed"]))
-    loaded = ImageIndex.load(folder)
-    assert torch.equal(loaded.embeddings, made.embeddings)
-    index(arguments(photos, model, folder))
-    assert ImageIndex.load(folder).images == made.images
-    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [INDEX]
 
 
 def test_a_folder_without_images_is_said(model, tmp_path):
