@@ -30,7 +30,6 @@ class PublishArguments(Arguments):
         "Folders of finished runs of the same recipe with other objectives and seeds, for a table "
         "in the card: it links to repositories that are called like the folders."
     )
-    benchmark_task: str | None = flag("Enter the accuracy in the leaderboard of the data set under this task.")
     commit_message: str = flag("What the commit is called.", "Publish by hf_protosphere")
 
     def __post_init__(self) -> None:
@@ -45,8 +44,8 @@ class PublishArguments(Arguments):
 
     @property
     def card_options(self) -> dict[str, Any]:
-        """What `hub.card.card_files` takes beside the folder."""
-        names = ("repo_id", "license", "compare_with", "benchmark_task")
+        """What `hub.card.render_card` takes beside the folder."""
+        names = ("repo_id", "license", "compare_with")
         notes = None if self.notes is None else read_text(self.notes, "--notes")
         return {name: getattr(self, name) for name in names} | {"notes": notes}
 

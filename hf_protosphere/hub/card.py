@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments.fields import check_license
-from ..errors import ArgumentError, errors_in_one_line
+from ..errors import errors_in_one_line
 from ..evaluation.report import FREQUENCIES
 from ..metrics.paper import PAPER_BIBTEX, PAPER_URL
 from ..objectives import OBJECTIVES
@@ -72,49 +70,11 @@ def render_card(
     )  # fmt: skip
 
 
-def render_evaluation_results(folder: str | Path, task_id: str) -> str:
-    """The accuracy of a finished run in the Hub's format for benchmarks, `.eval_results/*.yaml`.
-
-    Only data sets that are benchmarks have tasks: the Hub checks `task_id` against their eval.yaml
-    and lists the model on their leaderboard. The model card holds the same metric for all others.
-
-    Raises:
-        ArgumentError: a run on a local data set, or without a split for evaluation; a file missing or not whole.
-    """
-    run = FinishedRun.read(folder)
-    if run.dataset_id is None:
-        raise ArgumentError(f"{folder} was trained on a local data set, but a benchmark is a data set on the Hub.")
-    if run.is_drawn_from_training(run.reported):
-        raise ArgumentError(
-            f"{folder} was evaluated on training data of {run.dataset_id} only: train with --test_split."
-        )
-    report, revision = run.results[run.reported], run.arguments.dataset_revision
-    entry = EvalResultEntry(
-        dataset_id=run.dataset_id,
-        task_id=task_id,
-        value=float(f"{report['accuracy']:.6g}"),
-        dataset_revision=revision and one_line(revision),
-        notes=f"top-1 accuracy on {report['num_images']} images",
-    )
-    return yaml.safe_dump(huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
-
-
-def card_files(folder: str | Path, *, benchmark_task: str | None = None, **options: Any) -> dict[str, str]:
-    """{path in the repository: text}: `render_card`, which says options and what is raised, as
-    README.md; and for a benchmark `render_evaluation_results`."""
-    files = {"README.md": str(render_card(folder, **options))}
-    if benchmark_task is not None:
-        files[".eval_results/hf_protosphere.yaml"] = render_evaluation_results(folder, benchmark_task)
-    return files
-
-
-def write_card(folder: str | Path, **options: Any) -> list[Path]:
-    """Write `card_files` into the folder of a finished run, over earlier ones; their paths."""
+def write_card(folder: str | Path, **options: Any) -> Path:
+    """Write `render_card`, which says options and what is raised, into a run's folder, over an earlier one."""
     with held_folder(folder, "--folder", CARD_FILES) as folder:
-        files = {folder / name: text for name, text in card_files(folder, **options).items()}
-        for path, text in files.items():
-            write_text(path, text)
-    return list(files)
+        write_text(folder / "README.md", str(render_card(folder, **options)))
+    return folder / "README.md"
 
 
 def _checked_repo_id(repo_id: str) -> str:

@@ -23,7 +23,7 @@ from ..runs.folders import MODEL_FILES
 from ..runs.loading import load_classifier
 from ..runs.snapshots import SNAPSHOT
 from .arguments import PublishArguments
-from .card import PICTURES, card_files, write_card
+from .card import PICTURES, render_card, write_card
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def publishable_files(run: FinishedRun, arguments: PublishArguments) -> dict[str
     files: dict[str, bytes | Path] = {}
     for pattern in (*MODEL_FILES, *PICTURES, SNAPSHOT, "metrics.jsonl"):
         files |= {path.name: path for path in sorted(run.folder.glob(pattern))}
-    texts = card_files(run.folder, **arguments.card_options)
+    texts = {"README.md": str(render_card(run.folder, **arguments.card_options))}
     texts["metrics.json"] = json.dumps(run.results, indent=2) + "\n"
     if run.calibration is not None:
         texts["calibration.json"] = json.dumps(run.calibration, indent=2) + "\n"

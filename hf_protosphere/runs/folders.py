@@ -32,7 +32,7 @@ RUN_FILES = (
     *MODEL_FILES, "arguments.yaml", "environment.json", "metrics.jsonl", "results.json",
     "snapshot.safetensors", *(f"{name}.png" for name in PICTURES), *CALIBRATION_FILES, *TRANSFER_FILES,
 )  # fmt: skip
-CARD_FILES = ("README.md", ".eval_results/hf_protosphere.yaml")
+CARD_FILES = ("README.md",)
 HELD = ".protosphere"  # in a folder: its lock, a record of what was written, what is replaced
 _STEP = f"checkpoints/step-{'[0-9]' * 8}"
 RUN = (  # patterns of all that training leaves

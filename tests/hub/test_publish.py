@@ -157,7 +157,7 @@ def test_a_refusal_is_one_line_that_says_what_to_do(error, reason):
     [
         {},
         {"private": True, "revision": "v2", "license": "mit", "commit_message": "it's done"},
-        {"compare_with": ["runs/a b", "runs/c"], "create_pr": True, "benchmark_task": "top1"},
+        {"compare_with": ["runs/a b", "runs/c"], "create_pr": True},
         {"folder": "my runs/one", "notes": __file__},
     ],
 )
