@@ -39,10 +39,11 @@ def plot_cosines(snapshot: Snapshot, picture: Path) -> None:
     num_classes, dim = snapshot.prototypes.shape
     if num_classes > DRAWN_CLASSES:
         return _plot_many_cosines(snapshot, picture)
+    means, prototypes = (F.normalize(x, dim=1) for x in (snapshot.class_means, snapshot.prototypes))
     ideal = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).fill_diagonal_(1)
     matrices = {
-        f"Class means of the {for_figure(snapshot.split)} images": _cosines(snapshot.class_means),
-        "Prototypes": _cosines(snapshot.prototypes),
+        f"Class means of the {for_figure(snapshot.split)} images": means @ means.T,
+        "Prototypes": prototypes @ prototypes.T,
         f"Simplex ETF: 1 and −1/{num_classes - 1}": ideal,
     }
     lowest = min(matrix.min().item() for matrix in matrices.values())
@@ -271,16 +272,8 @@ def _draw_circle(axes: "Axes") -> None:
 
 
 def _draw_globe(axes: "Axes") -> None:
-    longitude = np.linspace(0, 2 * np.pi, 25)
-    latitude = np.linspace(-np.pi / 2, np.pi / 2, 13)
-    x = np.outer(np.cos(latitude), np.cos(longitude))
-    y = np.outer(np.cos(latitude), np.sin(longitude))
-    z = np.outer(np.sin(latitude), np.ones_like(longitude))
+    longitude, latitude = np.meshgrid(np.linspace(0, 2 * np.pi, 25), np.linspace(-np.pi / 2, np.pi / 2, 13))
+    x, y, z = np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)
     axes.plot_wireframe(x, y, z, color="0.8", linewidth=0.5)
     axes.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1), zticks=(-1, 0, 1))
     axes.set_box_aspect((1, 1, 1))
-
-
-def _cosines(vectors: Tensor) -> Tensor:
-    vectors = F.normalize(vectors, dim=1)
-    return vectors @ vectors.T

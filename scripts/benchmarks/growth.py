@@ -174,18 +174,21 @@ def pictures(k: int, dim: int, folder: Path) -> Callable[[], object]:
     import torch
     import torch.nn.functional as F
 
-    from hf_protosphere.metrics.snapshot import SnapshotCollector
+    from hf_protosphere.metrics.snapshot import Snapshot
     from hf_protosphere.runs.plot import draw_snapshot
     from hf_protosphere.runs.snapshots import SNAPSHOT, save_snapshot
 
     generator = torch.Generator().manual_seed(0)
     prototypes = F.normalize(torch.randn(k, dim, generator=generator), dim=1)
-    collector = SnapshotCollector(prototypes)
-    for labels in torch.arange(k).repeat(3).split(512):
-        noise = 0.5 / math.sqrt(dim) * torch.randn(len(labels), dim, generator=generator)
-        collector.update(F.normalize(prototypes[labels] + noise, dim=1), labels)
+    noise = 0.5 / math.sqrt(dim) * torch.randn(3, k, dim, generator=generator)
+    embeddings, labels = F.normalize(prototypes + noise, dim=2), torch.arange(k).repeat(3)
+    means, some = F.normalize(embeddings.mean(0), dim=1), embeddings[0, :4096]  # cosines of all would take minutes
+    cosines = some @ prototypes.T
+    own = cosines.diagonal().clone()
+    other = cosines.fill_diagonal_(-1).amax(1)
+    names = [f"class {i}" for i in range(k)]
+    taken = Snapshot(embeddings.flatten(0, 1), labels, means, prototypes, own, other, names, "test")
     (folder / "pictures").mkdir(exist_ok=True)
-    taken = collector.snapshot([f"class {i}" for i in range(k)], "test")
     save_snapshot(taken, folder / "pictures" / SNAPSHOT)
     return lambda: draw_snapshot(folder / "pictures", folder / "pictures")
 
