@@ -12,7 +12,7 @@ from tests import SCRIPTS
 
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
 BASES = {"paper.yaml", "cifar.yaml", "imagenet.yaml"}
-OWN = {"short-cifar10.yaml"}  # by the package's defaults
+OWN = {"short-cifar10.yaml", "airnet-cifar10.yaml"}  # by the package's defaults, and with its own network
 NAMES = [path.name for path in RECIPES if path.name not in BASES]
 
 
@@ -111,7 +111,7 @@ def test_dry_run(name, digits_folder, tmp_path, monkeypatch, capsys):
     assert plan["seconds_per_epoch"] > 0
     assert plan["memory_bytes"] > 2**20
     millions = plan["parameters"] / 1e6
-    small = {"quick": 0.37, "longtail": 0.467}
+    small = {"quick": 0.37, "longtail": 0.467, "airnet": 1.2}
     expected = 23.5 if "imagenet" in name else small.get(name.split("-")[0], 11.2)
     assert expected * 0.95 < millions < expected * 1.4  # more with a projection
     assert f"{millions:,.2f} M" in printed

@@ -1,4 +1,4 @@
-"""The small network that timm is taught: how it begins, and that it is a backbone like others."""
+"""airnet: how it begins, that it is a backbone like others, and that it travels with its checkpoints."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,14 @@ import torch
 from datasets import load_dataset
 
 from hf_protosphere import ProtoSphereConfig, ProtoSphereForImageClassification
-from scripts.study.full_cifar10.network import Whitening
+from hf_protosphere.backbones import _whitening as whitening
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_first_layer_turns_windows_to_an_orthonormal_basis(channels):
-    weight = Whitening(channels).conv.weight.flatten(1)
+    weight, negative = whitening(channels)[0].weight.flatten(1).chunk(2)
     torch.testing.assert_close(weight @ weight.T, torch.eye(4 * channels))
+    assert torch.equal(negative, -weight)
 
 
 def test_neighbouring_pixels_are_decorrelated(digits_folder):
@@ -26,7 +27,7 @@ def test_neighbouring_pixels_are_decorrelated(digits_folder):
         return torch.corrcoef(x.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max()
 
     windows = torch.cat([pixels[..., y : y + 15, x : x + 15] for y in (0, 1) for x in (0, 1)], 1)
-    white = Whitening(1).train()(pixels)
+    white = whitening(1).train()(pixels)
     torch.testing.assert_close(white[:, 4:], -white[:, :4])
     torch.testing.assert_close(white.var((0, 2, 3), unbiased=False), torch.ones(8), rtol=5e-3, atol=0)
     assert correlations(windows) > 0.6
@@ -45,7 +46,7 @@ def test_it_is_a_backbone_like_others(size, channels, tmp_path):
     model(images, labels=torch.arange(8) % 4).loss.backward()
     fixed = {name for name, weight in model.named_parameters() if weight.grad is None}
     assert fixed == {name for name, weight in model.named_parameters() if not weight.requires_grad}
-    assert any("layers.0.conv" in name for name in fixed)
+    assert any("layers.0.0" in name for name in fixed)
     model.eval().save_pretrained(tmp_path)
     again = ProtoSphereForImageClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(again(images).logits, model(images).logits)
@@ -63,3 +64,25 @@ def test_a_new_convolution_passes_its_input_on():
 def test_there_are_no_weights_to_be_had():
     with pytest.raises(ValueError, match="airnet has no pretrained weights"):
         timm.create_model("airnet", pretrained=True)
+
+
+def test_it_travels_with_a_checkpoint_and_is_registered_once(tmp_path, python):
+    config = ProtoSphereConfig(backbone="airnet", backbone_kwargs={"widths": [8, 16]}, image_size=32, num_labels=3)
+    model = ProtoSphereForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    torch.save((images, model(images).logits.detach()), tmp_path / "expected.pt")
+    for first in ("sys.modules['hf_protosphere'] = None", "import hf_protosphere.backbones"):
+        code = f"""
+import sys, warnings
+{first}
+import torch
+from transformers import AutoModelForImageClassification
+warnings.filterwarnings("error", "Overwriting")  # timm's, of a name that is registered anew
+model = AutoModelForImageClassification.from_pretrained({str(tmp_path)!r}, trust_remote_code=True).eval()
+assert type(model.protosphere.backbone).__name__ == "AirNet"
+images, logits = torch.load({str(tmp_path / "expected.pt")!r})
+torch.testing.assert_close(model(images).logits, logits)
+"""
+        result = python("-c", code, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
