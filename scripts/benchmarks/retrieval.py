@@ -164,7 +164,8 @@ def approximate(a: argparse.Namespace) -> None:
             if factory:
                 options = {"string_factory": factory, "train_size": 100_000, "metric_type": faiss.METRIC_INNER_PRODUCT}
                 index = images.add_faiss_index("embedding", index_name=form, **options).get_index(form).faiss_index
-                index.nprobe = CELLS  # where it has cells
+                if form in probed.values():
+                    index.nprobe = CELLS
                 size = index.sa_code_size()
             else:
                 index, given = faiss.IndexBinaryFlat(a.dim), np.packbits(queries > 0, axis=1)

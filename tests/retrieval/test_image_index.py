@@ -216,3 +216,15 @@ def test_the_room_offers_what_is_documented():
     assert hf_protosphere.retrieval.Embedder is Embedder
     with pytest.raises(AttributeError, match="has no attribute 'Index'"):
         hf_protosphere.retrieval.Index  # noqa: B018
+
+
+def test_faiss_of_datasets_finds_the_same_in_the_file(built, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    folder, made = built
+    images = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    images.add_faiss_index("embedding", string_factory="Flat", metric_type=faiss.METRIC_INNER_PRODUCT)
+    exact = made.search(made.embeddings, k=4)
+    for embedding, rows, expected in zip(made.embeddings.numpy(), exact.rows.tolist(), exact.cosines.tolist()):
+        cosines, found = images.get_nearest_examples("embedding", embedding, k=4)
+        assert found["path"] == [made.name(row) for row in rows]
+        assert cosines.tolist() == pytest.approx(expected, abs=1e-5)
