@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,12 +17,14 @@ from scripts.study.frozen_features import stage as frozen
 from scripts.study.frozen_features.methods import CROSS_ENTROPY, METHODS, PROTOTYPES
 from scripts.study.full_cifar10 import report as full_report
 from scripts.study.full_cifar10 import stage as full
+from scripts.study.full_cifar10.speed import speeds
 from scripts.study.rows import Row, Work, measure
 from scripts.study.small_network import report as small_report
 from scripts.study.small_network import stage as small
 from scripts.study.tables import END, START, Results
 from scripts.study.temperature import report as temperature_report
 from scripts.study.temperature import stage as temperature
+from tests import FIXTURES
 
 CLASSES = 10
 
@@ -165,3 +168,14 @@ def test_the_reports_are_written_between_their_marks(tmp_path):
             report.write(Results(more), folder)
             assert (folder / f"{name}.png").read_bytes() == drawn
     assert set(CROSS_ENTROPY) | set(PROTOTYPES) <= set(METHODS["classify"])
+
+
+def test_how_fast_a_run_collapses_is_read_from_its_records(tmp_path):
+    folder = shutil.copytree(FIXTURES / "version_0_1_0" / "finished", tmp_path / "run")
+    *_, cells = (line.strip("| ").split(" | ") for line in speeds([folder]).splitlines())
+    assert cells[0] == "nonl"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    attained = [r["validation_neural_collapse"]["attained"]["nc1_cdnv"] for r in records]
+    epochs = [record["epoch"] for record, value in zip(records, attained) if value >= 50]
+    assert cells[2] == str(epochs[0] if epochs else "-")
+    assert cells[-1] == f"{attained[-1]:.1f}"
