@@ -124,7 +124,7 @@ def _shared_classes(
     rank, sizes = dist.get_rank(group) if group else 0, sizes.cpu()
     num_processes, counts = len(sizes), sizes.sum(0)
     before = counts.cumsum(0) - counts
-    ends = (8 * store.dim * before // BLOCK_BYTES).unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+    ends = (4 * store.dim * before // BLOCK_BYTES).unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
     ranges = [slice(*ends) for ends in zip([0, *ends], ends)]
     rounds = range(0, len(ranges), num_processes)
     for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
