@@ -145,7 +145,12 @@ class ImageIndex:
         if not (good := places >= 0).any():
             raise ArgumentError(f"--images {folder} holds no image that can be decoded.")
         images, origin = images.columns.filter(pa.array(good)), _origin(embedder, folder=str(root.resolve()))
-        return cls(torch.cat([known, embeddings])[places[good]], IndexedImages(images), origin)
+        taken, places = torch.empty(len(images), embedder.dim), torch.from_numpy(places[good])
+        for first, source in ((0, known), (len(known), embeddings)):  # not joined: they may fill the memory
+            rows = ((places >= first) & (places < first + len(source))).nonzero()[:, 0]
+            for some in rows.split(2**16):
+                taken[some] = source[places[some] - first]
+        return cls(taken, IndexedImages(images), origin)
 
     @classmethod
     def of_dataset(
