@@ -36,11 +36,11 @@ from tests import ROOT, SCRIPTS
 from tests.data import write_shard
 
 PACKAGE = ROOT / "hf_protosphere"
-# Not to be run here: each of these two has a test that does.
+# Not to be run here: each of these has a test that does.
 CARDS = {
     PACKAGE / "metrics" / "evaluate_modules" / "neural_collapse" / "README.md":
         "tests/metrics/test_evaluate_module.py",
-    ROOT / "model_cards" / "demo" / "README.md": "tests/hub/test_card.py",
+    **{ROOT / "model_cards" / name / "README.md": "tests/hub/test_card.py" for name in ("demo", "airnet-cifar10")},
 }  # fmt: skip
 READMES = [
     ROOT / "README.md",

@@ -19,7 +19,7 @@ from ...markdown import markdown_table
 TARGETS = {
     "nc1_cdnv": (50, 80),
     "nc2_equiangular": (70, 90),
-    "nc3_self_duality": (60, 95),
+    "nc3_self_duality": (70, 95),
     "class_alignment": (20, 95),
 }
 ACCURACY = 0.85
