@@ -28,7 +28,7 @@ ACCURACY = 0.85
 def speeds(folders: Sequence[Path]) -> str:
     """A table of epochs, a row for each run; "-" where it never came so far, and what it ended with."""
     titles = {info.name: info.title for info in METRICS}
-    header = ["", f"accuracy {ACCURACY:.0%}"]
+    header = ["", f"accuracy {ACCURACY:.0%}".replace("%", " %")]
     header += [f"{titles[name]} {target} %" for name, targets in TARGETS.items() for target in targets]
     rows = [[*header, "CDNV at the end (%)"]]
     for folder in folders:
