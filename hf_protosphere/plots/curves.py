@@ -1,6 +1,7 @@
 """Curves over a training. matplotlib is imported only when a picture is drawn."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def plot_collapse(runs: Mapping[str, Records], picture: Path, target: float = 95
 
 def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str]]:
     """(label, records, split) of every line to draw."""
-    lines = []
+    lines, shared = [], os.path.commonprefix([*runs]).rfind("-") + 1  # noqa: RUF071  (of a release all begin alike)
     for name, records in runs.items():
         keys = dict.fromkeys(key for record in records for key in record)
         splits = [key.removesuffix(COLLAPSE) for key in keys if key.endswith(COLLAPSE)]
@@ -111,7 +112,7 @@ def _collapse_lines(runs: Mapping[str, Records]) -> list[tuple[str, Records, str
             raise ValueError(f"{name} was never measured for neural collapse: train with --nc_every 1.")
         # The last is the validation split: the training images are measured first.
         if len(runs) > 1:
-            lines.append((for_figure(name, 40), records, splits[-1]))
+            lines.append((for_figure(name[shared:], 40), records, splits[-1]))
         else:
             lines += [(f"{for_figure(split)} images", records, split) for split in splits]
     return lines

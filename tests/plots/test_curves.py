@@ -93,3 +93,10 @@ def test_names_of_runs_and_splits_are_no_mathematics():
     both = _collapse_lines({r"$\frac$": records, "_b": records})
     assert [label for label, *_ in both] == [r"\$\frac\$", " _b"]
     assert _collapse_lines({"x": records})[0][0] == r"\$a\$ images"
+
+
+def test_what_all_names_of_runs_begin_with_is_left_out():
+    records = [{"validation_neural_collapse": {}}]
+    release = {f"cifar10-airnet-{name}-seed0": records for name in ("ntce", "nonl")}
+    assert [label for label, *_ in _collapse_lines(release)] == ["ntce-seed0", "nonl-seed0"]
+    assert [label for label, *_ in _collapse_lines({"run1": records, "run2": records})] == ["run1", "run2"]
