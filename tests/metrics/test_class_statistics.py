@@ -107,3 +107,12 @@ def test_only_classes_with_samples_are_in():
     statistics = class_statistics(torch.tensor(rows), torch.tensor(2 * labels + 1), 5)
     assert statistics.classes.tolist() == [1, 3]
     assert_statistics(statistics, rows, labels)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 9), (2, 9, 7), (7, 9), (1, 3, 3)])
+def test_eigenvalues_are_those_of_each_covariance_and_leave_the_caller_its_threads(shape):
+    rows, threads = torch.randn(shape, dtype=torch.float64), torch.get_num_threads()
+    found = covariance_eigenvalues(rows)
+    expected = torch.linalg.eigvalsh(rows.mT @ rows / shape[-2]).clamp(min=0)  # (..., D), zeros included
+    torch.testing.assert_close(found.sort().values, expected, atol=1e-12, rtol=1e-10)
+    assert torch.get_num_threads() == threads
