@@ -70,11 +70,10 @@ def render_card(
     )  # fmt: skip
 
 
-def write_card(folder: str | Path, **options: Any) -> Path:
+def write_card(folder: str | Path, **options: Any) -> None:
     """Write `render_card`, which says options and what is raised, into a run's folder, over an earlier one."""
     with held_folder(folder, "--folder", CARD_FILES) as folder:
         write_text(folder / "README.md", str(render_card(folder, **options)))
-    return folder / "README.md"
 
 
 def _checked_repo_id(repo_id: str) -> str:

@@ -4,9 +4,10 @@ A range of classes at a time, in float64 and in bounded memory: no K×D×D tenso
 embeddings exists. Over processes each one decomposes its share of the classes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,14 +66,17 @@ def statistics_of_embeddings(store: EmbeddingStore, device: torch.device, group:
     means = summed(sums, group) / counts[:, None].clamp(min=1)
     between, directions = principal_directions(centre(means[classes])[1])  # (R,), (R, D)
 
+    def of_each(rows: Tensor) -> tuple[Tensor, ...]:
+        mean, residual = centre(rows)  # (B, D), (B, n, D)
+        along = (residual @ directions.T).square().sum((0, 1)) / counts.sum()
+        return mean, residual.square().sum(2).mean(1), covariance_eigenvalues(residual), along
+
     # Each process fills in its classes; the means again, as they were summed in a long row.
     means, eigenvalues = torch.zeros_like(means), torch.zeros_like(means)
     variances, within = torch.zeros_like(means[:, 0]), torch.zeros_like(between)
-    for c, rows in _shared_classes(store, by_process, device, group):
-        means[c], residual = centre(rows)  # (B, D), (B, n, D)
-        variances[c] = residual.square().sum(2).mean(1)
-        eigenvalues[c] = covariance_eigenvalues(residual)
-        within += (residual @ directions.T).square().sum((0, 1)) / counts.sum()
+    for c, found in _shared_classes(store, by_process, device, group, of_each):
+        means[c], variances[c], eigenvalues[c], along = found
+        within += along
     for tensor in (means, variances, eigenvalues, within):
         summed(tensor, group)
     of_classes = (tensor[classes] for tensor in (counts, means, variances, eigenvalues))
@@ -104,8 +108,9 @@ def statistics_of_moments(
             covariance = moments.second[c] / counts[c] - torch.outer(offsets[c], offsets[c])
             eigenvalues[c] = torch.linalg.eigvalsh(covariance).clamp(min=0)
     else:
-        for c, rows in _shared_classes(sample, _gathered(sample.counts.to(device), group), device, group):
-            eigenvalues[c] = covariance_eigenvalues(centre(rows)[1])
+        sizes = _gathered(sample.counts.to(device), group)
+        for c, values in _shared_classes(sample, sizes, device, group, lambda x: covariance_eigenvalues(centre(x)[1])):
+            eigenvalues[c] = values
         summed(eigenvalues, group)
     centred_means = centre(means[classes])[1]
     between, directions = principal_directions(centred_means)
@@ -117,35 +122,39 @@ def statistics_of_moments(
 
 
 def _shared_classes(
-    store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of the classes, those of equal size together: labels (B,) and rows (B, n, D) of all,
-    float64; `sizes` (P, K) of each."""
+    store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group, compute: Callable[[Tensor], Any]
+) -> Iterator[tuple[Tensor, Any]]:
+    """This process's share of the classes, some of equal size together: labels (B,), and what is computed of their
+    rows (B, n, D) of all, float64; `sizes` (P, K) of each. On the CPU each thread takes classes of its own, as small
+    matrices do not keep several busy."""
     rank, sizes = dist.get_rank(group) if group else 0, sizes.cpu()
     num_processes, counts = len(sizes), sizes.sum(0)
     before = counts.cumsum(0) - counts
     ends = (4 * store.dim * before // BLOCK_BYTES).unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
     ranges = [slice(*ends) for ends in zip([0, *ends], ends)]
-    rounds = range(0, len(ranges), num_processes)
-    for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
-        mine = None
-        # All exchange before anyone computes, or each would wait for the one before.
-        for owner, classes in enumerate(ranges[first : first + num_processes]):
-            here = sizes[:, classes]
-            if not here.any():
+    rounds, threads = range(0, len(ranges), num_processes), torch.get_num_threads() if device.type == "cpu" else 1
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
+            mine = None
+            # All exchange before anyone computes, or each would wait for the one before.
+            for owner, classes in enumerate(ranges[first : first + num_processes]):
+                here = sizes[:, classes]
+                if not here.any():
+                    continue
+                rows = store.of_classes(classes).to(device).double()
+                if group:
+                    rows = _gather_rows(rows, here.sum(1).tolist(), owner, group)
+                mine = (classes, here, rows) if owner == rank else mine
+            if mine is None:
                 continue
-            rows = store.of_classes(classes).to(device).double()
-            if group:
-                rows = _gather_rows(rows, here.sum(1).tolist(), owner, group)
-            mine = (classes, here, rows) if owner == rank else mine
-        if mine is None:
-            continue
-        classes, here, rows = mine
-        labels = torch.arange(len(counts))[classes]
-        order = labels.repeat(num_processes).repeat_interleave(here.flatten()).argsort(stable=True)
-        of_rows = counts[classes].repeat_interleave(counts[classes])
-        for n in of_rows.unique().tolist():
-            yield labels[counts[classes] == n].to(device), rows[order[of_rows == n].to(device)].unflatten(0, (-1, n))
+            classes, here, rows = mine
+            labels, parts = torch.arange(len(counts))[classes], []
+            order = labels.repeat(num_processes).repeat_interleave(here.flatten()).argsort(stable=True)
+            of_rows = counts[classes].repeat_interleave(counts[classes])
+            for n in of_rows.unique().tolist():
+                equal = labels[counts[classes] == n], rows[order[of_rows == n].to(device)].unflatten(0, (-1, n))
+                parts += zip(*(x.to(device).chunk(threads) for x in equal))
+            yield from zip((c for c, _ in parts), pool.map(compute, (x for _, x in parts)))
 
 
 def _gather_rows(rows: Tensor, sizes: list[int], owner: int, group: dist.ProcessGroup) -> Tensor | None:
@@ -204,14 +213,12 @@ def centre(rows: Tensor) -> tuple[Tensor, Tensor]:
 def covariance_eigenvalues(residual: Tensor) -> Tensor:
     """All D eigenvalues of the covariances of centred rows (..., n, D), from the smaller Gram matrices."""
     n, dim = residual.shape[-2:]
-    rows = (residual if n < dim else residual.mT).reshape(-1, min(n, dim), max(n, dim))
+    rows = residual if n < dim else residual.mT
     gram = rows.new_zeros(*rows.shape[:-1], rows.shape[-2])
-    for start in range(0, rows.shape[-2], 512):  # of which the lower triangle is read
-        gram[:, start:, start : start + 512] = rows[:, start:] @ rows[:, start : start + 512].mT / n
-    threads = torch.get_num_threads() if gram.device.type == "cpu" else 1  # each with its own takes half the time
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        values = torch.cat([*pool.map(torch.linalg.eigvalsh, gram.chunk(threads))]).clamp(min=0)
-    return F.pad(values, (0, dim - values.shape[-1])).view(*residual.shape[:-2], dim)
+    for start in range(0, rows.shape[-2], 256):  # of which the lower triangle is read
+        gram[..., start:, start : start + 256] = rows[..., start:, :] @ rows[..., start : start + 256, :].mT
+    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)  # (..., min(n, D))
+    return F.pad(values, (0, dim - values.shape[-1]))
 
 
 def principal_directions(residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,14 +156,7 @@ def parameter_groups(
 
 
 def _depth(name: str) -> tuple[float, ...]:
-    """Where a parameter of a transformers backbone is, for timm: smaller is nearer to the image.
-
-    Example:
-        >>> _depth("embeddings.cls_token"), _depth("layers.6.mlp.fc1.bias"), _depth("norm.weight")
-        ((-1.0,), (6.0,), (inf,))
-        >>> _depth("encoder.stages.2.layers.0.layer.1.weight")
-        (2.0, 0.0)
-    """
+    """Where a parameter of a transformers backbone is, for timm: smaller is nearer to the image."""
     if name.startswith("embed"):
         return (-1.0,)
     numbers = re.findall(r"(?:stages|layers?|blocks?)\.(\d+)", name)[:2]

@@ -1,6 +1,7 @@
 """A trained network for other classes: what is copied, what is trained, what adapters leave."""
 
 import copy
+import math
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from hf_protosphere.errors import ArgumentError
 from hf_protosphere.objectives import default_temperature
 from hf_protosphere.runs.loading import kind_of
 from hf_protosphere.training.adaptation import (
+    _depth,
     classes_in_common,
     count_parameters,
     count_trained_parameters,
@@ -222,3 +224,13 @@ def test_a_folder_that_timm_saved(tmp_path):
 def test_arguments_that_do_not_fit(options, message):
     with pytest.raises(ArgumentError, match=message):
         arguments(**options)
+
+
+def test_the_depth_of_a_parameter_is_read_from_its_name():
+    names = (
+        "embeddings.cls_token",
+        "layers.6.mlp.fc1.bias",
+        "encoder.stages.2.layers.0.layer.1.weight",
+        "norm.weight",
+    )
+    assert [*map(_depth, names)] == [(-1.0,), (6.0,), (2.0, 0.0), (math.inf,)]
