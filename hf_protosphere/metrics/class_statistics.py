@@ -125,35 +125,36 @@ def _shared_classes(
     store: EmbeddingStore, sizes: Tensor, device: torch.device, group: Group, compute: Callable[[Tensor], Any]
 ) -> Iterator[tuple[Tensor, Any]]:
     """This process's share of the classes, some of equal size together: labels (B,), and what is computed of their
-    rows (B, n, D) of all, float64; `sizes` (P, K) of each. On the CPU each thread takes classes of its own, as small
-    matrices do not keep several busy."""
+    rows (B, n, D) of all, float64; `sizes` (P, K) of each. On the CPU threads take classes of their own, as small
+    matrices do not keep several busy; those that are over help each."""
     rank, sizes = dist.get_rank(group) if group else 0, sizes.cpu()
     num_processes, counts = len(sizes), sizes.sum(0)
     before = counts.cumsum(0) - counts
     ends = (4 * store.dim * before // BLOCK_BYTES).unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
     ranges = [slice(*ends) for ends in zip([0, *ends], ends)]
     rounds, threads = range(0, len(ranges), num_processes), torch.get_num_threads() if device.type == "cpu" else 1
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
-            mine = None
-            # All exchange before anyone computes, or each would wait for the one before.
-            for owner, classes in enumerate(ranges[first : first + num_processes]):
-                here = sizes[:, classes]
-                if not here.any():
-                    continue
-                rows = store.of_classes(classes).to(device).double()
-                if group:
-                    rows = _gather_rows(rows, here.sum(1).tolist(), owner, group)
-                mine = (classes, here, rows) if owner == rank else mine
-            if mine is None:
+    for first in rounds if rank > 0 else tqdm(rounds, "class covariances", leave=False, delay=5):
+        mine = None
+        # All exchange before anyone computes, or each would wait for the one before.
+        for owner, classes in enumerate(ranges[first : first + num_processes]):
+            here = sizes[:, classes]
+            if not here.any():
                 continue
-            classes, here, rows = mine
-            labels, parts = torch.arange(len(counts))[classes], []
-            order = labels.repeat(num_processes).repeat_interleave(here.flatten()).argsort(stable=True)
-            of_rows = counts[classes].repeat_interleave(counts[classes])
-            for n in of_rows.unique().tolist():
-                equal = labels[counts[classes] == n], rows[order[of_rows == n].to(device)].unflatten(0, (-1, n))
-                parts += zip(*(x.to(device).chunk(threads) for x in equal))
+            rows = store.of_classes(classes).to(device).double()
+            if group:
+                rows = _gather_rows(rows, here.sum(1).tolist(), owner, group)
+            mine = (classes, here, rows) if owner == rank else mine
+        if mine is None:
+            continue
+        classes, here, rows = mine
+        labels, parts = torch.arange(len(counts))[classes], []
+        order = labels.repeat(num_processes).repeat_interleave(here.flatten()).argsort(stable=True)
+        of_rows = counts[classes].repeat_interleave(counts[classes])
+        for n in of_rows.unique().tolist():
+            equal = labels[counts[classes] == n], rows[order[of_rows == n].to(device)].unflatten(0, (-1, n))
+            parts += zip(*(x.to(device).chunk(threads) for x in equal))
+        each = max(1, torch.get_num_threads() // len(parts))
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(each,)) as pool:
             yield from zip((c for c, _ in parts), pool.map(compute, (x for _, x in parts)))
 
 

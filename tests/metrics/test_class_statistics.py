@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import hf_protosphere.metrics.class_statistics as class_statistics_module
 from hf_protosphere.metrics.accumulators import ClassMoments, EmbeddingStore
 from hf_protosphere.metrics.class_statistics import (
     centre,
@@ -110,9 +111,24 @@ def test_only_classes_with_samples_are_in():
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 9), (2, 9, 7), (7, 9), (1, 3, 3)])
-def test_eigenvalues_are_those_of_each_covariance_and_leave_the_caller_its_threads(shape):
-    rows, threads = torch.randn(shape, dtype=torch.float64), torch.get_num_threads()
-    found = covariance_eigenvalues(rows)
+def test_eigenvalues_are_those_of_each_covariance(shape):
+    rows = torch.randn(shape, dtype=torch.float64)
     expected = torch.linalg.eigvalsh(rows.mT @ rows / shape[-2]).clamp(min=0)  # (..., D), zeros included
-    torch.testing.assert_close(found.sort().values, expected, atol=1e-12, rtol=1e-10)
-    assert torch.get_num_threads() == threads
+    torch.testing.assert_close(covariance_eigenvalues(rows).sort().values, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("num_classes", "each"), [(1, 4), (2, 2), (9, 1)])
+def test_threads_are_shared_by_the_classes_and_the_caller_keeps_its_own(num_classes, each, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        class_statistics_module, "covariance_eigenvalues",
+        lambda rows: seen.append(torch.get_num_threads()) or covariance_eigenvalues(rows),
+    )  # fmt: skip
+    labels = torch.arange(num_classes).repeat(5)
+    torch.set_num_threads(4)
+    try:
+        class_statistics(torch.randn(len(labels), 6), labels, num_classes)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert {*seen} == {each}

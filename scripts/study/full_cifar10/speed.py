@@ -1,7 +1,9 @@
 """How fast runs collapse: the epochs at which metrics of the validation images first attain a share of their optimum.
 
-python scripts/release.py scripts/releases/airnet.yaml --no_publish
-python -m scripts.study.full_cifar10.speed outputs/airnet/*/
+    python scripts/release.py scripts/releases/airnet.yaml --no_publish
+    python -m scripts.study.full_cifar10.speed outputs/airnet/*/
+
+Runs have to be measured in every epoch, as they are by default.
 """
 
 import sys
