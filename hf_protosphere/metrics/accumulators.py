@@ -121,9 +121,11 @@ class EmbeddingStore:
         return self
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Everything, block by block, as (rows, labels)."""
+        """Everything as (rows, labels), in pieces that an allocator keeps for the next one."""
+        size = 1 + BLOCK_BYTES // (32 * self.dim)
         for block, labels in zip(self.rows, self.labels):
-            yield block[:], labels
+            for start in range(0, len(block), size):
+                yield block[start : start + size], labels[start : start + size]
 
 
 class OnDisk:
