@@ -95,12 +95,31 @@ def test_rounding_around_a_mean_is_nothing():
         (torch.ones(2, 3), torch.arange(3), r"integers \(2,\), got .* \(3,\)"),
         (torch.ones(2, 3), torch.ones(2), "integers .* got torch.float32"),
         (torch.tensor([[1.0, 2.0, torch.inf]]), torch.zeros(1).long(), "hold 1 non-finite .* of 3"),
+        (torch.tensor([[torch.inf, 2.0, -torch.inf]]), torch.zeros(1).long(), "hold 2 non-finite .* of 3"),
         (torch.ones(2, 3), torch.tensor([0, 5]), r"in \[0, 3\), got 5: raise num_classes"),
     ],
 )
 def test_batches_that_cannot_be_measured(embeddings, labels, message):
     with pytest.raises(ValueError, match=message):
         check_batch(embeddings, labels, num_classes=3, dim=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_embeddings_are_measured_also_where_their_sum_overflows(dtype):
+    check_batch(torch.full((64, 3), torch.finfo(dtype).max, dtype=dtype), torch.zeros(64).long(), 3, 3)
+    check_batch(torch.empty(0, 3, dtype=dtype), torch.empty(0).long(), 3, 3)
+
+
+def test_classes_of_equal_size_are_the_same_in_batches_of_one(monkeypatch):
+    rows, labels = draw(6, num_classes=5, num=100)
+    seen = []
+    monkeypatch.setattr(
+        class_statistics_module, "covariance_eigenvalues",
+        lambda rows: seen.append(len(rows)) or covariance_eigenvalues(rows),
+    )  # fmt: skip
+    monkeypatch.setattr(class_statistics_module, "BLOCK_BYTES", 4 * rows.size)  # all that are read together
+    assert_statistics(class_statistics(torch.tensor(rows), torch.tensor(labels), 5), rows, labels)
+    assert seen == [1] * 5
 
 
 def test_only_classes_with_samples_are_in():
