@@ -13,7 +13,7 @@ References:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -236,31 +236,35 @@ def nc3_self_duality(statistics: ClassStatistics, prototypes: Tensor) -> float:
     return (W / W.norm() - M / M.norm()).square().sum().item()
 
 
-def nc4_agreement(embeddings: Tensor, statistics: ClassStatistics, prototypes: Tensor) -> Tensor:
-    """(N,) bool, whether argmax_c w_c·h = argmin_c ‖h − μ_c‖, of embeddings (N, D) (Papyan 2020).
+def nc4_agreement(statistics: ClassStatistics, prototypes: Tensor) -> Callable[[Tensor], Tensor]:
+    """What tells of embeddings (N, D) whether argmax_c w_c·h = argmin_c ‖h − μ_c‖, (N,) bool (Papyan et al. 2020).
 
     NC4 is their share. Optimum 1, range [0, 1]: both decide alike, right or wrong. Samples weigh."""
-    means, prototypes = statistics.centred_means, prototypes.double()
-    origin, halves = statistics.means.mean(0), means.square().sum(1) / 2
-    agreeing, singles = [], (means.float(), prototypes.float())
-    for chunk in embeddings.split(max(_NUMBERS // len(means), means.shape[1])):  # K·D numbers, or those
-        rows = chunk.double()  # moving their origin leaves distances alone, and rounding small
-        nearest = _best(rows - origin, means, halves, singles[0])
-        agreeing.append(_best(rows, prototypes, torch.zeros_like(halves), singles[1]) == nearest)
-    return torch.cat(agreeing)
+    means, origin = statistics.centred_means, statistics.means.mean(0)
+    size = max(_NUMBERS // len(means), 2 * means.shape[1])  # of a block, which fills memory as the means do
+    scores = means.new_empty(0, dtype=torch.float32)
+    nearest = _best(means, means.square().sum(1) / 2, scores)  # moving their origin leaves distances alone
+    predicted = _best(prototypes.double(), means.new_zeros(len(means)), scores)
+    return lambda embeddings: torch.cat(
+        [predicted(rows) == nearest(rows - origin) for rows in map(Tensor.double, embeddings.split(size))]
+    )
 
 
-def _best(rows: Tensor, vectors: Tensor, offsets: Tensor, single: Tensor) -> Tensor:
-    """argmax_c h·v_c − o_c for rows h (n, D): in float32, `single` of the vectors, and once more in float64 where its
-    rounding could decide."""
-    scores = torch.addmm(-offsets.float(), rows.float(), single.T)  # (n, K)
-    best, places = scores.topk(min(2, len(vectors)))
-    scale = rows.norm(dim=1) * vectors.norm(dim=1).max() + offsets.max()
-    exact = torch.get_float32_matmul_precision() == "highest"
-    rounding = (rows.shape[1] + 4) * torch.finfo(torch.float32).eps * scale if exact else torch.inf
-    found, unsure = places[:, 0].clone(), best[:, -1] >= best[:, 0] - 2 * rounding
-    found[unsure] = (rows[unsure] @ vectors.T - offsets).argmax(1)
-    return found
+def _best(vectors: Tensor, offsets: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
+    """What finds argmax_c h·v_c − o_c for rows h (n, D): in float32, into the memory of `scores`, and once more in
+    float64 where its rounding could decide."""
+    single, added, longest, largest = vectors.float(), -offsets.float(), vectors.norm(dim=1).max(), offsets.max()
+
+    def best(rows: Tensor) -> Tensor:
+        torch.addmm(added, rows.float(), single.T, out=scores.resize_(len(rows), len(vectors)))
+        most, places = scores.topk(min(2, len(vectors)))
+        exact, eps = torch.get_float32_matmul_precision() == "highest", torch.finfo(torch.float32).eps
+        rounding = (rows.shape[1] + 4) * eps * (rows.norm(dim=1) * longest + largest) if exact else torch.inf
+        found, unsure = places[:, 0].clone(), most[:, -1] >= most[:, 0] - 2 * rounding
+        found[unsure] = (rows[unsure] @ vectors.T - offsets).argmax(1)
+        return found
+
+    return best
 
 
 def _unit(rows: Tensor, floor: float = 1e-12) -> Tensor:

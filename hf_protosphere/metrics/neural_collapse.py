@@ -335,15 +335,13 @@ class NeuralCollapse(Metric):
     def _agreement(self, store: EmbeddingStore, s: ClassStatistics, w: Tensor) -> float:
         """The share for which `nc4_agreement` is true; of each class, that of those kept."""
         kept = store.counts.to(w.device)
-        agreeing = torch.zeros_like(kept)
+        agreeing, agrees = torch.zeros_like(kept), geometry.nc4_agreement(s, w)
         for rows, labels in store.batches():
-            agrees = geometry.nc4_agreement(rows.to(w.device), s, w)
-            agreeing += labels.to(w.device)[agrees].bincount(minlength=self.num_classes)
+            agreeing += labels.to(w.device)[agrees(rows.to(w.device))].bincount(minlength=self.num_classes)
         return s.sample_mean(summed(agreeing, self._group).double() / summed(kept, self._group))
 
     def _check_prototypes(self, prototypes: Tensor) -> None:
-        shape = (self.num_classes, self.embedding_dim)
-        zero_rows = int((prototypes == 0).all(-1).sum())
+        shape, zero_rows = (self.num_classes, self.embedding_dim), int((prototypes == 0).all(-1).sum())
         if prototypes.shape != shape or count_non_finite(prototypes) or zero_rows:
             raise ValueError(
                 f"prototypes must be finite, non-zero rows of shape {shape}, got {tuple(prototypes.shape)} with "

@@ -132,8 +132,7 @@ def _nearest(vectors: Tensor) -> tuple[Tensor, Tensor]:
 def plot_margins(snapshot: Snapshot, picture: Path) -> None:
     """Histogram of the cosines of all images to their own and to the nearest other prototype."""
     own, other = snapshot.own_cosines.numpy(), snapshot.nearest_other_cosines.numpy()
-    right = (own > other).mean()
-    figure = new_figure(9, 5)
+    right, figure = (own > other).mean(), new_figure(9, 5)
     axes = figure.subplots()
     bins = np.linspace(min(own.min(), other.min()), max(own.max(), other.max()), 81)
     draw_shares(axes, bins, {"to the own prototype": own, "to the nearest other prototype": other})

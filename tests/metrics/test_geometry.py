@@ -75,9 +75,31 @@ def test_agreement_is_of_both_decisions_right_or_wrong():
         np.argmax([w @ row for w in prototypes]) == np.argmin([np.linalg.norm(row - mean) for mean in means])
         for row in rows
     ]
-    got = geometry.nc4_agreement(torch.tensor(rows), statistics, torch.tensor(prototypes))
+    got = geometry.nc4_agreement(statistics, torch.tensor(prototypes))(torch.tensor(rows))
     assert got.tolist() == expected
     assert 0 < sum(expected) < 50
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize(("gap", "agrees"), [(1e-9, True), (-1e-9, False)])
+def test_agreement_where_float32_cannot_decide(gap, agrees, precision, monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    rows, labels = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]]), np.array([0, 0, 1, 1])
+    statistics = class_statistics(torch.tensor(rows), torch.tensor(labels), 2)
+    prototypes = torch.tensor([[1 + gap, 0.0], [1.0, 0.0]], dtype=torch.float64)  # of the first class the nearer one?
+    assert geometry.nc4_agreement(statistics, prototypes)(torch.tensor(rows[:1])).tolist() == [agrees]
+
+
+def test_agreement_of_many_rows_in_blocks_of_few(monkeypatch):
+    rng = np.random.default_rng(1)
+    rows, prototypes, labels = rng.normal(size=(61, 2)), torch.tensor(rng.normal(size=(7, 2))), np.arange(61) % 7
+    statistics = class_statistics(torch.tensor(rows), torch.tensor(labels), 7)
+    whole = geometry.nc4_agreement(statistics, prototypes)(torch.tensor(rows))
+    monkeypatch.setattr(geometry, "_NUMBERS", 1)
+    agrees = geometry.nc4_agreement(statistics, prototypes)
+    assert torch.equal(agrees(torch.tensor(rows)), whole)
+    assert torch.equal(agrees(torch.tensor(rows)), whole)  # whatever is left in the memory of the scores
+    assert agrees(torch.empty(0, 2)).shape == (0,)
 
 
 def test_entropies_in_closed_form():
