@@ -98,7 +98,7 @@ def _plot_many_cosines(snapshot: Snapshot, picture: Path) -> None:
     pairs = {frozenset((c, int(others[c]))): c for c in cosines.argsort(descending=True)[:40].tolist()}
     words = {c: " and ".join(for_figure(snapshot.class_names[i]) for i in pair) for pair, c in pairs.items()}
     nearest = [f"{cosines[c]:.3f}  {pair}" for c, pair in words.items()][:8]
-    right.set(title="All pairs", xlabel="cosine", ylabel="share of the pairs (%)", yscale="log")
+    right.set(title="All pairs", xlabel="cosine", ylabel="share of the pairs (%)", yscale="log", xticks=range(-1, 2))
     figure.legend(loc="outside right center", title="\n".join(["nearest class means:", *nearest]), fontsize="small")
     figure.suptitle(f"Cosines between {num_classes:,} classes: at neural collapse all are those of the simplex ETF")
     save_figure(figure, picture, 110)
